@@ -1,0 +1,938 @@
+"""One suite over every place that can hold a collection, then what is particular to one of them.
+
+`rest` is our client talking HTTP to a server of this file, which answers from qdrant-client's own emulation: it proves
+what travels and what is sent again, not what a real Qdrant does. `server` is a real one, where QDRANT_URL names it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import qdrant_edge
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from qdrant_client import QdrantClient, models
+
+from xqg_qdrant.errors import InputError, MismatchError, StoreError, XqgError
+from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage
+from xqg_qdrant.stores import Store, open_store
+from xqg_qdrant.stores import client as client_module
+from xqg_qdrant.stores import edge as edge_module
+from xqg_qdrant.stores import points as layout
+from xqg_qdrant.stores import wire as wire_module
+
+DIM = 8
+FINGERPRINT = {"encoder.pooling": "mean", "recipe.alpha": 0.01, "recipe.languages": ["ja", "ru"], "recipe.k": None}
+SECRET = "sk-verysecret-0123456789"
+
+Json: TypeAlias = Any
+Script: TypeAlias = Callable[["RestQdrant"], tuple[int, dict[str, str], bytes]]
+
+
+def answer(status: int, reason: str, **headers: str) -> Script:
+    """Answer a request with an error, as Qdrant words it, before anything is done."""
+    body = json.dumps({"status": {"error": reason}, "time": 0.0}).encode()
+    return lambda _: (status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+
+
+def hang(rest: RestQdrant) -> tuple[int, dict[str, str], bytes]:
+    """Answer only when the server is closed."""
+    rest.closing.wait(30)
+    return 503, {}, b""
+
+
+class RestQdrant(ThreadingHTTPServer):
+    """The few endpoints that we use, over a socket, answered by the client's in-memory emulation."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), RestHandler)
+        self.client = QdrantClient(":memory:")
+        self.version = "1.16.0"
+        self.script: list[Script] = []
+        self.lose_answers = 0
+        self.requests: list[tuple[str, str, int]] = []
+        self.lock = threading.Lock()
+        self.closing = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
+        self.thread.start()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Stay silent when a client hangs up."""
+
+    def close(self) -> None:
+        self.closing.set()
+        self.shutdown()
+        self.server_close()
+        self.thread.join()
+        self.client.close()
+
+    def respond(self, method: str, path: str, body: Json) -> Json:
+        client = self.client
+        if path == "/":
+            return {"title": "qdrant", "version": self.version}
+        if path == "/collections":
+            return client.get_collections()
+        name, _, rest = path.removeprefix("/collections/").partition("/")
+        if (method, rest) == ("PUT", ""):
+            vectors = TypeAdapter(dict[str, models.VectorParams]).validate_python(body["vectors"])
+            return client.create_collection(name, vectors, metadata=body.get("metadata"))
+        if not client.collection_exists(name):
+            raise LookupError(name)
+        if rest == "":
+            return client.get_collection(name)
+        if rest == "index":
+            return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
+        if (method, rest) == ("PUT", "points"):
+            return client.upsert(name, TypeAdapter(list[models.PointStruct]).validate_python(body["points"]))
+        if rest == "points":
+            return client.retrieve(name, body["ids"], body["with_payload"], body["with_vector"])
+        if rest == "points/count":
+            return client.count(name, exact=body["exact"])
+        if rest == "points/scroll":
+            options = {"with_payload": body["with_payload"], "with_vectors": body["with_vector"]}
+            records, offset = client.scroll(name, limit=body["limit"], offset=body.get("offset"), **options)
+            return {"points": TypeAdapter(Any).dump_python(records, mode="json"), "next_page_offset": offset}
+        assert rest == "points/query/batch", path
+        return client.query_batch_points(name, TypeAdapter(list[models.QueryRequest]).validate_python(body["searches"]))
+
+
+class RestHandler(BaseHTTPRequestHandler):
+    server: RestQdrant
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        """Write nothing."""
+
+    def do_GET(self) -> None:
+        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = self.path.partition("?")[0]
+        rest = self.server
+        with rest.lock:
+            rest.requests.append((self.command, self.path, len(raw)))
+            script = rest.script.pop(0) if rest.script else None
+        if script:
+            status, headers, content = script(rest)
+            content = content.replace(b"<api-key>", self.headers.get("api-key", "").encode())
+        else:
+            headers = {}
+            with rest.lock:
+                status, value = self.run(path, json.loads(raw) if raw else {})
+                if self.command != "GET" and rest.lose_answers:
+                    rest.lose_answers -= 1
+                    status, value = 503, {"status": {"error": "lost on the way"}}
+            content = json.dumps(value).encode()
+        self.send_response(status)
+        for name, header in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, header)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def run(self, path: str, body: Json) -> tuple[int, Json]:
+        try:
+            result = TypeAdapter(Any).dump_python(self.server.respond(self.command, path, body), mode="json")
+        except LookupError as error:
+            return 404, {"status": {"error": f"Not found: Collection `{error}` doesn't exist!"}, "time": 0.0}
+        except ValueError as error:
+            return 409, {"status": {"error": str(error)}, "time": 0.0}
+        return 200, result if path == "/" else {"result": result, "status": "ok", "time": 0.0}
+
+    def do_PUT(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+
+@dataclass
+class Place:
+    """Somewhere to keep collections, with what a test needs to look behind the store's back."""
+
+    kind: str
+    location: str
+    collection: str = "passages"
+    rest: RestQdrant | None = None
+    stores: list[Store] = field(default_factory=list)
+
+    def open(self) -> Store:
+        store = open_store(self.location, os.environ.get("QDRANT_API_KEY") if self.kind == "server" else None)
+        self.stores.append(store)
+        return store
+
+    def open_with_collection(self) -> Store:
+        store = self.open()
+        store.create_collection(self.collection, DIM, FINGERPRINT)
+        return store
+
+    def open_with_foreign_collection(self) -> Store:
+        """Open a store whose collection was made by the engine's own means."""
+        if self.kind == "edge":
+            vector = qdrant_edge.EdgeVectorParams(size=DIM, distance=qdrant_edge.Distance.Dot)
+            directory = Path(self.location.removeprefix("edge:")) / self.collection
+            directory.parent.mkdir(parents=True)
+            config = qdrant_edge.EdgeConfig(vectors=dict.fromkeys(layout.VECTOR_NAMES, vector))
+            qdrant_edge.EdgeShard.create(str(directory), config).close()
+            return self.open()
+        store = self.open()
+        client: QdrantClient = self.rest.client if self.rest else store._client  # type: ignore[attr-defined]
+        params = models.VectorParams(size=DIM, distance=models.Distance.DOT)
+        client.create_collection(self.collection, dict.fromkeys(layout.VECTOR_NAMES, params))
+        return store
+
+    def close(self) -> None:
+        for store in self.stores:
+            store.close()
+        self.stores.clear()
+        if self.kind == "server":
+            client = QdrantClient(url=self.location, api_key=os.environ.get("QDRANT_API_KEY"))
+            client.delete_collection(self.collection)
+            client.close()
+        if self.rest:
+            self.rest.close()
+
+
+def make_place(kind: str, tmp_path: Path) -> Place:
+    if kind == "rest":
+        rest = RestQdrant()
+        return Place(kind, rest.url, rest=rest)
+    if kind == "server":
+        url = os.environ.get("QDRANT_URL")
+        if not url:
+            pytest.skip("QDRANT_URL names no Qdrant server")
+        return Place(kind, url, f"xqg-test-{uuid.uuid4().hex}")
+    return Place(kind, ":memory:" if kind == "memory" else f"{kind}:{tmp_path / 'store'}")
+
+
+SERVER = pytest.param("server", marks=pytest.mark.server)
+
+
+@pytest.fixture(params=["edge", "memory", "local", "rest", SERVER])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    place = make_place(request.param, tmp_path)
+    yield place
+    place.close()
+
+
+@pytest.fixture(params=["edge", "local", "rest", SERVER])
+def lasting_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    place = make_place(request.param, tmp_path)
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def rest() -> Iterator[RestQdrant]:
+    server = RestQdrant()
+    yield server
+    server.close()
+
+
+def make_point(passage_id: str, xqg: npt.ArrayLike, **changes: Json) -> AugmentedPassage:
+    vector = np.asarray(xqg, dtype=np.float32)
+    passage = Passage(passage_id, f"text of {passage_id}", "title", {"year": 1984})
+    queries = (GeneratedQuery("ja", "何ですか"), GeneratedQuery("ru", "что это?"))
+    vectors = {"xqg": vector, "passage": -vector}
+    return replace(AugmentedPassage(passage, queries, vectors, f"hash of {passage_id}", "recipe"), **changes)
+
+
+def make_random_points(count: int, seed: int = 7) -> list[AugmentedPassage]:
+    vectors = np.random.default_rng(seed).standard_normal((count, DIM)).astype(np.float32)
+    return [make_point(f"passage {index}", vector) for index, vector in enumerate(vectors)]
+
+
+def assert_same(found: AugmentedPassage, expected: AugmentedPassage) -> None:
+    assert replace(found, vectors={}) == replace(expected, vectors={})
+    assert set(found.vectors) == {"xqg", "passage"}
+    for name, vector in expected.vectors.items():
+        assert found.vectors[name].dtype == np.float32
+        assert np.array_equal(found.vectors[name], vector)
+
+
+def rank_with_numpy(points: Sequence[AugmentedPassage], name: str, query: FloatArray) -> list[tuple[float, str]]:
+    scores = [float(point.vectors[name].astype(np.float64) @ query.astype(np.float64)) for point in points]
+    ranked = zip(scores, [point.passage.passage_id for point in points], strict=True)
+    return sorted(ranked, key=lambda pair: (-pair[0], pair[1]))
+
+
+# --- every place alike
+
+
+def test_points_come_back_as_they_were_stored(place: Place) -> None:
+    store = place.open_with_collection()
+    points = make_random_points(600)  # more than one page and one batch
+    store.upsert(place.collection, points)
+    found = {point.passage.passage_id: point for point in store.scroll(place.collection)}
+    assert store.count(place.collection) == len(found) == 600
+    for point in points:
+        assert_same(found[point.passage.passage_id], point)
+
+
+@pytest.mark.parametrize("name", ["xqg", "passage"])
+def test_search_orders_as_a_float64_dot_product_does(place: Place, name: str) -> None:
+    store = place.open_with_collection()
+    points = make_random_points(60)
+    store.upsert(place.collection, points)
+    queries = np.random.default_rng(8).standard_normal((40, DIM)).astype(np.float32)
+    found = store.search(place.collection, queries, name, 10)
+    assert len(found) == 40
+    for hits, query in zip(found, queries, strict=True):
+        expected = rank_with_numpy(points, name, query)[:10]
+        assert [hit.passage.passage_id for hit in hits] == [passage_id for _, passage_id in expected]
+        assert np.allclose([hit.score for hit in hits], [score for score, _ in expected], atol=1e-5)
+
+
+def test_a_hit_holds_the_passage_with_its_metadata_and_generated_queries(place: Place) -> None:
+    store = place.open_with_collection()
+    point = make_point("only", np.arange(DIM))
+    store.upsert(place.collection, [point])
+    [[hit]] = store.search(place.collection, np.ones((1, DIM), np.float32), "xqg", 5)
+    assert hit.passage == point.passage
+    assert hit.generated_queries == point.generated_queries
+    assert hit.score == 28.0  # 0 + 1 + … + 7
+
+
+def test_equal_scores_are_ordered_by_passage_id_also_where_the_limit_cuts_them(place: Place) -> None:
+    store = place.open_with_collection()
+    first = [make_point("z first", [2.0] * DIM), make_point("y second", [1.5] * DIM)]
+    equal = [make_point(f"{index:02}", [1.0] * DIM) for index in np.random.default_rng(1).permutation(40)]
+    last = [make_point("a last", [0.0] * DIM)]
+    store.upsert(place.collection, last + equal + first)
+    query = np.ones((1, DIM), np.float32)
+    for limit in (1, 2, 3, 7, 42, 43, 100):
+        [hits] = store.search(place.collection, query, "xqg", limit)
+        expected = ["z first", "y second", *(f"{index:02}" for index in range(40)), "a last"][:limit]
+        assert [hit.passage.passage_id for hit in hits] == expected
+
+
+def test_content_hashes_are_read_only_for_passages_that_are_stored(place: Place) -> None:
+    store = place.open_with_collection()
+    store.upsert(place.collection, make_random_points(5))
+    hashes = store.read_content_hashes(place.collection, ["passage 3", "unknown", "passage 0", "passage 3"])
+    assert hashes == {"passage 3": "hash of passage 3", "passage 0": "hash of passage 0"}
+    assert store.read_content_hashes(place.collection, []) == {}
+
+
+def test_an_upsert_replaces_the_whole_point(place: Place) -> None:
+    store = place.open_with_collection()
+    store.upsert(place.collection, [make_point("a", np.ones(DIM)), make_point("b", np.ones(DIM))])
+    new = make_point("a", np.zeros(DIM), passage=Passage("a", "new"), generated_queries=(), content_hash="new")
+    store.upsert(place.collection, [new])
+    assert store.count(place.collection) == 2
+    assert_same(next(point for point in store.scroll(place.collection) if point.passage.passage_id == "a"), new)
+
+
+def test_of_a_passage_given_twice_the_last_is_stored(place: Place) -> None:
+    store = place.open_with_collection()
+    store.upsert(place.collection, [make_point("a", np.ones(DIM), content_hash=value) for value in ("old", "new")])
+    assert store.read_content_hashes(place.collection, ["a"]) == {"a": "new"}
+
+
+def test_the_fingerprint_and_the_points_survive_reopening(lasting_place: Place) -> None:
+    store = lasting_place.open_with_collection()
+    points = make_random_points(3)
+    store.upsert(lasting_place.collection, points)
+    store.close()
+    store = lasting_place.open()
+    assert store.read_fingerprint(lasting_place.collection) == FINGERPRINT
+    assert store.count(lasting_place.collection) == 3
+    store.upsert(lasting_place.collection, make_random_points(4))
+    assert store.count(lasting_place.collection) == 4
+
+
+def test_the_fingerprint_of_an_unknown_collection_is_none(place: Place) -> None:
+    assert place.open().read_fingerprint(place.collection) is None
+
+
+def test_collections_are_listed_by_name(place: Place) -> None:
+    store = place.open()
+    if place.kind != "server":
+        assert store.collections() == []
+    store.create_collection(place.collection, DIM, {})
+    assert place.collection in store.collections()
+    assert store.read_fingerprint(place.collection) == {}
+
+
+def test_a_collection_is_created_only_once(place: Place) -> None:
+    store = place.open_with_collection()
+    store.upsert(place.collection, make_random_points(2))
+    with pytest.raises(StoreError, match=r"already exists.*Cure: choose another name"):
+        store.create_collection(place.collection, DIM, {})
+    assert store.read_fingerprint(place.collection) == FINGERPRINT
+    assert store.count(place.collection) == 2
+
+
+def test_a_collection_that_xqg_did_not_create_is_refused(place: Place) -> None:
+    store = place.open_with_foreign_collection()
+    assert place.collection in store.collections()
+    for ask in (store.read_fingerprint, store.count, lambda name: store.upsert(name, make_random_points(1))):
+        with pytest.raises(MismatchError, match=r"was not created by xqg.*Cure: .*Nothing was changed"):
+            ask(place.collection)
+
+
+def test_an_unknown_collection_is_an_error_that_names_the_known_ones(place: Place) -> None:
+    store = place.open_with_collection()
+    asks: list[Callable[[str], object]] = [
+        store.count,
+        lambda name: next(store.scroll(name)),
+        lambda name: store.upsert(name, []),
+        lambda name: store.read_content_hashes(name, ["a"]),
+        lambda name: store.search(name, np.ones((1, DIM), np.float32), "xqg", 1),
+    ]
+    for ask in asks:
+        with pytest.raises(StoreError, match=rf"no collection 'nowhere'.*{place.collection}.*Cure: check the name"):
+            ask("nowhere")
+
+
+BAD_POINTS: Mapping[str, tuple[dict[str, Any], str]] = {
+    "NaN": ({"vectors": {"xqg": np.full(DIM, np.nan, np.float32), "passage": np.ones(DIM, np.float32)}}, "NaN"),
+    "infinity": ({"vectors": {"xqg": np.ones(DIM, np.float32), "passage": np.full(DIM, np.inf, np.float32)}}, "inf"),
+    "another length": ({"vectors": dict.fromkeys(("xqg", "passage"), np.ones(DIM + 1, np.float32))}, r"\(9,\)"),
+    "float64": ({"vectors": dict.fromkeys(("xqg", "passage"), np.ones(DIM))}, "float64"),
+    "one vector": ({"vectors": {"xqg": np.ones(DIM, np.float32)}}, r"\['xqg'\]"),
+    "a lone surrogate": ({"passage": Passage("bad", "half \ud83d")}, "bad.*text.*surrogate"),
+    "a lone surrogate in a key": ({"passage": Passage("bad", "", "", {"\ud83d": 1})}, "bad.*metadata.*surrogate"),
+    "a lone surrogate in the id": ({"passage": Passage("bad \ud83d", "")}, r"bad \\ud83d.*surrogate"),
+    "NaN in the metadata": ({"passage": Passage("bad", "", "", {"x": [float("nan")]})}, r"metadata\.x\[0\] is nan"),
+    "a huge integer": ({"passage": Passage("bad", "", "", {"x": {"y": 2**64}})}, r"metadata\.x\.y.*64 bits"),
+    "a huge negative integer": ({"passage": Passage("bad", "", "", {"x": -(2**63) - 1})}, r"metadata\.x.*64 bits"),
+    "bytes": ({"passage": Passage("bad", "", "", {"x": b"ab"})}, r"metadata\.x is a bytes"),
+    "a numeric key": ({"passage": Passage("bad", "", "", {"x": {1: 2}})}, r"metadata\.x has the key 1"),
+    "deep nesting": (
+        {"passage": Passage("bad", "", "", json.loads('{"a":' * 500 + "1" + "}" * 500))},
+        "deeper than 64",
+    ),
+    "no id": ({"passage": Passage("", "some text")}, "empty id, its text begins 'some text'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_POINTS)
+def test_of_points_one_of_which_cannot_be_stored_none_is(place: Place, name: str) -> None:
+    changes, message = BAD_POINTS[name]
+    store = place.open_with_collection()
+    points = [*make_random_points(300), make_point("bad", np.ones(DIM), **changes)]
+    with pytest.raises(StoreError, match=rf"(?s){message}.*Cure: ") as caught:
+        store.upsert(place.collection, points)
+    assert "'bad" in str(caught.value) or name == "no id"
+    assert store.count(place.collection) == 0
+
+
+@pytest.mark.parametrize(
+    ("vectors", "name", "limit", "message"),
+    [
+        (np.ones((1, DIM), np.float32), "queries", 1, "no vector 'queries'.*xqg or passage"),
+        (np.ones((1, DIM), np.float32), "xqg", 0, "at least 1, was 0"),
+        (np.ones((1, DIM + 1), np.float32), "xqg", 1, r"shape \(1, 9\)"),
+        (np.ones(DIM, np.float32), "xqg", 1, r"shape \(8,\)"),
+        (np.full((1, DIM), np.nan, np.float32), "xqg", 1, "NaN"),
+    ],
+)
+def test_a_search_that_cannot_be_answered_says_why(
+    place: Place, vectors: FloatArray, name: str, limit: int, message: str
+) -> None:
+    store = place.open_with_collection()
+    with pytest.raises(StoreError, match=message):
+        store.search(place.collection, vectors, name, limit)
+
+
+def test_an_empty_collection_gives_every_query_an_empty_answer(place: Place) -> None:
+    store = place.open_with_collection()
+    assert store.search(place.collection, np.ones((2, DIM), np.float32), "xqg", 3) == [[], []]
+    assert store.search(place.collection, np.ones((0, DIM), np.float32), "xqg", 3) == []
+    assert list(store.scroll(place.collection)) == []
+    assert store.count(place.collection) == 0
+
+
+def test_any_unicode_is_an_id_and_a_text(place: Place) -> None:
+    store = place.open_with_collection()
+    texts = [
+        "Ω≈ç √∫",
+        "ทดสอบ",
+        "كيف الحال؟",
+        "👩‍👩‍👧",
+        "a\x00b\tc\n",
+        "e\u0301",
+        "é",
+        " ",
+        "../../etc",
+        "'; --",
+        "\ufeff\uffff",
+    ]
+    metadata = {text: [text, {"": text, "a.b": {"c[]": text}}] for text in texts}
+    queries = tuple(GeneratedQuery("th", text) for text in texts)
+    points = [
+        make_point(text, np.ones(DIM), passage=Passage(text, text, text, metadata), generated_queries=queries)
+        for text in texts
+    ]
+    store.upsert(place.collection, points)
+    found = {point.passage.passage_id: point for point in store.scroll(place.collection)}
+    assert set(found) == set(texts)
+    for point in points:
+        assert_same(found[point.passage.passage_id], point)
+    assert set(store.read_content_hashes(place.collection, texts)) == set(texts)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "a\\b", "/etc", "a\x00", ".hidden", "dot.", "n" * 256])
+def test_a_collection_name_cannot_leave_its_place(place: Place, name: str) -> None:
+    store = place.open()
+    for ask in (store.read_fingerprint, store.count, lambda name: store.create_collection(name, DIM, {})):
+        with pytest.raises(StoreError, match="Cure: use letters"):
+            ask(name)
+
+
+def test_a_collection_may_have_a_name_in_any_script(place: Place) -> None:
+    place.collection = f"пассажи 段落 {place.collection}"
+    store = place.open_with_collection()
+    store.upsert(place.collection, make_random_points(1))
+    assert place.collection in store.collections()
+    assert store.count(place.collection) == 1
+
+
+def test_a_fingerprint_that_json_cannot_keep_is_refused(place: Place) -> None:
+    store = place.open()
+    with pytest.raises(StoreError, match=r"fingerprint of .*alpha is nan"):
+        store.create_collection(place.collection, DIM, {"recipe.alpha": float("nan")})
+    assert store.read_fingerprint(place.collection) is None
+
+
+def test_threads_may_share_a_store(place: Place) -> None:
+    store = place.open_with_collection()
+    points = make_random_points(400)
+    threads = [
+        threading.Thread(target=lambda start: store.upsert(place.collection, points[start::4]), args=(start,))
+        for start in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.count(place.collection) == 400
+
+
+@pytest.mark.parametrize("kind", ["edge", "local"])
+def test_a_closed_store_says_so(kind: str, tmp_path: Path) -> None:
+    store = make_place(kind, tmp_path).open_with_collection()
+    store.close()
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.count("passages")
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    # Half of all text should be worse than what hypothesis tries first.
+    | st.text()
+    | st.sampled_from(["\x00", "\u2028", "\U0010ffff", "null", "{}"]),
+    lambda items: st.lists(items, max_size=4) | st.dictionaries(st.text(), items, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("kind", ["edge", "memory", "rest"])
+def test_any_metadata_that_json_knows_comes_back_unchanged(kind: str, tmp_path: Path) -> None:
+    place = make_place(kind, tmp_path)
+    store = place.open_with_collection()
+
+    @settings(max_examples=60, deadline=None, database=None)
+    @given(st.text(min_size=1), st.dictionaries(st.text(), json_values, max_size=5))
+    def check(passage_id: str, metadata: dict[str, Any]) -> None:
+        point = make_point(passage_id, np.ones(DIM), passage=Passage(passage_id, "text", "", metadata))
+        store.upsert(place.collection, [point])
+        [found] = store.search(place.collection, np.ones((1, DIM), np.float32), "xqg", 1000)
+        [hit] = [hit for hit in found if hit.passage.passage_id == passage_id]
+        # repr tells 1 from 1.0 and from True, and 0.0 from -0.0
+        assert repr(_sort_keys(hit.passage.metadata)) == repr(_sort_keys(metadata))
+
+    check()
+    place.close()
+
+
+def _sort_keys(value: Json) -> Json:
+    if isinstance(value, Mapping):
+        return {key: _sort_keys(value[key]) for key in sorted(value)}
+    return [_sort_keys(item) for item in value] if isinstance(value, list) else value
+
+
+def test_a_passage_keeps_its_point_id_for_ever() -> None:
+    expected = uuid.uuid5(uuid.UUID("6a8f2c1e-94d7-5b36-8e0a-d1c75f3b20e9"), "Q42 – §1")
+    assert layout.make_point_id("Q42 – §1") == str(expected) == "3484645d-2097-5128-aee0-c0b1c30b3b1d"
+
+
+# --- locations
+
+
+@pytest.mark.parametrize(
+    ("location", "cure"),
+    [
+        ("", "write edge:DIR"),
+        ("edge:", "write edge:DIR"),
+        ("local:", "write edge:DIR"),
+        (":memory", "write edge:DIR"),
+        ("memory:", "write edge:DIR"),
+        ("ftp://host", "write edge:DIR"),
+        ("htp://host", "write edge:DIR"),
+        ("http://", "write edge:DIR"),
+        ("http://:6333", "write it like"),
+        ("http://host:port", "write it like"),
+        ("http://user:sk-verysecret-0123456789@host:6333", "set QDRANT_API_KEY"),
+        ("https://host:6333?api_key=sk-verysecret-0123456789", "set QDRANT_API_KEY"),
+    ],
+)
+def test_a_location_that_is_none_is_refused_with_the_cure(location: str, cure: str) -> None:
+    with pytest.raises(InputError, match=f"Cure: {cure}") as caught:
+        open_store(location)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_bare_path_is_an_embedded_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for location, expected in (("xqg_data", "edge:xqg_data"), ("edge:a:b", "edge:a:b"), (r"C:\data", r"edge:C:\data")):
+        store = open_store(location)
+        assert store.location == expected
+        assert store.collections() == []
+        store.close()
+    assert list(tmp_path.iterdir()) == []  # looking creates nothing
+
+
+def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_an_engine_is_imported_only_when_its_store_is_opened(tmp_path: Path) -> None:
+    code = """
+import sys
+def loaded(): return sorted({name.partition(".")[0] for name in sys.modules if name.startswith("qdrant_")})
+from xqg_qdrant.stores import open_store
+print(loaded())
+open_store(sys.argv[1])
+print(loaded())
+open_store(":memory:").close()
+print(loaded())
+"""
+    run = run_python(code, tmp_path)
+    assert run.stdout.splitlines() == ["[]", "['qdrant_edge']", "['qdrant_client', 'qdrant_edge']"], run.stderr
+
+
+# --- directories: other processes, kills, damage
+
+
+@pytest.mark.parametrize("kind", ["edge", "local"])
+def test_a_directory_in_use_by_another_process_is_an_error_that_says_so(kind: str, tmp_path: Path) -> None:
+    place = make_place(kind, tmp_path)
+    store = place.open_with_collection()
+    store.upsert(place.collection, make_random_points(1))
+    code = """
+import sys
+from xqg_qdrant.errors import StoreError
+from xqg_qdrant.stores import open_store
+try:
+    open_store(sys.argv[1]).count("passages")
+except StoreError as error:
+    print(error)
+"""
+    run = run_python(code, place.location)
+    assert re.search(r"in use by another process.*Cure: ", run.stdout), run.stderr
+    place.close()
+    assert run_python(code, place.location).stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["edge", "local"])
+def test_what_was_acknowledged_survives_kill_9(kind: str, tmp_path: Path) -> None:
+    place = make_place(kind, tmp_path)
+    code = """
+import sys
+import numpy as np
+from xqg_qdrant.records import AugmentedPassage, Passage
+from xqg_qdrant.stores import open_store
+store = open_store(sys.argv[1])
+store.create_collection("passages", 8, {"recipe.alpha": 0.01})
+for batch in range(10**6):
+    ids = [f"{batch}-{index}" for index in range(5)]
+    vectors = dict.fromkeys(("xqg", "passage"), np.full(8, batch, np.float32))
+    store.upsert("passages", [AugmentedPassage(Passage(i, i * 50), (), vectors, f"hash of {i}", "") for i in ids])
+    print(batch, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, place.location], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    acknowledged = [int(process.stdout.readline()) for _ in range(30)]
+    process.kill()
+    acknowledged += [int(line) for line in process.stdout.read().splitlines()]
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
+    store = place.open()
+    assert store.read_fingerprint("passages") == {"recipe.alpha": 0.01}
+    ids = [f"{batch}-{index}" for batch in acknowledged for index in range(5)]
+    assert store.read_content_hashes("passages", ids) == {passage_id: f"hash of {passage_id}" for passage_id in ids}
+    assert sum(1 for _ in store.scroll("passages")) == store.count("passages") >= len(ids)
+    store.upsert("passages", make_random_points(1))
+    place.close()
+
+
+def test_a_kill_while_a_collection_is_created_leaves_no_dead_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+import os, signal, sys
+from xqg_qdrant.stores import edge, open_store
+edge._write_durably = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+open_store(sys.argv[1]).create_collection("passages", 8, {})
+"""
+    assert run_python(code, tmp_path).returncode == -signal.SIGKILL
+    [unfinished] = tmp_path.iterdir()
+    place = Place("edge", str(tmp_path))
+    store = place.open()
+    assert store.collections() == []
+    assert store.read_fingerprint("passages") is None
+    store.create_collection("passages", DIM, FINGERPRINT)
+    store.upsert("passages", make_random_points(2))
+    assert unfinished.exists()  # it could be another process at work
+    os.utime(unfinished, (time.time() - 4000,) * 2)
+    store.create_collection("more", DIM, {})
+    assert store.collections() == ["more", "passages"]
+    assert not unfinished.exists()
+    place.close()
+
+
+def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    place = make_place("edge", tmp_path)
+    monkeypatch.setattr(edge_module, "_write_durably", fail)
+    with pytest.raises(StoreError, match=r"cannot create collection 'passages'.*No space left.*Cure: "):
+        place.open_with_collection()
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_an_empty_directory_may_become_a_collection(tmp_path: Path) -> None:
+    place = make_place("edge", tmp_path)
+    (tmp_path / "store" / "passages").mkdir(parents=True)
+    assert place.open_with_collection().count("passages") == 0
+    place.close()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"dim": 8}', '{"dim": null, "fingerprint": {}}'])
+def test_a_damaged_sidecar_is_named(tmp_path: Path, content: str) -> None:
+    place = make_place("edge", tmp_path)
+    place.open_with_collection().close()
+    (tmp_path / "store" / "passages" / edge_module.SIDECAR).write_text(content)
+    with pytest.raises(StoreError, match=r"cannot read .*collection\.json.*Cure: "):
+        place.open().read_fingerprint("passages")
+
+
+def test_a_damaged_engine_directory_is_an_error_of_ours(tmp_path: Path) -> None:
+    place = make_place("edge", tmp_path)
+    place.open_with_collection().close()
+    for path in (tmp_path / "store" / "passages" / "segments").glob("*/segment.json"):
+        path.write_text("{")
+    with pytest.raises(StoreError, match=r"cannot open collection 'passages'.*Cure: "):
+        place.open().count("passages")
+
+
+def test_a_damaged_local_directory_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "meta.json").write_text('{"collec')
+    with pytest.raises(StoreError, match=r"cannot open the store.*Cure: "):
+        open_store(f"local:{tmp_path}")
+
+
+def test_a_panic_of_the_engine_is_an_error_of_ours(tmp_path: Path) -> None:
+    place = make_place("edge", tmp_path)
+    store = place.open_with_collection()
+    panic = type("PanicException", (BaseException,), {})
+    with pytest.raises(StoreError, match="index out of bounds"), store._wrapped("search"):  # type: ignore[attr-defined]
+        raise panic("index out of bounds")
+    with pytest.raises(KeyboardInterrupt), store._wrapped("search"):  # type: ignore[attr-defined]
+        raise KeyboardInterrupt
+
+
+# --- servers that are not well
+
+
+def find_closed_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def test_a_wrong_url_is_told_within_seconds() -> None:
+    store = open_store(f"http://127.0.0.1:{find_closed_port()}")
+    started = time.monotonic()
+    with pytest.raises(
+        StoreError, match=r"cannot list the collections in http://127.*Cure: check that the server runs"
+    ):
+        store.collections()
+    assert time.monotonic() - started < 6
+    store.close()
+
+
+def test_a_busy_server_is_asked_again_after_the_time_it_names(rest: RestQdrant) -> None:
+    store = open_store(rest.url)
+    rest.script = [answer(429, "slow down", Retry_After="1"), answer(503, "starting"), answer(429, "no header")]
+    started = time.monotonic()
+    assert store.collections() == []
+    assert time.monotonic() - started > 1.0 + 0.25 + 0.5 + 1.0  # Retry-After, and at least half of each backoff
+    assert len(rest.requests) == 4
+    store.close()
+
+
+def test_a_server_that_stays_away_is_given_up(rest: RestQdrant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire_module, "PATIENCE_SECONDS", 2.0)
+    store = open_store(rest.url)
+    rest.script = [answer(503, "never ready")] * 50
+    started = time.monotonic()
+    with pytest.raises(StoreError, match="HTTP 503: never ready"):
+        store.collections()
+    assert time.monotonic() - started < 2.5
+    assert 3 <= len(rest.requests) <= 5
+    store.close()
+
+
+def test_a_server_that_wants_an_hour_is_not_waited_for(rest: RestQdrant) -> None:
+    store = open_store(rest.url)
+    rest.script = [answer(429, "quota", Retry_After="3600")]
+    with pytest.raises(StoreError, match=r"too many requests: quota.*Cure: try again later"):
+        store.collections()
+    assert len(rest.requests) == 1
+    store.close()
+
+
+def test_a_server_that_does_not_answer_is_given_up(rest: RestQdrant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "REQUEST_SECONDS", 1)
+    store = open_store(rest.url)
+    rest.script = [hang] * 10
+    started = time.monotonic()
+    with pytest.raises(StoreError, match=r"Timeout.*Cure: try again"):
+        store.collections()
+    assert time.monotonic() - started < 6
+    assert 2 <= len(rest.requests) <= 3
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "cure"), [(400, "server's log"), (401, "QDRANT_API_KEY"), (403, "QDRANT_API_KEY"), (422, "server's log")]
+)
+def test_a_refusal_is_not_sent_again(rest: RestQdrant, status: int, cure: str) -> None:
+    store = open_store(rest.url)
+    rest.script = [answer(status, "no such thing")]
+    with pytest.raises(StoreError, match=rf"HTTP {status}: no such thing\. Cure: .*{cure}"):
+        store.collections()
+    assert len(rest.requests) == 1
+    store.close()
+
+
+def test_a_404_of_another_server_does_not_mean_an_unknown_collection(rest: RestQdrant) -> None:
+    store = open_store(rest.url)
+    rest.script = [lambda _: (404, {}, b"<html>nginx</html>")]
+    with pytest.raises(StoreError, match=r"HTTP 404: .*nginx.*Cure: check that this is the URL of a Qdrant server"):
+        store.read_fingerprint("passages")
+    store.close()
+
+
+def test_an_upsert_whose_answer_is_lost_is_sent_again_and_stored_once(rest: RestQdrant) -> None:
+    store = open_store(rest.url)
+    store.create_collection("passages", DIM, FINGERPRINT)
+    rest.lose_answers = 1
+    store.upsert("passages", make_random_points(10))
+    assert [path for method, path, _ in rest.requests if method == "PUT"][-2:] == [
+        "/collections/passages/points?wait=true"
+    ] * 2
+    assert store.count("passages") == 10
+    store.close()
+
+
+def test_a_creation_whose_answer_is_lost_is_a_creation(rest: RestQdrant) -> None:
+    store = open_store(rest.url)
+    rest.lose_answers = 1
+    store.create_collection("passages", DIM, FINGERPRINT)
+    assert store.read_fingerprint("passages") == FINGERPRINT
+    store.close()
+
+
+def test_a_collection_gets_its_payload_index_before_any_point(rest: RestQdrant) -> None:
+    store = open_store(rest.url)
+    store.create_collection("passages", DIM, FINGERPRINT)
+    assert [path for method, path, _ in rest.requests if method == "PUT"] == [
+        "/collections/passages",
+        "/collections/passages/index?wait=true",
+    ]
+    store.close()
+
+
+def test_requests_stay_below_what_a_server_takes(rest: RestQdrant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "UPSERT_BYTES", 100_000)
+    store = open_store(rest.url)
+    store.create_collection("passages", DIM, FINGERPRINT)
+    short = make_random_points(600)
+    long = [
+        make_point(f"long {i}", np.full(DIM, 1 / 3), passage=Passage(f"long {i}", "段落" * 2500)) for i in range(30)
+    ]
+    store.upsert("passages", short + long)
+    sizes = [size for method, path, size in rest.requests if method == "PUT" and "/points" in path]
+    assert max(sizes) < 100_000
+    assert len(sizes) < 20
+    assert store.count("passages") == 630
+    store.close()
+
+
+def test_a_server_that_cannot_keep_a_fingerprint_is_refused_before_anything_is_created(rest: RestQdrant) -> None:
+    rest.version = "1.15.4"
+    store = open_store(rest.url)
+    with pytest.raises(StoreError, match=r"is Qdrant 1\.15\.4, which keeps no fingerprint.*Cure: upgrade the server"):
+        store.create_collection("passages", DIM, FINGERPRINT)
+    assert store.collections() == []
+    store.close()
+
+
+@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
+def test_no_error_shows_the_api_key(rest: RestQdrant) -> None:
+    scripts: list[list[Script]] = [
+        [answer(401, "<api-key> is wrong")],
+        [lambda _: (400, {}, b"you sent <api-key>")],
+        [answer(429, "<api-key> is over its quota", Retry_After="3600")],
+        [answer(429, "<api-key>", Retry_After="tomorrow"), answer(403, "<api-key> is over its quota")],
+    ]
+    for script in scripts:
+        store = open_store(rest.url, f" {SECRET}\n")
+        rest.script = script
+        with pytest.raises(StoreError) as caught:
+            store.collections()
+        assert "***" in str(caught.value)
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+        store.close()
+    store = open_store(f"http://127.0.0.1:{find_closed_port()}", SECRET)
+    with pytest.raises(StoreError) as caught:
+        store.collections()
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert SECRET not in repr(vars(caught.value))
+    store.close()
+
+
+@pytest.mark.parametrize("key", [f"{SECRET}\n{SECRET}", f"{SECRET} x", f"{SECRET}é", f"{SECRET}\x00"])
+def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(key: str) -> None:
+    with pytest.raises(XqgError, match="QDRANT_API_KEY") as caught:
+        open_store("https://localhost:6333", key)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))

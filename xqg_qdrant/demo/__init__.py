@@ -1,0 +1,24 @@
+"""The demo corpus: English passages, and questions about them in the seven languages of the paper, as a BEIR folder.
+
+`corpus.jsonl` holds the passages, `queries.jsonl` the questions with their English answers, `qrels/test.tsv` which
+passage answers which question. All of it was written for this project.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xqg_qdrant.corpus import read_passages, read_queries
+from xqg_qdrant.records import Passage, Query
+
+DEMO_FOLDER = Path(__file__).resolve().parent
+
+
+def read_demo_passages() -> list[Passage]:
+    """Return the passages of the demo corpus."""
+    return [row for row in read_passages(str(DEMO_FOLDER)) if isinstance(row, Passage)]
+
+
+def read_demo_queries() -> list[Query]:
+    """Return the questions of the demo corpus, each in all seven languages, one after the other."""
+    return read_queries(DEMO_FOLDER)

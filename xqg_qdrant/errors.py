@@ -1,0 +1,46 @@
+"""What can go wrong, and the exit code that each kind gives the command line.
+
+    XqgError              1  a bug, or something nobody foresaw
+    ├── InputError        2  a file or an option that the user gave cannot be used
+    ├── MismatchError     4  the collection was made with other models or another recipe
+    ├── StoreError        5  the database cannot be reached, or refuses
+    └── ModelError        6  a model folder or a device cannot be used
+
+Every message says what is wrong, where, and one cure. Rows that were rejected while the rest was stored are no
+exception: they are counted, and give exit code 3.
+"""
+
+from __future__ import annotations
+
+ROWS_REJECTED_EXIT_CODE = 3
+INTERRUPTED_EXIT_CODE = 130
+
+
+class XqgError(Exception):
+    """The root of the tree; `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class InputError(XqgError):
+    """A file or an option that the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class MismatchError(XqgError):
+    """The collection was made with other models or another recipe than those at hand."""
+
+    exit_code = 4
+
+
+class StoreError(XqgError):
+    """The database cannot be reached, is in use, or refuses what was asked."""
+
+    exit_code = 5
+
+
+class ModelError(XqgError):
+    """A model folder or a device cannot be used."""
+
+    exit_code = 6

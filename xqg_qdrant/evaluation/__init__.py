@@ -1,0 +1,1 @@
+"""How good a search is: files of judgements and results, measures, significance, reports."""

@@ -1,0 +1,164 @@
+"""Judgements, runs and predictions: what an evaluation reads from files and writes to them.
+
+Knows the formats of TREC, BEIR and XOR-Retrieve. A row that cannot be used is an error, because a figure over half a
+file looks like a figure. Knows nothing of measures.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple, cast
+
+import numpy as np
+
+from xqg_qdrant.corpus import existing_file, file_lines
+from xqg_qdrant.errors import InputError
+from xqg_qdrant.records import Qrel
+
+Run = dict[str, list[tuple[str, float]]]
+"""What a search found: for each query id the passage ids and scores, best first."""
+
+
+LARGEST_SCORE = 1e38
+
+
+class Prediction(NamedTuple):
+    """What a system retrieved for a question of XOR-Retrieve: the texts of passages, best first, without titles."""
+
+    query_id: str
+    language: str
+    contexts: tuple[str, ...]
+
+
+def read_qrels(path: str | Path) -> list[Qrel]:
+    """Read judgements: three columns as BEIR has them, or four as TREC has them, with a header line or without.
+
+    In a BEIR folder this is `qrels/test.tsv`. The columns are separated by tabs or, where a line has none, by spaces.
+
+    Raises:
+        InputError: The file or one of its rows cannot be used, or two judgements contradict each other.
+    """
+    file = str(existing_file(path, "qrels/test.tsv"))
+    qrels: dict[tuple[str, str], Qrel] = {}
+    for line, cells in _table(file):
+        if len(cells) not in (3, 4):
+            raise InputError(f"{file}, line {line}: {len(cells)} columns; give query id, passage id and relevance")
+        try:
+            qrel = Qrel(cells[0], cells[-2], int(cells[-1]))
+        except ValueError:
+            if line == 1:
+                continue  # the header
+            raise InputError(f"{file}, line {line}: the relevance {cells[-1]!r} is not a whole number") from None
+        if qrels.setdefault(qrel[:2], qrel) != qrel:
+            raise InputError(f"{file}, line {line}: contradicts an earlier judgement of {cells[-2]!r}; remove one")
+    if not qrels:
+        raise InputError(f"{file}: holds no judgements; give lines of query id, passage id and relevance")
+    return list(qrels.values())
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """Read predictions in the format of XOR-Retrieve: one JSON list of `{"id", "lang", "ctxs": [text, ...]}`.
+
+    Nothing is normalised: languages and texts are scored as they stand.
+
+    Raises:
+        InputError: The file is not such a list.
+    """
+    file = str(existing_file(path, "predictions.json"))
+    try:
+        items = json.loads(b"".join(file_lines(file)))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not valid JSON ({error}); give one JSON list of predictions") from error
+    if not isinstance(items, list):
+        raise InputError(f"{file}: holds no JSON list; give one list of {{id, lang, ctxs}}")
+    predictions = []
+    for number, item in enumerate(items, start=1):
+        match item:
+            case {"id": str() | int() as id_, "lang": str() as language, "ctxs": list() as contexts} if all(
+                isinstance(context, str) for context in contexts
+            ):
+                predictions.append(Prediction(str(id_), language, tuple(contexts)))
+            case _:
+                raise InputError(f"{file}, prediction {number}: give an id, a lang, and ctxs as a list of texts")
+    return predictions
+
+
+def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
+    """Write predictions in the format of XOR-Retrieve, gzipped where the name ends in `.gz`."""
+    items = [{"id": p.query_id, "lang": p.language, "ctxs": list(p.contexts)} for p in predictions]
+    with _created(path) as file:
+        json.dump(items, file, ensure_ascii=False)
+        file.write("\n")
+
+
+def ranked(results: Sequence[tuple[str, float]], query_id: str = "") -> list[tuple[str, float]]:
+    """Order passage ids by falling score, and give them scores that fall strictly in single precision.
+
+    Equal scores keep their order. Scorers hold scores in single precision and reorder ties by passage id, each in its
+    own way; with strictly falling scores they all see the same ranking.
+
+    Raises:
+        InputError: A passage occurs twice, or a score is not a number or too large for single precision.
+    """
+    if len({passage_id for passage_id, _ in results}) < len(results):
+        raise InputError(f"query {query_id!r}: a passage occurs twice in its results; remove the second")
+    ordered: list[tuple[str, float]] = []
+    previous = np.float32(np.inf)
+    for passage_id, score in sorted(results, key=lambda result: -result[1]):
+        if not abs(score) < LARGEST_SCORE:
+            raise InputError(f"query {query_id!r}: the score of {passage_id!r} is {score}; no scorer can hold it")
+        previous = min(np.float32(score), np.nextafter(previous, np.float32(-np.inf)))
+        ordered.append((passage_id, float(previous)))
+    return ordered
+
+
+def write_run(path: str | Path, run: Mapping[str, Sequence[tuple[str, float]]], tag: str = "xqg") -> None:
+    """Write a run as TREC has it: query id, `Q0`, passage id, rank from 1, score, tag; see `ranked` for the scores.
+
+    Raises:
+        InputError: An id holds white space, which the format cannot carry.
+    """
+    with _created(path) as file:
+        for query_id, results in run.items():
+            for rank, (passage_id, score) in enumerate(ranked(results, query_id), start=1):
+                for name in (query_id, passage_id):
+                    if name.split() != [name]:
+                        raise InputError(f"{path}: the id {name!r} holds white space; a run cannot carry it, rename it")
+                file.write(f"{query_id} Q0 {passage_id} {rank} {score:.9g} {tag}\n")
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run as TREC has it; the best score comes first, and equal scores follow the ranks of the file.
+
+    Raises:
+        InputError: The file or one of its rows cannot be used.
+    """
+    rows: dict[str, list[tuple[float, int, str]]] = {}
+    for line, cells in _table(str(existing_file(path, "run.trec"))):
+        try:
+            query_id, _, passage_id, rank, score, *_ = cells
+            rows.setdefault(query_id, []).append((-float(score), int(rank), passage_id))
+        except ValueError:
+            raise InputError(f"{path}, line {line}: give query id, Q0, passage id, rank, score and tag") from None
+    return {query_id: [(name, -score) for score, _, name in sorted(found)] for query_id, found in rows.items()}
+
+
+def _created(path: str | Path) -> IO[str]:
+    """Open a text file to write, gzipped where its name ends in `.gz`."""
+    if str(path).endswith(".gz"):
+        return cast("IO[str]", gzip.open(path, "wt", encoding="utf-8"))
+    return Path(path).open("w", encoding="utf-8")
+
+
+def _table(path: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the cells of each line that is not blank; tabs part them or, without any, spaces."""
+    for number, line in enumerate(file_lines(path), start=1):
+        try:
+            text = line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}, line {number}: {error}; save the file as UTF-8") from error
+        if text.strip():
+            yield number, [cell.strip() for cell in text.split("\t")] if "\t" in text else text.split()

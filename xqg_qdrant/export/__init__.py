@@ -1,0 +1,229 @@
+"""A Hugging Face checkpoint → a model folder, checked against transformers before it gets its name.
+
+Knows the steps. The graphs are `bert`'s and `t5`'s, the files `checkpoint`'s, the reference `reference`'s.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xqg_qdrant.demo import read_demo_passages, read_demo_queries
+from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.errors import InputError, ModelError
+from xqg_qdrant.export.bert import build_bert
+from xqg_qdrant.export.checkpoint import (
+    Checkpoint,
+    fetch_checkpoint,
+    read_encoder_settings,
+    read_generator_settings,
+    read_licence,
+)
+from xqg_qdrant.export.reference import Reference, cosines
+from xqg_qdrant.export.t5 import LONGEST_OUTPUT, build_t5_decoder, build_t5_encoder
+from xqg_qdrant.generator import Generator
+from xqg_qdrant.languages import LANGUAGES
+from xqg_qdrant.model_folder import TOKENIZER_FILE, write_description
+from xqg_qdrant.records import FloatArray, Passage
+from xqg_qdrant.session import runtime_version
+
+LOWEST_COSINE = 0.9999
+CHECKED_INPUTS = 56
+
+ENCODER_OPTIONS = (
+    "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens", "max_passage_tokens"
+)  # fmt: skip
+GENERATOR_OPTIONS = (
+    "prompt", "languages", "max_input_tokens", "top_k", "temperature", "max_new_tokens"
+)  # fmt: skip
+
+
+class Export(NamedTuple):
+    """A finished export: the folder, and the figures of its parity check."""
+
+    folder: Path
+    kind: str
+    parity: dict[str, Any]
+
+
+def export_checkpoint(
+    source: str, folder: Path | None = None, *, revision: str | None = None, int8: bool = False, **given: Any  # noqa: ANN401
+) -> Export:
+    """Export a checkpoint (local folder or hub id) to a model folder, `onnx/NAME` unless told otherwise.
+
+    The fp32 graphs are checked against transformers; with `int8` the loss against the same reference is measured and
+    written down. `given` overrides what the checkpoint says of itself (`ENCODER_OPTIONS`, `GENERATOR_OPTIONS`).
+
+    Raises:
+        InputError: the checkpoint cannot be exported, an option does not apply to it, or the folder exists.
+        ModelError: the exported graphs do not compute what transformers computes; no folder is left behind.
+    """
+    folder = folder or Path("onnx") / source.rstrip("/").rsplit("/", 1)[-1]
+    if folder.exists():
+        raise InputError(f"{folder} exists; remove it, or name another folder")
+    checkpoint = fetch_checkpoint(source, revision)
+    options, other = (
+        (ENCODER_OPTIONS, GENERATOR_OPTIONS) if checkpoint.kind == "encoder" else (GENERATOR_OPTIONS, ENCODER_OPTIONS)
+    )
+    misplaced = [name for name in other if given.get(name) is not None]
+    if misplaced:
+        raise InputError(f"{source} is a model of kind {checkpoint.kind!r}, which has no {misplaced[0]}")
+    settings = {name: given.get(name) for name in options}
+    export_kind = _export_encoder if checkpoint.kind == "encoder" else _export_generator
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        parity = export_kind(checkpoint, Path(temporary), settings, int8)
+        shutil.move(str(Path(temporary) / "final"), folder)
+    return Export(folder, checkpoint.kind, parity)
+
+
+class _Steps(NamedTuple):
+    """What differs between exporting an encoder and exporting a generator."""
+
+    reference: Reference
+    fields: dict[str, Any]
+    write_graphs: Callable[[Path, bool], None]
+    measure: Callable[[Path], dict[str, Any]]
+    accept: Callable[[dict[str, Any]], None]
+
+
+def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], int8: bool) -> dict[str, Any]:
+    settings = read_encoder_settings(checkpoint, **given)
+    reference = Reference(checkpoint)
+    config = {**reference.config, "hidden_act": checkpoint.config.get("hidden_act", "gelu")}
+    fields = {**settings._asdict(), "dim": config["hidden_size"]}
+
+    def write_graphs(folder: Path, with_int8: bool) -> None:
+        graph = build_bert(reference.weights(), config, settings.pooling, settings.normalise, with_int8)
+        graph.save(folder / "model.onnx")
+
+    passages, queries = _checked_texts()
+    expected = np.concatenate([
+        reference.encode(
+            [settings.passage_prefix + text for text in passages],
+            settings.max_passage_tokens, settings.pooling, settings.normalise,
+        ),
+        reference.encode(
+            [settings.query_prefix + text for text in queries],
+            settings.max_query_tokens, settings.pooling, settings.normalise,
+        ),
+    ])  # fmt: skip
+
+    def measure(folder: Path) -> dict[str, Any]:
+        encoder = Encoder(folder, device="cpu")
+        found: FloatArray = np.concatenate([encoder.encode_passages(passages), encoder.encode_queries(queries)])
+        similar = cosines(expected, found)
+        return {"lowest_cosine": round(float(similar.min()), 7), "mean_cosine": round(float(similar.mean()), 7)}
+
+    def accept(figures: dict[str, Any]) -> None:
+        if not figures["lowest_cosine"] >= LOWEST_COSINE:
+            raise ModelError(
+                f"parity check failed for {checkpoint.source}: cosine {figures['lowest_cosine']} to transformers, at "
+                f"least {LOWEST_COSINE} is needed. Nothing was written; please report the checkpoint."
+            )
+
+    steps = _Steps(reference, fields, write_graphs, measure, accept)
+    return _build_and_check(checkpoint, temporary, int8, steps, inputs=len(expected))
+
+
+def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], int8: bool) -> dict[str, Any]:
+    settings = read_generator_settings(checkpoint, **given)
+    for language in settings.languages:
+        if language not in LANGUAGES:
+            raise InputError(f"unknown language {language!r}; known are {', '.join(LANGUAGES)}")
+    reference = Reference(checkpoint)
+    config = {**reference.config, "feed_forward_proj": checkpoint.config.get("feed_forward_proj", "relu")}
+    fields = {
+        "prompt": settings.prompt,
+        "languages": settings.languages,
+        "language_tokens": settings.language_tokens,
+        "decoder_start_id": config.get("decoder_start_token_id") or 0,
+        "end_id": config["eos_token_id"],
+        "max_input_tokens": settings.max_input_tokens,
+        "max_output_tokens": LONGEST_OUTPUT,
+        "sampling": {
+            "top_k": settings.top_k,
+            "temperature": settings.temperature,
+            "max_new_tokens": settings.max_new_tokens,
+        },
+    }
+
+    def write_graphs(folder: Path, with_int8: bool) -> None:
+        weights = reference.weights()
+        build_t5_encoder(weights, config, with_int8).save(folder / "encoder.onnx")
+        decoder = build_t5_decoder(weights, config, reference.scales_head(), settings.suppressed_ids, with_int8)
+        decoder.save(folder / "decoder.onnx")
+
+    passages = _checked_passages(settings.languages)
+    expected: list[list[int]] = []
+
+    def measure(folder: Path) -> dict[str, Any]:
+        generator = Generator(folder, device="cpu")
+        asked = [(passage, language) for passage in passages for language in settings.languages]
+        if not expected:
+            expected.extend(
+                reference.decode_greedily(
+                    [generator.fill_prompt(passage, language) for passage, language in asked],
+                    [generator.first_id(language) for _, language in asked],
+                    settings.max_input_tokens,
+                    settings.max_new_tokens,
+                )
+            )
+        noise = np.zeros((len(settings.languages), settings.max_new_tokens, 1), dtype=np.float32)
+        found = [row for passage in passages for row in generator.generate_ids(passage, settings.languages, noise)]
+        same = sum(left == right for left, right in zip(expected, found, strict=True))
+        return {"identical_greedy_queries": same}
+
+    def accept(figures: dict[str, Any]) -> None:
+        if figures["identical_greedy_queries"] < len(expected):
+            raise ModelError(
+                f"parity check failed for {checkpoint.source}: {figures['identical_greedy_queries']} of {len(expected)} "
+                "greedy outputs equal transformers'. Nothing was written; please report the checkpoint."
+            )
+
+    steps = _Steps(reference, fields, write_graphs, measure, accept)
+    return _build_and_check(checkpoint, temporary, int8, steps, inputs=len(passages) * len(settings.languages))
+
+
+def _build_and_check(
+    checkpoint: Checkpoint, temporary: Path, int8: bool, steps: _Steps, inputs: int
+) -> dict[str, Any]:
+    """Build the fp32 graphs, check them, and leave the folder that was asked for in `final`."""
+    parity: dict[str, Any] = {
+        "reference": steps.reference.version, "runtime": f"onnxruntime {runtime_version()}", "inputs": inputs
+    }  # fmt: skip
+    final = temporary / "final"
+    for dtype in ("float32", "int8") if int8 else ("float32",):
+        shutil.rmtree(final, ignore_errors=True)
+        final.mkdir()
+        steps.reference.save_tokenizer(final / TOKENIZER_FILE)
+        steps.write_graphs(final, dtype == "int8")
+        about = {
+            "source": checkpoint.source,
+            "revision": checkpoint.revision,
+            "licence": read_licence(checkpoint.path),
+            "dtype": dtype,
+            **steps.fields,
+        }
+        write_description(final, checkpoint.kind, about)
+        parity[dtype] = steps.measure(final)
+        if dtype == "float32":
+            steps.accept(parity[dtype])
+        write_description(final, checkpoint.kind, {**about, "parity": parity})
+    return parity
+
+
+def _checked_texts() -> tuple[list[str], list[str]]:
+    passages = [f"{passage.title} {passage.text}" for passage in read_demo_passages()[:CHECKED_INPUTS // 2]]
+    queries = [query.text for query in read_demo_queries()[: CHECKED_INPUTS // 2]]
+    return passages, queries
+
+
+def _checked_passages(languages: Sequence[str]) -> list[Passage]:
+    return read_demo_passages()[: -(-CHECKED_INPUTS // len(languages))]

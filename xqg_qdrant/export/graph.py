@@ -1,0 +1,159 @@
+"""A small writer of ONNX graphs: nodes, constants, and the two kinds of matrix product that the models are made of.
+
+In int8 a product's weights are stored per output channel. Its input is quantised on the fly, with one scale for the
+whole tensor where a run holds a single text, or one a row where rows of different texts meet: a shared scale would
+make a text's result depend on its neighbours.
+
+Knows onnx. Knows nothing of BERT, T5, or checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Array: TypeAlias = npt.NDArray[Any]
+Shape: TypeAlias = Sequence[int | str]
+
+OPSET = 23
+MICROSOFT = "com.microsoft"
+# Protobuf messages end at 2 GiB; larger weights lie beside the graph.
+LARGEST_GRAPH_BYTES = 1_800_000_000
+
+
+class Graph:
+    """A graph under construction; every method that adds a node returns the name of its output."""
+
+    def __init__(self, name: str, int8: bool) -> None:
+        self._name = name
+        self._int8 = int8
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: list[onnx.TensorProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._small_constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._bytes = 0
+
+    def input(self, name: str, dtype: type, shape: Shape) -> str:
+        """Declare an input."""
+        self._inputs.append(helper.make_tensor_value_info(name, _onnx_type(dtype), shape))
+        return name
+
+    def output(self, value: str, name: str, dtype: type, shape: Shape) -> None:
+        """Declare an output under its public name."""
+        self._nodes.append(helper.make_node("Identity", [value], [name]))
+        self._outputs.append(helper.make_tensor_value_info(name, _onnx_type(dtype), shape))
+
+    def nodes(self, op: str, *inputs: str, outputs: int, domain: str = "", **attributes: object) -> list[str]:
+        """Add a node with several outputs."""
+        index = len(self._nodes)
+        names = [f"{op}_{index}_{i}" for i in range(outputs)]
+        self._nodes.append(helper.make_node(op, list(inputs), names, name=f"{op}_{index}", domain=domain, **attributes))
+        return names
+
+    def node(self, op: str, *inputs: str, domain: str = "", **attributes: object) -> str:
+        """Add a node with one output."""
+        return self.nodes(op, *inputs, outputs=1, domain=domain, **attributes)[0]
+
+    def constant(self, value: object, dtype: type = np.float32) -> str:
+        """Add a constant; small equal ones are stored once."""
+        array = np.ascontiguousarray(value, dtype=dtype)
+        # ascontiguousarray makes a scalar one-dimensional
+        array = array.reshape(np.shape(value))
+        key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None
+        if key is not None and key in self._small_constants:
+            return self._small_constants[key]
+        name = f"constant_{len(self._initializers)}"
+        self._initializers.append(numpy_helper.from_array(array, name))
+        self._bytes += array.nbytes
+        if key is not None:
+            self._small_constants[key] = name
+        return name
+
+    def ints(self, *values: int) -> str:
+        """Add a constant vector of int64, such as a shape."""
+        return self.constant(values, np.int64)
+
+    def reshape(self, value: str, *shape: int) -> str:
+        """Add a reshape; 0 keeps a dimension, -1 infers one."""
+        return self.node("Reshape", value, self.ints(*shape))
+
+    def embedding(self, ids: str, table: Array) -> str:
+        """Look rows up in a table of shape `(rows, dim)`."""
+        if not self._int8:
+            return self.node("Gather", self.constant(table), ids)
+        quantised, scales = quantise_rows(table)
+        rows = self.node("Cast", self.node("Gather", self.constant(quantised, np.int8), ids), to=TensorProto.FLOAT)
+        return self.node("Mul", rows, self.node("Gather", self.constant(scales[:, None]), ids))
+
+    def linear(self, value: str, weight: Array, bias: Array | None = None) -> str:
+        """Multiply by a weight of shape `(out, in)`, with one int8 scale for the whole input."""
+        if not self._int8:
+            product = self.node("MatMul", value, self.constant(weight.T))
+            return product if bias is None else self.node("Add", product, self.constant(bias))
+        quantised, scales = quantise_rows(weight)
+        inputs = [value, self.constant(quantised.T, np.int8), self.constant(scales)]
+        if bias is not None:
+            inputs += ["", self.constant(bias)]
+        return self.node("DynamicQuantizeMatMul", *inputs, domain=MICROSOFT)
+
+    def linear_by_row(self, value: "str | QuantisedRows", weight: Array) -> str:
+        """Multiply rows, shape `(rows, in)`, by a weight of shape `(out, in)`, with one int8 scale for each row."""
+        if isinstance(value, str):
+            value = self.quantise_by_row(value)
+        if not self._int8:
+            return self.node("MatMul", value.rows, self.constant(weight.T))
+        quantised, scales = quantise_rows(weight)
+        one, middle = self.constant(np.float32(1)), self.constant(np.uint8(128), np.uint8)
+        weights = self.constant(quantised.T, np.int8)
+        product = self.node(
+            "MatMulIntegerToFloat", value.rows, weights, one, self.constant(scales), middle, domain=MICROSOFT
+        )
+        return self.node("Mul", product, value.scales)
+
+    def quantise_by_row(self, value: str) -> "QuantisedRows":
+        """Quantise rows once for several products; in fp32 they stay as they are."""
+        if not self._int8:
+            return QuantisedRows(value, "")
+        largest = self.node("ReduceMax", self.node("Abs", value), self.ints(1), keepdims=1)
+        scales = self.node("Mul", self.node("Max", largest, self.constant(np.float32(1e-8))), self.constant(1 / 127.0))
+        flat = self.node("Squeeze", scales, self.ints(1))
+        middle = self.node("Expand", self.constant(np.uint8(128), np.uint8), self.node("Shape", flat))
+        return QuantisedRows(self.node("QuantizeLinear", value, flat, middle, axis=0), scales)
+
+    def save(self, path: Path) -> None:
+        """Check the graph and write it; weights beyond what one file can hold go to `NAME.onnx.data`."""
+        graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="xqg-qdrant")
+        if self._bytes > LARGEST_GRAPH_BYTES:
+            location = f"{path.name}.data"
+            onnx.save_model(model, path, save_as_external_data=True, location=location, size_threshold=1024)
+        else:
+            onnx.save_model(model, path)
+
+
+class QuantisedRows:
+    """Rows ready for `linear_by_row`: their values, and in int8 their scales of shape `(rows, 1)`."""
+
+    def __init__(self, rows: str, scales: str) -> None:
+        self.rows = rows
+        self.scales = scales
+
+
+def quantise_rows(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Quantise a matrix to int8 symmetrically, with one scale for each row, shape `(rows,)`."""
+    largest = np.abs(weight).max(axis=1)
+    scales = (np.maximum(largest, 1e-12) / 127).astype(np.float32)
+    quantised = np.clip(np.rint(weight / scales[:, None]), -127, 127).astype(np.int8)
+    return quantised, scales
+
+
+def _onnx_type(dtype: type) -> int:
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

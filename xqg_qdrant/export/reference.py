@@ -1,0 +1,89 @@
+"""The reference that an export is checked against: the checkpoint run by transformers.
+
+The only module that imports torch and transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from xqg_qdrant.export.checkpoint import Checkpoint
+from xqg_qdrant.export.graph import Array
+from xqg_qdrant.records import FloatArray
+
+
+class Reference:
+    """A checkpoint in transformers, in fp32 on the CPU."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        transformers.utils.logging.disable_progress_bar()
+        loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
+        self._model = loader.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
+        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(checkpoint.path)
+        self.config: dict[str, Any] = self._model.config.to_dict()
+        self.version = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
+
+    def weights(self) -> dict[str, Array]:
+        """Return every weight by its name, the output projection of a generator as `lm_head.weight`."""
+        weights = {name: value.numpy() for name, value in self._model.state_dict().items()}
+        head = self._model.get_output_embeddings()
+        if head is not None:
+            weights["lm_head.weight"] = head.weight.detach().numpy()
+        return weights
+
+    def scales_head(self) -> bool:
+        """Tell whether hidden states are scaled before a T5's output projection, as in the original release."""
+        fallback = self.config["model_type"] == "t5" and self.config.get("tie_word_embeddings", True)
+        return bool(self.config.get("scale_decoder_outputs", fallback))
+
+    def save_tokenizer(self, path: Path) -> None:
+        """Write `tokenizer.json`."""
+        self._tokenizer.backend_tokenizer.save(str(path))
+
+    def encode(self, texts: Sequence[str], max_tokens: int, pooling: str, normalise: bool) -> FloatArray:
+        """Encode texts one by one, pooled in torch; float32 of shape `(len(texts), dim)`."""
+        vectors = []
+        with torch.no_grad():
+            for text in texts:
+                tokens = self._tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt")
+                feeds = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+                hidden = self._model(**feeds).last_hidden_state[0]
+                vector = {"cls": hidden[0], "mean": hidden.mean(dim=0), "last": hidden[-1]}[pooling]
+                vectors.append(torch.nn.functional.normalize(vector, dim=0) if normalise else vector)
+        array: FloatArray = torch.stack(vectors).numpy()
+        return array
+
+    def decode_greedily(
+        self, prompts: Sequence[str], start_ids: Sequence[int], max_input_tokens: int, max_new_tokens: int
+    ) -> list[list[int]]:
+        """Return the greedy ids of each prompt, without the first and the end."""
+        outputs = []
+        for prompt, start_id in zip(prompts, start_ids, strict=True):
+            tokens = self._tokenizer(prompt, truncation=True, max_length=max_input_tokens, return_tensors="pt")
+            with torch.no_grad():
+                ids = self._model.generate(
+                    input_ids=tokens["input_ids"],
+                    attention_mask=tokens["attention_mask"],
+                    decoder_start_token_id=start_id,
+                    do_sample=False,
+                    num_beams=1,
+                    max_new_tokens=max_new_tokens,
+                )
+            row = ids[0, 1:].tolist()
+            end_id = self.config["eos_token_id"]
+            outputs.append(row[: row.index(end_id)] if end_id in row else row)
+        return outputs
+
+
+def cosines(left: FloatArray, right: FloatArray) -> Array:
+    """Return the cosine of each pair of rows, in float64, shape `(n,)`."""
+    left64, right64 = left.astype(np.float64), right.astype(np.float64)
+    lengths = np.linalg.norm(left64, axis=1) * np.linalg.norm(right64, axis=1)
+    result: Array = (left64 * right64).sum(axis=1) / lengths
+    return result

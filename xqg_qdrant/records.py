@@ -1,0 +1,85 @@
+"""The records that travel through the system, all frozen.
+
+Knows names and types. Knows nothing of files, models or databases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+
+XQG_VECTOR = "xqg"
+PASSAGE_VECTOR = "passage"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A passage of a corpus, as its file gives it."""
+
+    passage_id: str
+    text: str
+    title: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class GeneratedQuery(NamedTuple):
+    """A question that the generator wrote for a passage."""
+
+    language: str
+    text: str
+
+
+class Query(NamedTuple):
+    """A question of an evaluation set; `language` and `answers` are empty where the file has none."""
+
+    query_id: str
+    text: str
+    language: str = ""
+    answers: tuple[str, ...] = ()
+
+
+class Qrel(NamedTuple):
+    """A judgement: how relevant a passage is for a query (0 is not relevant)."""
+
+    query_id: str
+    passage_id: str
+    relevance: int
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentedPassage:
+    """What becomes a point: a passage, its generated queries, and its vectors.
+
+    `vectors` maps a named vector to a float32 array of shape `(dim,)`. `content_hash` covers the passage and the
+    recipe: a stored point with the same hash needs no work. `recipe` is the recipe's own hash.
+    """
+
+    passage: Passage
+    generated_queries: tuple[GeneratedQuery, ...]
+    vectors: Mapping[str, FloatArray]
+    content_hash: str
+    recipe: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPassage:
+    """A passage that a search found."""
+
+    passage: Passage
+    score: float
+    generated_queries: tuple[GeneratedQuery, ...] = ()
+
+
+class Reject(NamedTuple):
+    """A row of an input file that cannot be used: where it stands, why, and what it held."""
+
+    source: str
+    line: int
+    reason: str
+    row: str

@@ -1,0 +1,124 @@
+"""The only door to ONNX Runtime: which device, how many threads, what really ran.
+
+Knows ONNX files, providers and arrays. Knows nothing of texts, tokens or pooling.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from xqg_qdrant.errors import ModelError
+
+Array: TypeAlias = npt.NDArray[Any]
+
+DEVICES = ("auto", "cpu", "cuda")
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+
+class Session:
+    """An open ONNX graph.
+
+    `device` is `"cuda"` or `"cpu"`: the one that the runtime really chose, not the one that was asked for.
+    """
+
+    def __init__(self, path: Path, device: str = "auto", threads: int = 0) -> None:
+        """Open the graph; `threads` is for one operator, 0 leaves it to the runtime.
+
+        Raises:
+            ModelError: the file is not a usable graph, or CUDA was asked for and does not run.
+        """
+        import onnxruntime  # half of a second, which `xqg --help` must not pay
+
+        if device not in DEVICES:
+            raise ModelError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
+        cuda_wanted = device == "cuda" or (
+            device == "auto" and CUDA_PROVIDER in onnxruntime.get_available_providers() and _cuda_driver_loads()
+        )
+        if cuda_wanted and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        providers = [CUDA_PROVIDER, "CPUExecutionProvider"] if cuda_wanted else ["CPUExecutionProvider"]
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:
+            raise ModelError(f"{path} cannot be opened by ONNX Runtime: {error}. Export the model again.") from error
+        self.device = "cuda" if CUDA_PROVIDER in self._session.get_providers() else "cpu"
+        if device == "cuda" and self.device != "cuda":
+            raise ModelError(
+                f"CUDA was asked for, but {path.name} runs on the CPU. "
+                "Install the CUDA libraries with: pip install 'xqg-qdrant[cuda]', or use --device cpu."
+            )
+        self.input_names = tuple(node.name for node in self._session.get_inputs())
+        self.output_names = tuple(node.name for node in self._session.get_outputs())
+        self.input_shapes = {node.name: tuple(node.shape) for node in self._session.get_inputs()}
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
+        """Run the graph once and return the outputs (all of them, in the graph's order, unless named)."""
+        try:
+            results: list[Array] = self._session.run(outputs, dict(feeds))
+        except Exception as error:
+            shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in feeds.items())
+            raise ModelError(f"the model failed on inputs of shape {shapes}: {error}") from error
+        return results
+
+    def to_device(self, value: Array) -> DeviceArray:
+        """Move an array to where the graph runs."""
+        import onnxruntime
+
+        array = np.ascontiguousarray(value).reshape(np.shape(value))
+        return DeviceArray(onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0), array)
+
+    def run_on_device(
+        self, feeds: Mapping[str, Array | DeviceArray], outputs: Sequence[str]
+    ) -> list[DeviceArray]:
+        """Run the graph once and leave the outputs where they were computed."""
+        binding = self._session.io_binding()
+        kept = {name: value if isinstance(value, DeviceArray) else self.to_device(value) for name, value in feeds.items()}
+        for name, value in kept.items():
+            binding.bind_ortvalue_input(name, value.ort_value)
+        for name in outputs:
+            binding.bind_output(name, self.device)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise ModelError(f"the model failed on {', '.join(kept)}: {error}") from error
+        return [DeviceArray(value) for value in binding.get_outputs()]
+
+
+class DeviceArray:
+    """An array that lies where the graph runs."""
+
+    def __init__(self, ort_value: Any, array: Array | None = None) -> None:  # noqa: ANN401
+        self.ort_value = ort_value
+        # On a CPU the runtime reads the array's own memory, so it must live as long.
+        self._array = array
+
+    def numpy(self) -> Array:
+        """Copy to the host."""
+        array: Array = self.ort_value.numpy()
+        return array
+
+
+def runtime_version() -> str:
+    """Return the version of ONNX Runtime, which can change a result's last bits."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def _cuda_driver_loads() -> bool:
+    # Asking for CUDA without a driver makes the runtime print errors on every machine that has no GPU.
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,234 @@
+"""Collections in a directory of this machine, in Qdrant's own engine, in this process.
+
+    DIR/<collection>/collection.json   dim and fingerprint
+    DIR/<collection>/…                 what qdrant_edge.EdgeShard keeps
+
+A collection is built aside and renamed into its place: it is there complete, or not at all. Knows qdrant-edge-py,
+which no other module may import. Knows nothing of servers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import qdrant_edge as engine
+
+from xqg_qdrant.errors import MismatchError, StoreError
+from xqg_qdrant.records import AugmentedPassage, FloatArray, ScoredPassage
+from xqg_qdrant.stores import points as layout
+
+SIDECAR = "collection.json"
+ENGINE_FILE = "edge_config.json"
+UNFINISHED_PREFIX = ".unfinished-"
+UNFINISHED_SECONDS = 3600.0
+UPSERT_BATCH = 256
+SCROLL_BATCH = 256
+READ_BATCH = 1000
+# The engine holds the GIL while it works: a small batch keeps Ctrl-C and progress bars alive.
+SEARCH_BATCH = 16
+
+
+class EdgeStore:
+    """A directory of collections, open to one process at a time; see `Store` for what the methods promise."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self._directory = Path(directory).expanduser()
+        self.location = f"edge:{self._directory}"
+        self._shards: dict[str, tuple[engine.EdgeShard, int]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def collections(self) -> list[str]:
+        """Return the names of the collections, sorted."""
+        with self._wrapped("list the collections"):
+            if not self._directory.exists():
+                return []
+            paths = [path for path in self._directory.iterdir() if not path.name.startswith(".")]
+            return sorted(path.name for path in paths if any((path / name).exists() for name in (SIDECAR, ENGINE_FILE)))
+
+    def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
+        """Create an empty collection and keep its fingerprint beside it."""
+        path = self._path(collection)
+        if self._exists(path):
+            raise StoreError(f"collection {collection!r} already exists in {self.location}. Cure: choose another name.")
+        sidecar = {"dim": dim, "fingerprint": layout.to_json(fingerprint, f"the fingerprint of {collection!r}")}
+        vector = engine.EdgeVectorParams(size=dim, distance=engine.Distance.Dot)
+        config = engine.EdgeConfig(vectors=dict.fromkeys(layout.VECTOR_NAMES, vector), wal_enabled=True)
+        with self._wrapped(f"create collection {collection!r}"):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            unfinished = self._directory / f"{UNFINISHED_PREFIX}{uuid.uuid4().hex}"
+            try:
+                engine.EdgeShard.create(str(unfinished), config).close()
+                _write_durably(unfinished / SIDECAR, sidecar)
+                unfinished.rename(path)
+                _sync_directory(self._directory)
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+
+    def read_fingerprint(self, collection: str) -> dict[str, Any] | None:
+        """Return the fingerprint, None where there is no such collection; needs no lock."""
+        sidecar = self._read_sidecar(collection)
+        return None if sidecar is None else sidecar[1]
+
+    def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
+        """Return the content hash of each of these passages that is stored; reads no vector and no text."""
+        shard, _ = self._open(collection)
+        hashes = {}
+        for ids in layout.batched(passage_ids, READ_BATCH):
+            by_point = {layout.make_point_id(passage_id): passage_id for passage_id in ids}
+            with self._wrapped(f"read collection {collection!r}"):
+                records = shard.retrieve(list(by_point), ["content_hash"], False)
+            for record in records:
+                hashes[by_point[str(record.id)]] = str((record.payload or {}).get("content_hash", ""))
+        return hashes
+
+    def upsert(self, collection: str, points: Sequence[AugmentedPassage]) -> None:
+        """Check all points, then store them; they are on the disk when this returns."""
+        shard, dim = self._open(collection)
+        checked = layout.check_points(points, dim)
+        records = (
+            engine.Point(point_id, {name: vector.tolist() for name, vector in point.vectors.items()}, payload)
+            for point_id, (point, payload) in checked.items()
+        )
+        with self._wrapped(f"write to collection {collection!r}"):
+            for batch in layout.batched(records, UPSERT_BATCH):
+                shard.update(engine.UpdateOperation.upsert_points(batch))
+            shard.flush()
+
+    def search(self, collection: str, vectors: FloatArray, vector_name: str, limit: int) -> list[list[ScoredPassage]]:
+        """Return for each query vector the `limit` best passages, best first."""
+        shard, dim = self._open(collection)
+        layout.check_search(vectors, dim, vector_name, limit)
+
+        def fetch(batch: Sequence[FloatArray], count: int) -> list[list[ScoredPassage]]:
+            requests = [
+                engine.QueryRequest(
+                    limit=count,
+                    query=engine.Query.Nearest(vector.tolist(), using=vector_name),
+                    with_payload=True,
+                    with_vector=False,
+                )
+                for vector in batch
+            ]
+            with self._wrapped(f"search collection {collection!r}"):
+                answers = shard.query_batch(engine.QueryBatchRequest(requests))
+            return [[layout.read_hit(hit.payload, hit.score) for hit in answer] for answer in answers]
+
+        return layout.search_in_batches(fetch, vectors, limit, SEARCH_BATCH)
+
+    def scroll(self, collection: str) -> Iterator[AugmentedPassage]:
+        """Yield every point with its vectors, a few at a time."""
+        shard, _ = self._open(collection)
+        offset: engine.PointId | None = None
+        while True:
+            request = engine.ScrollRequest(
+                offset=offset, limit=SCROLL_BATCH, with_payload=True, with_vector=list(layout.VECTOR_NAMES)
+            )
+            with self._wrapped(f"read collection {collection!r}"):
+                records, offset = shard.scroll(request)
+            for record in records:
+                yield layout.read_point(record.payload or {}, record.vector)
+            if offset is None:
+                return
+
+    def count(self, collection: str) -> int:
+        """Return the exact number of points."""
+        shard, _ = self._open(collection)
+        with self._wrapped(f"count collection {collection!r}"):
+            return shard.count(engine.CountRequest(exact=True))
+
+    def close(self) -> None:
+        """Close every collection, so that another process can open it."""
+        with self._lock, self._wrapped("close the store"):
+            self._closed = True
+            while self._shards:
+                self._shards.popitem()[1][0].close()
+
+    def _path(self, collection: str) -> Path:
+        layout.check_collection_name(collection)
+        return self._directory / collection
+
+    def _exists(self, path: Path) -> bool:
+        with self._wrapped("look for a collection"):
+            # An empty directory is what a user makes beforehand, or what is left of a deleted collection.
+            return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+    def _read_sidecar(self, collection: str) -> tuple[int, dict[str, Any]] | None:
+        path = self._path(collection)
+        if not self._exists(path):
+            return None
+        if not (path / SIDECAR).exists():
+            cure = "Cure: choose another collection name"
+            raise MismatchError(f"{path} was not created by xqg: it has no {SIDECAR}. {cure}. Nothing was changed.")
+        try:
+            sidecar = json.loads((path / SIDECAR).read_text(encoding="utf-8"))
+            return int(sidecar["dim"]), dict(sidecar["fingerprint"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            cure = "Cure: restore it from a backup, or ingest into a new collection"
+            raise StoreError(f"cannot read {path / SIDECAR}: {error!r}. {cure}.") from error
+
+    def _open(self, collection: str) -> tuple[engine.EdgeShard, int]:
+        with self._lock:
+            if self._closed:
+                raise StoreError(f"{self.location} was closed. Cure: open the store again.")
+            if collection not in self._shards:
+                sidecar = self._read_sidecar(collection)
+                if sidecar is None:
+                    known = ", ".join(self.collections()) or "none"
+                    cure = "Cure: check the name, or ingest first"
+                    raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}. {cure}.")
+                with self._wrapped(f"open collection {collection!r}"):
+                    self._shards[collection] = (engine.EdgeShard.load(str(self._path(collection))), sidecar[0])
+            return self._shards[collection]
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left of collections that never came to be."""
+        for path in self._directory.glob(f"{UNFINISHED_PREFIX}*"):
+            # A younger one may be another process at work.
+            if time.time() - path.stat().st_mtime > UNFINISHED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def _wrapped(self, action: str) -> Iterator[None]:
+        """Turn whatever the engine or the file system raises into a `StoreError` that says what was tried."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except BaseException as error:
+            # The engine raises bare Exceptions; a panic in it arrives as a BaseException of a type without a home.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            if "WouldBlock" in str(error):
+                cure = "Cure: wait for the other process or end it, or use a Qdrant server, which many can share"
+                raise StoreError(f"cannot {action}: {self.location} is in use by another process. {cure}.") from error
+            cure = "Cure: check the disk's free space and the directory's permissions, or restore it from a backup"
+            raise StoreError(f"cannot {action} in {self.location}: {error}. {cure}.") from error
+
+
+def _write_durably(path: Path, value: Mapping[str, Any]) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, allow_nan=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name == "posix":  # elsewhere a directory cannot be opened
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,236 @@
+"""What every store does alike, as pure functions: ids, payloads, what may be written, the order of hits.
+
+Knows the layout of a point. Knows nothing of engines, files or the network.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from xqg_qdrant.errors import MismatchError, StoreError
+from xqg_qdrant.records import (
+    PASSAGE_VECTOR,
+    XQG_VECTOR,
+    AugmentedPassage,
+    FloatArray,
+    GeneratedQuery,
+    Passage,
+    ScoredPassage,
+)
+
+VECTOR_NAMES = (XQG_VECTOR, PASSAGE_VECTOR)
+
+# Changing this constant would give every stored passage a second point.
+POINT_NAMESPACE = uuid.UUID("6a8f2c1e-94d7-5b36-8e0a-d1c75f3b20e9")
+
+# Edge accepts deeper values, then can neither read the point nor reopen the directory: its readers stop near 128.
+MAX_METADATA_DEPTH = 64
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
+
+# A tie wider than this is cut where the engine cuts it; looking for its end could read a whole collection.
+MAX_TIES = 10_000
+
+FORBIDDEN_IN_NAMES = frozenset('<>:"/\\|?*') | {chr(code) for code in (*range(32), 127)}
+MAX_NAME_BYTES = 255
+
+Json: TypeAlias = Any
+T = TypeVar("T")
+Fetch: TypeAlias = Callable[[Sequence[FloatArray], int], list[list[ScoredPassage]]]
+
+
+def make_point_id(passage_id: str) -> str:
+    """Return the UUID under which a passage is stored, in every store and for ever the same."""
+    return str(uuid.uuid5(POINT_NAMESPACE, passage_id))
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of `size`, the last one shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def check_collection_name(collection: str) -> None:
+    """Refuse a name that Qdrant refuses, or that would leave the store's directory.
+
+    Raises:
+        StoreError: names the character and the cure.
+    """
+    cure = "Cure: use letters, digits, '-' and '_'"
+    if not collection or collection[0] == "." or collection[-1] in ". ":
+        raise StoreError(f"a collection cannot be named {collection!r}: empty, or a dot or a space at its end. {cure}.")
+    forbidden = [char for char in collection if char in FORBIDDEN_IN_NAMES or "\ud800" <= char <= "\udfff"]
+    if forbidden:
+        raise StoreError(f"a collection cannot be named {collection!r}: {forbidden[0]!r} is not allowed. {cure}.")
+    if len(collection.encode()) > MAX_NAME_BYTES:
+        raise StoreError(f"the collection name {collection[:40]!r}… is longer than {MAX_NAME_BYTES} bytes. {cure}.")
+
+
+def check_points(points: Iterable[AugmentedPassage], dim: int) -> dict[str, tuple[AugmentedPassage, dict[str, Any]]]:
+    """Return each point with its payload by point id, the last one where a passage occurs twice.
+
+    Raises:
+        StoreError: a point cannot be stored; names the passage, what is wrong, and the cure.
+    """
+    checked = {}
+    for point in points:
+        payload = make_payload(point)
+        where = f"passage {point.passage.passage_id!r}"
+        if set(point.vectors) != set(VECTOR_NAMES):
+            raise StoreError(
+                f"{where} has the vectors {sorted(point.vectors)}. Cure: give {' and '.join(VECTOR_NAMES)}."
+            )
+        for name, vector in point.vectors.items():
+            check_vector(vector, (dim,), f"vector {name!r} of {where}")
+        checked[make_point_id(point.passage.passage_id)] = (point, payload)
+    return checked
+
+
+def check_vector(vector: FloatArray, shape: tuple[int, ...], where: str) -> None:
+    """Refuse an array that is not float32, of this shape, and finite: Edge stores NaN without a word.
+
+    Raises:
+        StoreError: says which, and where.
+    """
+    if vector.dtype != np.float32:
+        raise StoreError(f"{where} is {vector.dtype}. Cure: convert it with .astype(np.float32).")
+    if vector.shape != shape:
+        cure = "Cure: use the encoder that the collection was made with, or a new collection"
+        raise StoreError(f"{where} has shape {vector.shape}, the collection wants {shape}. {cure}.")
+    if not np.isfinite(vector).all():
+        raise StoreError(f"{where} holds NaN or infinity. Cure: look at what the encoder makes of this text.")
+
+
+def check_search(vectors: FloatArray, dim: int, vector_name: str, limit: int) -> None:
+    """Refuse a search that no collection of ours can answer.
+
+    Raises:
+        StoreError: names the argument, its value, and what is possible.
+    """
+    if vector_name not in VECTOR_NAMES:
+        raise StoreError(f"there is no vector {vector_name!r}. Cure: search {' or '.join(VECTOR_NAMES)}.")
+    if limit < 1:
+        raise StoreError(f"the limit of a search must be at least 1, was {limit}. Cure: ask for 1 or more.")
+    check_vector(vectors, (len(vectors), dim), "the array of query vectors")
+
+
+def make_payload(point: AugmentedPassage) -> dict[str, Any]:
+    """Return the payload of a point: JSON values only, which every engine gives back as they were.
+
+    Raises:
+        StoreError: a value cannot be stored; names the passage, the field, and the cure.
+    """
+    passage = point.passage
+    if not passage.passage_id:
+        raise StoreError(f"a passage has an empty id, its text begins {passage.text[:40]!r}. Cure: give it an id.")
+    payload = {
+        "passage_id": passage.passage_id,
+        "text": passage.text,
+        "title": passage.title,
+        "metadata": passage.metadata,
+        "generated_queries": [{"language": query.language, "text": query.text} for query in point.generated_queries],
+        "content_hash": point.content_hash,
+        "recipe": point.recipe,
+    }
+    where = f"passage {passage.passage_id!r}: "
+    return {field: to_json(value, where + field) for field, value in payload.items()}
+
+
+def to_json(value: object, where: str, depth: int = MAX_METADATA_DEPTH) -> Json:
+    """Return a value as JSON keeps it: lists for tuples, dicts for mappings, else unchanged.
+
+    Raises:
+        StoreError: the value, or one in it, is none that every engine gives back; names it by `where`, and the cure.
+    """
+    if depth < 0:
+        raise StoreError(f"{where[:200]}… is nested deeper than {MAX_METADATA_DEPTH} levels. Cure: flatten it.")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            cure = "Cure: read the file as UTF-8, or replace the character"
+            raise StoreError(f"{where} holds half of a surrogate pair, which is no text. {cure}.")
+        return value
+    if isinstance(value, int):
+        if not MIN_INTEGER <= value <= MAX_INTEGER:
+            raise StoreError(f"{where} is {value}, which does not fit into 64 bits. Cure: store it as text.")
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise StoreError(f"{where} is {value}, which JSON does not know. Cure: use null or leave it out.")
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise StoreError(f"{where} has the key {key!r}, which is no text. Cure: use str({key!r}).")
+            to_json(key, f"{where}: the key {key!r}", depth)
+        return {key: to_json(item, f"{where}.{key}", depth - 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item, f"{where}[{index}]", depth - 1) for index, item in enumerate(value)]
+    cure = "Cure: convert it to text, a number, a list or a mapping"
+    raise StoreError(f"{where} is a {type(value).__name__}, which JSON does not know. {cure}.")
+
+
+def read_payload(payload: Mapping[str, Any]) -> tuple[Passage, tuple[GeneratedQuery, ...]]:
+    """Return the passage and the generated queries of a payload.
+
+    Raises:
+        MismatchError: the payload is not one of ours.
+    """
+    try:
+        passage = Passage(payload["passage_id"], payload["text"], payload["title"], payload["metadata"])
+        return passage, tuple(
+            GeneratedQuery(query["language"], query["text"]) for query in payload["generated_queries"]
+        )
+    except (KeyError, TypeError) as error:
+        cure = "Cure: delete the points that other programs added, or use another collection"
+        raise MismatchError(f"a point was not written by xqg, its payload has {sorted(payload)}. {cure}.") from error
+
+
+def read_point(payload: Mapping[str, Any], vectors: object) -> AugmentedPassage:
+    """Return a stored point as the record that it was made of.
+
+    Raises:
+        MismatchError: the point is not one of ours.
+    """
+    passage, queries = read_payload(payload)
+    if not isinstance(vectors, Mapping) or set(vectors) != set(VECTOR_NAMES):
+        cure = "Cure: ingest it again"
+        raise MismatchError(
+            f"passage {passage.passage_id!r} lacks one of the vectors {', '.join(VECTOR_NAMES)}. {cure}."
+        )
+    arrays = {name: np.asarray(vectors[name], dtype=np.float32) for name in VECTOR_NAMES}
+    return AugmentedPassage(passage, queries, arrays, payload["content_hash"], payload["recipe"])
+
+
+def read_hit(payload: Mapping[str, Any] | None, score: float) -> ScoredPassage:
+    """Return a search engine's hit as a record."""
+    passage, queries = read_payload(payload or {})
+    return ScoredPassage(passage, score, queries)
+
+
+def search_in_batches(fetch: Fetch, vectors: FloatArray, limit: int, batch_size: int) -> list[list[ScoredPassage]]:
+    """Return the `limit` best hits of each query, equal scores ordered by passage id, also across the limit.
+
+    Args:
+        fetch: asks the engine for some queries' hits, best first.
+        vectors: the queries, shape `(n, dim)`.
+        limit: how many hits are wanted for each query.
+        batch_size: how many queries are asked at once.
+    """
+    found = []
+    for queries in batched(vectors, batch_size):
+        for query, hits in zip(queries, fetch(queries, limit + 1), strict=True):
+            asked = limit + 1
+            # The hit after the last one ties with it: which of them belong to the result only their ids can say.
+            while len(hits) == asked and hits[limit - 1].score == hits[-1].score and asked < limit + MAX_TIES:
+                asked *= 2
+                [hits] = fetch([query], asked)
+            found.append(sorted(hits, key=lambda hit: (-hit.score, hit.passage.passage_id))[:limit])
+    return found

@@ -1,0 +1,58 @@
+"""What every place that can hold a collection promises.
+
+Knows records. Knows nothing of Qdrant: `edge` and `client` do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from xqg_qdrant.records import AugmentedPassage, FloatArray, ScoredPassage
+
+
+class Store(Protocol):
+    """Collections of passages; every method raises `StoreError` when the engine cannot do what was asked."""
+
+    location: str
+
+    def collections(self) -> list[str]:
+        """Return the names of the collections, sorted."""
+
+    def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
+        """Create an empty collection with the named vectors `xqg` and `passage` (dot product, float32).
+
+        The fingerprint (JSON values) is kept with the collection. Raises `StoreError` where it already exists.
+        """
+
+    def read_fingerprint(self, collection: str) -> dict[str, Any] | None:
+        """Return the fingerprint that the collection was created with, None where there is no such collection.
+
+        Raises:
+            MismatchError: there is a collection of this name, but xqg did not create it.
+        """
+
+    def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
+        """Return the content hash of each of these passages that is stored."""
+
+    def upsert(self, collection: str, points: Sequence[AugmentedPassage]) -> None:
+        """Store the points; when this returns they survive a kill. An existing point is replaced whole.
+
+        Raises:
+            StoreError: also for a vector that is not finite or has another length; then nothing is written.
+        """
+
+    def search(self, collection: str, vectors: FloatArray, vector_name: str, limit: int) -> list[list[ScoredPassage]]:
+        """Return for each query vector, shape `(n, dim)`, the `limit` best passages, best first.
+
+        Equal scores are ordered by passage id.
+        """
+
+    def scroll(self, collection: str) -> Iterator[AugmentedPassage]:
+        """Yield every point with its vectors, in no particular order."""
+
+    def count(self, collection: str) -> int:
+        """Return the exact number of points."""
+
+    def close(self) -> None:
+        """Release what is held; the store cannot be used afterwards."""
