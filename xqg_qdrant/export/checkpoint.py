@@ -149,7 +149,7 @@ def read_licence(path: Path) -> str:
 def _read_pooling(path: Path) -> str | None:
     config = _read_json(path / "1_Pooling" / "config.json") or {}
     flags = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
-    modes = [mode for flag, mode in flags.items() if config.get(flag)] or [config.get("pooling_mode")]
+    modes = [mode for flag, mode in flags.items() if config.get(flag)] or [str(config.get("pooling_mode"))]
     mode = {"lasttoken": "last"}.get(modes[0], modes[0])
     return mode if len(modes) == 1 and mode in ("cls", "mean", "last") else None
 

@@ -1,8 +1,8 @@
-"""A small writer of ONNX graphs: nodes, constants, and the two kinds of matrix product that the models are made of.
+"""A small writer of ONNX graphs: nodes, constants, and the matrix product that the models are made of.
 
-In int8 a product's weights are stored per output channel. Its input is quantised on the fly, with one scale for the
-whole tensor where a run holds a single text, or one a row where rows of different texts meet: a shared scale would
-make a text's result depend on its neighbours.
+In int8 a product's weights are stored with one scale for each output channel, and its input is quantised on the fly
+with one scale for each row. A scale shared by the whole input, the usual way, would make a text's result depend on its
+neighbours, and loses twice as much.
 
 Knows onnx. Knows nothing of BERT, T5, or checkpoints.
 """
@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -25,6 +26,13 @@ OPSET = 23
 MICROSOFT = "com.microsoft"
 # Protobuf messages end at 2 GiB; larger weights lie beside the graph.
 LARGEST_GRAPH_BYTES = 1_800_000_000
+
+
+class QuantisedRows(NamedTuple):
+    """Rows ready for `Graph.linear`: their values, and in int8 their scales of shape `(rows, 1)`."""
+
+    values: str
+    scales: str
 
 
 class Graph:
@@ -50,22 +58,20 @@ class Graph:
         self._nodes.append(helper.make_node("Identity", [value], [name]))
         self._outputs.append(helper.make_tensor_value_info(name, _onnx_type(dtype), shape))
 
-    def nodes(self, op: str, *inputs: str, outputs: int, domain: str = "", **attributes: object) -> list[str]:
+    def nodes(self, op: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> list[str]:
         """Add a node with several outputs."""
         index = len(self._nodes)
         names = [f"{op}_{index}_{i}" for i in range(outputs)]
         self._nodes.append(helper.make_node(op, list(inputs), names, name=f"{op}_{index}", domain=domain, **attributes))
         return names
 
-    def node(self, op: str, *inputs: str, domain: str = "", **attributes: object) -> str:
+    def node(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Add a node with one output."""
         return self.nodes(op, *inputs, outputs=1, domain=domain, **attributes)[0]
 
-    def constant(self, value: object, dtype: type = np.float32) -> str:
+    def constant(self, value: npt.ArrayLike, dtype: type = np.float32) -> str:
         """Add a constant; small equal ones are stored once."""
-        array = np.ascontiguousarray(value, dtype=dtype)
-        # ascontiguousarray makes a scalar one-dimensional
-        array = array.reshape(np.shape(value))
+        array: Array = np.asarray(value, dtype=dtype, order="C")
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None
         if key is not None and key in self._small_constants:
             return self._small_constants[key]
@@ -92,32 +98,22 @@ class Graph:
         rows = self.node("Cast", self.node("Gather", self.constant(quantised, np.int8), ids), to=TensorProto.FLOAT)
         return self.node("Mul", rows, self.node("Gather", self.constant(scales[:, None]), ids))
 
-    def linear(self, value: str, weight: Array, bias: Array | None = None) -> str:
-        """Multiply by a weight of shape `(out, in)`, with one int8 scale for the whole input."""
-        if not self._int8:
-            product = self.node("MatMul", value, self.constant(weight.T))
-            return product if bias is None else self.node("Add", product, self.constant(bias))
-        quantised, scales = quantise_rows(weight)
-        inputs = [value, self.constant(quantised.T, np.int8), self.constant(scales)]
-        if bias is not None:
-            inputs += ["", self.constant(bias)]
-        return self.node("DynamicQuantizeMatMul", *inputs, domain=MICROSOFT)
+    def linear(self, value: str | QuantisedRows, weight: Array, bias: Array | None = None) -> str:
+        """Multiply rows, shape `(rows, in)`, by a weight of shape `(out, in)`."""
+        rows = self.quantise(value) if isinstance(value, str) else value
+        if self._int8:
+            quantised, scales = quantise_rows(weight)
+            weights = self.constant(quantised.T, np.int8)
+            one, middle = self.constant(np.float32(1)), self.constant(np.uint8(128), np.uint8)
+            product = self.node(
+                "MatMulIntegerToFloat", rows.values, weights, one, self.constant(scales), middle, domain=MICROSOFT
+            )
+            product = self.node("Mul", product, rows.scales)
+        else:
+            product = self.node("MatMul", rows.values, self.constant(weight.T))
+        return product if bias is None else self.node("Add", product, self.constant(bias))
 
-    def linear_by_row(self, value: "str | QuantisedRows", weight: Array) -> str:
-        """Multiply rows, shape `(rows, in)`, by a weight of shape `(out, in)`, with one int8 scale for each row."""
-        if isinstance(value, str):
-            value = self.quantise_by_row(value)
-        if not self._int8:
-            return self.node("MatMul", value.rows, self.constant(weight.T))
-        quantised, scales = quantise_rows(weight)
-        one, middle = self.constant(np.float32(1)), self.constant(np.uint8(128), np.uint8)
-        weights = self.constant(quantised.T, np.int8)
-        product = self.node(
-            "MatMulIntegerToFloat", value.rows, weights, one, self.constant(scales), middle, domain=MICROSOFT
-        )
-        return self.node("Mul", product, value.scales)
-
-    def quantise_by_row(self, value: str) -> "QuantisedRows":
+    def quantise(self, value: str) -> QuantisedRows:
         """Quantise rows once for several products; in fp32 they stay as they are."""
         if not self._int8:
             return QuantisedRows(value, "")
@@ -137,14 +133,6 @@ class Graph:
             onnx.save_model(model, path, save_as_external_data=True, location=location, size_threshold=1024)
         else:
             onnx.save_model(model, path)
-
-
-class QuantisedRows:
-    """Rows ready for `linear_by_row`: their values, and in int8 their scales of shape `(rows, 1)`."""
-
-    def __init__(self, rows: str, scales: str) -> None:
-        self.rows = rows
-        self.scales = scales
 
 
 def quantise_rows(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:

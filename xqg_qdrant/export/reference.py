@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from transformers.utils.logging import disable_progress_bar
 
 from xqg_qdrant.export.checkpoint import Checkpoint
 from xqg_qdrant.export.graph import Array
@@ -22,7 +23,7 @@ class Reference:
     """A checkpoint in transformers, in fp32 on the CPU."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        transformers.utils.logging.disable_progress_bar()
+        disable_progress_bar()
         loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
         self._model = loader.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(checkpoint.path)

@@ -9,16 +9,14 @@ Source of the architecture: Raffel et al. 2020 (arXiv 1910.10683), Xue et al. 20
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from onnx import TensorProto
 
+from onnx import TensorProto
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export.graph import Array, Graph, QuantisedRows
-
-Rows = TypeVar("Rows", str, str | QuantisedRows)
 
 MODEL_TYPES = ("t5", "mt5")
 LONGEST_INPUT = 1024
@@ -37,7 +35,8 @@ def build_t5_encoder(weights: Mapping[str, Array], config: Mapping[str, Any], in
     heads, head_dim = config["num_heads"], config["d_kv"]
     ids = graph.input("input_ids", np.int64, ["batch", "tokens"])
     mask = graph.input("attention_mask", np.int64, ["batch", "tokens"])
-    hidden = graph.embedding(ids, weights["shared.weight"])
+    hidden = graph.embedding(graph.reshape(ids, -1), weights["shared.weight"])
+    by_text = graph.node("Concat", graph.node("Shape", ids), graph.ints(-1), axis=0)
 
     # (heads, distance) with distances from -(LONGEST_INPUT - 1); the bias of query i and key j lies at j - i
     distances = np.arange(-(LONGEST_INPUT - 1), LONGEST_INPUT)
@@ -55,24 +54,26 @@ def build_t5_encoder(weights: Mapping[str, Array], config: Mapping[str, Any], in
 
     for layer in range(config["num_layers"]):
         name = f"encoder.block.{layer}.layer"
-        normed = _rms_norm(graph, hidden, weights[f"{name}.0.layer_norm.weight"], config)
-        query, key, value = (graph.linear(normed, weights[f"{name}.0.SelfAttention.{part}.weight"]) for part in "qkv")
-        attended = graph.node(
-            "Attention", query, key, value, bias, q_num_heads=heads, kv_num_heads=heads, scale=1.0
+        normed = graph.quantise(_rms_norm(graph, hidden, weights[f"{name}.0.layer_norm.weight"], config))
+        query, key, value = (
+            graph.node("Reshape", graph.linear(normed, weights[f"{name}.0.SelfAttention.{part}.weight"]), by_text)
+            for part in "qkv"
         )
+        attended = graph.node("Attention", query, key, value, bias, q_num_heads=heads, kv_num_heads=heads, scale=1.0)
+        attended = graph.reshape(attended, -1, heads * head_dim)
         hidden = graph.node("Add", hidden, graph.linear(attended, weights[f"{name}.0.SelfAttention.o.weight"]))
-        normed = _rms_norm(graph, hidden, weights[f"{name}.1.layer_norm.weight"], config)
-        fed = _feed_forward(graph, normed, weights, f"{name}.1.DenseReluDense", config, graph.linear)
+        normed = graph.quantise(_rms_norm(graph, hidden, weights[f"{name}.1.layer_norm.weight"], config))
+        fed = _feed_forward(graph, normed, weights, f"{name}.1.DenseReluDense", config)
         hidden = graph.node("Add", hidden, fed)
-    hidden = _rms_norm(graph, hidden, weights["encoder.final_layer_norm.weight"], config)
+    final = graph.quantise(_rms_norm(graph, hidden, weights["encoder.final_layer_norm.weight"], config))
+    by_head = graph.node("Concat", graph.node("Shape", ids), graph.ints(heads, head_dim), axis=0)
 
     for layer in range(config["num_decoder_layers"]):
         name = f"decoder.block.{layer}.layer.1.EncDecAttention"
         for part, label, order in (("k", "cross_key", (0, 2, 3, 1)), ("v", "cross_value", (0, 2, 1, 3))):
-            projected = graph.linear(hidden, weights[f"{name}.{part}.weight"])
-            by_head = graph.node("Transpose", graph.reshape(projected, 0, 0, heads, head_dim), perm=order)
+            projected = graph.node("Reshape", graph.linear(final, weights[f"{name}.{part}.weight"]), by_head)
             shape = ["batch", heads, head_dim, "tokens"] if part == "k" else ["batch", heads, "tokens", head_dim]
-            graph.output(by_head, f"{label}_{layer}", np.float32, shape)
+            graph.output(graph.node("Transpose", projected, perm=order), f"{label}_{layer}", np.float32, shape)
     return graph
 
 
@@ -119,12 +120,12 @@ def build_t5_decoder(
         if not self_bias:
             steps = graph.node("Shape", past_key, start=2, end=3)
             first = graph.node("Sub", graph.ints(LONGEST_OUTPUT - 1), steps)
-            self_bias = graph.node(
-                "Slice", bias_table, first, graph.ints(LONGEST_OUTPUT), graph.ints(2)
-            )
-        normed = graph.quantise_by_row(_rms_norm(graph, hidden, weights[f"{name}.0.layer_norm.weight"], config))
+            self_bias = graph.node("Slice", bias_table, first, graph.ints(LONGEST_OUTPUT), graph.ints(2))
+        normed = graph.quantise(_rms_norm(graph, hidden, weights[f"{name}.0.layer_norm.weight"], config))
         query, key, value = (
-            graph.reshape(graph.linear_by_row(normed, weights[f"{name}.0.SelfAttention.{part}.weight"]), -1, heads, 1, head_dim)
+            graph.reshape(
+                graph.linear(normed, weights[f"{name}.0.SelfAttention.{part}.weight"]), -1, heads, 1, head_dim
+            )
             for part in "qkv"
         )
         keys = graph.node("Concat", past_key, key, axis=2)
@@ -134,26 +135,26 @@ def build_t5_decoder(
         scores = graph.node("MatMul", query, graph.node("Transpose", keys, perm=(0, 1, 3, 2)))
         attention = graph.node("Softmax", graph.node("Add", scores, self_bias), axis=-1)
         attended = graph.reshape(graph.node("MatMul", attention, values), -1, inner)
-        hidden = graph.node("Add", hidden, graph.linear_by_row(attended, weights[f"{name}.0.SelfAttention.o.weight"]))
+        hidden = graph.node("Add", hidden, graph.linear(attended, weights[f"{name}.0.SelfAttention.o.weight"]))
 
         normed_rows = _rms_norm(graph, hidden, weights[f"{name}.1.layer_norm.weight"], config)
-        query = graph.linear_by_row(normed_rows, weights[f"{name}.1.EncDecAttention.q.weight"])
+        query = graph.linear(normed_rows, weights[f"{name}.1.EncDecAttention.q.weight"])
         query = graph.node("Transpose", graph.node("Reshape", query, group_shape), perm=(0, 2, 1, 3))
         cross_key = graph.input(f"cross_key_{layer}", np.float32, ["groups", heads, head_dim, "tokens"])
         cross_value = graph.input(f"cross_value_{layer}", np.float32, ["groups", heads, "tokens", head_dim])
         scores = graph.node("Add", graph.node("MatMul", query, cross_key), cross_bias)
         attended = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), cross_value)
         attended = graph.reshape(graph.node("Transpose", attended, perm=(0, 2, 1, 3)), -1, inner)
-        hidden = graph.node("Add", hidden, graph.linear_by_row(attended, weights[f"{name}.1.EncDecAttention.o.weight"]))
+        hidden = graph.node("Add", hidden, graph.linear(attended, weights[f"{name}.1.EncDecAttention.o.weight"]))
 
-        normed = graph.quantise_by_row(_rms_norm(graph, hidden, weights[f"{name}.2.layer_norm.weight"], config))
-        fed = _feed_forward(graph, normed, weights, f"{name}.2.DenseReluDense", config, graph.linear_by_row)
+        normed = graph.quantise(_rms_norm(graph, hidden, weights[f"{name}.2.layer_norm.weight"], config))
+        fed = _feed_forward(graph, normed, weights, f"{name}.2.DenseReluDense", config)
         hidden = graph.node("Add", hidden, fed)
 
     hidden = _rms_norm(graph, hidden, weights["decoder.final_layer_norm.weight"], config)
     if scaled_head:
         hidden = graph.node("Mul", hidden, graph.constant(np.float32(config["d_model"] ** -0.5)))
-    logits = graph.linear_by_row(hidden, weights["lm_head.weight"])
+    logits = graph.linear(hidden, weights["lm_head.weight"])
     if suppressed_ids:
         bias = np.zeros(len(weights["lm_head.weight"]), dtype=np.float32)
         bias[list(suppressed_ids)] = MASKED
@@ -179,21 +180,20 @@ def _additive_mask(graph: Graph, mask: str) -> str:
 
 def _feed_forward(
     graph: Graph,
-    value: Rows,
+    value: QuantisedRows,
     weights: Mapping[str, Array],
     name: str,
     config: Mapping[str, Any],
-    linear: Callable[[Rows, Array], str],
 ) -> str:
     activation = config["feed_forward_proj"]
     if activation == "relu":
-        wide = graph.node("Relu", linear(value, weights[f"{name}.wi.weight"]))
+        wide = graph.node("Relu", graph.linear(value, weights[f"{name}.wi.weight"]))
     elif activation == "gated-gelu":
-        gate = graph.node("Gelu", linear(value, weights[f"{name}.wi_0.weight"]), approximate="tanh")
-        wide = graph.node("Mul", gate, linear(value, weights[f"{name}.wi_1.weight"]))
+        gate = graph.node("Gelu", graph.linear(value, weights[f"{name}.wi_0.weight"]), approximate="tanh")
+        wide = graph.node("Mul", gate, graph.linear(value, weights[f"{name}.wi_1.weight"]))
     else:
         raise InputError(f"feed-forward {activation!r} is not supported; relu and gated-gelu are")
-    return linear(wide, weights[f"{name}.wo.weight"])
+    return graph.linear(wide, weights[f"{name}.wo.weight"])
 
 
 def _relative_bias(
@@ -218,7 +218,9 @@ def relative_buckets(distances: Array, count: int, max_distance: int, bidirectio
         distances = -np.minimum(distances, 0)
     exact = count // 2
     # float32 as in the reference: a boundary can fall the other way in float64
-    ratio = np.log(np.maximum(distances, 1).astype(np.float32) / np.float32(exact)) / np.float32(np.log(max_distance / exact))
+    ratio = np.log(np.maximum(distances, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+        np.log(max_distance / exact)
+    )
     logarithmic = np.minimum(exact + (ratio * np.float32(count - exact)).astype(np.int64), count - 1)
     total: Array = buckets + np.where(distances < exact, distances, logarithmic)
     return total

@@ -55,7 +55,7 @@ class ClientStore:
 
     def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
         """Create an empty collection with the fingerprint as its metadata."""
-        metadata = {FINGERPRINT_KEY: layout.to_json(fingerprint, f"the fingerprint of {collection!r}")}
+        metadata = {FINGERPRINT_KEY: layout.check_creation(collection, dim, fingerprint)}
         if self._read_info(collection) is not None:
             raise StoreError(f"collection {collection!r} already exists in {self.location}. Cure: choose another name.")
         if self._remote:

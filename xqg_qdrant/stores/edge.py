@@ -60,10 +60,10 @@ class EdgeStore:
         path = self._path(collection)
         if self._exists(path):
             raise StoreError(f"collection {collection!r} already exists in {self.location}. Cure: choose another name.")
-        sidecar = {"dim": dim, "fingerprint": layout.to_json(fingerprint, f"the fingerprint of {collection!r}")}
-        vector = engine.EdgeVectorParams(size=dim, distance=engine.Distance.Dot)
-        config = engine.EdgeConfig(vectors=dict.fromkeys(layout.VECTOR_NAMES, vector), wal_enabled=True)
+        sidecar = {"dim": dim, "fingerprint": layout.check_creation(collection, dim, fingerprint)}
         with self._wrapped(f"create collection {collection!r}"):
+            vector = engine.EdgeVectorParams(size=dim, distance=engine.Distance.Dot)
+            config = engine.EdgeConfig(vectors=dict.fromkeys(layout.VECTOR_NAMES, vector), wal_enabled=True)
             self._directory.mkdir(parents=True, exist_ok=True)
             self._sweep()
             unfinished = self._directory / f"{UNFINISHED_PREFIX}{uuid.uuid4().hex}"
@@ -212,7 +212,9 @@ class EdgeStore:
                 raise
             if "WouldBlock" in str(error):
                 cure = "Cure: wait for the other process or end it, or use a Qdrant server, which many can share"
-                raise StoreError(f"cannot {action}: {self.location} is in use by another process. {cure}.") from error
+                raise StoreError(
+                    f"cannot {action}: {self.location} is in use by another process, or twice by this one. {cure}."
+                ) from error
             cure = "Cure: check the disk's free space and the directory's permissions, or restore it from a backup"
             raise StoreError(f"cannot {action} in {self.location}: {error}. {cure}.") from error
 

@@ -45,8 +45,16 @@ Fetch: TypeAlias = Callable[[Sequence[FloatArray], int], list[list[ScoredPassage
 
 
 def make_point_id(passage_id: str) -> str:
-    """Return the UUID under which a passage is stored, in every store and for ever the same."""
-    return str(uuid.uuid5(POINT_NAMESPACE, passage_id))
+    """Return the UUID under which a passage is stored, in every store and for ever the same.
+
+    Raises:
+        StoreError: the id is no text that can be written down.
+    """
+    try:
+        return str(uuid.uuid5(POINT_NAMESPACE, passage_id))
+    except UnicodeEncodeError as error:
+        cure = "Cure: read the file as UTF-8, or give another id"
+        raise StoreError(f"passage {passage_id!r}: the id holds half of a surrogate pair. {cure}.") from error
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -70,6 +78,17 @@ def check_collection_name(collection: str) -> None:
         raise StoreError(f"a collection cannot be named {collection!r}: {forbidden[0]!r} is not allowed. {cure}.")
     if len(collection.encode()) > MAX_NAME_BYTES:
         raise StoreError(f"the collection name {collection[:40]!r}… is longer than {MAX_NAME_BYTES} bytes. {cure}.")
+
+
+def check_creation(collection: str, dim: int, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fingerprint as JSON keeps it, for a collection that is about to be created.
+
+    Raises:
+        StoreError: the vectors have no length, or the fingerprint is no JSON.
+    """
+    if dim < 1:
+        raise StoreError(f"the vectors of {collection!r} cannot have length {dim}. Cure: give the encoder's dimension.")
+    return dict(to_json(fingerprint, f"the fingerprint of {collection!r}"))
 
 
 def check_points(points: Iterable[AugmentedPassage], dim: int) -> dict[str, tuple[AugmentedPassage, dict[str, Any]]]:

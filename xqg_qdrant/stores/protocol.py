@@ -45,7 +45,7 @@ class Store(Protocol):
     def search(self, collection: str, vectors: FloatArray, vector_name: str, limit: int) -> list[list[ScoredPassage]]:
         """Return for each query vector, shape `(n, dim)`, the `limit` best passages, best first.
 
-        Equal scores are ordered by passage id.
+        Scores that the engine gives as equal are ordered by passage id. Exact while the engine has built no index.
         """
 
     def scroll(self, collection: str) -> Iterator[AugmentedPassage]:

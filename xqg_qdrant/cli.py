@@ -1,0 +1,553 @@
+"""The `xqg` command: parses, calls, prints. Data goes to stdout, progress and messages to stderr.
+
+Everything heavy is imported by the command that needs it, so that `xqg --help` starts at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, ROWS_REJECTED_EXIT_CODE, InputError, XqgError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from xqg_qdrant.encoder import Encoder
+    from xqg_qdrant.evaluation.report import Report
+    from xqg_qdrant.generator import Generator
+    from xqg_qdrant.ingest import Recipe
+    from xqg_qdrant.printing import Totals
+    from xqg_qdrant.records import Passage, Query, Reject, ScoredPassage
+    from xqg_qdrant.stores import Store
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+DEFAULT_STORE = "./xqg_data"
+DEMO_COLLECTION = "xqg_demo"
+DEMO_LANGUAGES_SHOWN = ("fi", "ja", "ru")
+EVALUATION_DEPTH = 100
+QUERIES_AT_ONCE = 64
+
+
+class _Group(click.Group):
+    """Turns the package's errors into one message and an exit code, at this one place."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        try:
+            return super().invoke(ctx)
+        except XqgError as error:
+            if ctx.params.get("verbose"):
+                traceback.print_exc()
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED_EXIT_CODE)
+        except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params.get("verbose"):
+                traceback.print_exc()
+            click.echo(
+                f"Error: this is a bug in xqg: {type(error).__name__}: {error}. "
+                "Run again with `xqg -v …` for the traceback, and report it.",
+                err=True,
+            )
+            ctx.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "XQG"})
+@click.version_option(package_name="xqg-qdrant")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no messages besides errors.")
+@click.option("-v", "--verbose", is_flag=True, help="A traceback with every error.")
+@click.pass_context
+def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
+    """Make a Qdrant collection answer questions asked in languages its passages are not written in.
+
+    Every option can also be set in the environment: XQG_INGEST_ALPHA=0.02 is `xqg ingest --alpha 0.02`.
+    """
+    ctx.obj = quiet
+
+
+def _store_option(command: F) -> F:
+    return click.option(
+        "--store",
+        "location",
+        envvar=["XQG_STORE", "QDRANT_URL"],
+        default=DEFAULT_STORE,
+        show_default=True,
+        help="Where the collection lives: a directory (embedded), edge:DIR, local:DIR, :memory:, or a server's URL "
+        "(with its key in QDRANT_API_KEY).",
+    )(command)
+
+
+def _collection_option(**settings: Any) -> Callable[[F], F]:  # noqa: ANN401
+    return click.option("--collection", metavar="NAME", help="The collection's name.", **settings)
+
+
+def _encoder_option(command: F) -> F:
+    return click.option(
+        "--encoder",
+        "encoder_folder",
+        type=click.Path(path_type=Path),
+        help="Model folder of the encoder.  [default: the demo encoder]",
+    )(command)
+
+
+def _device_options(command: F) -> F:
+    device = click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Where the models run; cuda fails rather than fall back.",
+    )
+    threads = click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads.  [default: all]")
+    return device(threads(command))
+
+
+@main.command()
+@click.argument("file")
+@_collection_option(required=True)
+@click.option("--languages", help="Languages to generate queries in, such as ar,ja,ru.  [default: all the generator's]")
+@_store_option
+@_encoder_option
+@click.option(
+    "--generator",
+    "generator_folder",
+    type=click.Path(path_type=Path),
+    help="Model folder of the generator.  [default: the demo generator]",
+)
+@click.option("--queries-per-language", type=int, default=5, show_default=True, help="Queries generated a language.")
+@click.option(
+    "--fusion",
+    type=click.Choice(["sum", "mean"]),
+    default="sum",
+    show_default=True,
+    help="sum as published; mean makes alpha independent of the number of queries.",
+)
+@click.option(
+    "--alpha",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Weight of the generated queries, from 0 to 1; with --fusion mean try 0.2.",
+)
+@click.option("--top-k", type=int, help="Sample among the k most probable tokens; 1 is greedy.  [default: the model's]")
+@click.option("--temperature", type=float, help="Sampling temperature.  [default: the model's]")
+@click.option("--max-new-tokens", type=int, help="Longest query, in tokens.  [default: the model's]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--id-field", help="Field of the passage id, where it is none of id, _id, passage_id, docid.")
+@click.option(
+    "--dead-letters",
+    type=click.Path(path_type=Path),
+    help="File for the rows that were rejected, rewritten by each run.  [default: ./NAME.rejected.jsonl]",
+)
+@_device_options
+@click.pass_obj
+def ingest(
+    quiet: bool,
+    file: str,
+    collection: str,
+    languages: str | None,
+    location: str,
+    encoder_folder: Path | None,
+    generator_folder: Path | None,
+    device: str,
+    threads: int,
+    id_field: str | None,
+    dead_letters: Path | None,
+    **settings: Any,  # noqa: ANN401
+) -> None:
+    """Store the passages of FILE with augmented vectors.
+
+    FILE is JSONL, TSV or Parquet, a BEIR folder, or - for JSONL on standard input. Interrupted and run again, it goes
+    on where it stopped; run on an edited file, it redoes what changed. Rows that cannot be used are written to the
+    dead-letter file with their line and the reason; then the exit code is 3.
+    """
+    from xqg_qdrant.corpus import count_rows, read_passages
+    from xqg_qdrant.ingest import make_recipe
+    from xqg_qdrant.languages import parse_languages
+
+    rows = read_passages(file, id_field=id_field)
+    with _opened_store(location) as store:
+        encoder, generator = (
+            _load_encoder(encoder_folder, device, threads),
+            _load_generator(generator_folder, device, threads),
+        )
+        named = parse_languages(languages, generator.languages) if languages is not None else ()
+        recipe = make_recipe(generator, named, **settings)
+        total = None if quiet else count_rows(file)
+        letters = dead_letters or Path(f"{collection}.rejected.jsonl")
+        totals = _run_ingest(rows, total, store, collection, encoder, generator, recipe, letters, quiet)
+    if totals.rejected:
+        click.echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters}", err=True)
+        sys.exit(ROWS_REJECTED_EXIT_CODE)
+
+
+@main.command()
+@click.argument("questions", metavar="QUESTION...", nargs=-1)
+@_collection_option(required=True)
+@_store_option
+@_encoder_option
+@click.option("--limit", type=click.IntRange(min=1), default=5, show_default=True, help="Passages for each question.")
+@click.option(
+    "--vector",
+    type=click.Choice(["xqg", "passage"]),
+    default="xqg",
+    show_default=True,
+    help="Search the augmented vectors, or the plain ones to compare.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line for each question.")
+@_device_options
+def query(
+    questions: tuple[str, ...],
+    collection: str,
+    location: str,
+    encoder_folder: Path | None,
+    limit: int,
+    vector: str,
+    as_json: bool,
+    device: str,
+    threads: int,
+) -> None:
+    """Find the passages that answer a QUESTION, asked in any language.
+
+    With - in its place, questions are read from standard input, one a line.
+    """
+    from xqg_qdrant.printing import format_hits, hits_to_json
+    from xqg_qdrant.search import check_collection, explain, search
+
+    if not questions:
+        raise click.UsageError("Missing argument 'QUESTION...'; give - to read questions from standard input.")
+    asked = (
+        (line.strip() for line in click.get_text_stream("stdin", encoding="utf-8"))
+        if questions == ("-",)
+        else questions
+    )
+    with _opened_store(location) as store:
+        encoder = _load_encoder(encoder_folder, device, threads)
+        check_collection(store, collection, encoder)
+        for question in filter(None, asked):
+            found = search(store, collection, encoder, [question], limit, [vector])[vector][0]
+            hits = explain(encoder, question, found)
+            click.echo(hits_to_json(question, vector, hits) if as_json else f"{question}\n{format_hits(hits)}")
+
+
+@main.command()
+@_collection_option()
+@click.option("--questions", type=click.Path(path_type=Path), help="Questions, or a BEIR folder that holds them.")
+@click.option("--qrels", type=click.Path(path_type=Path), help="Judgements.  [default: those of a BEIR folder]")
+@click.option("--predictions", type=click.Path(path_type=Path), help="Score this prediction file instead.")
+@click.option("--gold", type=click.Path(path_type=Path), help="Questions with answers, for --predictions.")
+@_store_option
+@_encoder_option
+@click.option(
+    "--vector",
+    type=click.Choice(["both", "xqg", "passage"]),
+    default="both",
+    show_default=True,
+    help="Compare augmented vectors with plain ones, or measure one of them.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=EVALUATION_DEPTH,
+    show_default=True,
+    help="Passages for each question.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@click.option(
+    "--write-run", type=click.Path(path_type=Path), help="Write the TREC run (of xqg, where both are searched)."
+)
+@click.option("--write-predictions", type=click.Path(path_type=Path), help="Write the run in XOR-Retrieve's format.")
+@_device_options
+@click.pass_obj
+def evaluate(
+    quiet: bool,
+    collection: str | None,
+    questions: Path | None,
+    qrels: Path | None,
+    predictions: Path | None,
+    gold: Path | None,
+    location: str,
+    encoder_folder: Path | None,
+    vector: str,
+    limit: int,
+    as_json: bool,
+    write_run: Path | None,
+    write_predictions: Path | None,
+    device: str,
+    threads: int,
+) -> None:
+    """Measure retrieval: R@2kt and R@5kt where there are answers, recall, MRR and nDCG where there are judgements.
+
+    Either search a --collection with --questions, or score a file of --predictions against its --gold questions
+    exactly as the official XOR-Retrieve script does.
+    """
+    from xqg_qdrant.corpus import read_queries
+    from xqg_qdrant.evaluation import files
+    from xqg_qdrant.evaluation.report import evaluate_runs, predictions_of_run, report_predictions
+    from xqg_qdrant.search import check_collection
+
+    if (predictions is None) != (gold is None) or (predictions is None) == (collection is None):
+        raise click.UsageError("Give --collection and --questions, or --predictions and --gold.")
+    if predictions is not None and gold is not None:
+        _echo_report(report_predictions(files.read_predictions(predictions), read_queries(gold)), as_json)
+        return
+    if questions is None or collection is None:
+        raise click.UsageError("Missing option '--questions'.")
+    queries = read_queries(questions)
+    if qrels is None and questions.is_dir() and (questions / "qrels" / "test.tsv").is_file():
+        qrels = questions
+    judgements = files.read_qrels(qrels) if qrels else []
+    with _opened_store(location) as store:
+        encoder = _load_encoder(encoder_folder, device, threads)
+        check_collection(store, collection, encoder)
+        names = ["passage", "xqg"] if vector == "both" else [vector]
+        runs = _search_all(store, collection, encoder, queries, limit, names, quiet)
+    report = evaluate_runs(queries, judgements, runs, recall_at=[k for k in (1, 5, 10, 20, 100) if k <= limit])
+    written = runs[names[-1]]
+    if write_run:
+        scored = {name: [(hit.passage.passage_id, hit.score) for hit in hits] for name, hits in written.items()}
+        files.write_run(write_run, scored)
+    if write_predictions:
+        files.write_predictions(write_predictions, predictions_of_run(queries, written))
+    _echo_report(report, as_json)
+
+
+@main.command()
+@click.argument("checkpoint")
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--int8", is_flag=True, help="int8 for CPUs: a quarter of the size, with its measured loss in xqg.json.")
+@click.option("--pooling", type=click.Choice(["cls", "mean", "last"]), help="Encoder: pooling, where no file tells it.")
+@click.option("--normalise/--no-normalise", default=None, help="Encoder: vectors of length 1.")
+@click.option("--query-prefix", help="Encoder: text before each query, such as 'query: '.")
+@click.option("--passage-prefix", help="Encoder: text before each passage, such as 'passage: '.")
+@click.option("--max-query-tokens", type=click.IntRange(min=4), help="Encoder: longest query.")
+@click.option("--max-passage-tokens", type=click.IntRange(min=4), help="Encoder: longest passage.")
+@click.option("--prompt", help="Generator: template with {text}, and if the model wants them {title} and {language}.")
+@click.option("--languages", help="Generator: the languages it writes, such as ar,bn,fi,ja,ko,ru,te.")
+@click.option("--max-input-tokens", type=click.IntRange(min=4), help="Generator: longest prompt.  [default: 256]")
+@click.option("--top-k", type=click.IntRange(min=1), help="Generator: sampling default.  [default: 10]")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0, min_open=True), help="Generator: sampling default.  [default: 1]"
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Generator: longest query.  [default: 32]")
+@click.pass_obj
+def export(
+    quiet: bool,
+    checkpoint: str,
+    folder: Path | None,
+    revision: str | None,
+    int8: bool,
+    languages: str | None,
+    **given: Any,  # noqa: ANN401
+) -> None:
+    """Export a Hugging Face CHECKPOINT (local folder or hub id) to a model FOLDER, by default onnx/NAME.
+
+    Encoders: BERT, MiniLM, XLM-R. Generators: T5, mT5. The result is checked against transformers; a model that does
+    not compute the same leaves no folder behind. Needs: pip install 'xqg-qdrant[export]'
+    """
+    try:
+        from xqg_qdrant.export import export_checkpoint
+    except ModuleNotFoundError as error:
+        raise InputError(f"xqg export needs {error.name}: install it with: pip install 'xqg-qdrant[export]'") from error
+    from xqg_qdrant.languages import LANGUAGES, parse_languages
+
+    given["languages"] = parse_languages(languages, tuple(LANGUAGES)) if languages is not None else None
+    if not quiet:
+        click.echo(f"exporting {checkpoint}; the check against transformers takes a while …", err=True)
+    start = time.perf_counter()
+    exported = export_checkpoint(checkpoint, folder, revision=revision, int8=int8, **given)
+    for dtype in ("float32", "int8"):
+        if dtype in exported.parity:
+            figures = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in exported.parity[dtype].items())
+            click.echo(
+                f"{dtype} against {exported.parity['reference']} on {exported.parity['inputs']} inputs: {figures}"
+            )
+    click.echo(f"{exported.folder}: {exported.kind}, exported in {time.perf_counter() - start:.0f} s")
+
+
+@main.command()
+@_store_option
+@_collection_option(default=DEMO_COLLECTION, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@_device_options
+@click.pass_obj
+def demo(quiet: bool, location: str, collection: str, as_json: bool, device: str, threads: int) -> None:
+    """Ingest the demo corpus with the shipped models, search it, and measure what the augmentation gave."""
+    from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_qrels, read_demo_queries
+    from xqg_qdrant.evaluation.report import evaluate_runs
+    from xqg_qdrant.ingest import make_recipe
+
+    def tell(message: str) -> None:
+        click.echo(message, err=as_json)
+
+    passages, queries = read_demo_passages(), read_demo_queries()
+    with _opened_store(location) as store:
+        encoder, generator = _load_encoder(None, device, threads), _load_generator(None, device, threads)
+        recipe = make_recipe(generator)
+        tell(
+            f"Ingesting {len(passages)} English passages into {collection!r} ({store.location}), each with "
+            f"{recipe.queries_per_language} generated queries in each of {', '.join(recipe.languages)}."
+        )
+        letters = Path(f"{collection}.rejected.jsonl")
+        _run_ingest(passages, len(passages), store, collection, encoder, generator, recipe, letters, quiet)
+        tell("")
+        for language in DEMO_LANGUAGES_SHOWN:
+            tell(_show_question(store, collection, encoder, next(q for q in queries if q.language == language)))
+        runs = _search_all(store, collection, encoder, queries, EVALUATION_DEPTH, ["passage", "xqg"], quiet)
+    report = evaluate_runs(queries, read_demo_qrels(), runs, recall_at=(1, 10))
+    tell(
+        f"{len(queries)} questions in {len(report.questions)} languages, plain vectors (passage) and augmented (xqg):\n"
+    )
+    _echo_report(report, as_json)
+    tell(
+        f"\nThe collection {collection!r} lies in {store.location}. Try next:\n"
+        f"  xqg query --collection {collection} --store {location} 'Какая река самая длинная в Африке?'\n"
+        f"  xqg ingest YOUR_FILE.jsonl --collection docs --languages ja,ru\n"
+        f"  xqg evaluate --collection {collection} --store {location} --questions {DEMO_FOLDER}\n"
+        "The demo models are small; for production export larger ones: see `xqg export --help`."
+    )
+
+
+def _show_question(store: Store, collection: str, encoder: Encoder, question: Query) -> str:
+    from xqg_qdrant.search import search
+
+    found = search(store, collection, encoder, [question.text], 3, ["passage", "xqg"])
+    lines = [f"{question.language}: {question.text}  (answer: {question.answers[0]})"]
+    for name, label in (("passage", "plain    "), ("xqg", "augmented")):
+        titles = (
+            f"{hit.passage.title}{' ✓' if any(answer in hit.passage.text for answer in question.answers) else ''}"
+            for hit in found[name][0]
+        )
+        lines.append(f"  {label}  {' | '.join(titles)}")
+    return "\n".join(lines) + "\n"
+
+
+def _run_ingest(
+    rows: Iterable[Passage | Reject],
+    total: int | None,
+    store: Store,
+    collection: str,
+    encoder: Encoder,
+    generator: Generator,
+    recipe: Recipe,
+    dead_letters: Path,
+    quiet: bool,
+) -> Totals:
+    from tqdm import tqdm
+
+    from xqg_qdrant.corpus import write_dead_letters
+    from xqg_qdrant.ingest import ingest as ingest_rows
+    from xqg_qdrant.printing import Totals
+
+    totals, start = Totals(), time.perf_counter()
+    dead_letters.unlink(missing_ok=True)
+    with _Interruption() as interruption, tqdm(total=total, unit=" passages", disable=quiet or None) as bar:
+        for progress in ingest_rows(rows, store, collection, encoder, generator, recipe):
+            totals.add(progress)
+            if progress.rejects:
+                write_dead_letters(dead_letters, progress.rejects)
+            bar.update(progress.rows)
+            bar.set_postfix_str(f"{totals.asked.total() / (time.perf_counter() - start):.0f} queries/s")
+            if interruption.asked:
+                break
+    if not quiet:
+        click.echo(totals.summary(time.perf_counter() - start), err=True)
+    if interruption.asked:
+        click.echo("Interrupted; the same command goes on from here.", err=True)
+        sys.exit(INTERRUPTED_EXIT_CODE)
+    return totals
+
+
+class _Interruption:
+    """The first Ctrl-C lets the chunk in flight finish; a second one ends at once, at the cost of that chunk."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> _Interruption:
+        self._previous = signal.signal(signal.SIGINT, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _remember(self, _signal: int, _frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        click.echo("\nFinishing the chunk in flight; press Ctrl-C again to end at once.", err=True)
+
+
+def _search_all(
+    store: Store,
+    collection: str,
+    encoder: Encoder,
+    queries: Sequence[Query],
+    limit: int,
+    vector_names: Sequence[str],
+    quiet: bool,
+) -> dict[str, dict[str, list[ScoredPassage]]]:
+    from tqdm import tqdm
+
+    from xqg_qdrant.search import search
+
+    runs: dict[str, dict[str, list[ScoredPassage]]] = {name: {} for name in vector_names}
+    with tqdm(total=len(queries), unit=" questions", disable=quiet or None) as bar:
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            batch = queries[start : start + QUERIES_AT_ONCE]
+            found = search(store, collection, encoder, [query.text for query in batch], limit, vector_names)
+            for name, run in runs.items():
+                run.update(zip((query.query_id for query in batch), found[name], strict=True))
+            bar.update(len(batch))
+    return runs
+
+
+def _echo_report(report: Report, as_json: bool) -> None:
+    import json
+
+    from xqg_qdrant.evaluation.report import format_table
+
+    click.echo(
+        json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else format_table(report), nl=as_json
+    )
+
+
+@contextmanager
+def _opened_store(location: str) -> Iterator[Store]:
+    from xqg_qdrant.stores import open_store
+
+    store = open_store(location, os.environ.get("QDRANT_API_KEY"))
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _load_encoder(folder: Path | None, device: str, threads: int) -> Encoder:
+    from xqg_qdrant.encoder import Encoder
+    from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
+
+    return Encoder(folder or shipped_model(DEMO_ENCODER), device, threads)
+
+
+def _load_generator(folder: Path | None, device: str, threads: int) -> Generator:
+    from xqg_qdrant.generator import Generator
+    from xqg_qdrant.model_folder import DEMO_GENERATOR, shipped_model
+
+    return Generator(folder or shipped_model(DEMO_GENERATOR), device, threads)

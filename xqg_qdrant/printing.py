@@ -1,0 +1,97 @@
+"""What the command line prints, as strings: hits, yields, summaries.
+
+Knows records and plain text. Prints nothing itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from textwrap import shorten
+from typing import Any
+
+from xqg_qdrant.ingest import Progress
+from xqg_qdrant.search import Hit
+
+SNIPPET_CHARACTERS = 160
+
+
+class Totals:
+    """The sum of an ingest's progress."""
+
+    def __init__(self) -> None:
+        self.stored = self.unchanged = self.rejected = 0
+        self.asked: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()
+
+    def add(self, progress: Progress) -> None:
+        """Add what one chunk came to."""
+        self.stored += progress.stored
+        self.unchanged += progress.unchanged
+        self.rejected += len(progress.rejects)
+        self.asked.update(progress.asked)
+        self.kept.update(progress.kept)
+
+    def summary(self, seconds: float) -> str:
+        """Return what was done, and which part of the generated queries was kept in each language."""
+        lines = [
+            f"{self.stored} passages stored, {self.unchanged} unchanged, {self.rejected} rows rejected, "
+            f"in {format_seconds(seconds)}."
+        ]
+        if self.asked:
+            yields = "  ".join(f"{name} {100 * self.kept[name] / asked:.0f}%" for name, asked in self.asked.items())
+            rate = self.asked.total() / seconds
+            lines.append(
+                f"{self.kept.total()} of {self.asked.total()} generated queries kept ({rate:.0f} generated a second): "
+                f"{yields}"
+            )
+        return "\n".join(lines)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration for people: `8.1 s`, `2 min 05 s`, `3 h 12 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_hits(hits: Sequence[Hit]) -> str:
+    """Return one paragraph a hit: rank, score, title, snippet, and the generated query that matched best."""
+    if not hits:
+        return "  nothing found: the collection is empty"
+    paragraphs = []
+    for rank, (found, best_query) in enumerate(hits, start=1):
+        passage = found.passage
+        lines = [f"{rank:>3}  {found.score:.4f}  {passage.title or passage.passage_id}  [{passage.passage_id}]"]
+        lines.append(f"     {shorten(passage.text, SNIPPET_CHARACTERS, placeholder=' …')}")
+        if best_query is not None:
+            lines.append(f"     matched best: {best_query.text}  ({best_query.language})")
+        paragraphs.append("\n".join(lines))
+    return "\n".join(paragraphs)
+
+
+def hits_to_json(question: str, vector_name: str, hits: Sequence[Hit]) -> str:
+    """Return one line of JSON for a question and its hits."""
+    return json.dumps(
+        {
+            "question": question,
+            "vector": vector_name,
+            "hits": [_hit_to_json(rank, hit) for rank, hit in enumerate(hits, start=1)],
+        },
+        ensure_ascii=False,
+    )
+
+
+def _hit_to_json(rank: int, hit: Hit) -> Mapping[str, Any]:
+    passage = hit.found.passage
+    return {
+        "rank": rank,
+        "score": hit.found.score,
+        "passage_id": passage.passage_id,
+        "title": passage.title,
+        "text": passage.text,
+        "metadata": dict(passage.metadata),
+        "best_query": hit.best_query._asdict() if hit.best_query else None,
+    }
