@@ -947,6 +947,16 @@ def test_requests_stay_below_what_a_server_takes(rest: RestQdrant, monkeypatch: 
     store.close()
 
 
+def test_a_request_holds_at_most_256_points(rest: RestQdrant) -> None:
+    store = open_store(rest.url)
+    store.create_collection("passages", DIM, FINGERPRINT)
+    store.upsert("passages", make_random_points(600))
+    assert [path for method, path, _ in rest.requests if method == "PUT"][2:] == [
+        "/collections/passages/points?wait=true"
+    ] * 3
+    store.close()
+
+
 def test_a_server_that_cannot_keep_a_fingerprint_is_refused_before_anything_is_created(rest: RestQdrant) -> None:
     rest.version = "1.15.4"
     store = open_store(rest.url)

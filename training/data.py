@@ -16,6 +16,8 @@ HELD_OUT = ("dev", "question-match", "xor/dev.jsonl.gz")
 
 
 class ParallelPair(NamedTuple):
+    """An English text and its translation."""
+
     language: str
     source: str
     english: str
@@ -23,11 +25,15 @@ class ParallelPair(NamedTuple):
 
 
 class Question(NamedTuple):
+    """A real question, with no translation."""
+
     language: str
     text: str
 
 
 class PassageQuestion(NamedTuple):
+    """An English passage, or a sentence without title, and a question that it answers."""
+
     title: str
     passage: str
     question: str

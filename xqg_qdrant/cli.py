@@ -6,11 +6,10 @@ Everything heavy is imported by the command that needs it, so that `xqg --help` 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,14 +19,10 @@ import click
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, ROWS_REJECTED_EXIT_CODE, InputError, XqgError
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from xqg_qdrant.encoder import Encoder
     from xqg_qdrant.evaluation.report import Report
     from xqg_qdrant.generator import Generator
-    from xqg_qdrant.ingest import Recipe
-    from xqg_qdrant.printing import Totals
-    from xqg_qdrant.records import Passage, Query, Reject, ScoredPassage
+    from xqg_qdrant.records import Query
     from xqg_qdrant.stores import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,7 +32,6 @@ DEFAULT_STORE = "./xqg_data"
 DEMO_COLLECTION = "xqg_demo"
 DEMO_LANGUAGES_SHOWN = ("fi", "ja", "ru")
 EVALUATION_DEPTH = 100
-QUERIES_AT_ONCE = 64
 
 
 class _Group(click.Group):
@@ -92,7 +86,7 @@ def _store_option(command: F) -> F:
     )(command)
 
 
-def _collection_option(**settings: Any) -> Callable[[F], F]:  # noqa: ANN401
+def _collection_option(**settings: Any) -> Callable[[F], F]:
     return click.option("--collection", metavar="NAME", help="The collection's name.", **settings)
 
 
@@ -158,6 +152,7 @@ def _device_options(command: F) -> F:
 @click.pass_obj
 def ingest(
     quiet: bool,
+    /,
     file: str,
     collection: str,
     languages: str | None,
@@ -168,7 +163,7 @@ def ingest(
     threads: int,
     id_field: str | None,
     dead_letters: Path | None,
-    **settings: Any,  # noqa: ANN401
+    **settings: Any,
 ) -> None:
     """Store the passages of FILE with augmented vectors.
 
@@ -179,6 +174,7 @@ def ingest(
     from xqg_qdrant.corpus import count_rows, read_passages
     from xqg_qdrant.ingest import make_recipe
     from xqg_qdrant.languages import parse_languages
+    from xqg_qdrant.progress import run_ingest
 
     rows = read_passages(file, id_field=id_field)
     with _opened_store(location) as store:
@@ -190,7 +186,7 @@ def ingest(
         recipe = make_recipe(generator, named, **settings)
         total = None if quiet else count_rows(file)
         letters = dead_letters or Path(f"{collection}.rejected.jsonl")
-        totals = _run_ingest(rows, total, store, collection, encoder, generator, recipe, letters, quiet)
+        totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, letters, quiet)
     if totals.rejected:
         click.echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters}", err=True)
         sys.exit(ROWS_REJECTED_EXIT_CODE)
@@ -231,15 +227,11 @@ def query(
 
     if not questions:
         raise click.UsageError("Missing argument 'QUESTION...'; give - to read questions from standard input.")
-    asked = (
-        (line.strip() for line in click.get_text_stream("stdin", encoding="utf-8"))
-        if questions == ("-",)
-        else questions
-    )
+    lines: Iterable[str] = click.get_text_stream("stdin", encoding="utf-8") if questions == ("-",) else questions
     with _opened_store(location) as store:
         encoder = _load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
-        for question in filter(None, asked):
+        for question in filter(None, (line.strip() for line in lines)):
             found = search(store, collection, encoder, [question], limit, [vector])[vector][0]
             hits = explain(encoder, question, found)
             click.echo(hits_to_json(question, vector, hits) if as_json else f"{question}\n{format_hits(hits)}")
@@ -299,6 +291,7 @@ def evaluate(
     from xqg_qdrant.corpus import read_queries
     from xqg_qdrant.evaluation import files
     from xqg_qdrant.evaluation.report import evaluate_runs, predictions_of_run, report_predictions
+    from xqg_qdrant.progress import search_all
     from xqg_qdrant.search import check_collection
 
     if (predictions is None) != (gold is None) or (predictions is None) == (collection is None):
@@ -316,7 +309,7 @@ def evaluate(
         encoder = _load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
         names = ["passage", "xqg"] if vector == "both" else [vector]
-        runs = _search_all(store, collection, encoder, queries, limit, names, quiet)
+        runs = search_all(store, collection, encoder, queries, limit, names, quiet)
     report = evaluate_runs(queries, judgements, runs, recall_at=[k for k in (1, 5, 10, 20, 100) if k <= limit])
     written = runs[names[-1]]
     if write_run:
@@ -349,12 +342,13 @@ def evaluate(
 @click.pass_obj
 def export(
     quiet: bool,
+    /,
     checkpoint: str,
     folder: Path | None,
     revision: str | None,
     int8: bool,
     languages: str | None,
-    **given: Any,  # noqa: ANN401
+    **given: Any,
 ) -> None:
     """Export a Hugging Face CHECKPOINT (local folder or hub id) to a model FOLDER, by default onnx/NAME.
 
@@ -392,6 +386,7 @@ def demo(quiet: bool, location: str, collection: str, as_json: bool, device: str
     from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_qrels, read_demo_queries
     from xqg_qdrant.evaluation.report import evaluate_runs
     from xqg_qdrant.ingest import make_recipe
+    from xqg_qdrant.progress import run_ingest, search_all
 
     def tell(message: str) -> None:
         click.echo(message, err=as_json)
@@ -405,11 +400,11 @@ def demo(quiet: bool, location: str, collection: str, as_json: bool, device: str
             f"{recipe.queries_per_language} generated queries in each of {', '.join(recipe.languages)}."
         )
         letters = Path(f"{collection}.rejected.jsonl")
-        _run_ingest(passages, len(passages), store, collection, encoder, generator, recipe, letters, quiet)
+        run_ingest(passages, len(passages), store, collection, encoder, generator, recipe, letters, quiet)
         tell("")
         for language in DEMO_LANGUAGES_SHOWN:
             tell(_show_question(store, collection, encoder, next(q for q in queries if q.language == language)))
-        runs = _search_all(store, collection, encoder, queries, EVALUATION_DEPTH, ["passage", "xqg"], quiet)
+        runs = search_all(store, collection, encoder, queries, EVALUATION_DEPTH, ["passage", "xqg"], quiet)
     report = evaluate_runs(queries, read_demo_qrels(), runs, recall_at=(1, 10))
     tell(
         f"{len(queries)} questions in {len(report.questions)} languages, plain vectors (passage) and augmented (xqg):\n"
@@ -436,86 +431,6 @@ def _show_question(store: Store, collection: str, encoder: Encoder, question: Qu
         )
         lines.append(f"  {label}  {' | '.join(titles)}")
     return "\n".join(lines) + "\n"
-
-
-def _run_ingest(
-    rows: Iterable[Passage | Reject],
-    total: int | None,
-    store: Store,
-    collection: str,
-    encoder: Encoder,
-    generator: Generator,
-    recipe: Recipe,
-    dead_letters: Path,
-    quiet: bool,
-) -> Totals:
-    from tqdm import tqdm
-
-    from xqg_qdrant.corpus import write_dead_letters
-    from xqg_qdrant.ingest import ingest as ingest_rows
-    from xqg_qdrant.printing import Totals
-
-    totals, start = Totals(), time.perf_counter()
-    dead_letters.unlink(missing_ok=True)
-    with _Interruption() as interruption, tqdm(total=total, unit=" passages", disable=quiet or None) as bar:
-        for progress in ingest_rows(rows, store, collection, encoder, generator, recipe):
-            totals.add(progress)
-            if progress.rejects:
-                write_dead_letters(dead_letters, progress.rejects)
-            bar.update(progress.rows)
-            bar.set_postfix_str(f"{totals.asked.total() / (time.perf_counter() - start):.0f} queries/s")
-            if interruption.asked:
-                break
-    if not quiet:
-        click.echo(totals.summary(time.perf_counter() - start), err=True)
-    if interruption.asked:
-        click.echo("Interrupted; the same command goes on from here.", err=True)
-        sys.exit(INTERRUPTED_EXIT_CODE)
-    return totals
-
-
-class _Interruption:
-    """The first Ctrl-C lets the chunk in flight finish; a second one ends at once, at the cost of that chunk."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> _Interruption:
-        self._previous = signal.signal(signal.SIGINT, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _remember(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        click.echo("\nFinishing the chunk in flight; press Ctrl-C again to end at once.", err=True)
-
-
-def _search_all(
-    store: Store,
-    collection: str,
-    encoder: Encoder,
-    queries: Sequence[Query],
-    limit: int,
-    vector_names: Sequence[str],
-    quiet: bool,
-) -> dict[str, dict[str, list[ScoredPassage]]]:
-    from tqdm import tqdm
-
-    from xqg_qdrant.search import search
-
-    runs: dict[str, dict[str, list[ScoredPassage]]] = {name: {} for name in vector_names}
-    with tqdm(total=len(queries), unit=" questions", disable=quiet or None) as bar:
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            batch = queries[start : start + QUERIES_AT_ONCE]
-            found = search(store, collection, encoder, [query.text for query in batch], limit, vector_names)
-            for name, run in runs.items():
-                run.update(zip((query.query_id for query in batch), found[name], strict=True))
-            bar.update(len(batch))
-    return runs
 
 
 def _echo_report(report: Report, as_json: bool) -> None:

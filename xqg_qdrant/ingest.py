@@ -66,7 +66,7 @@ class Progress(NamedTuple):
         return self.stored + self.unchanged + len(self.rejects)
 
 
-def make_recipe(generator: Generator, languages: Sequence[str] = (), **settings: Any) -> Recipe:  # noqa: ANN401
+def make_recipe(generator: Generator, languages: Sequence[str] = (), **settings: Any) -> Recipe:
     """Fill in what is not set: the generator's own languages and sampling, and the published fusion.
 
     Raises:

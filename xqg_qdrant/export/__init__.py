@@ -57,7 +57,7 @@ def export_checkpoint(
     *,
     revision: str | None = None,
     int8: bool = False,
-    **given: Any,  # noqa: ANN401
+    **given: Any,
 ) -> Export:
     """Export a checkpoint (local folder or hub id) to a model folder, `onnx/NAME` unless told otherwise.
 
@@ -188,8 +188,8 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     def accept(figures: dict[str, Any]) -> None:
         if figures["identical_greedy_queries"] < len(expected):
             raise ModelError(
-                f"parity check failed for {checkpoint.source}: {figures['identical_greedy_queries']} of {len(expected)} "
-                "greedy outputs equal transformers'. Nothing was written; please report the checkpoint."
+                f"parity check failed for {checkpoint.source}: {figures['identical_greedy_queries']} of "
+                f"{len(expected)} greedy outputs equal transformers'. Nothing was written; please report it."
             )
 
     steps = _Steps(reference, fields, write_graphs, measure, accept)

@@ -73,7 +73,7 @@ def fetch_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     return Checkpoint(path, path.name if Path(source).is_dir() else source, revision or "", config)
 
 
-def read_encoder_settings(checkpoint: Checkpoint, **given: Any) -> EncoderSettings:  # noqa: ANN401
+def read_encoder_settings(checkpoint: Checkpoint, **given: Any) -> EncoderSettings:
     """Read pooling, normalisation, prefixes and lengths from sentence-transformers' files; what is given wins.
 
     Raises:
@@ -108,7 +108,7 @@ def read_encoder_settings(checkpoint: Checkpoint, **given: Any) -> EncoderSettin
     )
 
 
-def read_generator_settings(checkpoint: Checkpoint, **given: Any) -> GeneratorSettings:  # noqa: ANN401
+def read_generator_settings(checkpoint: Checkpoint, **given: Any) -> GeneratorSettings:
     """Read language tokens and sampling from `generation_config.json`; what is given wins.
 
     Raises:

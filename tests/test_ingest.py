@@ -1,0 +1,285 @@
+"""What an ingest promises: nothing lost, nothing done twice, nothing that depends on interruptions."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xqg_qdrant.demo import read_demo_passages
+from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.errors import InputError, MismatchError
+from xqg_qdrant.generator import Generation, Generator
+from xqg_qdrant.ingest import CHUNK_SIZE, Progress, Recipe, ingest, make_recipe
+from xqg_qdrant.records import AugmentedPassage, FloatArray, Passage, Reject
+from xqg_qdrant.stores import Store, open_store
+
+CLI = Path(__file__).parent.parent / "cli.py"
+KILLS = 10
+
+
+@pytest.fixture
+def recipe(demo_generator: Generator) -> Recipe:
+    return make_recipe(demo_generator, ["fi", "ru"], queries_per_language=2, max_new_tokens=8)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(str(tmp_path / "store"))
+    yield opened
+    opened.close()
+
+
+def read_points(store: Store, collection: str = "docs") -> dict[str, AugmentedPassage]:
+    return {point.passage.passage_id: point for point in store.scroll(collection)}
+
+
+def assert_same_points(left: dict[str, AugmentedPassage], right: dict[str, AugmentedPassage]) -> None:
+    assert left.keys() == right.keys()
+    for passage_id, point in left.items():
+        other = right[passage_id]
+        assert replace(point, vectors={}) == replace(other, vectors={})
+        for name in ("xqg", "passage"):
+            np.testing.assert_array_equal(point.vectors[name], other.vectors[name])
+
+
+def total(steps: Iterable[Progress]) -> tuple[int, int, int]:
+    stored = unchanged = rejected = 0
+    for step in steps:
+        stored, unchanged, rejected = stored + step.stored, unchanged + step.unchanged, rejected + len(step.rejects)
+    return stored, unchanged, rejected
+
+
+def test_a_point_holds_the_passage_its_queries_and_the_published_sum_of_their_vectors(
+    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe
+) -> None:
+    passage = replace(read_demo_passages()[0], metadata={"source": "demo", "year": 2026})
+    assert total(ingest([passage], store, "docs", demo_encoder, demo_generator, recipe)) == (1, 0, 0)
+    point = read_points(store)[passage.passage_id]
+    assert point.passage == passage
+    assert 1 <= len(point.generated_queries) <= 4
+    assert {query.language for query in point.generated_queries} <= {"fi", "ru"}
+    plain = demo_encoder.encode_passages([f"{passage.title} {passage.text}"])[0]
+    queries = demo_encoder.encode_queries([query.text for query in point.generated_queries])
+    np.testing.assert_array_equal(point.vectors["passage"], plain)
+    expected = 0.99 * plain.astype(np.float64) + 0.01 * queries.astype(np.float64).sum(axis=0)
+    np.testing.assert_allclose(point.vectors["xqg"], expected, atol=1e-7)
+
+
+def test_a_second_run_generates_nothing_and_changes_nothing(
+    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passages = read_demo_passages()[: CHUNK_SIZE + 3]
+    assert total(ingest(passages, store, "docs", demo_encoder, demo_generator, recipe)) == (CHUNK_SIZE + 3, 0, 0)
+    before = read_points(store)
+
+    def refuse(*_: object) -> Generation:
+        raise AssertionError("generated again")
+
+    monkeypatch.setattr(demo_generator, "generate", refuse)
+    assert total(ingest(passages, store, "docs", demo_encoder, demo_generator, recipe)) == (0, CHUNK_SIZE + 3, 0)
+    assert_same_points(before, read_points(store))
+
+
+def test_an_edited_corpus_redoes_only_what_changed(
+    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe
+) -> None:
+    passages = read_demo_passages()[:5]
+    list(ingest(passages, store, "docs", demo_encoder, demo_generator, recipe))
+    before = read_points(store)
+    passages[1] = replace(passages[1], text="A new text about the Danube.")
+    passages[2] = replace(passages[2], metadata={"new": True})
+    passages.insert(0, Passage("new", "A passage that was not there."))
+    assert total(ingest(passages, store, "docs", demo_encoder, demo_generator, recipe)) == (3, 3, 0)
+    after = read_points(store)
+    assert after[passages[2].passage_id].passage.text == "A new text about the Danube."
+    unchanged = {passages[i].passage_id for i in (1, 4, 5)}
+    assert_same_points({i: before[i] for i in unchanged}, {i: after[i] for i in unchanged})
+
+
+def test_points_do_not_depend_on_the_order_of_the_corpus_or_of_the_languages(
+    demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe, tmp_path: Path
+) -> None:
+    passages = read_demo_passages()[:6]
+    results = []
+    for name, rows, languages in (("a", passages, ["fi", "ru"]), ("b", passages[::-1], ["ru", "fi"])):
+        store = open_store(str(tmp_path / name))
+        settings = make_recipe(demo_generator, languages, queries_per_language=2, max_new_tokens=8)
+        list(ingest(rows, store, "docs", demo_encoder, demo_generator, settings))
+        results.append(read_points(store))
+        store.close()
+    assert_same_points(*results)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"alpha": 0.02}, "recipe.alpha: stored 0.01, now 0.02"),
+        ({"fusion": "mean"}, "recipe.fusion: stored 'sum', now 'mean'"),
+        ({"seed": 1}, "recipe.seed: stored 0, now 1"),
+        ({"languages": ("fi",)}, "recipe.languages: stored ['fi', 'ru'], now ['fi']"),
+    ],
+)
+def test_another_recipe_is_refused_with_the_field_and_a_cure(
+    store: Store,
+    demo_encoder: Encoder,
+    demo_generator: Generator,
+    recipe: Recipe,
+    change: dict[str, object],
+    field: str,
+) -> None:
+    passages = read_demo_passages()[:1]
+    list(ingest(passages, store, "docs", demo_encoder, demo_generator, recipe))
+    before = read_points(store)
+    with pytest.raises(MismatchError) as caught:
+        list(ingest(passages, store, "docs", demo_encoder, demo_generator, recipe._replace(**change)))  # type: ignore[arg-type]
+    assert field in str(caught.value)
+    assert "Cure: " in str(caught.value)
+    assert_same_points(before, read_points(store))
+
+
+def test_rejected_rows_are_handed_on_and_the_rest_is_stored(
+    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe
+) -> None:
+    reject = Reject("corpus.jsonl", 7, "text is empty", "{}")
+    rows = [read_demo_passages()[0], reject]
+    (step,) = ingest(rows, store, "docs", demo_encoder, demo_generator, recipe)
+    assert (step.stored, step.rejects) == (1, (reject,))
+    assert store.count("docs") == 1
+
+
+def test_a_vector_that_is_not_finite_rejects_its_passage_alone(
+    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = read_demo_passages()[:2]
+    encode = demo_encoder.encode_passages
+
+    def encode_badly(texts: list[str]) -> FloatArray:
+        vectors = encode(texts)
+        vectors[[bad.text in text for text in texts], 3] = np.inf
+        return vectors
+
+    monkeypatch.setattr(demo_encoder, "encode_passages", encode_badly)
+    (step,) = ingest([bad, good], store, "docs", demo_encoder, demo_generator, recipe)
+    assert [(reject.source, "not finite" in reject.reason) for reject in step.rejects] == [(bad.passage_id, True)]
+    assert read_points(store).keys() == {good.passage_id}
+
+
+def test_the_yield_counts_what_was_asked_for_and_what_was_kept(
+    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe
+) -> None:
+    passages = read_demo_passages()[:3]
+    (step,) = ingest(passages, store, "docs", demo_encoder, demo_generator, recipe)
+    assert dict(step.asked) == {"fi": 6, "ru": 6}
+    points = read_points(store).values()
+    for language in ("fi", "ru"):
+        stored = [query for point in points for query in point.generated_queries if query.language == language]
+        assert step.kept.get(language, 0) == len(stored)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": 1.5}, "alpha must be between 0 and 1 (inclusive), was: 1.5"),
+        ({"queries_per_language": 0}, "queries_per_language must be at least 1, was: 0"),
+        ({"temperature": 0.0}, "temperature must be above 0, was: 0.0"),
+        ({"top_k": 10**9}, "top_k must be at most"),
+        ({"max_new_tokens": 10**9}, "max_new_tokens must be at most"),
+        ({"fusion": "max"}, "fusion must be one of sum, mean, was: 'max'"),
+    ],
+)
+def test_settings_out_of_range_are_refused_with_their_value(
+    demo_generator: Generator, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        make_recipe(demo_generator, **settings)
+    assert message in str(caught.value)
+
+
+# The rest runs the real command in a process of its own, because it is killed.
+
+
+def write_corpus(path: Path, count: int) -> Path:
+    rows = ({"id": p.passage_id, "title": p.title, "text": p.text} for p in read_demo_passages()[:count])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def start_ingest(corpus: Path, store: Path) -> subprocess.Popen[str]:
+    options = ["--languages", "fi,ru", "--queries-per-language", "2", "--max-new-tokens", "8", "--threads", "1"]
+    command = [sys.executable, str(CLI), "ingest", str(corpus), "--collection", "docs", "--store", str(store), *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=corpus.parent)
+
+
+def read_all(directory: Path) -> dict[str, AugmentedPassage]:
+    store = open_store(str(directory))
+    points = read_points(store)
+    store.close()
+    return points
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float, dict[str, AugmentedPassage]]:
+    """A corpus, how long its ingest takes, and the points that it gives."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    corpus = write_corpus(folder / "corpus.jsonl", 8 * CHUNK_SIZE)
+    start = time.monotonic()
+    process = start_ingest(corpus, folder / "store")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return corpus, time.monotonic() - start, read_all(folder / "store")
+
+
+def test_an_ingest_that_is_killed_again_and_again_ends_with_the_same_points(
+    uninterrupted: tuple[Path, float, dict[str, AugmentedPassage]], tmp_path: Path
+) -> None:
+    corpus, seconds, expected = uninterrupted
+    random_delay = random.Random(0)
+    killed = 0
+    while killed < KILLS:
+        process = start_ingest(corpus, tmp_path / "store")
+        try:
+            process.wait(random_delay.uniform(0.1, 0.7) * seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            killed += 1
+        assert process.wait() in (0, -signal.SIGKILL), process.communicate()[1]
+        process.communicate()
+        if process.returncode == 0:
+            # It came to its end between two kills: begin anew, so that every kill hits work.
+            os.rename(tmp_path / "store", tmp_path / f"finished-{killed}")
+    process = start_ingest(corpus, tmp_path / "store")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert_same_points(read_all(tmp_path / "store"), expected)
+
+
+def test_ctrl_c_finishes_the_chunk_says_how_to_go_on_and_costs_no_work(
+    uninterrupted: tuple[Path, float, dict[str, AugmentedPassage]], tmp_path: Path
+) -> None:
+    corpus, seconds, expected = uninterrupted
+    process = start_ingest(corpus, tmp_path / "store")
+    time.sleep(0.6 * seconds)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "the same command goes on from here" in errors
+    stored = len(read_all(tmp_path / "store"))
+    assert 0 < stored < len(expected)
+    assert stored % CHUNK_SIZE == 0
+
+    process = start_ingest(corpus, tmp_path / "store")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert f"{len(expected) - stored} passages stored, {stored} unchanged" in errors
+    assert_same_points(read_all(tmp_path / "store"), expected)

@@ -1,0 +1,104 @@
+"""The two long loops of the command line, with their progress bars, and what Ctrl-C does to them.
+
+Knows the terminal. Everything it shows goes to stderr.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import FrameType
+
+import click
+from tqdm import tqdm
+
+from xqg_qdrant.corpus import write_dead_letters
+from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
+from xqg_qdrant.generator import Generator
+from xqg_qdrant.ingest import Recipe, ingest
+from xqg_qdrant.printing import Totals
+from xqg_qdrant.records import Passage, Query, Reject, ScoredPassage
+from xqg_qdrant.search import search
+from xqg_qdrant.stores import Store
+
+QUERIES_AT_ONCE = 64
+
+
+def run_ingest(
+    rows: Iterable[Passage | Reject],
+    total: int | None,
+    store: Store,
+    collection: str,
+    encoder: Encoder,
+    generator: Generator,
+    recipe: Recipe,
+    dead_letters: Path,
+    quiet: bool,
+) -> Totals:
+    """Ingest with a progress bar and a summary; rejected rows go to the dead-letter file as they come.
+
+    Raises:
+        SystemExit: 130, after Ctrl-C, when the chunk in flight is stored.
+    """
+    totals, start = Totals(), time.perf_counter()
+    dead_letters.unlink(missing_ok=True)
+    with Interruption() as interruption, tqdm(total=total, unit=" passages", disable=quiet or None) as bar:
+        for progress in ingest(rows, store, collection, encoder, generator, recipe):
+            totals.add(progress)
+            if progress.rejects:
+                write_dead_letters(dead_letters, progress.rejects)
+            bar.update(progress.rows)
+            bar.set_postfix_str(f"{totals.asked.total() / (time.perf_counter() - start):.0f} queries/s")
+            if interruption.asked:
+                break
+    if not quiet:
+        click.echo(totals.summary(time.perf_counter() - start), err=True)
+    if interruption.asked:
+        click.echo("Interrupted; the same command goes on from here.", err=True)
+        sys.exit(INTERRUPTED_EXIT_CODE)
+    return totals
+
+
+class Interruption:
+    """The first Ctrl-C lets the chunk in flight finish; a second one ends at once, at the cost of that chunk."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Interruption:
+        self._previous = signal.signal(signal.SIGINT, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _remember(self, _signal: int, _frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        click.echo("\nFinishing the chunk in flight; press Ctrl-C again to end at once.", err=True)
+
+
+def search_all(
+    store: Store,
+    collection: str,
+    encoder: Encoder,
+    queries: Sequence[Query],
+    limit: int,
+    vector_names: Sequence[str],
+    quiet: bool,
+) -> dict[str, dict[str, list[ScoredPassage]]]:
+    """Return for each named vector a run of all questions."""
+    runs: dict[str, dict[str, list[ScoredPassage]]] = {name: {} for name in vector_names}
+    with tqdm(total=len(queries), unit=" questions", disable=quiet or None) as bar:
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            batch = queries[start : start + QUERIES_AT_ONCE]
+            found = search(store, collection, encoder, [query.text for query in batch], limit, vector_names)
+            for name, run in runs.items():
+                run.update(zip((query.query_id for query in batch), found[name], strict=True))
+            bar.update(len(batch))
+    return runs
