@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,14 +136,14 @@ def test_another_recipe_is_refused_with_the_field_and_a_cure(
     demo_encoder: Encoder,
     demo_generator: Generator,
     recipe: Recipe,
-    change: dict[str, object],
+    change: dict[str, Any],
     field: str,
 ) -> None:
     passages = read_demo_passages()[:1]
     list(ingest(passages, store, "docs", demo_encoder, demo_generator, recipe))
     before = read_points(store)
     with pytest.raises(MismatchError) as caught:
-        list(ingest(passages, store, "docs", demo_encoder, demo_generator, recipe._replace(**change)))  # type: ignore[arg-type]
+        list(ingest(passages, store, "docs", demo_encoder, demo_generator, recipe._replace(**change)))
     assert field in str(caught.value)
     assert "Cure: " in str(caught.value)
     assert_same_points(before, read_points(store))
@@ -152,7 +153,7 @@ def test_rejected_rows_are_handed_on_and_the_rest_is_stored(
     store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe
 ) -> None:
     reject = Reject("corpus.jsonl", 7, "text is empty", "{}")
-    rows = [read_demo_passages()[0], reject]
+    rows: list[Passage | Reject] = [read_demo_passages()[0], reject]
     (step,) = ingest(rows, store, "docs", demo_encoder, demo_generator, recipe)
     assert (step.stored, step.rejects) == (1, (reject,))
     assert store.count("docs") == 1
@@ -199,7 +200,7 @@ def test_the_yield_counts_what_was_asked_for_and_what_was_kept(
     ],
 )
 def test_settings_out_of_range_are_refused_with_their_value(
-    demo_generator: Generator, settings: dict[str, object], message: str
+    demo_generator: Generator, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         make_recipe(demo_generator, **settings)

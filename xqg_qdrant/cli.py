@@ -227,11 +227,11 @@ def query(
 
     if not questions:
         raise click.UsageError("Missing argument 'QUESTION...'; give - to read questions from standard input.")
-    lines: Iterable[str] = click.get_text_stream("stdin", encoding="utf-8") if questions == ("-",) else questions
+    lines: Iterable[str] = map(_decode_line, sys.stdin.buffer) if questions == ("-",) else questions
     with _opened_store(location) as store:
         encoder = _load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
-        for question in filter(None, (line.strip() for line in lines)):
+        for question in (line.strip() for line in lines if line.strip()):
             found = search(store, collection, encoder, [question], limit, [vector])[vector][0]
             hits = explain(encoder, question, found)
             click.echo(hits_to_json(question, vector, hits) if as_json else f"{question}\n{format_hits(hits)}")
@@ -431,6 +431,13 @@ def _show_question(store: Store, collection: str, encoder: Encoder, question: Qu
         )
         lines.append(f"  {label}  {' | '.join(titles)}")
     return "\n".join(lines) + "\n"
+
+
+def _decode_line(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8: {line!r}; convert it with iconv") from error
 
 
 def _echo_report(report: Report, as_json: bool) -> None:

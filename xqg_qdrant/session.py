@@ -20,6 +20,10 @@ Array: TypeAlias = npt.NDArray[Any]
 
 DEVICES = ("auto", "cpu", "cuda")
 CUDA_PROVIDER = "CUDAExecutionProvider"
+NO_CUDA = (
+    "CUDA was asked for, but does not run here. Install its libraries with: pip install 'xqg-qdrant[cuda]', "
+    "check that nvidia-smi sees the GPU, or use --device cpu."
+)
 
 
 class Session:
@@ -38,10 +42,11 @@ class Session:
 
         if device not in DEVICES:
             raise ModelError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
-        cuda_wanted = device == "cuda" or (
-            device == "auto" and CUDA_PROVIDER in onnxruntime.get_available_providers() and _cuda_driver_loads()
-        )
-        if cuda_wanted and hasattr(onnxruntime, "preload_dlls"):
+        cuda_built_in = CUDA_PROVIDER in onnxruntime.get_available_providers()
+        if device == "cuda" and not cuda_built_in:
+            raise ModelError(NO_CUDA)
+        cuda_wanted = device == "cuda" or (device == "auto" and cuda_built_in and _cuda_driver_loads())
+        if cuda_wanted:
             onnxruntime.preload_dlls()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -53,10 +58,7 @@ class Session:
             raise ModelError(f"{path} cannot be opened by ONNX Runtime: {error}. Export the model again.") from error
         self.device = "cuda" if CUDA_PROVIDER in self._session.get_providers() else "cpu"
         if device == "cuda" and self.device != "cuda":
-            raise ModelError(
-                f"CUDA was asked for, but {path.name} runs on the CPU. "
-                "Install the CUDA libraries with: pip install 'xqg-qdrant[cuda]', or use --device cpu."
-            )
+            raise ModelError(NO_CUDA)
         self.input_names = tuple(node.name for node in self._session.get_inputs())
         self.output_names = tuple(node.name for node in self._session.get_outputs())
         self.input_shapes = {node.name: tuple(node.shape) for node in self._session.get_inputs()}

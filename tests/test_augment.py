@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from xqg_qdrant.augment import FUSIONS, PUBLISHED_ALPHA, fuse
+from xqg_qdrant.errors import InputError
+from xqg_qdrant.records import FloatArray
+
+values = st.floats(-1000, 1000, width=32)
+shapes = st.tuples(st.integers(2, 9), st.integers(1, 6))
+matrices = shapes.flatmap(lambda shape: arrays(np.float32, shape, elements=values))
+ONE = np.array([1, 2], dtype=np.float32)
+TWO = np.array([[10, 20], [30, 60]], dtype=np.float32)
+NONE = np.empty((0, 2), dtype=np.float32)
+
+
+@given(rows=matrices, alpha=st.floats(0, 1), fusion=st.sampled_from(FUSIONS))
+def test_fusion_is_the_published_formula_in_double_precision(rows: FloatArray, alpha: float, fusion: str) -> None:
+    passage, queries = rows[0].astype(np.float64), rows[1:].astype(np.float64)
+    weight = alpha if fusion == "sum" else alpha / len(queries)
+    expected = (1 - alpha) * passage
+    for query in queries:
+        expected = expected + weight * query
+    fused = fuse(rows[0], rows[1:], alpha, fusion)
+    assert fused.dtype == np.float32
+    assert fused.shape == (rows.shape[1],)
+    np.testing.assert_allclose(fused, expected, rtol=1e-6, atol=1e-9 * (1 + np.abs(rows).sum()))
+
+
+def test_fusion_by_hand() -> None:
+    assert PUBLISHED_ALPHA == 0.01
+    # 0.75·(1, 2) + 0.25·(40, 80), and with the mean 0.25·(20, 40)
+    assert fuse(ONE, TWO, 0.25).tolist() == [10.75, 21.5]
+    assert fuse(ONE, TWO, 0.25, "mean").tolist() == [5.75, 11.5]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_alpha_0_is_the_passage_and_alpha_1_its_queries(fusion: str) -> None:
+    assert fuse(ONE, TWO, 0, fusion).tolist() == [1, 2]
+    assert fuse(ONE, TWO, 1, fusion).tolist() == ([40, 80] if fusion == "sum" else [20, 40])
+
+
+def test_without_queries_the_sum_shrinks_the_passage_and_the_mean_leaves_it() -> None:
+    assert fuse(ONE, NONE, 0.25).tolist() == [0.75, 1.5]
+    assert fuse(ONE, NONE, 0.25, "mean").tolist() == [1, 2]
+
+
+def test_fusion_leaves_its_inputs_alone() -> None:
+    passage, queries = ONE.copy(), TWO.copy()
+    fuse(passage, queries, 0.5)
+    assert passage.tolist() == ONE.tolist()
+    assert queries.tolist() == TWO.tolist()
+
+
+@pytest.mark.parametrize("alpha", [-0.01, 1.01, float("nan"), float("inf")])
+def test_an_alpha_out_of_range_is_refused_with_its_value(alpha: float) -> None:
+    with pytest.raises(InputError, match=rf"alpha must be between 0 and 1 \(inclusive\), was: {alpha}"):
+        fuse(ONE, TWO, alpha)
+
+
+def test_an_unknown_fusion_is_refused_with_its_value() -> None:
+    with pytest.raises(InputError, match="fusion must be one of sum, mean, was: 'max'"):
+        fuse(ONE, TWO, 0.5, "max")

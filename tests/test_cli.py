@@ -1,0 +1,296 @@
+"""What the `xqg` command promises: output, exit codes, and messages that name the cure."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from xqg_qdrant.cli import main
+from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_queries
+from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
+from xqg_qdrant.session import Session
+from xqg_qdrant.stores import open_store
+
+CLI = Path(__file__).parent.parent / "cli.py"
+FEW_QUERIES = ["--languages", "fi,ru", "--queries-per-language", "2", "--max-new-tokens", "8", "--threads", "1"]
+PASSAGES = 20
+
+
+def xqg(*arguments: object, stdin: str | None = None, env: Mapping[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin, env=env)
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("QDRANT_URL", "QDRANT_API_KEY", "XQG_STORE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def to_row(index: int) -> str:
+    passage = read_demo_passages()[index]
+    return json.dumps({"id": passage.passage_id, "title": passage.title, "text": passage.text})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the first demo passages in the collection `docs`."""
+    folder = tmp_path_factory.mktemp("store")
+    (folder / "corpus.jsonl").write_text("".join(to_row(i) + "\n" for i in range(PASSAGES)))
+    result = xqg("ingest", folder / "corpus.jsonl", "--collection", "docs", "--store", folder / "data", *FEW_QUERIES)
+    assert result.exit_code == 0, result.stderr
+    return folder / "data"
+
+
+def ingest_lines(*lines: str, options: tuple[object, ...] = ()) -> Result:
+    Path("corpus.jsonl").write_text("".join(line + "\n" for line in lines))
+    return xqg("ingest", "corpus.jsonl", "--collection", "docs", *FEW_QUERIES, *options)
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    yield "xqg", main
+    yield from main.commands.items()
+
+
+def test_every_command_and_every_option_has_help() -> None:
+    for name, command in commands():
+        assert command.help, name
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{name} {parameter.opts}"
+
+
+def test_help_starts_in_under_half_a_second_of_processor_time() -> None:
+    # Processor time, not wall time, so that a busy machine does not fail the test.
+    before = os.times()
+    subprocess.run([sys.executable, str(CLI), "--help"], check=True, capture_output=True)
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
+
+
+def test_query_ranks_passages_with_title_snippet_and_the_query_that_matched_best(store: Path) -> None:
+    result = xqg("query", "--collection", "docs", "--store", store, "Where does the Danube end?", "--limit", 2)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("Where does the Danube end?\n  1  ")
+    assert "[geo-0" in result.stdout
+    assert "matched best: " in result.stdout
+
+
+def test_query_as_json_gives_one_object_a_question_read_from_stdin(store: Path) -> None:
+    questions = "Where does the Danube end?\n\nWhat is a volcano?\n"
+    result = xqg("query", "--collection", "docs", "--store", store, "--json", "--limit", 3, "-", stdin=questions)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["question"] for row in rows] == ["Where does the Danube end?", "What is a volcano?"]
+    for row in rows:
+        assert [hit["rank"] for hit in row["hits"]] == [1, 2, 3]
+        scores = [hit["score"] for hit in row["hits"]]
+        assert scores == sorted(scores, reverse=True)
+        assert set(row["hits"][0]) == {"rank", "score", "passage_id", "title", "text", "metadata", "best_query"}
+
+
+def test_the_plain_vector_can_be_searched_to_compare(store: Path) -> None:
+    by_vector = {
+        vector: json.loads(
+            xqg("query", "--collection", "docs", "--store", store, "--json", "--vector", vector, "Danube").stdout
+        )["hits"]
+        for vector in ("xqg", "passage")
+    }
+    assert by_vector["xqg"][0]["score"] != by_vector["passage"][0]["score"]
+
+
+def test_evaluate_compares_plain_and_augmented_vectors_for_each_language(store: Path) -> None:
+    result = xqg("evaluate", "--collection", "docs", "--store", store, "--questions", DEMO_FOLDER, "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert set(report) == {"passage", "xqg", "comparison"}
+    for vector in ("passage", "xqg"):
+        figures = report[vector]["recall@10"]
+        assert set(figures["per_language"]) == {"ar", "bn", "fi", "ja", "ko", "ru", "te"}
+        assert figures["macro"] == pytest.approx(sum(figures["per_language"].values()) / 7)
+
+
+def test_evaluate_writes_a_trec_run_and_the_official_predictions(store: Path) -> None:
+    result = xqg(
+        *("evaluate", "--collection", "docs", "--store", store, "--questions", DEMO_FOLDER, "--limit", 5),
+        *("--write-run", "run.trec", "--write-predictions", "predictions.json"),
+    )
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split() for line in Path("run.trec").read_text().splitlines()]
+    assert len(rows) == 5 * len(read_demo_queries())
+    assert rows[0][1] == "Q0"
+    assert [row[3] for row in rows[:5]] == ["1", "2", "3", "4", "5"]
+    predictions = json.loads(Path("predictions.json").read_text())
+    assert len(predictions) == len(read_demo_queries())
+    assert set(predictions[0]) == {"id", "lang", "ctxs"}
+    scored = xqg("evaluate", "--predictions", "predictions.json", "--gold", DEMO_FOLDER / "queries.jsonl", "--json")
+    assert scored.exit_code == 0, scored.stderr
+    assert set(json.loads(scored.stdout)) == {"R@2kt", "R@5kt"}
+
+
+def test_bad_rows_go_to_the_dead_letter_file_the_rest_is_stored_and_the_exit_code_is_3() -> None:
+    lines = [to_row(0), "{broken", '{"id": "x", "text": " "}', '{"text": "no id"}', to_row(0), to_row(1)]
+    result = ingest_lines(*lines)
+    assert result.exit_code == 3
+    assert "2 passages stored, 0 unchanged, 4 rows rejected" in result.stderr
+    assert "4 rejected rows, with their reasons, are in docs.rejected.jsonl" in result.stderr
+    letters = [json.loads(line) for line in Path("docs.rejected.jsonl").read_text().splitlines()]
+    assert [letter["line"] for letter in letters] == [2, 3, 4, 5]
+    for letter, reason in zip(letters, ("malformed JSON", "text", "id", "was there before"), strict=True):
+        assert reason in letter["reason"]
+        assert letter["row"] == lines[letter["line"] - 1]
+
+
+def test_a_repaired_file_leaves_no_dead_letters_of_an_earlier_run() -> None:
+    assert ingest_lines(to_row(0), "{broken").exit_code == 3
+    assert ingest_lines(to_row(0), to_row(1)).exit_code == 0
+    assert not Path("docs.rejected.jsonl").exists()
+
+
+def test_passages_are_read_from_stdin() -> None:
+    result = xqg("ingest", "-", "--collection", "docs", *FEW_QUERIES, stdin=to_row(0) + "\n" + to_row(1) + "\n")
+    assert result.exit_code == 0, result.stderr
+    assert "2 passages stored" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "messages"),
+    [
+        (["ingest", "missing.jsonl", "--collection", "docs"], 2, ["missing.jsonl", "no such file"]),
+        (["ingest", "corpus.jsonl"], 2, ["Missing option '--collection'"]),
+        (["ingest", "corpus.jsonl", "--collection", "docs", "--languages", "ru,xx"], 2, ["unknown language 'xx'"]),
+        (["ingest", "corpus.jsonl", "--collection", "docs", "--alpha", "2"], 2, ["alpha must be between 0 and 1"]),
+        (["ingest", "corpus.jsonl", "--collection", "docs", "--fusion", "max"], 2, ["'max' is not one of"]),
+        (["ingest", "corpus.jsonl", "--collection", "docs", "--store", "ftp://host"], 2, ["ftp://host", "Cure"]),
+        (
+            ["ingest", "corpus.jsonl", "--collection", "docs", "--encoder", "no"],
+            6,
+            ["no model folder no", "xqg export"],
+        ),
+        (["query", "--collection", "nothing", "question"], 2, ["no collection 'nothing'", "xqg ingest"]),
+        (["query", "--collection", "nothing"], 2, ["Missing argument"]),
+        (["query", "--collection", "c", "--store", "http://127.0.0.1:9", "question"], 5, ["127.0.0.1:9", "Cure"]),
+        (["evaluate", "--collection", "docs"], 2, ["--questions"]),
+        (["evaluate"], 2, ["--collection and --questions"]),
+        (["evaluate", "--predictions", "p.json"], 2, ["--gold"]),
+        (["export", "no/checkpoint/here"], 2, ["no/checkpoint/here"]),
+        (["nonsense"], 2, ["No such command"]),
+    ],
+)
+def test_bad_input_is_named_with_its_exit_code(arguments: list[str], exit_code: int, messages: list[str]) -> None:
+    Path("corpus.jsonl").write_text(to_row(0) + "\n")
+    result = xqg(*arguments)
+    assert result.exit_code == exit_code, result.stderr
+    for message in messages:
+        assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_asking_for_cuda_where_it_does_not_run_is_an_error_and_no_silent_fall_back() -> None:
+    if Session(shipped_model(DEMO_ENCODER) / "model.onnx").device == "cuda":
+        pytest.skip("CUDA runs here")
+    result = ingest_lines(to_row(0), options=("--device", "cuda"))
+    assert result.exit_code == 6
+    assert "CUDA was asked for, but does not run here" in result.stderr
+    assert "--device cpu" in result.stderr
+
+
+def copy_model(name: str) -> Path:
+    return Path(shutil.copytree(shipped_model(name), Path(name)))
+
+
+def test_a_half_written_model_folder_is_refused() -> None:
+    (copy_model(DEMO_GENERATOR) / "decoder.onnx").unlink()
+    result = ingest_lines(to_row(0), options=("--generator", DEMO_GENERATOR))
+    assert result.exit_code == 6
+    assert "lacks decoder.onnx: it is half written" in result.stderr
+
+
+def test_a_model_file_that_was_changed_is_refused() -> None:
+    with (copy_model(DEMO_ENCODER) / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    result = ingest_lines(to_row(0), options=("--encoder", DEMO_ENCODER))
+    assert result.exit_code == 6
+    assert "has sha256" in result.stderr
+
+
+def with_longer_queries(name: str) -> Path:
+    """A copy of the demo encoder that cuts queries elsewhere, so that it is another encoder."""
+    folder = copy_model(name)
+    description = json.loads((folder / "xqg.json").read_text())
+    description["max_query_tokens"] += 1
+    (folder / "xqg.json").write_text(json.dumps(description))
+    return folder
+
+
+def test_a_collection_of_another_recipe_is_refused_with_exit_code_4(store: Path) -> None:
+    arguments = ("ingest", "corpus.jsonl", "--collection", "docs", "--store", store, *FEW_QUERIES)
+    Path("corpus.jsonl").write_text(to_row(0) + "\n")
+    result = xqg(*arguments, "--alpha", "0.5")
+    assert result.exit_code == 4
+    assert "recipe.alpha: stored 0.01, now 0.5" in result.stderr
+    assert "Cure: " in result.stderr
+
+
+def test_a_search_with_another_encoder_is_refused_with_exit_code_4(store: Path) -> None:
+    folder = with_longer_queries(DEMO_ENCODER)
+    result = xqg("query", "--collection", "docs", "--store", store, "--encoder", folder, "question")
+    assert result.exit_code == 4
+    assert "encoder.max_query_tokens" in result.stderr
+    assert "--encoder" in result.stderr
+
+
+def test_a_collection_in_use_by_another_process_is_refused_with_exit_code_5(store: Path) -> None:
+    held = open_store(str(store))
+    assert held.count("docs") == PASSAGES
+    try:
+        command = [sys.executable, str(CLI), "query", "--collection", "docs", "--store", str(store), "question"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        held.close()
+    assert result.returncode == 5
+    assert "in use" in result.stderr
+
+
+def test_the_store_and_the_key_come_from_the_environment_and_the_key_is_never_shown() -> None:
+    env = {"QDRANT_URL": "http://127.0.0.1:9", "QDRANT_API_KEY": "s3cret"}
+    result = xqg("query", "--collection", "docs", "question", env=env)
+    assert result.exit_code == 5
+    assert "127.0.0.1:9" in result.stderr
+    assert "s3cret" not in result.output
+
+
+def test_quiet_says_nothing_but_errors(store: Path) -> None:
+    Path("corpus.jsonl").write_text(to_row(0) + "\n")
+    result = xqg("-q", "ingest", "corpus.jsonl", "--collection", "docs", "--store", store, *FEW_QUERIES)
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_verbose_adds_the_traceback() -> None:
+    result = xqg("-v", "query", "--collection", "nothing", "question")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+
+
+def test_the_demo_shows_both_vectors_evaluates_and_says_what_to_try_next() -> None:
+    start = time.monotonic()
+    result = xqg("demo", "--threads", 2)
+    assert result.exit_code == 0, result.stderr
+    assert "Ingesting 248 English passages into 'xqg_demo' (edge:xqg_data)" in result.stdout
+    assert result.stdout.count("augmented") >= 3
+    for measure in ("R@2kt", "R@5kt", "recall@10", "MRR@10", "nDCG@10"):
+        assert measure in result.stdout
+    assert "xqg query --collection xqg_demo" in result.stdout
+    again = xqg("demo", "--threads", 2, "--json")
+    assert json.loads(again.stdout)["comparison"]
+    assert "0 passages stored, 248 unchanged" in again.stderr
+    print(f"the demo took {time.monotonic() - start:.0f} s")  # noqa: T201
