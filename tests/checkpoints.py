@@ -1,17 +1,21 @@
 """Tiny checkpoints with random weights, made by transformers and tokenizers, and their exports.
 
-Declare `pytest_plugins = ("checkpoints",)` to use the fixtures; each folder is made once a test run.
+Each shared folder is made once a test run, and only read.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
-from collections.abc import Callable
+import math
+import re
+import shutil
+import tempfile
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -27,6 +31,7 @@ disable_progress_bar()
 TOKENS = 2500
 LONGEST = 40
 NEW_TOKENS = 12
+LONGEST_PROMPT = 60
 LANGUAGES = ("fi", "ja", "ru")
 T5_SPECIALS = ("<pad>", "</s>", "<unk>")
 XLMR_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -46,7 +51,7 @@ GENERATORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "t5": ({}, {"prompt": "Ask in {language}: {title} {text}", "languages": LANGUAGES}),
     "t5-1.1": (
         {"feed_forward_proj": "gated-gelu", "tied": False},
-        {"prompt": "{text} Which {language} question does it answer?", "languages": LANGUAGES},
+        {"prompt": "{language} {text}", "languages": LANGUAGES},
     ),
     "mt5": (
         {"model_type": "mt5", "tied": False, "generation": {"lang_to_id": LANGUAGE_TOKENS}},
@@ -119,7 +124,7 @@ def save_t5(
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     _randomise(model, seed)
     with torch.no_grad():
-        model.lm_head.weight[T5_END] *= 3.5 if tied else 1.7
+        model.lm_head.weight[T5_END] *= 4 if tied else 2
     model.save_pretrained(folder)
     # As the released checkpoints say it; transformers itself writes its own view of it.
     edit_json(folder / "config.json", {"tie_word_embeddings": tied, "scale_decoder_outputs": None})
@@ -140,15 +145,25 @@ def edit_json(path: Path, changes: dict[str, Any]) -> None:
 
 @cache
 def train_unigram(*specials: str) -> Tokenizer:
-    """Train a tokenizer such as XLM-R's and T5's are, with the special tokens first."""
-    tokenizer = Tokenizer(models.Unigram())
+    """Make a tokenizer such as XLM-R's and T5's are, with the special tokens first.
+
+    Its pieces are the most frequent parts of words: the library's own trainer gives others in every process.
+    """
+    words = Counter(word for text in corpus() for word in re.findall(r"▁?[^\s▁]+", "▁" + text.replace(" ", " ▁")))
+    parts: Counter[str] = Counter()
+    for word, count in words.items():
+        for start in range(len(word)):
+            for end in range(start + 1, min(len(word), start + 6) + 1):
+                parts[word[start:end]] += count
+    # Every letter is needed; after them, the more letters a piece stands for in the corpus, the better.
+    ranked = sorted(parts, key=lambda part: (len(part) > 1, -parts[part] * (len(part) - 1), part))
+    vocabulary = [(special, 0.0) for special in specials]
+    vocabulary += [(part, math.log(parts[part] / parts.total())) for part in ranked[: TOKENS - len(specials)]]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=specials.index("<unk>")))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=TOKENS, special_tokens=list(specials), unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.add_special_tokens(list(specials))
     return tokenizer
 
 
@@ -182,44 +197,38 @@ def _randomise(model: torch.nn.Module, seed: int) -> None:
             weight.copy_(drawn)
 
 
-MakeFolder = Callable[[str], Path]
+@cache
+def _shelf() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="xqg-checkpoints-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
-@pytest.fixture(scope="session")
-def encoder_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
-    """Return a function from a name in `ENCODERS` to its checkpoint."""
-    return cache(lambda name: save_encoder(tmp_path_factory.mktemp("encoders") / name, name))
+@cache
+def encoder_checkpoint(name: str) -> Path:
+    """Return the checkpoint of a name in `ENCODERS`."""
+    return save_encoder(_shelf() / name, name)
 
 
-@pytest.fixture(scope="session")
-def generator_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
-    """Return a function from a name in `GENERATORS` to its checkpoint."""
-    return cache(lambda name: save_t5(tmp_path_factory.mktemp("generators") / name, **GENERATORS[name][0]))
+@cache
+def generator_checkpoint(form: str) -> Path:
+    """Return the checkpoint of a form in `GENERATORS`."""
+    return save_t5(_shelf() / form, **GENERATORS[form][0])
 
 
-@pytest.fixture(scope="session")
-def exported_encoder(tmp_path_factory: pytest.TempPathFactory, encoder_checkpoint: MakeFolder) -> MakeFolder:
-    """Return a function from `NAME DTYPE` to a model folder."""
-
-    def export(form: str) -> Path:
-        name, dtype = form.split()
-        folder = tmp_path_factory.mktemp("exports") / name
-        settings: dict[str, Any] = {"pooling": "mean", "query_prefix": "query: ", "passage_prefix": "passage: "}
-        lengths = {"max_query_tokens": 12, "max_passage_tokens": 30}
-        source = str(encoder_checkpoint(name))
-        return export_checkpoint(source, folder, int8=dtype == "int8", normalise=True, **settings, **lengths).folder
-
-    return cache(export)
+@cache
+def exported_encoder(name: str, dtype: str = "float32") -> Path:
+    """Return the model folder of a name in `ENCODERS`."""
+    return export_checkpoint(
+        str(encoder_checkpoint(name)), _shelf() / f"{name} {dtype}", int8=dtype == "int8",
+        pooling="mean", normalise=True, query_prefix="query: ", passage_prefix="passage: ",
+        max_query_tokens=12, max_passage_tokens=30,
+    ).folder  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def exported_generator(tmp_path_factory: pytest.TempPathFactory, generator_checkpoint: MakeFolder) -> MakeFolder:
-    """Return a function from `FORM DTYPE` to a model folder."""
-
-    def export(form: str) -> Path:
-        name, dtype = form.split()
-        folder = tmp_path_factory.mktemp("exports") / name
-        given = {**GENERATORS[name][1], "max_new_tokens": NEW_TOKENS, "max_input_tokens": 60, "top_k": 4}
-        return export_checkpoint(str(generator_checkpoint(name)), folder, int8=dtype == "int8", **given).folder
-
-    return cache(export)
+@cache
+def exported_generator(form: str, dtype: str = "float32") -> Path:
+    """Return the model folder of a form in `GENERATORS`."""
+    given = {**GENERATORS[form][1], "max_new_tokens": NEW_TOKENS, "max_input_tokens": LONGEST_PROMPT, "top_k": 4}
+    folder = _shelf() / f"{form} {dtype}"
+    return export_checkpoint(str(generator_checkpoint(form)), folder, int8=dtype == "int8", **given).folder

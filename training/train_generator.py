@@ -105,13 +105,12 @@ class Recipe:
     decoder_layers: int = 2
     dropout: float = 0.0  # dropout costs a quarter of the time on a CPU; pieces of the source are dropped instead
     source_dropout: float = 0.05
-    learning_rate: float = 2.5e-3
-    warmup: int = 100
-    budget: int = 4000
+    learning_rate: float = 0.02  # times the size of each weight
+    warmup: int = 60
+    budget: int = 3000
     negatives: int = 2048
-    weight_decay: float = 0.01
     joint_share: float = 0.5
-    save_minutes: float = 4.0
+    save_minutes: float = 3.0
     chunk: int = 3000
     limit: int | None = None
 
@@ -605,13 +604,13 @@ class Trainer:
     steps: int = 0
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self.recipe.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=self.recipe.weight_decay,
-            fused=True,
-        )
+        # T5 scales its weights, not its attention scores: each tensor moves in proportion to its own size (as Adafactor
+        # does). With one rate for all, the queries' small weights are thrown about and the embeddings hardly move.
+        groups = [
+            {"params": [weight], "scale": min(1.0, max(0.005, weight.detach().square().mean().sqrt().item()))}
+            for weight in self.model.parameters()
+        ]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 
     def run(self, batches: Iterator[Batch], share: float, report: Callable[[], str]) -> None:
         """Train until `share` of the whole time is spent."""
@@ -622,7 +621,8 @@ class Trainer:
         while self.spent < until and (self.max_steps is None or self.steps - first_step < self.max_steps):
             decay = 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, self.spent / total)))
             for group in self.optimizer.param_groups:
-                group["lr"] = self.recipe.learning_rate * decay * min(1.0, (self.steps + 1) / self.recipe.warmup)
+                warm = min(1.0, (self.steps + 1) / self.recipe.warmup)
+                group["lr"] = self.recipe.learning_rate * group["scale"] * decay * warm
             loss = loss_of(self.model, next(batches), self.recipe.negatives)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

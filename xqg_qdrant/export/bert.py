@@ -15,6 +15,7 @@ from xqg_qdrant.errors import InputError
 from xqg_qdrant.export.graph import Array, Graph, QuantisedRows
 
 MODEL_TYPES = ("bert", "xlm-roberta", "roberta")
+POOLINGS = ("cls", "mean", "last")
 ACTIVATIONS = {"gelu": {}, "gelu_new": {"approximate": "tanh"}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
 
 

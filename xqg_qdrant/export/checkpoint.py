@@ -84,25 +84,43 @@ def read_encoder_settings(checkpoint: Checkpoint, **given: Any) -> EncoderSettin
     for module in modules:
         if module not in ("Transformer", "Pooling", "Normalize"):
             raise InputError(f"{checkpoint.source} has a {module} module, which the export does not support")
+    transformer = _read_json(path / "sentence_bert_config.json") or {}
+    if transformer.get("do_lower_case"):
+        raise InputError(
+            f"{checkpoint.source} lowercases texts outside its tokenizer (do_lower_case), which the export does not "
+            "support; put a Lowercase normaliser into its tokenizer.json, and set do_lower_case to false"
+        )
     pooling = given["pooling"] or _read_pooling(path)
     if pooling is None:
         raise InputError(f"{checkpoint.source} does not say how it pools; give --pooling cls, mean or last")
+    if pooling not in bert.POOLINGS:
+        raise InputError(f"pooling must be {', '.join(bert.POOLINGS)}, was: {pooling!r}")
     normalise = given["normalise"] if given["normalise"] is not None else "Normalize" in modules
     prompts = (_read_json(path / "config_sentence_transformers.json") or {}).get("prompts") or {}
     positions = checkpoint.config["max_position_embeddings"]
     if checkpoint.config["model_type"] != "bert":
         positions -= checkpoint.config["pad_token_id"] + 1
-    longest = (_read_json(path / "sentence_bert_config.json") or {}).get("max_seq_length") or LONGEST_DEFAULT
+    tokenizer = _read_json(path / "tokenizer_config.json") or {}
+    # Newer releases of sentence-transformers keep the length with the tokenizer, as transformers does.
+    longest = transformer.get("max_seq_length") or tokenizer.get("model_max_length") or LONGEST_DEFAULT
     longest = min(longest, positions)
 
     def first_given(value: str | None, *fallbacks: str) -> str:
         return value if value is not None else next((prompts[name] for name in fallbacks if prompts.get(name)), "")
 
+    query_prefix = first_given(given["query_prefix"], "query")
+    passage_prefix = first_given(given["passage_prefix"], "passage", "document")
+    includes_prompt = (_read_json(path / "1_Pooling" / "config.json") or {}).get("include_prompt", True)
+    if not includes_prompt and (query_prefix or passage_prefix):
+        raise InputError(
+            f"{checkpoint.source} leaves the prompt out of its pooling (include_prompt), which the export does not "
+            "support; without prompts it can be exported: --query-prefix '' --passage-prefix ''"
+        )
     return EncoderSettings(
         pooling=pooling,
         normalise=normalise,
-        query_prefix=first_given(given["query_prefix"], "query"),
-        passage_prefix=first_given(given["passage_prefix"], "passage", "document"),
+        query_prefix=query_prefix,
+        passage_prefix=passage_prefix,
         max_query_tokens=min(given["max_query_tokens"] or longest, positions),
         max_passage_tokens=min(given["max_passage_tokens"] or longest, positions),
     )
@@ -148,10 +166,12 @@ def read_licence(path: Path) -> str:
 
 def _read_pooling(path: Path) -> str | None:
     config = _read_json(path / "1_Pooling" / "config.json") or {}
-    flags = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
-    modes = [mode for flag, mode in flags.items() if config.get(flag)] or [str(config.get("pooling_mode"))]
-    mode = {"lasttoken": "last"}.get(modes[0], modes[0])
-    return mode if len(modes) == 1 and mode in ("cls", "mean", "last") else None
+    # The old form has one flag for each mode; several that are set are concatenated, which is none of ours.
+    prefix = "pooling_mode_"
+    flags = [name.removeprefix(prefix) for name, value in config.items() if name.startswith(prefix) and value]
+    modes = flags or [str(config.get("pooling_mode"))]
+    mode = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}.get(modes[0], modes[0])
+    return mode if len(modes) == 1 and mode in bert.POOLINGS else None
 
 
 def _read_json(path: Path) -> Any:  # noqa: ANN401

@@ -1,0 +1,8 @@
+# The image of the compose profile `gpu`: the command, with ONNX Runtime's CUDA and cuDNN libraries from the index.
+FROM python:3.12-slim
+
+WORKDIR /src
+COPY . .
+RUN pip install --no-cache-dir -c constraints.txt '.[cuda,parquet]'
+WORKDIR /data
+ENTRYPOINT ["xqg"]

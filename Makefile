@@ -1,0 +1,20 @@
+.PHONY: install demo test lint format
+
+install:
+	python3 -m venv .venv
+	.venv/bin/pip install -q -c constraints.txt -e '.[test]'
+
+demo:
+	.venv/bin/xqg demo
+
+test:
+	.venv/bin/pytest
+
+lint:
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format:
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .

@@ -1,0 +1,471 @@
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import transformers
+from checkpoints import (
+    ENCODERS,
+    GENERATORS,
+    LONGEST,
+    LONGEST_PROMPT,
+    NEW_TOKENS,
+    SUPPRESSED,
+    T5_END,
+    encoder_checkpoint,
+    exported_generator,
+    generator_checkpoint,
+    corpus,
+    edit_json,
+    passages,
+    save_encoder,
+    save_t5,
+)
+
+from xqg_qdrant import export
+from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.errors import InputError, ModelError
+from xqg_qdrant.export import export_checkpoint
+from xqg_qdrant.export.checkpoint import EncoderSettings, fetch_checkpoint, read_encoder_settings
+from xqg_qdrant.export.graph import Graph, quantise_rows
+from xqg_qdrant.export.t5 import relative_buckets
+from xqg_qdrant.generator import Generator
+from xqg_qdrant.model_folder import read_model_folder
+from xqg_qdrant.session import Session
+
+DoubleArray = npt.NDArray[np.float64]
+POOLINGS = ("cls", "mean", "last")
+NOTHING_GIVEN = dict.fromkeys(export.ENCODER_OPTIONS)
+TEXTS = [text[: 5 + 9 * number] for number, text in enumerate(corpus()[40:56])] + list(corpus()[60:100])
+
+
+def encode_with_transformers(
+    checkpoint: Path, texts: list[str], pooling: str, normalise: bool, longest: int = LONGEST
+) -> tuple[DoubleArray, dict[str, Any]]:
+    """Return the vectors of a padded batch, pooled in float64, and the batch."""
+    model = transformers.AutoModel.from_pretrained(checkpoint).eval()
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+    feeds = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        hidden = model(**feeds).last_hidden_state.numpy().astype(np.float64)
+    vectors = np.empty((len(texts), hidden.shape[2]))
+    for row, length in enumerate(feeds["attention_mask"].sum(dim=1).tolist()):
+        tokens = hidden[row, :length]
+        vectors[row] = {"cls": tokens[0], "mean": tokens.mean(axis=0), "last": tokens[-1]}[pooling]
+    if normalise:
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors, {name: value.numpy() for name, value in feeds.items()}
+
+
+def lowest_cosine(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> float:
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return float(((left * right).sum(axis=1) / lengths).min())
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_exported_encoder_gives_the_vectors_of_transformers(
+    name: str, pooling: str, normalise: bool, tmp_path: Path
+) -> None:
+    checkpoint = encoder_checkpoint(name)
+    folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling=pooling, normalise=normalise).folder
+    expected, batch = encode_with_transformers(checkpoint, TEXTS, pooling, normalise)
+    alone = Encoder(folder, device="cpu", threads=1).encode_passages(TEXTS)
+    [padded] = Session(folder / "model.onnx", "cpu", threads=1).run(batch)
+    for found in (alone, padded):
+        assert found.dtype == np.float32
+        assert lowest_cosine(expected, found) >= 0.9999
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5)
+    assert len(np.unique(batch["attention_mask"].sum(axis=1))) > 10
+    assert lowest_cosine(expected[:-1], expected[1:]) < 0.9  # the texts' vectors do differ
+
+
+def test_a_roberta_without_token_types_gives_the_vectors_of_transformers(tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "xlm-roberta", type_vocab_size=1, layer_norm_eps=0.01)
+    folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls").folder
+    expected, _ = encode_with_transformers(checkpoint, TEXTS, "cls", normalise=False)
+    np.testing.assert_allclose(Encoder(folder, "cpu").encode_queries(TEXTS), expected, rtol=1e-3, atol=2e-5)
+
+
+def test_int8_writes_down_what_it_loses(tmp_path: Path) -> None:
+    checkpoint = encoder_checkpoint("bert")
+    done = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="mean", int8=True)
+    description = json.loads((done.folder / "xqg.json").read_text(encoding="utf-8"))
+    assert description["dtype"] == "int8"
+    assert description["parity"] == done.parity
+    assert description["parity"]["reference"].startswith(f"transformers {transformers.__version__}, torch 2.")
+    assert description["parity"]["runtime"].startswith("onnxruntime 1.")
+    assert description["parity"]["inputs"] == 56
+    assert done.parity["float32"]["lowest_cosine"] > 0.999999
+    assert 0.98 < done.parity["int8"]["lowest_cosine"] < 0.99999
+    assert done.parity["int8"]["lowest_cosine"] <= done.parity["int8"]["mean_cosine"] <= 1
+
+    expected, _ = encode_with_transformers(checkpoint, TEXTS, "mean", normalise=False)
+    found = Encoder(done.folder, "cpu").encode_passages(TEXTS)
+    assert 0.98 < lowest_cosine(expected, found) < 0.99999
+
+
+def write_settings(
+    folder: Path,
+    pooling: dict[str, Any] | None,
+    *modules: str,
+    prompts: dict[str, str] | None = None,
+    **transformer: Any,
+) -> Path:
+    """Write a checkpoint's configuration with the files of sentence-transformers beside it."""
+    folder.mkdir()
+    edit_json(folder / "config.json", {"model_type": "bert", "max_position_embeddings": 300})
+    names = ["Transformer", "Pooling", *modules]
+    types = [f"sentence_transformers.models.{name}" for name in names]
+    listed = [{"idx": idx, "name": str(idx), "path": "", "type": module} for idx, module in enumerate(types)]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    edit_json(folder / "sentence_bert_config.json", transformer)
+    edit_json(folder / "config_sentence_transformers.json", {"prompts": prompts or {}})
+    if pooling is not None:
+        edit_json(folder / "1_Pooling" / "config.json", pooling)
+    return folder
+
+
+def read_settings(folder: Path, **given: Any) -> EncoderSettings:
+    return read_encoder_settings(fetch_checkpoint(str(folder)), **{**NOTHING_GIVEN, **given})
+
+
+OLD_FLAGS = {f"pooling_mode_{name}": False for name in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({**OLD_FLAGS, "pooling_mode_cls_token": True}, "cls"),
+        ({**OLD_FLAGS, "pooling_mode_mean_tokens": True}, "mean"),
+        ({**OLD_FLAGS, "pooling_mode_lasttoken": True}, "last"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": "mean", "include_prompt": True}, "mean"),
+        ({"pooling_mode": "lasttoken"}, "last"),
+    ],
+)
+def test_pooling_is_read_in_the_old_and_the_new_form(config: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    assert (
+        read_settings(write_settings(tmp_path / "st", {"word_embedding_dimension": 32, **config})).pooling == expected
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        OLD_FLAGS,
+        {**OLD_FLAGS, "pooling_mode_max_tokens": True},
+        {**OLD_FLAGS, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
+        {**OLD_FLAGS, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
+        {"pooling_mode": "weightedmean"},
+        {"pooling_mode": ["mean", "max"]},
+    ],
+)
+def test_a_pooling_that_is_missing_or_not_supported_must_be_given(
+    config: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    folder = write_settings(tmp_path / "st", config)
+    with pytest.raises(InputError, match="st does not say how it pools; give --pooling cls, mean or last"):
+        read_settings(folder)
+    assert read_settings(folder, pooling="cls").pooling == "cls"
+
+
+def test_prompts_lengths_and_normalisation_are_read_and_what_is_given_wins(tmp_path: Path) -> None:
+    prompts = {"query": "query: ", "document": "doc: "}
+    folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"}, "Normalize", prompts=prompts, max_seq_length=99)
+    assert read_settings(folder) == EncoderSettings("cls", True, "query: ", "doc: ", 99, 99)
+    given = {"pooling": "mean", "normalise": False, "query_prefix": "", "passage_prefix": "p ", "max_query_tokens": 7}
+    assert read_settings(folder, **given) == EncoderSettings("mean", False, "", "p ", 7, 99)
+    # more tokens than the model has positions cannot be read, whoever asks for them
+    assert read_settings(folder, max_passage_tokens=4000).max_passage_tokens == 300
+
+
+def test_a_prompt_named_passage_comes_before_one_named_document(tmp_path: Path) -> None:
+    prompts = {"document": "doc: ", "passage": "passage: "}
+    folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"}, prompts=prompts)
+    assert read_settings(folder) == EncoderSettings("cls", False, "", "passage: ", 300, 300)
+
+
+@pytest.mark.parametrize(("model_max_length", "expected"), [(128, 128), (int(1e30), 300), (None, 300)])
+def test_newer_checkpoints_keep_their_length_in_the_tokenizer(
+    model_max_length: int | None, expected: int, tmp_path: Path
+) -> None:
+    folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"}, transformer_task="feature-extraction")
+    edit_json(folder / "tokenizer_config.json", {"model_max_length": model_max_length})
+    assert read_settings(folder).max_passage_tokens == expected
+
+
+def test_positions_of_roberta_begin_behind_the_padding(tmp_path: Path) -> None:
+    folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"})
+    changes = {"model_type": "xlm-roberta", "max_position_embeddings": 66, "pad_token_id": 1}
+    edit_json(folder / "config.json", changes)
+    assert read_settings(folder).max_passage_tokens == 64
+
+
+@pytest.mark.parametrize("module", ["Dense", "WeightedLayerPooling"])
+def test_a_module_that_cannot_be_exported_is_refused(module: str, tmp_path: Path) -> None:
+    folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"}, module)
+    with pytest.raises(InputError, match=f"st has a {module} module, which the export does not support"):
+        read_settings(folder)
+
+
+def test_lowercasing_outside_the_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"}, do_lower_case=True)
+    with pytest.raises(InputError, match="do_lower_case"):
+        read_settings(folder)
+
+
+def test_pooling_without_the_prompt_is_refused_where_there_is_a_prompt(tmp_path: Path) -> None:
+    folder = write_settings(
+        tmp_path / "st", {"pooling_mode": "mean", "include_prompt": False}, prompts={"query": "query: "}
+    )
+    with pytest.raises(InputError, match="include_prompt"):
+        read_settings(folder)
+    assert read_settings(folder, query_prefix="").pooling == "mean"
+
+
+def test_a_checkpoint_of_sentence_transformers_gives_its_vectors(tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    transformer = modules.Transformer(str(encoder_checkpoint("xlm-roberta")), max_seq_length=20)
+    pooling = modules.Pooling(32, pooling_mode="mean")
+    prompts = {"query": "Дунай: ", "document": "Tonava: "}
+    reference = library.SentenceTransformer(
+        modules=[transformer, pooling, modules.Normalize()], prompts=prompts, device="cpu"
+    )
+    reference.save(str(tmp_path / "st"))
+    encoder = Encoder(export_checkpoint(str(tmp_path / "st"), tmp_path / "out").folder, "cpu")
+    for name, found in (("query", encoder.encode_queries(TEXTS)), ("document", encoder.encode_passages(TEXTS))):
+        expected = reference.encode(TEXTS, prompt_name=name, show_progress_bar=False)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5)
+
+
+def decode_with_transformers(
+    checkpoint: Path, prompts: list[str], start_ids: list[int], longest: int
+) -> list[list[int]]:
+    """Return the greedy ids of each prompt, batched by the first token, without it and the end."""
+    model: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(checkpoint).eval()
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    rows: list[list[int]] = [[] for _ in prompts]
+    for start_id in sorted(set(start_ids)):
+        places = [place for place, first in enumerate(start_ids) if first == start_id]
+        batch = tokenizer(
+            [prompts[place] for place in places],
+            padding=True, truncation=True, max_length=longest, return_tensors="pt",
+        )  # fmt: skip
+        ids = model.generate(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], decoder_start_token_id=start_id,
+            do_sample=False, num_beams=1, max_new_tokens=NEW_TOKENS,
+        )  # fmt: skip
+        for place, row in zip(places, ids[:, 1:].tolist(), strict=True):
+            rows[place] = row[: row.index(T5_END)] if T5_END in row else row
+    return rows
+
+
+@pytest.mark.parametrize("form", GENERATORS)
+def test_an_exported_generator_writes_the_greedy_ids_of_transformers(
+    form: str,
+) -> None:
+    generator = Generator(exported_generator(form), device="cpu", threads=1)
+    languages = generator.languages
+    asked = [(passage, language) for passage in passages() for language in languages]
+    expected = decode_with_transformers(
+        generator_checkpoint(form),
+        [generator.fill_prompt(*pair) for pair in asked],
+        [generator.first_id(language) for _, language in asked],
+        longest=LONGEST_PROMPT,
+    )
+    noise = np.zeros((2 * len(languages), NEW_TOKENS, 1), dtype=np.float32)
+    found = [row for passage in passages() for row in generator.generate_ids(passage, languages, noise)]
+    assert found[::2] == expected
+    assert found[1::2] == expected
+    # the inputs and outputs are what this test needs: many, different, and of many lengths
+    assert len(asked) >= 40
+    assert len({tuple(row) for row in expected}) > 0.7 * len(asked)
+    assert len({len(row) for row in expected}) >= 4
+    assert NEW_TOKENS in map(len, expected)
+    if form == "mt5-prompted":
+        assert not set(SUPPRESSED) & {token for row in expected for token in row}
+
+
+def test_the_description_of_a_generator_holds_its_settings() -> None:
+    about = read_model_folder(exported_generator("mt5-prompted"), "generator").description
+    assert about["prompt"] == "{language}, please: {text}"
+    assert about["languages"] == ["ru", "fi"]
+    assert about["language_tokens"] == {"ru": 9, "fi": 7}
+    assert (about["decoder_start_id"], about["end_id"], about["max_input_tokens"]) == (0, T5_END, LONGEST_PROMPT)
+    assert about["sampling"] == {"top_k": 4, "temperature": 1.0, "max_new_tokens": NEW_TOKENS}
+    assert about["parity"]["float32"] == {"identical_greedy_queries": about["parity"]["inputs"]}
+    assert about["parity"]["inputs"] == 56
+    assert "{title} {text}" == read_model_folder(exported_generator("mt5"), "generator").description["prompt"]
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_position_buckets_are_those_of_transformers(bidirectional: bool) -> None:
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    distances = np.arange(-1023, 1024)
+    bucket: Any = T5Attention._relative_position_bucket
+    for count, furthest in ((32, 128), (8, 20), (64, 256)):
+        expected = bucket(torch.from_numpy(distances), bidirectional, count, furthest)
+        np.testing.assert_array_equal(relative_buckets(distances, count, furthest, bidirectional), expected.numpy())
+
+
+def test_quantised_rows_differ_by_at_most_half_a_step() -> None:
+    weight = np.random.default_rng(0).normal(size=(50, 30)).astype(np.float32) * np.logspace(-4, 3, 50)[:, None]
+    weight[7] = 0
+    quantised, scales = quantise_rows(weight)
+    assert (quantised.dtype, scales.dtype, scales.shape) == (np.int8, np.float32, (50,))
+    error = np.abs(quantised * scales[:, None].astype(np.float64) - weight)
+    assert (error <= scales[:, None] * 0.5001).all()
+    np.testing.assert_allclose(scales, np.maximum(np.abs(weight).max(axis=1), 1e-12) / 127, rtol=1e-6)
+
+
+def test_weights_beyond_one_file_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xqg_qdrant.export.graph.LARGEST_GRAPH_BYTES", 10_000)
+    checkpoint = encoder_checkpoint("bert")
+    folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="mean", normalise=False).folder
+    names = {"model.onnx", "model.onnx.data", "tokenizer.json"}
+    assert {file.name for file in folder.iterdir()} == {*names, "xqg.json"}
+    assert (folder / "model.onnx").stat().st_size < 60_000 < (folder / "model.onnx.data").stat().st_size
+    assert read_model_folder(folder, "encoder").description["files"].keys() == names
+    expected, _ = encode_with_transformers(checkpoint, TEXTS, "mean", normalise=False)
+    np.testing.assert_allclose(Encoder(folder, "cpu").encode_passages(TEXTS), expected, rtol=1e-3, atol=2e-5)
+
+    data = bytearray((folder / "model.onnx.data").read_bytes())
+    data[5000] ^= 1
+    (folder / "model.onnx.data").write_bytes(data)
+    with pytest.raises(ModelError, match=r"model\.onnx\.data has sha256"):
+        Encoder(folder, "cpu")
+
+
+def corrupt(build: Any, name: str) -> Any:  # noqa: ANN401
+    """Return the builder of a graph with one wrong weight."""
+
+    def build_wrongly(weights: dict[str, Any], *others: Any) -> Graph:
+        wrong = weights[name].copy()
+        wrong.flat[: wrong.size // 2] *= -1
+        graph: Graph = build({**weights, name: wrong}, *others)
+        return graph
+
+    return build_wrongly
+
+
+def test_an_encoder_that_differs_from_transformers_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "build_bert", corrupt(export.build_bert, "encoder.layer.1.output.dense.weight"))
+    with pytest.raises(
+        ModelError, match=r"parity check failed for bert: cosine -?0\.\d+ to transformers, at least 0\.9999"
+    ):
+        export_checkpoint(str(encoder_checkpoint("bert")), tmp_path / "out", pooling="cls")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_epsilon_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = export.build_bert
+
+    def build_wrongly(weights: Any, config: dict[str, Any], *others: Any) -> Graph:
+        return build(weights, {**config, "layer_norm_eps": 0.5}, *others)
+
+    checkpoint = save_encoder(tmp_path / "in", "bert")
+    monkeypatch.setattr(export, "build_bert", build_wrongly)
+    with pytest.raises(ModelError, match="parity check failed"):
+        export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_generator_that_differs_from_transformers_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = "decoder.block.1.layer.1.EncDecAttention.o.weight"
+    monkeypatch.setattr(export, "build_t5_decoder", corrupt(export.build_t5_decoder, wrong))
+    with pytest.raises(ModelError, match=r"parity check failed for mt5: \d+ of 57 greedy outputs equal"):
+        export_checkpoint(str(generator_checkpoint("mt5")), tmp_path / "out", max_new_tokens=4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_description_names_source_revision_and_licence(tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "tiny", "bert")
+    (checkpoint / "README.md").write_text("---\nlanguage: fi\nlicense: apache-2.0\n---\n# Tiny\n")
+    done = export_checkpoint(str(checkpoint), tmp_path / "deep" / "out", revision="v1", pooling="cls")
+    about = read_model_folder(done.folder, "encoder").description
+    assert (about["source"], about["revision"], about["licence"]) == ("tiny", "v1", "apache-2.0")
+    assert (about["kind"], about["dim"], about["dtype"]) == ("encoder", 32, "float32")
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="out exists; remove it, or name another folder"):
+        export_checkpoint(str(tmp_path / "no checkpoint"), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_checkpoint_of_an_unknown_type_is_refused(tmp_path: Path) -> None:
+    edit_json(tmp_path / "in" / "config.json", {"model_type": "gpt2"})
+    with pytest.raises(InputError, match="in is of type 'gpt2'; supported are bert, xlm-roberta, roberta, t5, mt5"):
+        export_checkpoint(str(tmp_path / "in"), tmp_path / "out")
+
+
+def test_a_folder_without_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no config\.json: it is not a transformers checkpoint"):
+        export_checkpoint(str(tmp_path), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "relu"}, "activation 'relu' is not supported"),
+        ({"position_embedding_type": "relative_key"}, "position embeddings 'relative_key' are not supported"),
+    ],
+)
+def test_a_part_that_the_graph_does_not_have_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "bert")
+    edit_json(checkpoint / "config.json", changes)
+    with pytest.raises(InputError, match=message):
+        export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_an_unknown_feed_forward_is_refused(tmp_path: Path) -> None:
+    checkpoint = save_t5(tmp_path / "in", feed_forward_proj="gated-silu")
+    with pytest.raises(InputError, match="feed-forward 'gated-silu' is not supported; relu and gated-gelu are"):
+        export_checkpoint(str(checkpoint), tmp_path / "out", prompt="{text}", languages=("fi",))
+
+
+GENERATOR_REFUSALS: list[tuple[str, dict[str, Any], str]] = [
+    ("t5", {"languages": ("fi",)}, "does not say how it is prompted; give --prompt with {text} in it"),
+    ("t5", {"languages": ("fi",), "prompt": "{title}"}, "does not say how it is prompted"),
+    ("t5", {"prompt": "{text}"}, "does not say which languages it writes; give --languages"),
+    ("t5", {"prompt": "{text}", "languages": ("xx",)}, "unknown language 'xx'; known are ar, bn"),
+    ("mt5", {"languages": ("fi", "ko")}, "has tokens for the languages fi, ja, ru alone"),
+    ("mt5", {"pooling": "cls"}, "is a model of kind 'generator', which has no pooling"),
+]
+
+
+@pytest.mark.parametrize(("form", "given", "message"), GENERATOR_REFUSALS)
+def test_a_generator_with_unusable_options_is_refused(
+    form: str, given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        export_checkpoint(str(generator_checkpoint(form)), tmp_path / "out", **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_has_no_prompt(tmp_path: Path) -> None:
+    refused = partial(export_checkpoint, str(encoder_checkpoint("bert")), tmp_path / "out")
+    with pytest.raises(InputError, match="is a model of kind 'encoder', which has no prompt"):
+        refused(prompt="{text}")
+    with pytest.raises(InputError, match="pooling must be cls, mean, last, was: 'max'"):
+        refused(pooling="max")
+    assert list(tmp_path.iterdir()) == []

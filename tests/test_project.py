@@ -1,0 +1,127 @@
+"""What the files around the package promise: packaging, containers, the demo corpus, the documentation."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from xqg_qdrant.demo import read_demo_passages, read_demo_qrels, read_demo_queries
+from xqg_qdrant.languages import is_written_in
+from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, read_model_folder
+
+ROOT = Path(__file__).parent.parent
+LANGUAGES = {"ar", "bn", "fi", "ja", "ko", "ru", "te"}
+SHIPPED_MODELS_BYTES = 40_000_000
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return loaded
+
+
+def test_every_server_of_the_compose_file_is_pinned_and_has_a_volume_and_a_health_check(
+    compose: dict[str, Any],
+) -> None:
+    servers = {name: service for name, service in compose["services"].items() if "image" in service}
+    assert set(servers) == {"qdrant", "node-1", "node-2", "node-3"}
+    for service in servers.values():
+        assert re.fullmatch(r"qdrant/qdrant:v\d+\.\d+\.\d+", service["image"])
+        assert service["healthcheck"]["test"]
+        (volume,) = service["volumes"]
+        assert volume.split(":")[0] in compose["volumes"]
+
+
+def test_the_compose_file_has_a_cluster_of_three_and_an_ingest_on_a_gpu(compose: dict[str, Any]) -> None:
+    by_profile: dict[str, list[str]] = {}
+    for name, service in compose["services"].items():
+        for profile in service.get("profiles", ["default"]):
+            by_profile.setdefault(profile, []).append(name)
+    assert by_profile == {"default": ["qdrant"], "cluster": ["node-1", "node-2", "node-3"], "gpu": ["ingest"]}
+    ingest = compose["services"]["ingest"]
+    assert ingest["entrypoint"] == ["xqg", "ingest"]
+    (device,) = ingest["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+
+
+def test_one_onnx_runtime_is_installed_and_never_two() -> None:
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    runtimes = [Requirement(text) for text in project["dependencies"] if text.startswith("onnxruntime")]
+    for system, machine, name in (
+        ("linux", "x86_64", "onnxruntime-gpu"),
+        ("win32", "AMD64", "onnxruntime-gpu"),
+        ("darwin", "arm64", "onnxruntime"),
+        ("darwin", "x86_64", "onnxruntime"),
+        ("linux", "aarch64", "onnxruntime"),
+        ("win32", "ARM64", "onnxruntime"),
+    ):
+        environment = {"sys_platform": system, "platform_machine": machine}
+        installed = [runtime.name for runtime in runtimes if runtime.marker and runtime.marker.evaluate(environment)]
+        assert installed == [name], (system, machine)
+
+
+def test_the_shipped_models_are_whole_and_within_their_budget() -> None:
+    folders = [ROOT / "onnx" / DEMO_ENCODER, ROOT / "onnx" / DEMO_GENERATOR]
+    read_model_folder(folders[0], "encoder")
+    generator = read_model_folder(folders[1], "generator")
+    assert set(generator.description["languages"]) == LANGUAGES
+    assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) <= SHIPPED_MODELS_BYTES
+    for folder in folders:
+        card = (folder / "README.md").read_text()
+        for heading in ("## Data and licences", "## Figures", "## Limits"):
+            assert heading in card
+
+
+def test_the_wheel_carries_the_models_and_the_demo_corpus_and_no_stray_top_level(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"xqg_qdrant"}
+    for expected in (
+        *(f"models/{DEMO_ENCODER}/{file}" for file in ("model.onnx", "tokenizer.json", "xqg.json")),
+        *(f"models/{DEMO_GENERATOR}/{file}" for file in ("encoder.onnx", "decoder.onnx", "tokenizer.json", "xqg.json")),
+        "demo/corpus.jsonl",
+        "demo/queries.jsonl",
+        "demo/qrels/test.tsv",
+    ):
+        assert f"xqg_qdrant/{expected}" in names
+
+
+def test_the_demo_corpus_has_200_passages_of_80_to_150_words() -> None:
+    passages = read_demo_passages()
+    assert len(passages) >= 200
+    assert len({passage.title for passage in passages}) == len(passages)
+    for passage in passages:
+        assert 80 <= len(passage.text.split()) <= 150, passage.passage_id
+
+
+def test_each_demo_question_is_asked_in_seven_languages_each_in_its_script() -> None:
+    queries = read_demo_queries()
+    asked: dict[str, set[str]] = {}
+    for query in queries:
+        assert is_written_in(query.text, query.language), query
+        asked.setdefault(query.query_id.rsplit("-", 1)[0], set()).add(query.language)
+    assert len(asked) >= 100
+    assert all(languages == LANGUAGES for languages in asked.values())
+
+
+def test_each_demo_answer_stands_in_the_judged_passage_and_in_no_other() -> None:
+    texts = {passage.passage_id: passage.text for passage in read_demo_passages()}
+    judged = {qrel.query_id: qrel.passage_id for qrel in read_demo_qrels()}
+    queries = read_demo_queries()
+    assert judged.keys() == {query.query_id for query in queries}
+    for query in queries:
+        for answer in query.answers:
+            assert [name for name, text in texts.items() if answer in text] == [judged[query.query_id]], answer
+            assert answer not in query.text
