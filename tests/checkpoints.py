@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers.utils.logging import disable_progress_bar
 
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
@@ -92,9 +92,9 @@ def save_encoder(folder: Path, name: str, **settings: Any) -> Path:  # noqa: ANN
     _randomise(model, seed=3)
     model.save_pretrained(folder)
     if name == "bert":
-        _save_tokenizer(train_wordpiece(), folder, pad_token="[PAD]", unk_token="[UNK]", model_max_length=LONGEST)
+        _save_tokenizer(make_wordpiece(), folder, pad_token="[PAD]", unk_token="[UNK]", model_max_length=LONGEST)
     else:
-        tokenizer = train_unigram(*XLMR_SPECIALS)
+        tokenizer = make_unigram(*XLMR_SPECIALS)
         ends = [(token, XLMR_SPECIALS.index(token)) for token in ("<s>", "</s>")]
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
         _save_tokenizer(tokenizer, folder, pad_token="<pad>", unk_token="<unk>")
@@ -124,12 +124,12 @@ def save_t5(
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     _randomise(model, seed)
     with torch.no_grad():
-        model.lm_head.weight[T5_END] *= 4 if tied else 2
+        model.lm_head.weight[T5_END] *= 4 if tied else 2.5
     model.save_pretrained(folder)
     # As the released checkpoints say it; transformers itself writes its own view of it.
     edit_json(folder / "config.json", {"tie_word_embeddings": tied, "scale_decoder_outputs": None})
     edit_json(folder / "generation_config.json", generation or {})
-    tokenizer = train_unigram(*T5_SPECIALS)
+    tokenizer = make_unigram(*T5_SPECIALS)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", T5_END)])
     _save_tokenizer(tokenizer, folder, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     return folder
@@ -144,21 +144,27 @@ def edit_json(path: Path, changes: dict[str, Any]) -> None:
 
 
 @cache
-def train_unigram(*specials: str) -> Tokenizer:
-    """Make a tokenizer such as XLM-R's and T5's are, with the special tokens first.
+def count_parts() -> tuple[tuple[str, int], ...]:
+    """Return the most frequent parts of words, with "▁" where a word begins, every letter before longer parts.
 
-    Its pieces are the most frequent parts of words: the library's own trainer gives others in every process.
+    They make the tokenizers: the trainers of `tokenizers` give others in every process.
     """
     words = Counter(word for text in corpus() for word in re.findall(r"▁?[^\s▁]+", "▁" + text.replace(" ", " ▁")))
     parts: Counter[str] = Counter()
     for word, count in words.items():
         for start in range(len(word)):
-            for end in range(start + 1, min(len(word), start + 6) + 1):
+            for end in range(start + 1, min(len(word), start + 5) + 1):
                 parts[word[start:end]] += count
-    # Every letter is needed; after them, the more letters a piece stands for in the corpus, the better.
     ranked = sorted(parts, key=lambda part: (len(part) > 1, -parts[part] * (len(part) - 1), part))
-    vocabulary = [(special, 0.0) for special in specials]
-    vocabulary += [(part, math.log(parts[part] / parts.total())) for part in ranked[: TOKENS - len(specials)]]
+    return tuple((part, parts[part]) for part in ranked[:TOKENS])
+
+
+@cache
+def make_unigram(*specials: str) -> Tokenizer:
+    """Make a tokenizer such as XLM-R's and T5's are, with the special tokens first."""
+    parts = count_parts()[: TOKENS - len(specials)]
+    total = sum(count for _, count in parts)
+    vocabulary = [(special, 0.0) for special in specials] + [(part, math.log(count / total)) for part, count in parts]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=specials.index("<unk>")))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -168,13 +174,14 @@ def train_unigram(*specials: str) -> Tokenizer:
 
 
 @cache
-def train_wordpiece() -> Tokenizer:
-    """Train a tokenizer such as BERT's."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+def make_wordpiece() -> Tokenizer:
+    """Make a tokenizer such as BERT's."""
+    parts = [part.removeprefix("▁") if part.startswith("▁") else f"##{part}" for part, _ in count_parts()]
+    pieces = [*BERT_SPECIALS, *filter(None, parts)][:TOKENS]
+    tokenizer = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=TOKENS, special_tokens=list(BERT_SPECIALS), show_progress=False)
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.add_special_tokens(list(BERT_SPECIALS))
     ends = [(token, BERT_SPECIALS.index(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return tokenizer

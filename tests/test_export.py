@@ -85,7 +85,7 @@ def test_an_exported_encoder_gives_the_vectors_of_transformers(
         assert lowest_cosine(expected, found) >= 0.9999
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5)
     assert len(np.unique(batch["attention_mask"].sum(axis=1))) > 10
-    assert lowest_cosine(expected[:-1], expected[1:]) < 0.9  # the texts' vectors do differ
+    assert lowest_cosine(expected[:-1], expected[1:]) < 0.95  # the texts' vectors do differ
 
 
 def test_a_roberta_without_token_types_gives_the_vectors_of_transformers(tmp_path: Path) -> None:
