@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shared_data import shared_file
 
 from xqg_qdrant import corpus
-from xqg_qdrant.corpus import read_passages, read_queries, write_dead_letters
+from xqg_qdrant.corpus import count_rows, read_passages, read_queries, write_dead_letters
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import Passage, Query, Reject
 
@@ -157,6 +157,26 @@ def test_a_row_that_cannot_be_used_is_rejected_and_the_rest_is_read(write: Write
 def test_the_largest_numbers_of_64_bits_are_kept(write: Write) -> None:
     numbers = [2**63 - 1, -(2**63), 1e308, True]
     assert passages_of(write(lines_of({"id": "1", "text": "a", "x": numbers})))[0].metadata == {"x": numbers}
+
+
+def test_metadata_nested_deeper_than_an_engine_can_read_back_is_rejected(write: Write) -> None:
+    def nested(levels: int) -> str:
+        return '{"id": "a", "text": "b", "tree": ' + "[" * levels + "]" * levels + "}"
+
+    # The metadata itself is the first level.
+    (kept,) = read_passages(write(nested(31)))
+    assert isinstance(kept, Passage)
+    (rejected,) = read_passages(write(nested(32)))
+    assert isinstance(rejected, Reject)
+    assert rejected.reason == "metadata is nested deeper than 32 levels"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", '{"id": 1}\n\n{broken\n'), ("a.jsonl.gz", "{}\n{}"), ("a.tsv", "id\ttext\n1\tx\n2\ty\n")],
+)
+def test_rows_are_counted_without_being_parsed(write: Write, name: str, content: str) -> None:
+    assert count_rows(write(content, name)) == 2
 
 
 def test_a_whole_pair_of_surrogates_is_one_character(write: Write) -> None:

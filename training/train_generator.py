@@ -185,7 +185,7 @@ def link_passages(corpus: Corpus, keep: int = 6) -> None:
         for group in corpus.groups.get(source, []):
             words = set(content_words(group.english))
             scores: Counter[int] = Counter()
-            for word in words:
+            for word in sorted(words):
                 found = postings.get(word, [])
                 if len(found) < 400:
                     weight = math.log(count / (1 + len(found)) + 1)

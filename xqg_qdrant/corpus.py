@@ -32,6 +32,8 @@ TEXT_FIELDS = ("text", "contents", "passage")
 QUERY_ID_FIELDS = ("id", "_id", "query_id")
 QUERY_TEXT_FIELDS = ("question", "query", "text")
 LANGUAGE_FIELDS = ("lang", "language")
+# Qdrant's engines cannot read back what is nested about 127 levels deep, and Edge does not reopen after it.
+MAX_METADATA_DEPTH = 32
 
 
 class _Row(NamedTuple):
@@ -191,17 +193,15 @@ def _take_text(fields: dict[str, Any], names: Sequence[str]) -> tuple[str, str]:
 def _unstorable_field(fields: Mapping[str, Any]) -> str:
     """Name the first field that cannot be stored as JSON, and say why; empty where all can."""
     for name, value in fields.items():
-        try:
-            problem = _unstorable(value)
-        except RecursionError:
-            problem = "is nested too deeply"
-        if problem:
+        if problem := _unstorable(value, MAX_METADATA_DEPTH):
             return f"{name} {problem}"
     return ""
 
 
-def _unstorable(value: Any) -> str:  # noqa: ANN401
+def _unstorable(value: Any, depth: int) -> str:  # noqa: ANN401
     """Say why a value cannot be stored as JSON in a payload; empty where it can. Numbers are 64 bits wide there."""
+    if depth == 0:
+        return f"is nested deeper than {MAX_METADATA_DEPTH} levels"
     match value:
         case None | bool():
             return ""
@@ -212,9 +212,10 @@ def _unstorable(value: Any) -> str:  # noqa: ANN401
         case float():
             return "" if math.isfinite(value) else f"holds {value}, which is no number"
         case list() | tuple():
-            return next(filter(None, map(_unstorable, value)), "")
+            return next(filter(None, (_unstorable(item, depth - 1) for item in value)), "")
         case dict():
-            return next(filter(None, map(_unstorable, chain(value.keys(), value.values()))), "")
+            items = chain(value.keys(), value.values())
+            return next(filter(None, (_unstorable(item, depth - 1) for item in items)), "")
         case _:
             return f"holds a {type(value).__name__}, which is not JSON"
 

@@ -1,0 +1,51 @@
+"""The training scripts run from the data to checkpoints that `xqg export` takes, at smoke size."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shared_data import shared_file
+
+from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.export import export_checkpoint
+from xqg_qdrant.generator import Generator
+
+TRAINING = Path(__file__).parent.parent / "training"
+LANGUAGES = ("ar", "bn", "fi", "ja", "ko", "ru", "te")
+
+
+def run_smoke(script: str, out: Path) -> None:
+    data = shared_file("train/parallel.tsv.gz").parent.parent
+    command = [sys.executable, str(TRAINING / script), "--data", str(data), "--out", str(out), "--smoke"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_encoder_trains_and_exports_with_parity(tmp_path: Path) -> None:
+    run_smoke("train_encoder.py", tmp_path / "checkpoint")
+    exported = export_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "exported")
+    assert exported.parity["float32"]["lowest_cosine"] >= 0.9999
+    encoder = Encoder(exported.folder, "cpu")
+    assert encoder.folder.description["pooling"] == "mean"
+    assert encoder.encode_queries(["Missä Oulu on?"]).shape == (1, encoder.dim)
+
+
+def test_the_generator_trains_and_exports_with_parity(tmp_path: Path) -> None:
+    run_smoke("train_generator.py", tmp_path / "checkpoint")
+    exported = export_checkpoint(
+        str(tmp_path / "checkpoint"), tmp_path / "exported", languages=LANGUAGES, max_new_tokens=8
+    )
+    assert exported.parity["float32"]["identical_greedy_queries"] == exported.parity["inputs"] >= 50
+    assert Generator(exported.folder, "cpu").languages == LANGUAGES
+
+
+@pytest.mark.parametrize("name", ["dev/corpus.jsonl.gz", "question-match/corpus.jsonl.gz", "xor/dev.jsonl.gz"])
+def test_held_out_data_cannot_be_read_for_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TRAINING))
+    from data import open_training_file
+
+    with pytest.raises(ValueError, match="held out"):
+        next(open_training_file(shared_file(name).parent.parent, name))
