@@ -20,6 +20,7 @@ from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, ROWS_REJECTED_EXIT_CODE, In
 
 if TYPE_CHECKING:
     from xqg_qdrant.encoder import Encoder
+    from xqg_qdrant.evaluation.official import WordRules
     from xqg_qdrant.evaluation.report import Report
     from xqg_qdrant.generator import Generator
     from xqg_qdrant.records import Query
@@ -259,6 +260,13 @@ def query(
     show_default=True,
     help="Passages for each question.",
 )
+@click.option(
+    "--word-rules",
+    type=click.Choice(["installed", "published"]),
+    default="installed",
+    show_default=True,
+    help="Words of R@kt: as the installed NLTK splits them, or as NLTK did up to 3.9.2, to compare with the paper.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 @click.option(
     "--write-run", type=click.Path(path_type=Path), help="Write the TREC run (of xqg, where both are searched)."
@@ -277,6 +285,7 @@ def evaluate(
     encoder_folder: Path | None,
     vector: str,
     limit: int,
+    word_rules: WordRules,
     as_json: bool,
     write_run: Path | None,
     write_predictions: Path | None,
@@ -297,7 +306,7 @@ def evaluate(
     if (predictions is None) != (gold is None) or (predictions is None) == (collection is None):
         raise click.UsageError("Give --collection and --questions, or --predictions and --gold.")
     if predictions is not None and gold is not None:
-        _echo_report(report_predictions(files.read_predictions(predictions), read_queries(gold)), as_json)
+        _echo_report(report_predictions(files.read_predictions(predictions), read_queries(gold), word_rules), as_json)
         return
     if questions is None or collection is None:
         raise click.UsageError("Missing option '--questions'.")
@@ -310,7 +319,9 @@ def evaluate(
         check_collection(store, collection, encoder)
         names = ["passage", "xqg"] if vector == "both" else [vector]
         runs = search_all(store, collection, encoder, queries, limit, names, quiet)
-    report = evaluate_runs(queries, judgements, runs, recall_at=[k for k in (1, 5, 10, 20, 100) if k <= limit])
+    report = evaluate_runs(
+        queries, judgements, runs, recall_at=[k for k in (1, 5, 10, 20, 100) if k <= limit], rules=word_rules
+    )
     written = runs[names[-1]]
     if write_run:
         scored = {name: [(hit.passage.passage_id, hit.score) for hit in hits] for name, hits in written.items()}

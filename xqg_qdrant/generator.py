@@ -77,8 +77,8 @@ class Generator:
 
     def describe(self) -> dict[str, Any]:
         """Return what of this model decides the queries, for a fingerprint."""
-        about = self.folder.description
-        return {"sha256": self.folder.sha256(), "dtype": about["dtype"], "prompt": self._prompt}
+        names = ("dtype", "prompt", "max_input_tokens")
+        return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
 
     def generate(
         self, passage: Passage, languages: Sequence[str], count: int, seed: int, sampling: Sampling

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from checkpoints import (
+    LANGUAGE_TOKENS,
+    LANGUAGES,
+    LONGEST_PROMPT,
+    NEW_TOKENS,
+    SUPPRESSED,
+    T5_END,
+    exported_generator,
+    generator_checkpoint,
+    passages,
+)
+from scipy import stats
+
+from xqg_qdrant.decoding import Noise, gumbel_noise
+from xqg_qdrant.errors import InputError
+from xqg_qdrant.generator import Generation, Generator, Sampling
+from xqg_qdrant.records import GeneratedQuery, Passage
+
+SAMPLING = Sampling(top_k=8, temperature=0.9, max_new_tokens=NEW_TOKENS)
+COUNT = 4
+FORMS = [("t5", "float32"), ("t5", "int8"), ("t5-1.1", "float32"), ("mt5", "float32"), ("mt5", "int8")]
+Rows = dict[tuple[str, int], list[int]]
+
+
+def open_generator(form: str, dtype: str = "float32", threads: int = 1) -> Generator:
+    return Generator(exported_generator(form, dtype), device="cpu", threads=threads)
+
+
+def sample(
+    generator: Generator, passage: Passage, languages: tuple[str, ...] = LANGUAGES, count: int = COUNT, seed: int = 0
+) -> Rows:
+    """Return the ids of each query by language and number, with the noise that `generate` draws for it."""
+    drawn: list[Noise] = []
+    rows: list[list[int]] = []
+    generate_ids = generator.generate_ids
+
+    def record(passage: Passage, languages: Any, noise: Noise, temperature: float) -> list[list[int]]:  # noqa: ANN401
+        drawn.append(noise)
+        rows.extend(generate_ids(passage, languages, noise, temperature))
+        return rows
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generator, "generate_ids", record)
+        generator.generate(passage, languages, count, seed, SAMPLING)
+    assert drawn[0].shape == (len(languages) * count, NEW_TOKENS, SAMPLING.top_k)
+    return dict(zip(itertools.product(languages, range(count)), rows, strict=True))
+
+
+def share_of_equal(left: Rows, right: Rows) -> float:
+    common = left.keys() & right.keys()
+    return sum(left[key] == right[key] for key in common) / len(common)
+
+
+@pytest.mark.parametrize(("form", "dtype"), FORMS)
+def test_a_passage_gets_the_same_queries_in_any_order_and_with_any_number_of_threads(form: str, dtype: str) -> None:
+    generator = open_generator(form, dtype)
+    first = {passage.passage_id: sample(generator, passage) for passage in passages()}
+    assert len({tuple(row) for rows in first.values() for row in rows.values()}) > 200
+    assert len({len(row) for rows in first.values() for row in rows.values()}) > 5
+
+    other = open_generator(form, dtype, threads=2)
+    for passage in reversed(passages()):
+        assert sample(other, passage, LANGUAGES[::-1]) == first[passage.passage_id]
+
+
+@pytest.mark.parametrize(("form", "dtype"), FORMS)
+def test_other_languages_or_more_samples_beside_a_query_hardly_ever_change_it(form: str, dtype: str) -> None:
+    # Not promised to the last bit: the number of rows decides which kernels run, and int8 rounds what they leave.
+    generator = open_generator(form, dtype)
+    shares = []
+    for passage in passages()[::2]:
+        together = sample(generator, passage)
+        shares += [share_of_equal(together, sample(generator, passage, (language,))) for language in LANGUAGES]
+        shares += [share_of_equal(together, sample(generator, passage, count=count)) for count in (1, 7)]
+    assert np.mean(shares) > 0.98
+
+
+IN_A_NEW_PROCESS = """
+import json, sys
+from pathlib import Path
+from xqg_qdrant.generator import Generator, Sampling
+from xqg_qdrant.records import Passage
+folder, passage, languages, sampling = json.loads(sys.argv[1])
+generator = Generator(Path(folder), "cpu", 1)
+generator.generate(Passage("another", "before it"), languages, 2, 5, Sampling(*sampling))
+print(json.dumps(generator.generate(Passage(*passage), languages, 20, 3, Sampling(*sampling))))
+"""
+
+
+def test_a_new_process_writes_the_same_queries() -> None:
+    passage = passages()[12]
+    folder = str(exported_generator("t5", "int8"))
+    about = json.dumps([folder, [passage.passage_id, passage.text, passage.title], LANGUAGES, SAMPLING])
+    output = subprocess.run(
+        [sys.executable, "-c", IN_A_NEW_PROCESS, about],
+        capture_output=True, check=True, encoding="utf-8", cwd=Path(__file__).parents[1], timeout=120,
+    ).stdout  # fmt: skip
+    queries, asked = json.loads(output)
+    expected = open_generator("t5", "int8").generate(passage, LANGUAGES, 20, 3, SAMPLING)
+    assert asked == 20
+    assert [GeneratedQuery(*query) for query in queries] == list(expected.queries)
+    assert len(queries) > 2
+
+
+def test_seed_passage_language_and_number_each_give_other_queries() -> None:
+    generator = open_generator("mt5")
+    passage = passages()[9]
+    seen = [sample(generator, passage), sample(generator, passage, seed=1)]
+    seen.append(sample(generator, Passage("another id", passage.text, passage.title)))
+    rows = [tuple(row) for rows in seen for row in rows.values()]
+    assert len(set(rows)) > 0.9 * len(rows)
+
+
+def test_the_noise_of_a_query_has_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[bytes] = []
+
+    def record(asked: list[bytes], steps: int, top_k: int) -> Noise:
+        keys.extend(asked)
+        return gumbel_noise(asked, steps, top_k)
+
+    monkeypatch.setattr("xqg_qdrant.generator.gumbel_noise", record)
+    generator = open_generator("t5")
+    for passage_id, seed in (("a", 0), ("a", 1), ("b", 0), ("a1", 0)):
+        generator.generate(Passage(passage_id, "text"), LANGUAGES, 11, seed, SAMPLING)
+    assert len({key[:16] for key in keys}) == len(keys) == 4 * 3 * 11
+
+
+def read_probabilities(passage: Passage, top_k: int, temperature: float) -> dict[tuple[int, ...], float]:
+    """Return the probability of every pair of first ids that top-k sampling can draw, in float64 from transformers."""
+    model: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(generator_checkpoint("mt5")).eval()
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(generator_checkpoint("mt5"))
+    prompt = f"{passage.title} {passage.text}".strip()
+    batch = tokenizer(prompt, truncation=True, max_length=LONGEST_PROMPT, return_tensors="pt")
+
+    def next_ids(*before: int) -> list[tuple[int, float]]:
+        decoder_ids = torch.tensor([[LANGUAGE_TOKENS["fi"], *before]])
+        with torch.no_grad():
+            logits = model(**batch, decoder_input_ids=decoder_ids).logits[0, -1].numpy().astype(np.float64)
+        best = np.argsort(-logits)[:top_k]
+        weights = np.exp((logits[best] - logits[best[0]]) / temperature)
+        return list(zip(best.tolist(), (weights / weights.sum()).tolist(), strict=True))
+
+    pairs: dict[tuple[int, ...], float] = {}
+    for first, probability in next_ids():
+        if first == T5_END:
+            pairs[()] = probability
+            continue
+        for second, conditional in next_ids(first):
+            ids = (first,) if second == T5_END else (first, second)
+            pairs[ids] = probability * conditional
+    return pairs
+
+
+@pytest.mark.parametrize("temperature", [0.7, 3.0])
+def test_sampling_follows_the_softmax_of_the_top_k(temperature: float) -> None:
+    passage, draws, top_k = passages()[4], 3000, 4
+    expected = read_probabilities(passage, top_k, temperature)
+    noise = gumbel_noise([b"draw%12d" % number for number in range(draws)], steps=2, top_k=top_k)
+    rows = open_generator("mt5").generate_ids(passage, ("fi",), noise, temperature)
+    found = Counter(map(tuple, rows))
+    assert found.keys() <= expected.keys()
+
+    firsts, expected_firsts = Counter(row[:1] for row in found.elements()), Counter[tuple[int, ...]]()
+    for ids, probability in expected.items():
+        expected_firsts[ids[:1]] += probability  # type: ignore[assignment]
+    for counts, wanted in ((firsts, dict(expected_firsts)), (found, expected)):
+        # cells with fewer than five expected draws are joined, as the chi-square test needs
+        cells = [(counts[ids], draws * probability) for ids, probability in wanted.items()]
+        large = [cell for cell in cells if cell[1] >= 5]
+        rest = [sum(column) for column in zip(*(cell for cell in cells if cell[1] < 5), strict=True)]
+        observed, predicted = zip(*large, *([rest] if rest else []), strict=True)
+        assert len(observed) >= 3
+        assert stats.chisquare(observed, predicted).pvalue > 0.01
+    assert max(expected_firsts.values()) > (0.5 if temperature < 1 else 0)
+
+
+def test_a_low_temperature_comes_near_greedy_and_a_high_one_does_not() -> None:
+    generator = open_generator("t5")
+    passage = passages()[8]
+    [greedy] = generator.generate_ids(passage, ("fi",), np.zeros((1, NEW_TOKENS, 1), dtype=np.float32))
+    noise = gumbel_noise([b"%16d" % number for number in range(20)], NEW_TOKENS, 8)
+    assert generator.generate_ids(passage, ("fi",), noise, 1e-4) == [greedy] * 20
+    assert generator.generate_ids(passage, ("fi",), noise, 5.0).count(greedy) <= 2
+
+
+def test_suppressed_ids_are_never_drawn() -> None:
+    generator = open_generator("mt5-prompted", "int8")
+    noise = gumbel_noise([b"%16d" % number for number in range(100)], NEW_TOKENS, 200)
+    rows = [row for passage in passages()[:5] for row in generator.generate_ids(passage, ("ru", "fi"), noise, 50.0)]
+    drawn = {token for row in rows for token in row}
+    assert len(drawn) > 500
+    assert not drawn & set(SUPPRESSED)
+
+
+def test_languages_in_the_prompt_are_padded_beside_each_other_without_effect() -> None:
+    generator = open_generator("t5")
+    languages = ("fi", "ja", "ru")
+    prompts = {language: generator.fill_prompt(passages()[2], language) for language in languages}
+    assert prompts["fi"].startswith("Ask in Finnish: ")
+    assert len({len(prompt) for prompt in prompts.values()}) > 1
+
+
+def write(generator: Generator, monkeypatch: pytest.MonkeyPatch, *texts: str, count: int) -> Generation:
+    """Return what `generate` makes of these outputs of the model, `count` for each of ja, ru."""
+    tokenizer = generator._tokenizer
+    rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    monkeypatch.setattr(generator, "generate_ids", lambda *_: rows)
+    return generator.generate(passages()[0], ("ja", "ru"), count, 0, SAMPLING)
+
+
+def test_empty_repeated_and_wrongly_written_queries_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = write(
+        open_generator("t5"), monkeypatch,
+        "ドナウ川はどこですか", "Where is it", "", "ドナウ川はどこですか", "川は何ですか",
+        "Где  начинается Дунай", "где начинается дунай", " ", "ドナウ川はどこですか", "Кто это",
+        count=5,
+    )  # fmt: skip
+    assert found.asked == 5
+    assert [(query.language, query.text) for query in found.queries] == [
+        ("ja", "ドナウ川はどこですか"),
+        ("ja", "川は何ですか"),
+        ("ru", "Где  начинается Дунай"),
+        ("ru", "Кто это"),
+    ]
+
+
+def test_the_same_text_counts_once_for_each_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = open_generator("t5")
+    monkeypatch.setattr("xqg_qdrant.generator.is_written_in", lambda text, language: True)
+    found = write(generator, monkeypatch, "Кто это", "Кто это", "Кто это", "кто это", count=2)
+    assert found.queries == (GeneratedQuery("ja", "Кто это"), GeneratedQuery("ru", "Кто это"))
+
+
+def test_special_tokens_are_no_part_of_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = write(open_generator("t5"), monkeypatch, "<pad>川は何ですか<unk></s>", "Кто это<pad>", count=1)
+    assert [query.text for query in found.queries] == ["川は何ですか", "Кто это"]
+
+
+def test_a_language_that_the_model_does_not_write_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown language 'ja': this generator writes ru, fi"):
+        open_generator("mt5-prompted").generate(passages()[0], ("ru", "ja"), 1, 0, SAMPLING)
+
+
+def test_a_query_that_may_be_longer_than_the_model_can_take_is_refused() -> None:
+    generator = open_generator("t5")
+    longest = generator.max_output_tokens
+    assert longest == 256
+    with pytest.raises(InputError, match="max_new_tokens must be at most 256, was: 257"):
+        generator.generate(passages()[0], ("fi",), 1, 0, SAMPLING._replace(max_new_tokens=longest + 1))
+
+
+def test_the_longest_passage_is_cut_to_the_models_length() -> None:
+    generator = open_generator("mt5")
+    long = Passage("long", "Tonava " * 500)
+    cut = Passage("cut", "Tonava " * 100)
+    noise = np.zeros((1, NEW_TOKENS, 1), dtype=np.float32)
+    assert generator.generate_ids(long, ("fi",), noise) == generator.generate_ids(cut, ("fi",), noise)
+
+
+def test_an_empty_passage_gets_queries_too() -> None:
+    noise = np.zeros((len(LANGUAGES), NEW_TOKENS, 1), dtype=np.float32)
+    for form in ("t5", "mt5"):
+        assert len(open_generator(form).generate_ids(Passage("empty", ""), LANGUAGES, noise)) == len(LANGUAGES)
+
+
+def test_a_generator_describes_what_decides_its_queries() -> None:
+    generator = open_generator("t5", "int8")
+    described = generator.describe()
+    assert described["sha256"] == generator.folder.sha256()
+    assert described["dtype"] == "int8"
+    assert described["prompt"] == "Ask in {language}: {title} {text}"
+    assert described["max_input_tokens"] == LONGEST_PROMPT
+    assert generator.sampling == Sampling(top_k=4, temperature=1.0, max_new_tokens=NEW_TOKENS)
+    assert generator.device == "cpu"
