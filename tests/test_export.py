@@ -18,11 +18,11 @@ from checkpoints import (
     NEW_TOKENS,
     SUPPRESSED,
     T5_END,
+    corpus,
+    edit_json,
     encoder_checkpoint,
     exported_generator,
     generator_checkpoint,
-    corpus,
-    edit_json,
     passages,
     save_encoder,
     save_t5,
@@ -32,9 +32,10 @@ from xqg_qdrant import export
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.export import export_checkpoint
+from xqg_qdrant.export.bert import build_bert
 from xqg_qdrant.export.checkpoint import EncoderSettings, fetch_checkpoint, read_encoder_settings
 from xqg_qdrant.export.graph import Graph, quantise_rows
-from xqg_qdrant.export.t5 import relative_buckets
+from xqg_qdrant.export.t5 import build_t5_decoder, relative_buckets
 from xqg_qdrant.generator import Generator
 from xqg_qdrant.model_folder import read_model_folder
 from xqg_qdrant.session import Session
@@ -306,7 +307,7 @@ def test_the_description_of_a_generator_holds_its_settings() -> None:
     assert about["sampling"] == {"top_k": 4, "temperature": 1.0, "max_new_tokens": NEW_TOKENS}
     assert about["parity"]["float32"] == {"identical_greedy_queries": about["parity"]["inputs"]}
     assert about["parity"]["inputs"] == 56
-    assert "{title} {text}" == read_model_folder(exported_generator("mt5"), "generator").description["prompt"]
+    assert read_model_folder(exported_generator("mt5"), "generator").description["prompt"] == "{title} {text}"
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -324,7 +325,9 @@ def test_quantised_rows_differ_by_at_most_half_a_step() -> None:
     weight = np.random.default_rng(0).normal(size=(50, 30)).astype(np.float32) * np.logspace(-4, 3, 50)[:, None]
     weight[7] = 0
     quantised, scales = quantise_rows(weight)
-    assert (quantised.dtype, scales.dtype, scales.shape) == (np.int8, np.float32, (50,))
+    assert quantised.dtype == np.int8
+    assert scales.dtype == np.float32
+    assert scales.shape == (50,)
     error = np.abs(quantised * scales[:, None].astype(np.float64) - weight)
     assert (error <= scales[:, None] * 0.5001).all()
     np.testing.assert_allclose(scales, np.maximum(np.abs(weight).max(axis=1), 1e-12) / 127, rtol=1e-6)
@@ -363,7 +366,7 @@ def corrupt(build: Any, name: str) -> Any:  # noqa: ANN401
 def test_an_encoder_that_differs_from_transformers_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "build_bert", corrupt(export.build_bert, "encoder.layer.1.output.dense.weight"))
+    monkeypatch.setattr(export, "build_bert", corrupt(build_bert, "encoder.layer.1.output.dense.weight"))
     with pytest.raises(
         ModelError, match=r"parity check failed for bert: cosine -?0\.\d+ to transformers, at least 0\.9999"
     ):
@@ -372,10 +375,8 @@ def test_an_encoder_that_differs_from_transformers_is_not_written(
 
 
 def test_a_wrong_epsilon_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = export.build_bert
-
-    def build_wrongly(weights: Any, config: dict[str, Any], *others: Any) -> Graph:
-        return build(weights, {**config, "layer_norm_eps": 0.5}, *others)
+    def build_wrongly(weights: dict[str, Any], config: dict[str, Any], *others: Any) -> Graph:
+        return build_bert(weights, {**config, "layer_norm_eps": 0.5}, *others)
 
     checkpoint = save_encoder(tmp_path / "in", "bert")
     monkeypatch.setattr(export, "build_bert", build_wrongly)
@@ -388,7 +389,7 @@ def test_a_generator_that_differs_from_transformers_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = "decoder.block.1.layer.1.EncDecAttention.o.weight"
-    monkeypatch.setattr(export, "build_t5_decoder", corrupt(export.build_t5_decoder, wrong))
+    monkeypatch.setattr(export, "build_t5_decoder", corrupt(build_t5_decoder, wrong))
     with pytest.raises(ModelError, match=r"parity check failed for mt5: \d+ of 57 greedy outputs equal"):
         export_checkpoint(str(generator_checkpoint("mt5")), tmp_path / "out", max_new_tokens=4)
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ def open_generator(form: str, dtype: str = "float32", threads: int = 1) -> Gener
 
 
 def sample(
-    generator: Generator, passage: Passage, languages: tuple[str, ...] = LANGUAGES, count: int = COUNT, seed: int = 0
+    generator: Generator, passage: Passage, languages: tuple[str, ...] = (), count: int = COUNT, seed: int = 0
 ) -> Rows:
     """Return the ids of each query by language and number, with the noise that `generate` draws for it."""
+    languages = languages or generator.languages
     drawn: list[Noise] = []
     rows: list[list[int]] = []
     generate_ids = generator.generate_ids
@@ -60,6 +62,10 @@ def sample(
     return dict(zip(itertools.product(languages, range(count)), rows, strict=True))
 
 
+def draw_noise(rows: int, steps: int, top_k: int) -> Noise:
+    return gumbel_noise([sha256(b"%d" % number).digest() for number in range(rows)], steps, top_k)
+
+
 def share_of_equal(left: Rows, right: Rows) -> float:
     common = left.keys() & right.keys()
     return sum(left[key] == right[key] for key in common) / len(common)
@@ -68,13 +74,13 @@ def share_of_equal(left: Rows, right: Rows) -> float:
 @pytest.mark.parametrize(("form", "dtype"), FORMS)
 def test_a_passage_gets_the_same_queries_in_any_order_and_with_any_number_of_threads(form: str, dtype: str) -> None:
     generator = open_generator(form, dtype)
-    first = {passage.passage_id: sample(generator, passage) for passage in passages()}
-    assert len({tuple(row) for rows in first.values() for row in rows.values()}) > 200
+    first = {passage.passage_id: sample(generator, passage) for passage in passages()[::2]}
+    assert len({tuple(row) for rows in first.values() for row in rows.values()}) > 100
     assert len({len(row) for rows in first.values() for row in rows.values()}) > 5
 
     other = open_generator(form, dtype, threads=2)
-    for passage in reversed(passages()):
-        assert sample(other, passage, LANGUAGES[::-1]) == first[passage.passage_id]
+    for passage in reversed(passages()[::2]):
+        assert sample(other, passage, other.languages[::-1]) == first[passage.passage_id]
 
 
 @pytest.mark.parametrize(("form", "dtype"), FORMS)
@@ -82,9 +88,11 @@ def test_other_languages_or_more_samples_beside_a_query_hardly_ever_change_it(fo
     # Not promised to the last bit: the number of rows decides which kernels run, and int8 rounds what they leave.
     generator = open_generator(form, dtype)
     shares = []
-    for passage in passages()[::2]:
+    for passage in passages()[1::3]:
         together = sample(generator, passage)
-        shares += [share_of_equal(together, sample(generator, passage, (language,))) for language in LANGUAGES]
+        shares += [
+            share_of_equal(together, sample(generator, passage, (language,))) for language in generator.languages
+        ]
         shares += [share_of_equal(together, sample(generator, passage, count=count)) for count in (1, 7)]
     assert np.mean(shares) > 0.98
 
@@ -165,19 +173,18 @@ def read_probabilities(passage: Passage, top_k: int, temperature: float) -> dict
     return pairs
 
 
-@pytest.mark.parametrize("temperature", [0.7, 3.0])
+@pytest.mark.parametrize("temperature", [0.4, 2.0])
 def test_sampling_follows_the_softmax_of_the_top_k(temperature: float) -> None:
     passage, draws, top_k = passages()[4], 3000, 4
     expected = read_probabilities(passage, top_k, temperature)
-    noise = gumbel_noise([b"draw%12d" % number for number in range(draws)], steps=2, top_k=top_k)
+    noise = draw_noise(draws, 2, top_k)
     rows = open_generator("mt5").generate_ids(passage, ("fi",), noise, temperature)
     found = Counter(map(tuple, rows))
     assert found.keys() <= expected.keys()
 
-    firsts, expected_firsts = Counter(row[:1] for row in found.elements()), Counter[tuple[int, ...]]()
-    for ids, probability in expected.items():
-        expected_firsts[ids[:1]] += probability  # type: ignore[assignment]
-    for counts, wanted in ((firsts, dict(expected_firsts)), (found, expected)):
+    firsts = Counter(row[:1] for row in found.elements())
+    expected_firsts = {first: sum(expected[ids] for ids in expected if ids[:1] == first) for first in firsts}
+    for counts, wanted in ((firsts, expected_firsts), (found, expected)):
         # cells with fewer than five expected draws are joined, as the chi-square test needs
         cells = [(counts[ids], draws * probability) for ids, probability in wanted.items()]
         large = [cell for cell in cells if cell[1] >= 5]
@@ -185,22 +192,21 @@ def test_sampling_follows_the_softmax_of_the_top_k(temperature: float) -> None:
         observed, predicted = zip(*large, *([rest] if rest else []), strict=True)
         assert len(observed) >= 3
         assert stats.chisquare(observed, predicted).pvalue > 0.01
-    assert max(expected_firsts.values()) > (0.5 if temperature < 1 else 0)
 
 
 def test_a_low_temperature_comes_near_greedy_and_a_high_one_does_not() -> None:
     generator = open_generator("t5")
     passage = passages()[8]
     [greedy] = generator.generate_ids(passage, ("fi",), np.zeros((1, NEW_TOKENS, 1), dtype=np.float32))
-    noise = gumbel_noise([b"%16d" % number for number in range(20)], NEW_TOKENS, 8)
+    noise = draw_noise(20, NEW_TOKENS, 8)
     assert generator.generate_ids(passage, ("fi",), noise, 1e-4) == [greedy] * 20
     assert generator.generate_ids(passage, ("fi",), noise, 5.0).count(greedy) <= 2
 
 
 def test_suppressed_ids_are_never_drawn() -> None:
     generator = open_generator("mt5-prompted", "int8")
-    noise = gumbel_noise([b"%16d" % number for number in range(100)], NEW_TOKENS, 200)
-    rows = [row for passage in passages()[:5] for row in generator.generate_ids(passage, ("ru", "fi"), noise, 50.0)]
+    noise = draw_noise(30, NEW_TOKENS, 200)
+    rows = [row for passage in passages()[:4] for row in generator.generate_ids(passage, ("ru", "fi"), noise, 50.0)]
     drawn = {token for row in rows for token in row}
     assert len(drawn) > 500
     assert not drawn & set(SUPPRESSED)
@@ -208,10 +214,26 @@ def test_suppressed_ids_are_never_drawn() -> None:
 
 def test_languages_in_the_prompt_are_padded_beside_each_other_without_effect() -> None:
     generator = open_generator("t5")
-    languages = ("fi", "ja", "ru")
-    prompts = {language: generator.fill_prompt(passages()[2], language) for language in languages}
-    assert prompts["fi"].startswith("Ask in Finnish: ")
-    assert len({len(prompt) for prompt in prompts.values()}) > 1
+    languages = generator.languages
+    noise = np.zeros((1, NEW_TOKENS, 1), dtype=np.float32)
+    for passage in passages()[:5]:
+        lengths = {len(generator._tokenizer.encode(generator.fill_prompt(passage, code)).ids) for code in languages}
+        assert len(lengths) > 1
+        alone = [generator.generate_ids(passage, (code,), noise)[0] for code in languages]
+        assert generator.generate_ids(passage, languages, noise.repeat(len(languages), axis=0)) == alone
+
+
+@pytest.mark.parametrize(
+    ("form", "passage", "prompt"),
+    [
+        ("t5", Passage("1", "A text.", "A title"), "Japanese, Japanese, Japanese: A title A text."),
+        ("t5", Passage("1", "A {title}."), "Japanese, Japanese, Japanese:  A {title}."),
+        ("mt5", Passage("1", "A {text} of {language}.", "T"), "T A {text} of {language}."),
+        ("mt5", Passage("1", "A text. "), "A text."),
+    ],
+)
+def test_a_prompt_is_the_template_with_the_passages_own_words(form: str, passage: Passage, prompt: str) -> None:
+    assert open_generator(form).fill_prompt(passage, "ja") == prompt
 
 
 def write(generator: Generator, monkeypatch: pytest.MonkeyPatch, *texts: str, count: int) -> Generation:
@@ -225,7 +247,7 @@ def write(generator: Generator, monkeypatch: pytest.MonkeyPatch, *texts: str, co
 def test_empty_repeated_and_wrongly_written_queries_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     found = write(
         open_generator("t5"), monkeypatch,
-        "ドナウ川はどこですか", "Where is it", "", "ドナウ川はどこですか", "川は何ですか",
+        "ドナウ川はどこですか", "川は何ですか", "Where is it", "", "ドナウ川はどこですか",
         "Где  начинается Дунай", "где начинается дунай", " ", "ドナウ川はどこですか", "Кто это",
         count=5,
     )  # fmt: skip
@@ -282,7 +304,7 @@ def test_a_generator_describes_what_decides_its_queries() -> None:
     described = generator.describe()
     assert described["sha256"] == generator.folder.sha256()
     assert described["dtype"] == "int8"
-    assert described["prompt"] == "Ask in {language}: {title} {text}"
+    assert described["prompt"] == "{language}, {language}, {language}: {title} {text}"
     assert described["max_input_tokens"] == LONGEST_PROMPT
     assert generator.sampling == Sampling(top_k=4, temperature=1.0, max_new_tokens=NEW_TOKENS)
     assert generator.device == "cpu"

@@ -29,7 +29,7 @@ def write_folder(path: Path, kind: str = "encoder") -> Path:
     return path
 
 
-def edit_description(path: Path, **changes: Any) -> None:  # noqa: ANN401
+def edit_description(path: Path, **changes: Any) -> None:
     description = json.loads((path / "xqg.json").read_text(encoding="utf-8"))
     (path / "xqg.json").write_text(json.dumps({**description, **changes}), encoding="utf-8")
 
@@ -62,7 +62,7 @@ def test_the_checksum_of_a_folder_covers_every_file_that_decides_results(tmp_pat
 
 
 def test_a_missing_folder_is_reported_with_the_command_that_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="there is no model folder .*/model. Make one with: xqg export CHECKPOINT "):
+    with pytest.raises(ModelError, match=r"there is no model folder .*/model\. Make one with: xqg export CHECKPOINT "):
         read_model_folder(tmp_path / "model", "encoder")
 
 
@@ -114,7 +114,7 @@ def test_a_file_outside_the_folder_is_never_read(name: str, tmp_path: Path) -> N
     (folder / "sub" / "model.onnx").write_bytes(b"outside")
     files = json.loads((folder / "xqg.json").read_text(encoding="utf-8"))["files"]
     edit_description(folder, files={**files, name: hashlib.sha256(b"outside").hexdigest()})
-    with pytest.raises(ModelError, match="names a file outside its folder|lacks"):
+    with pytest.raises(ModelError, match=r"names a file outside its folder|lacks"):
         read_model_folder(folder, "encoder")
 
 

@@ -204,9 +204,11 @@ def train_pieces(words: Counter[str], size: int) -> list[str]:
     characters = Counter(char for word, count in words.items() for char in word for _ in range(min(count, 3)))
     frequent = {char for char, count in characters.items() if count > 2}
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=3, show_progress=False)
-    usable = (word for word, count in words.items() if frequent.issuperset(word) for _ in range(count))
-    tokenizer.train_from_iterator(usable, trainer)
+    usable = {word: count for word, count in words.items() if frequent.issuperset(word)}
+    # Named beforehand, the letters get the same identifiers in every run, and ties between merges fall the same way.
+    letters = sorted({f"##{char}" for word in usable for char in word[1:]})
+    trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=3, show_progress=False, special_tokens=letters)
+    tokenizer.train_from_iterator((word for word, count in usable.items() for _ in range(count)), trainer)
     return [piece for piece, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
 
 

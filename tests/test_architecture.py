@@ -1,0 +1,172 @@
+"""The rooms of the package: who may import whom, inside and outside. `docs` draws the same table for people."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import click
+import pytest
+
+from xqg_qdrant.cli import main
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PACKAGE = CHECKOUT / "xqg_qdrant"
+
+FOUNDATION = {"records", "errors"}
+# room → the rooms it may import besides records and errors
+MAY_IMPORT: dict[str, set[str]] = {
+    "corpus": set(),
+    "model_folder": set(),
+    "languages": set(),
+    "session": set(),
+    "augment": set(),
+    "fingerprint": set(),
+    "stores": set(),
+    "encoder": {"session", "model_folder"},
+    "generator": {"session", "decoding", "languages", "model_folder"},
+    "ingest": {"augment", "corpus", "encoder", "fingerprint", "generator", "stores"},
+    "search": {"encoder", "fingerprint", "stores"},
+    "evaluation": {"corpus"},
+    "demo": {"corpus", "evaluation"},
+    "export": {"demo", "encoder", "generator", "languages", "model_folder", "session"},
+    "printing": {"ingest", "search"},
+    "progress": {"corpus", "encoder", "generator", "ingest", "printing", "search", "stores"},
+}
+ANYTHING = {"cli"}
+# These import nothing of ours.
+ALONE = {"records", "errors", "decoding", "__init__"}
+
+# outside package → the modules that may import it; each is the one place to change when it changes
+OWNERS: dict[str, set[str]] = {
+    "onnxruntime": {"session"},
+    "onnx": {"export/bert", "export/graph", "export/t5"},
+    "torch": {"export/reference"},
+    "transformers": {"export/reference"},
+    "huggingface_hub": {"export/checkpoint"},
+    "qdrant_edge": {"stores/edge"},
+    "qdrant_client": {"stores/client", "stores/wire"},
+    "tokenizers": {"encoder", "generator"},
+    "pytrec_eval": {"evaluation/measures"},
+    "nltk": {"evaluation/official"},
+    "pyarrow": {"corpus"},
+    "httpx": {"stores/wire"},
+    "click": {"cli", "progress"},
+    "tqdm": {"progress"},
+}
+EVERYWHERE = {"numpy", "xqg_qdrant"}
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """Return every module of the package, such as `stores/edge`, with the full names that it imports anywhere."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        found[name] = set(imported_names(ast.parse(path.read_text(encoding="utf-8"))))
+    return found
+
+
+def imported_names(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(module: str) -> str:
+    return module.split("/")[0]
+
+
+def imported_rooms(module: str) -> set[str]:
+    ours = (name.split(".") for name in imports()[module] if name.startswith("xqg_qdrant."))
+    return {parts[1] for parts in ours} - {room(module)}
+
+
+@pytest.mark.parametrize("module", list(imports()))
+def test_a_module_imports_only_the_rooms_below_its_own(module: str) -> None:
+    if room(module) in ANYTHING:
+        return
+    allowed = set() if room(module) in ALONE else FOUNDATION | MAY_IMPORT[room(module)]
+    assert imported_rooms(module) <= allowed
+
+
+def test_nothing_imports_the_command_line() -> None:
+    assert [module for module in imports() if "cli" in imported_rooms(module)] == []
+
+
+def test_the_rooms_have_an_order() -> None:
+    order: list[str] = [*ALONE]
+    while len(order) < len(ALONE) + len(MAY_IMPORT):
+        ready = [name for name in MAY_IMPORT if name not in order and MAY_IMPORT[name] <= set(order)]
+        assert ready, "these rooms import each other in a circle"
+        order += ready
+
+
+@pytest.mark.parametrize("module", list(imports()))
+def test_an_outside_package_has_one_owner(module: str) -> None:
+    outside = {name.split(".")[0] for name in imports()[module]} - set(sys.stdlib_module_names) - EVERYWHERE
+    assert {name for name in outside if module not in OWNERS.get(name, set())} == set()
+
+
+def test_every_owner_imports_what_it_owns() -> None:
+    for package, owners in OWNERS.items():
+        for module in owners:
+            assert package in {name.split(".")[0] for name in imports()[module]}
+
+
+def test_the_folder_of_models_never_becomes_a_package() -> None:
+    # With an __init__.py it would hide the package of the same name from everything run in the checkout.
+    assert not (CHECKOUT / "onnx" / "__init__.py").exists()
+    import onnx
+
+    assert onnx.__file__ is not None
+    assert not Path(onnx.__file__).is_relative_to(CHECKOUT / "onnx")
+
+
+HEAVY = {
+    "huggingface_hub", "nltk", "numpy", "onnx", "onnxruntime", "pyarrow", "pytrec_eval", "qdrant_client",
+    "qdrant_edge", "tokenizers", "torch", "tqdm", "transformers",
+}  # fmt: skip
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport json, sys; print(json.dumps(list(sys.modules)))"
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(command, capture_output=True, check=True, cwd=CHECKOUT, timeout=120).stdout
+    return {name.split(".")[0] for name in json.loads(output.splitlines()[-1])}
+
+
+def test_help_is_printed_without_anything_heavy() -> None:
+    run = "from xqg_qdrant.cli import main\nmain(['--help'], standalone_mode=False)"
+    assert modules_after(run) & HEAVY == set()
+
+
+def test_inference_and_ingest_import_nothing_of_the_export() -> None:
+    rooms = ("encoder", "generator", "ingest", "search", "cli", "stores", "corpus", "evaluation.report")
+    loaded = modules_after("import " + ", ".join(f"xqg_qdrant.{name}" for name in rooms))
+    assert loaded & {"torch", "transformers", "onnx", "huggingface_hub"} == set()
+
+
+def commands(group: click.Group = main, path: str = "xqg") -> Iterator[tuple[str, click.Command]]:
+    yield path, group
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands()))
+def test_every_command_and_every_option_has_help(path: str, command: click.Command) -> None:
+    assert command.help, path
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert [option.name for option in options if not option.help] == []
+    assert all(option.help and option.help.rstrip().endswith((".", "]")) for option in options)
