@@ -450,6 +450,7 @@ GENERATOR_REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("t5", {"prompt": "{text}"}, "does not say which languages it writes; give --languages"),
     ("t5", {"prompt": "{text}", "languages": ("xx",)}, "unknown language 'xx'; known are ar, bn"),
     ("mt5", {"languages": ("fi", "ko")}, "has tokens for the languages fi, ja, ru alone"),
+    ("t5", {"prompt": "{text} in {language}", "languages": ("fi",)}, "put {language} before {text}"),
     ("mt5", {"pooling": "cls"}, "is a model of kind 'generator', which has no pooling"),
 ]
 

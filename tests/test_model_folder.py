@@ -10,6 +10,7 @@ import pytest
 from xqg_qdrant.errors import ModelError
 from xqg_qdrant.model_folder import (
     DEMO_ENCODER,
+    FIELDS,
     GRAPH_FILES,
     hash_file,
     read_model_folder,
@@ -25,7 +26,7 @@ def write_folder(path: Path, kind: str = "encoder") -> Path:
     for name in (*GRAPH_FILES[kind], "tokenizer.json"):
         (path / name).write_bytes(f"the content of {name}".encode())
     (path / "README.md").write_text("not a file that decides a result")
-    write_description(path, kind, {"dim": 4, "languages": ("ja", "ru"), "source": "käytetty"})
+    write_description(path, kind, {**dict.fromkeys(FIELDS[kind], "x"), "languages": ("ja", "ru"), "source": "käytetty"})
     return path
 
 
@@ -39,7 +40,7 @@ def test_a_whole_folder_is_read(kind: str, tmp_path: Path) -> None:
     folder = read_model_folder(write_folder(tmp_path / "model", kind), kind)
     assert folder.path == tmp_path / "model"
     assert folder.description == {
-        "format": 1, "kind": kind, "dim": 4, "languages": ["ja", "ru"], "source": "käytetty",
+        "format": 1, "kind": kind, **dict.fromkeys(FIELDS[kind], "x"), "languages": ["ja", "ru"], "source": "käytetty",
         "files": {
             name: hashlib.sha256(f"the content of {name}".encode()).hexdigest()
             for name in (*GRAPH_FILES[kind], "tokenizer.json")
@@ -57,7 +58,7 @@ def test_the_checksum_of_a_folder_covers_every_file_that_decides_results(tmp_pat
     edit_description(folder, source="renamed")
     assert read_model_folder(folder, "encoder").sha256() == before
     (folder / "model.onnx.data").write_bytes(b"weights")
-    write_description(folder, "encoder", {})
+    write_description(folder, "encoder", dict.fromkeys(FIELDS["encoder"], "x"))
     assert read_model_folder(folder, "encoder").sha256() != before
 
 
@@ -87,6 +88,16 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model", "generator")
     with pytest.raises(ModelError, match="holds a model of kind 'generator', but 'encoder' is needed here"):
         read_model_folder(folder, "encoder")
+
+
+@pytest.mark.parametrize(("kind", "field"), [(kind, field) for kind, fields in FIELDS.items() for field in fields])
+def test_a_description_that_lacks_a_field_is_refused(kind: str, field: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", kind)
+    description = json.loads((folder / "xqg.json").read_text(encoding="utf-8"))
+    del description[field]
+    (folder / "xqg.json").write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(ModelError, match=rf"xqg.json lacks the field '{field}'. {CURE}"):
+        read_model_folder(folder, kind)
 
 
 @pytest.mark.parametrize("files", [None, [], {}, {"model.onnx": "ab"}, {"tokenizer.json": "ab"}])

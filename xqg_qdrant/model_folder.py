@@ -16,6 +16,16 @@ from xqg_qdrant.errors import ModelError
 DESCRIPTION_FILE = "xqg.json"
 TOKENIZER_FILE = "tokenizer.json"
 GRAPH_FILES = {"encoder": ("model.onnx",), "generator": ("encoder.onnx", "decoder.onnx")}
+FIELDS = {
+    "encoder": (
+        "dim", "dtype", "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens",
+        "max_passage_tokens",
+    ),
+    "generator": (
+        "prompt", "dtype", "languages", "language_tokens", "decoder_start_id", "end_id", "max_input_tokens",
+        "max_output_tokens", "sampling",
+    ),
+}  # fmt: skip
 FORMAT = 1
 
 DEMO_ENCODER = "demo-encoder"
@@ -54,6 +64,9 @@ def read_model_folder(path: Path, kind: str) -> ModelFolder:
         raise ModelError(f"{description_path} is not of format {FORMAT}. {again}")
     if description.get("kind") != kind:
         raise ModelError(f"{path} holds a model of kind {description.get('kind')!r}, but {kind!r} is needed here")
+    absent = [name for name in FIELDS[kind] if name not in description]
+    if absent:
+        raise ModelError(f"{description_path} lacks the field {absent[0]!r}. {again}")
     files = description.get("files")
     if not isinstance(files, dict) or not {*GRAPH_FILES[kind], TOKENIZER_FILE} <= files.keys():
         raise ModelError(f"{description_path} does not list every file of a model of kind {kind!r}. {again}")

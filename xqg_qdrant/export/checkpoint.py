@@ -140,6 +140,11 @@ def read_generator_settings(checkpoint: Checkpoint, **given: Any) -> GeneratorSe
             f"{checkpoint.source} does not say how it is prompted; give --prompt with {{text}} in it, such as "
             "--prompt 'Generate a {language} question for this passage: {title} {text}'"
         )
+    if "{language}" in prompt[prompt.index("{text}") :]:
+        raise InputError(
+            f"the prompt {prompt!r} names the language behind the text, where a long passage is cut; "
+            "put {language} before {text}"
+        )
     languages = given["languages"] or tuple(language_tokens)
     if not languages:
         raise InputError(f"{checkpoint.source} does not say which languages it writes; give --languages ar,bn,…")
