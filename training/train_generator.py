@@ -7,6 +7,7 @@ Real pairs of English passages and foreign questions hardly exist, so the direct
    about passages whose title they name (natural pairs), about pseudo-passages, which hold the words of the English side
    of the question amid sentences of a related passage, and about bare keywords; ask English questions.
 2. Direct stage: the same with longer passages and little translation.
+3. Polish: the direct stage again at a low rate, with repetition pushed down and targets in their own script only.
 
 The embeddings start from an SVD of piece counts over sentence pairs (both languages share a column) and the decoder's
 cross-attention from the identity, so that the first step already names words of the passage in the asked language.
@@ -23,7 +24,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,7 +110,9 @@ class Recipe:
     warmup: int = 60
     budget: int = 3000
     negatives: int = 2048
+    against_repeats: float = 0.0
     joint_share: float = 0.5
+    polish_share: float = 0.17
     save_minutes: float = 3.0
     chunk: int = 3000
     limit: int | None = None
@@ -124,12 +127,12 @@ def clean_question(language: str, text: str) -> str:
     return text + ("؟" if language == "ar" else "?")
 
 
-def in_script(language: str, text: str) -> bool:
+def in_script(language: str, text: str, share: float = 0.6) -> bool:
     """Tell whether most letters belong to the language's script."""
     text = text.lower()
     letters = sum(character.isalpha() for character in text)
     own = len(re.findall(f"[{LETTERS[language]}]", text))
-    return own >= 0.6 * max(letters, 1)
+    return own >= share * max(letters, 1)
 
 
 def content_words(text: str) -> list[str]:
@@ -374,6 +377,20 @@ def direct_tasks() -> list[tuple[float, Task]]:
     ]
 
 
+def purify(corpus: Corpus) -> None:
+    """Drop the translations that leave words in another script."""
+    for source, found in corpus.groups.items():
+        kept = [
+            Group(g.english, {lg: text for lg, text in g.targets.items() if in_script(lg, text, 0.97)}) for g in found
+        ]
+        corpus.groups[source] = [group for group in kept if group.targets]
+    pairs = [
+        (index, Group(g.english, {lg: text for lg, text in g.targets.items() if in_script(lg, text, 0.97)}))
+        for index, g in corpus.natural
+    ]
+    corpus.natural = [(index, group) for index, group in pairs if group.targets]
+
+
 # ---------------------------------------------------------------- tokenizer and start
 
 
@@ -560,10 +577,13 @@ def stream(
         yield from make_batches(examples, tokenizer, recipe.budget, rng, recipe.source_dropout)
 
 
-def loss_of(model: T5ForConditionalGeneration, batch: Batch, negatives: int | None = None) -> torch.Tensor:
+def loss_of(
+    model: T5ForConditionalGeneration, batch: Batch, negatives: int | None = None, against_repeats: float = 0.0
+) -> torch.Tensor:
     """Cross-entropy over the full vocabulary, so that the model itself must stay in its language.
 
     With `negatives`, the sum over the vocabulary is estimated from the batch's own pieces and so many random others.
+    With `against_repeats`, pieces that the target already had are pushed down (unlikelihood, Welleck et al. 2020).
     """
     wanted = batch.labels != -100
     labels = batch.labels[wanted]
@@ -579,15 +599,24 @@ def loss_of(model: T5ForConditionalGeneration, batch: Batch, negatives: int | No
         table = model.shared.weight
         if negatives is None:
             return cross_entropy((answers @ table.T).float(), labels)
-        present, labels = torch.unique(labels, return_inverse=True)
+        pieces, places = torch.unique(torch.cat([labels, batch.decoder_input.flatten()]), return_inverse=True)
+        labels, inputs = places[: len(labels)], places[len(labels) :].view_as(batch.decoder_input)
         absent = torch.ones(len(table), dtype=torch.bool)
-        absent[present] = False
+        absent[pieces] = False
         others = absent.nonzero().squeeze(1)
         others = others[torch.randint(len(others), (negatives,))]
-        logits = (answers @ table[torch.cat([present, others])].T).float()
-        correction = torch.zeros(logits.shape[1])
-        correction[len(present) :] = math.log(max(1.0, (len(table) - len(present)) / negatives))
-        return cross_entropy(logits + correction, labels)
+        logits = (answers @ table[torch.cat([pieces, others])].T).float()
+    correction = torch.zeros(logits.shape[1])
+    correction[len(pieces) :] = math.log(max(1.0, (len(table) - len(pieces)) / negatives))
+    scores = torch.log_softmax(logits + correction, 1)
+    loss = -scores.gather(1, labels[:, None]).mean()
+    if against_repeats:
+        seen = torch.zeros(*inputs.shape, len(pieces)).scatter_(2, inputs[:, :, None], 1.0).cumsum(1)[wanted] > 0
+        seen.scatter_(1, labels[:, None], False)
+        rows, columns = seen.nonzero(as_tuple=True)
+        chances = scores[rows, columns].exp().clamp(max=0.999)
+        loss = loss - against_repeats * torch.log1p(-chances).sum() / len(labels)
+    return loss
 
 
 @dataclass
@@ -623,7 +652,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 warm = min(1.0, (self.steps + 1) / self.recipe.warmup)
                 group["lr"] = self.recipe.learning_rate * group["scale"] * decay * warm
-            loss = loss_of(self.model, next(batches), self.recipe.negatives)
+            loss = loss_of(self.model, next(batches), self.recipe.negatives, self.recipe.against_repeats)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
@@ -715,9 +744,9 @@ def main() -> None:
     model = build_model(recipe, tokenizer, embeddings)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {time.monotonic() - began:.0f} s", flush=True)
 
-    trainer = Trainer(
-        model, tokenizer, recipe, arguments.out, arguments.minutes, max_steps=3 if arguments.smoke else None
-    )
+    polish_minutes = arguments.minutes * recipe.polish_share
+    steps = 3 if arguments.smoke else None
+    trainer = Trainer(model, tokenizer, recipe, arguments.out, arguments.minutes - polish_minutes, steps)
 
     def report() -> str:
         return held_out_losses(model, tokenizer, test if any(test.groups.values()) else corpus, recipe.budget)
@@ -726,6 +755,11 @@ def main() -> None:
     print(f"joint stage done, {report()}; {time.monotonic() - began:.0f} s", flush=True)
     trainer.run(stream(corpus, direct_tasks(), tokenizer, recipe, rng), 1.0, report)
     print(f"direct stage done, {report()}; {time.monotonic() - began:.0f} s", flush=True)
+    purify(corpus)
+    recipe = replace(recipe, learning_rate=recipe.learning_rate / 4, against_repeats=0.5)
+    trainer = Trainer(model, tokenizer, recipe, arguments.out, polish_minutes, steps)
+    trainer.run(stream(corpus, direct_tasks(), tokenizer, recipe, rng), 1.0, report)
+    print(f"polish done, {report()}; {time.monotonic() - began:.0f} s", flush=True)
     save(model, tokenizer, arguments.out)
 
 

@@ -103,9 +103,10 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
     reference = Reference(checkpoint)
     config = {**reference.config, "hidden_act": checkpoint.config.get("hidden_act", "gelu")}
     fields = {**settings._asdict(), "dim": config["hidden_size"]}
+    max_tokens = max(settings.max_query_tokens, settings.max_passage_tokens)
 
     def write_graphs(folder: Path, with_int8: bool) -> None:
-        graph = build_bert(reference.weights(), config, settings.pooling, settings.normalise, with_int8)
+        graph = build_bert(reference.weights(), config, settings.pooling, settings.normalise, max_tokens, with_int8)
         graph.save(folder / "model.onnx")
 
     passages, queries = _checked_texts()

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
 from onnx import TensorProto
+
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export.graph import Array, Graph, QuantisedRows
 
@@ -20,12 +20,17 @@ ACTIVATIONS = {"gelu": {}, "gelu_new": {"approximate": "tanh"}, "gelu_pytorch_ta
 
 
 def build_bert(
-    weights: Mapping[str, Array], config: Mapping[str, Any], pooling: str, normalise: bool, int8: bool
+    weights: Mapping[str, Array],
+    config: Mapping[str, Any],
+    pooling: str,
+    normalise: bool,
+    max_tokens: int,
+    int8: bool,
 ) -> Graph:
     """Write the encoder's graph.
 
-    Inputs `input_ids` and `attention_mask` are int64 of shape `(batch, tokens)`; the output `vectors` is float32 of
-    shape `(batch, dim)`.
+    Inputs `input_ids` and `attention_mask` are int64 of shape `(batch, tokens)`, with at most `max_tokens` tokens; the
+    output `vectors` is float32 of shape `(batch, dim)`.
 
     Raises:
         InputError: the checkpoint has a part that this graph does not have.
@@ -48,12 +53,12 @@ def build_bert(
 
     # XLM-R counts positions from behind the padding id; passages are padded on the right.
     first_position = config["pad_token_id"] + 1 if config["model_type"] != "bert" else 0
-    positions = weights["embeddings.position_embeddings.weight"][first_position:]
+    positions = weights["embeddings.position_embeddings.weight"][first_position : first_position + max_tokens]
     # One row of type embeddings serves every token: a single segment.
     positions = positions + weights["embeddings.token_type_embeddings.weight"][0]
     length = graph.node("Shape", ids, start=1, end=2)
     position_rows = graph.node("Slice", graph.constant(positions), graph.ints(0), length, graph.ints(0))
-    words = graph.embedding(ids, weights["embeddings.word_embeddings.weight"])
+    words = graph.look_up(ids, graph.table(weights["embeddings.word_embeddings.weight"]))
     hidden = layer_norm(graph.node("Add", words, position_rows), "embeddings.LayerNorm")
     by_text = graph.node("Concat", graph.node("Shape", ids), graph.ints(-1), axis=0)
     hidden = graph.reshape(hidden, -1, config["hidden_size"])

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -35,6 +34,14 @@ class QuantisedRows(NamedTuple):
     scales: str
 
 
+class Table(NamedTuple):
+    """An embedding table: its values and in int8 their scales, one a row; `transposed` is the layout of a product."""
+
+    values: str
+    scales: str
+    transposed: bool
+
+
 class Graph:
     """A graph under construction; every method that adds a node returns the name of its output."""
 
@@ -47,6 +54,7 @@ class Graph:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._small_constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._bytes = 0
+        self._files: dict[str, bytes] = {}
 
     def input(self, name: str, dtype: type, shape: Shape) -> str:
         """Declare an input."""
@@ -69,9 +77,11 @@ class Graph:
         """Add a node with one output."""
         return self.nodes(op, *inputs, outputs=1, domain=domain, **attributes)[0]
 
-    def constant(self, value: npt.ArrayLike, dtype: type = np.float32) -> str:
-        """Add a constant; small equal ones are stored once."""
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float32, file: str = "") -> str:
+        """Add a constant; small equal ones are stored once, one with a `file` there, so that graphs can share it."""
         array: Array = np.asarray(value, dtype=dtype, order="C")
+        if file:
+            return self._constant_in_file(array, file)
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None
         if key is not None and key in self._small_constants:
             return self._small_constants[key]
@@ -90,27 +100,34 @@ class Graph:
         """Add a reshape; 0 keeps a dimension, -1 infers one."""
         return self.node("Reshape", value, self.ints(*shape))
 
-    def embedding(self, ids: str, table: Array) -> str:
-        """Look rows up in a table of shape `(rows, dim)`."""
-        if not self._int8:
-            return self.node("Gather", self.constant(table), ids)
-        quantised, scales = quantise_rows(table)
-        rows = self.node("Cast", self.node("Gather", self.constant(quantised, np.int8), ids), to=TensorProto.FLOAT)
-        return self.node("Mul", rows, self.node("Gather", self.constant(scales[:, None]), ids))
+    def table(self, weight: Array, transposed: bool = False, file: str = "") -> Table:
+        """Add an embedding table of shape `(rows, dim)`; transposed, it can be the weight of `linear` as well."""
+        values, scales = quantise_rows(weight) if self._int8 else (weight, None)
+        name = self.constant(values.T if transposed else values, values.dtype, file)
+        return Table(name, "" if scales is None else self.constant(scales), transposed)
 
-    def linear(self, value: str | QuantisedRows, weight: Array, bias: Array | None = None) -> str:
+    def look_up(self, ids: str, table: Table) -> str:
+        """Look rows up by ids, of one dimension where the table is transposed."""
+        rows = self.node("Gather", table.values, ids, axis=int(table.transposed))
+        if table.transposed:
+            rows = self.node("Transpose", rows, perm=(1, 0))
+        if not self._int8:
+            return rows
+        scales = self.node("Unsqueeze", self.node("Gather", table.scales, ids), self.ints(-1))
+        return self.node("Mul", self.node("Cast", rows, to=TensorProto.FLOAT), scales)
+
+    def linear(self, value: str | QuantisedRows, weight: Array | Table, bias: Array | None = None) -> str:
         """Multiply rows, shape `(rows, in)`, by a weight of shape `(out, in)`."""
         rows = self.quantise(value) if isinstance(value, str) else value
+        table = weight if isinstance(weight, Table) else self.table(weight, transposed=True)
         if self._int8:
-            quantised, scales = quantise_rows(weight)
-            weights = self.constant(quantised.T, np.int8)
             one, middle = self.constant(np.float32(1)), self.constant(np.uint8(128), np.uint8)
             product = self.node(
-                "MatMulIntegerToFloat", rows.values, weights, one, self.constant(scales), middle, domain=MICROSOFT
+                "MatMulIntegerToFloat", rows.values, table.values, one, table.scales, middle, domain=MICROSOFT
             )
             product = self.node("Mul", product, rows.scales)
         else:
-            product = self.node("MatMul", rows.values, self.constant(weight.T))
+            product = self.node("MatMul", rows.values, table.values)
         return product if bias is None else self.node("Add", product, self.constant(bias))
 
     def quantise(self, value: str) -> QuantisedRows:
@@ -124,7 +141,9 @@ class Graph:
         return QuantisedRows(self.node("QuantizeLinear", value, flat, middle, axis=0), scales)
 
     def save(self, path: Path) -> None:
-        """Check the graph and write it; weights beyond what one file can hold go to `NAME.onnx.data`."""
+        """Write the graph and its files; weights beyond what one file can hold go to `NAME.onnx.data`."""
+        for name, content in self._files.items():
+            (path.parent / name).write_bytes(content)
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="xqg-qdrant")
@@ -133,6 +152,18 @@ class Graph:
             onnx.save_model(model, path, save_as_external_data=True, location=location, size_threshold=1024)
         else:
             onnx.save_model(model, path)
+
+    def _constant_in_file(self, array: Array, file: str) -> str:
+        tensor = TensorProto(
+            name=f"constant_{len(self._initializers)}",
+            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            dims=array.shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        tensor.external_data.add(key="location", value=file)
+        self._initializers.append(tensor)
+        self._files[file] = array.tobytes()
+        return tensor.name
 
 
 def quantise_rows(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:

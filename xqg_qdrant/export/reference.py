@@ -45,7 +45,7 @@ class Reference:
 
     def save_tokenizer(self, path: Path) -> None:
         """Write `tokenizer.json`."""
-        self._tokenizer.backend_tokenizer.save(str(path))
+        self._tokenizer.backend_tokenizer.save(str(path), pretty=False)
 
     def encode(self, texts: Sequence[str], max_tokens: int, pooling: str, normalise: bool) -> FloatArray:
         """Encode texts one by one, pooled in torch; float32 of shape `(len(texts), dim)`."""

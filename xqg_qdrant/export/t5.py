@@ -1,4 +1,4 @@
-"""The two graphs of a generator of the T5 kind (T5, T5 1.1, mT5).
+"""The two graphs of a generator of the T5 kind (T5, T5 1.1, mT5), which share the file of the embedding table.
 
 The encoder graph ends in the keys and values of every decoder layer's cross-attention, so that they are computed once
 a passage. The decoder graph is one step: ids and caches → next ids, sampled inside the graph. All samples of a passage
@@ -13,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
 from onnx import TensorProto
+
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.export.graph import Array, Graph, QuantisedRows
+from xqg_qdrant.export.graph import Array, Graph, QuantisedRows, Table
 
 MODEL_TYPES = ("t5", "mt5")
 LONGEST_INPUT = 1024
 LONGEST_OUTPUT = 256
+EMBEDDING_FILE = "embedding.data"
 MASKED = np.float32(-1e9)
 
 
@@ -35,7 +36,7 @@ def build_t5_encoder(weights: Mapping[str, Array], config: Mapping[str, Any], in
     heads, head_dim = config["num_heads"], config["d_kv"]
     ids = graph.input("input_ids", np.int64, ["batch", "tokens"])
     mask = graph.input("attention_mask", np.int64, ["batch", "tokens"])
-    hidden = graph.embedding(graph.reshape(ids, -1), weights["shared.weight"])
+    hidden = graph.look_up(graph.reshape(ids, -1), _shared_table(graph, weights))
     by_text = graph.node("Concat", graph.node("Shape", ids), graph.ints(-1), axis=0)
 
     # (heads, distance) with distances from -(LONGEST_INPUT - 1); the bias of query i and key j lies at j - i
@@ -106,7 +107,8 @@ def build_t5_decoder(
 
     cross_bias = graph.node("Unsqueeze", _additive_mask(graph, mask), graph.ints(1, 2))
     group_shape = graph.node("Concat", graph.node("Shape", ids), graph.ints(heads, head_dim), axis=0)
-    hidden = graph.embedding(graph.reshape(ids, -1), weights["shared.weight"])
+    table = _shared_table(graph, weights)
+    hidden = graph.look_up(graph.reshape(ids, -1), table)
 
     # The newest step attends to keys at distances steps, …, 0: the last columns of the reversed table.
     distances = np.arange(-(LONGEST_OUTPUT - 1), 1)
@@ -154,9 +156,10 @@ def build_t5_decoder(
     hidden = _rms_norm(graph, hidden, weights["decoder.final_layer_norm.weight"], config)
     if scaled_head:
         hidden = graph.node("Mul", hidden, graph.constant(np.float32(config["d_model"] ** -0.5)))
-    logits = graph.linear(hidden, weights["lm_head.weight"])
+    head = weights["lm_head.weight"]
+    logits = graph.linear(hidden, table if table.transposed else head)
     if suppressed_ids:
-        bias = np.zeros(len(weights["lm_head.weight"]), dtype=np.float32)
+        bias = np.zeros(len(head), dtype=np.float32)
         bias[list(suppressed_ids)] = MASKED
         logits = graph.node("Add", logits, graph.constant(bias))
     top_k = graph.node("Shape", noise, start=1, end=2)
@@ -166,6 +169,12 @@ def build_t5_decoder(
     next_ids = graph.node("Reshape", graph.node("GatherElements", places, chosen, axis=1), graph.node("Shape", ids))
     graph.output(next_ids, "next_ids", np.int64, ["groups", "samples"])
     return graph
+
+
+def _shared_table(graph: Graph, weights: Mapping[str, Array]) -> Table:
+    """Add the embedding table, which both graphs read from one file, and a tied output projection reads too."""
+    tied = np.shares_memory(weights["shared.weight"], weights["lm_head.weight"])
+    return graph.table(weights["shared.weight"], transposed=tied, file=EMBEDDING_FILE)
 
 
 def _rms_norm(graph: Graph, value: str, weight: Array, config: Mapping[str, Any]) -> str:
