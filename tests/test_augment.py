@@ -38,6 +38,15 @@ def test_fusion_by_hand() -> None:
     assert fuse(ONE, TWO, 0.25, "mean").tolist() == [5.75, 11.5]
 
 
+def test_renormalised_the_result_has_the_length_of_the_passage_and_its_own_direction() -> None:
+    passage = np.array([3, 4], dtype=np.float32)
+    queries = np.array([[0, 20], [0, 0]], dtype=np.float32)
+    # the mean fusion with 0.5 is (1.5, 7), of length √51.25; the passage's is 5
+    expected = np.array([1.5, 7]) * 5 / np.sqrt(51.25)
+    np.testing.assert_allclose(fuse(passage, queries, 0.5, "mean", renormalise=True), expected, rtol=1e-6)
+    assert fuse(passage, -passage[None], 0.5, renormalise=True).tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_alpha_0_is_the_passage_and_alpha_1_its_queries(fusion: str) -> None:
     assert fuse(ONE, TWO, 0, fusion).tolist() == [1, 2]

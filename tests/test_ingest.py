@@ -127,6 +127,7 @@ def test_points_do_not_depend_on_the_order_of_the_corpus_or_of_the_languages(
     [
         ({"alpha": 0.02}, "recipe.alpha: stored 0.01, now 0.02"),
         ({"fusion": "mean"}, "recipe.fusion: stored 'sum', now 'mean'"),
+        ({"renormalise": True}, "recipe.renormalise: stored False, now True"),
         ({"seed": 1}, "recipe.seed: stored 0, now 1"),
         ({"languages": ("fi",)}, "recipe.languages: stored ['fi', 'ru'], now ['fi']"),
     ],

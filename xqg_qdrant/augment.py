@@ -15,7 +15,9 @@ FUSIONS = ("sum", "mean")
 PUBLISHED_ALPHA = 0.01
 
 
-def fuse(passage: FloatArray, queries: FloatArray, alpha: float, fusion: str = "sum") -> FloatArray:
+def fuse(
+    passage: FloatArray, queries: FloatArray, alpha: float, fusion: str = "sum", renormalise: bool = False
+) -> FloatArray:
     """Augment one passage vector.
 
     Args:
@@ -23,9 +25,11 @@ def fuse(passage: FloatArray, queries: FloatArray, alpha: float, fusion: str = "
         queries: the vectors of its generated queries, shape `(n, dim)`; the mean of none leaves the passage as it is.
         alpha: the weight of the queries, from 0 to 1.
         fusion: `sum` as published; `mean` makes the weight independent of the number of queries.
+        renormalise: give the result the length of the passage's vector. As published it is not: then a passage whose
+            queries agree with each other is longer, and scores higher for any question.
 
     Returns:
-        float32 array of shape `(dim,)`, not normalised; computed in float64.
+        float32 array of shape `(dim,)`, computed in float64.
 
     Raises:
         InputError: alpha is out of its range, or the fusion is unknown.
@@ -38,5 +42,9 @@ def fuse(passage: FloatArray, queries: FloatArray, alpha: float, fusion: str = "
         return passage
     total = queries.astype(np.float64).sum(axis=0)
     weighted = total if fusion == "sum" else total / len(queries)
-    fused: FloatArray = ((1 - alpha) * passage.astype(np.float64) + alpha * weighted).astype(np.float32)
-    return fused
+    fused = (1 - alpha) * passage.astype(np.float64) + alpha * weighted
+    length = np.linalg.norm(fused)
+    if renormalise and length > 0:
+        fused *= np.linalg.norm(passage.astype(np.float64)) / length
+    result: FloatArray = fused.astype(np.float32)
+    return result

@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 DEFAULT_STORE = "./xqg_data"
 DEMO_COLLECTION = "xqg_demo"
+# Chosen on other passages than the demo's; see the card of the demo generator.
+DEMO_RECIPE: dict[str, Any] = {"fusion": "mean", "alpha": 0.2, "renormalise": True}
 DEMO_LANGUAGES_SHOWN = ("fi", "ja", "ru")
 EVALUATION_DEPTH = 100
 
@@ -138,6 +140,11 @@ def _device_options(command: F) -> F:
     default=0.01,
     show_default=True,
     help="Weight of the generated queries, from 0 to 1; with --fusion mean try 0.2.",
+)
+@click.option(
+    "--renormalise",
+    is_flag=True,
+    help="Give augmented vectors the length of the plain ones; for encoders made for cosine. Not so published.",
 )
 @click.option("--top-k", type=int, help="Sample among the k most probable tokens; 1 is greedy.  [default: the model's]")
 @click.option("--temperature", type=float, help="Sampling temperature.  [default: the model's]")
@@ -405,10 +412,11 @@ def demo(quiet: bool, location: str, collection: str, as_json: bool, device: str
     passages, queries = read_demo_passages(), read_demo_queries()
     with _opened_store(location) as store:
         encoder, generator = _load_encoder(None, device, threads), _load_generator(None, device, threads)
-        recipe = make_recipe(generator)
+        recipe = make_recipe(generator, **DEMO_RECIPE)
         tell(
             f"Ingesting {len(passages)} English passages into {collection!r} ({store.location}), each with "
-            f"{recipe.queries_per_language} generated queries in each of {', '.join(recipe.languages)}."
+            f"{recipe.queries_per_language} generated queries in each of {', '.join(recipe.languages)} "
+            f"({recipe.fusion} fusion, alpha {recipe.alpha}, renormalised)."
         )
         letters = Path(f"{collection}.rejected.jsonl")
         run_ingest(passages, len(passages), store, collection, encoder, generator, recipe, letters, quiet)

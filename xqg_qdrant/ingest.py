@@ -30,7 +30,8 @@ CHUNK_SIZE = 16
 class Recipe(NamedTuple):
     """How passages are augmented; all of it decides the vectors, and is part of the fingerprint.
 
-    `alpha` is the weight of the generated queries, `fusion` one of `sum` (as published) and `mean`.
+    `alpha` is the weight of the generated queries, `fusion` one of `sum` (as published) and `mean`; `renormalise` gives
+    the augmented vector the length of the plain one.
     """
 
     languages: tuple[str, ...]
@@ -38,6 +39,7 @@ class Recipe(NamedTuple):
     queries_per_language: int = 5
     alpha: float = PUBLISHED_ALPHA
     fusion: str = "sum"
+    renormalise: bool = False
     seed: int = 0
 
     def describe(self) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def _augment(
 ) -> AugmentedPassage | Reject:
     plain = encoder.encode_passages([f"{passage.title} {passage.text}".strip()])[0]
     queries = encoder.encode_queries([query.text for query in generation.queries])
-    fused = fuse(plain, queries, recipe.alpha, recipe.fusion)
+    fused = fuse(plain, queries, recipe.alpha, recipe.fusion, recipe.renormalise)
     if not (np.isfinite(plain).all() and np.isfinite(fused).all()):
         return Reject(passage.passage_id, 0, "the encoder gave a vector that is not finite", passage.text)
     vectors = {XQG_VECTOR: fused, PASSAGE_VECTOR: plain}
