@@ -34,7 +34,6 @@ import numpy as np
 import sentencepiece
 import torch
 from data import LANGUAGES, PassageQuestion, read_parallel, read_passage_questions, read_questions
-from names import transliterate
 from scipy.sparse import coo_matrix
 from sklearn.utils.extmath import randomized_svd
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -353,29 +352,6 @@ def natural_example(corpus: Corpus, rng: random.Random, words: tuple[int, int]) 
     return Example(around_question(row, rng.randint(*words)), pick_targets(group.targets, 3, rng))
 
 
-def find_names(text: str) -> list[str]:
-    """The capitalised words that do not begin a sentence, in their order, each once."""
-    return list(dict.fromkeys(re.findall(r"(?<=[a-z,] )[A-Z][a-zÀ-ſ]{2,}", text)))
-
-
-def name_example(corpus: Corpus, rng: random.Random) -> Example:
-    """A passage, often under another name → its name, and one or two of the names in it, in the asked scripts."""
-    row = rng.choice(corpus.passages)
-    title, passage = row.title, row.passage
-    if not title or rng.random() < 0.7:
-        other = rng.choice(corpus.passages)
-        names = [*find_names(other.passage), *other.title.split()]
-        name = " ".join(rng.sample(names, min(len(names), rng.choice((1, 1, 2)))))
-        if title and name:
-            passage = passage.replace(title, name)
-        title = name
-    text = " ".join(window(split_sentences(passage), rng.randint(10, 50), 0))
-    inside = [name for name in find_names(text) if name not in title]
-    asked = " ".join([title, *rng.sample(inside, min(len(inside), rng.choice((0, 1, 2))))])
-    languages = rng.sample(LANGUAGES, 4)
-    return Example(f"{title} {text}".strip(), {language: transliterate(asked, language) for language in languages})
-
-
 Task = Callable[[Corpus, random.Random], Example]
 
 
@@ -399,11 +375,6 @@ def direct_tasks() -> list[tuple[float, Task]]:
         (0.32, lambda corpus, rng: natural_example(corpus, rng, (30, 120))),
         (0.06, lambda corpus, rng: english_example(corpus, rng, (30, 120))),
     ]
-
-
-def name_tasks() -> list[tuple[float, Task]]:
-    """The mixture of the last stage: names, and what was learned before so that it is kept."""
-    return [(0.75, name_example), *((0.25 * weight, task) for weight, task in direct_tasks())]
 
 
 def purify(corpus: Corpus) -> None:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 DEFAULT_STORE = "./xqg_data"
 DEMO_COLLECTION = "xqg_demo"
 # Chosen on other passages than the demo's; see the card of the demo generator.
-DEMO_RECIPE: dict[str, Any] = {"fusion": "mean", "alpha": 0.2, "renormalise": True}
+DEMO_RECIPE: dict[str, Any] = {"fusion": "mean", "alpha": 0.1, "renormalise": True}
 DEMO_LANGUAGES_SHOWN = ("fi", "ja", "ru")
 EVALUATION_DEPTH = 100
 
