@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import click
 from tqdm import tqdm
@@ -46,7 +47,7 @@ def run_ingest(
     """
     totals, start = Totals(), time.perf_counter()
     dead_letters.unlink(missing_ok=True)
-    with Interruption() as interruption, tqdm(total=total, unit=" passages", disable=quiet or None) as bar:
+    with Interruption() as interruption, _make_bar(total, " passages", quiet) as bar:
         for progress in ingest(rows, store, collection, encoder, generator, recipe):
             totals.add(progress)
             if progress.rejects:
@@ -94,7 +95,7 @@ def search_all(
 ) -> dict[str, dict[str, list[ScoredPassage]]]:
     """Return for each named vector a run of all questions."""
     runs: dict[str, dict[str, list[ScoredPassage]]] = {name: {} for name in vector_names}
-    with tqdm(total=len(queries), unit=" questions", disable=quiet or None) as bar:
+    with _make_bar(len(queries), " questions", quiet) as bar:
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             batch = queries[start : start + QUERIES_AT_ONCE]
             found = search(store, collection, encoder, [query.text for query in batch], limit, vector_names)
@@ -102,3 +103,9 @@ def search_all(
                 run.update(zip((query.query_id for query in batch), found[name], strict=True))
             bar.update(len(batch))
     return runs
+
+
+def _make_bar(total: int | None, unit: str, quiet: bool) -> tqdm[NoReturn]:
+    """Show nothing in the first two seconds; where stderr is a log, write a line every half minute."""
+    seconds = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(total=total, unit=unit, disable=quiet, delay=2, mininterval=seconds)
