@@ -51,6 +51,8 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # A decoder step is too short for threads that wait by spinning: they take the core that the others need.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = [CUDA_PROVIDER, "CPUExecutionProvider"] if cuda_wanted else ["CPUExecutionProvider"]
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
