@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -293,7 +292,6 @@ def test_verbose_adds_the_traceback() -> None:
 
 
 def test_the_demo_shows_both_vectors_evaluates_and_says_what_to_try_next() -> None:
-    start = time.monotonic()
     result = xqg("demo", "--threads", 2)
     assert result.exit_code == 0, result.stderr
     assert "Ingesting 248 English passages into 'xqg_demo' (edge:xqg_data)" in result.stdout
@@ -304,4 +302,3 @@ def test_the_demo_shows_both_vectors_evaluates_and_says_what_to_try_next() -> No
     again = xqg("demo", "--threads", 2, "--json")
     assert json.loads(again.stdout)["comparison"]
     assert "0 passages stored, 248 unchanged" in again.stderr
-    print(f"the demo took {time.monotonic() - start:.0f} s")  # noqa: T201

@@ -34,10 +34,7 @@ def fuse(
     Raises:
         InputError: alpha is out of its range, or the fusion is unknown.
     """
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha must be between 0 and 1 (inclusive), was: {alpha}")
-    if fusion not in FUSIONS:
-        raise InputError(f"fusion must be one of {', '.join(FUSIONS)}, was: {fusion!r}")
+    check_fusion(alpha, fusion)
     if fusion == "mean" and len(queries) == 0:
         return passage
     total = queries.astype(np.float64).sum(axis=0)
@@ -48,3 +45,15 @@ def fuse(
         fused *= np.linalg.norm(passage.astype(np.float64)) / length
     result: FloatArray = fused.astype(np.float32)
     return result
+
+
+def check_fusion(alpha: float, fusion: str) -> None:
+    """Refuse settings that `fuse` cannot use.
+
+    Raises:
+        InputError: alpha is out of its range, or the fusion is unknown.
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha must be between 0 and 1 (inclusive), was: {alpha}")
+    if fusion not in FUSIONS:
+        raise InputError(f"fusion must be one of {', '.join(FUSIONS)}, was: {fusion!r}")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xqg_qdrant.augment import FUSIONS, PUBLISHED_ALPHA, fuse
+from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion, fuse
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import Fingerprint, hash_content, hash_recipe, make_fingerprint, refuse_mismatch
@@ -94,10 +94,7 @@ def make_recipe(generator: Generator, languages: Sequence[str] = (), **settings:
         raise InputError(f"top_k must be at most {generator.vocabulary_size}, was: {sampling.top_k}")
     if not sampling.temperature > 0:
         raise InputError(f"temperature must be above 0, was: {sampling.temperature}")
-    if not 0 <= recipe.alpha <= 1:
-        raise InputError(f"alpha must be between 0 and 1 (inclusive), was: {recipe.alpha}")
-    if recipe.fusion not in FUSIONS:
-        raise InputError(f"fusion must be one of {', '.join(FUSIONS)}, was: {recipe.fusion!r}")
+    check_fusion(recipe.alpha, recipe.fusion)
     return recipe
 
 
