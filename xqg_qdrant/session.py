@@ -65,10 +65,10 @@ class Session:
         self.output_names = tuple(node.name for node in self._session.get_outputs())
         self.input_shapes = {node.name: tuple(node.shape) for node in self._session.get_inputs()}
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
-        """Run the graph once and return the outputs (all of them, in the graph's order, unless named)."""
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Run the graph once and return its outputs, in its order."""
         try:
-            results: list[Array] = self._session.run(outputs, dict(feeds))
+            results: list[Array] = self._session.run(None, dict(feeds))
         except Exception as error:
             shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in feeds.items())
             raise ModelError(f"the model failed on inputs of shape {shapes}: {error}") from error
