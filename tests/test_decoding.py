@@ -1,24 +1,15 @@
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from xqg_qdrant.decoding import Decoder, Ids, Noise, gumbel_noise
+from xqg_qdrant.decoding import Ids, Noise, decode, fill_holes, gumbel_noise
 
 END = 1
 LONGEST = 6
-
-
-class Cache(NamedTuple):
-    """What a real decoder's cache stands for: whose it is, and what was fed into it so far."""
-
-    owners: list[int]
-    fed: list[list[int]]
 
 
 class ScriptedStep:
@@ -26,34 +17,38 @@ class ScriptedStep:
 
     def __init__(self, scripts: list[list[int]]) -> None:
         self._scripts = scripts
+        # What a real decoder's cache stands for: whose it is, and what was fed into it so far.
+        self._owners = list(range(len(scripts)))
+        self._fed: list[list[int]] = [[] for _ in scripts]
         self.widths: list[int] = []
 
-    def __call__(self, ids: Ids, noise: Noise, state: Cache) -> tuple[Ids, Cache]:
+    def __call__(self, ids: Ids, noise: Noise) -> Ids:
+        steps = len(self.widths)
         self.widths.append(ids.size)
-        owners, fed = state
-        fed = [[*past, token] for past, token in zip(fed, ids.ravel().tolist(), strict=True)]
-        steps = len(self.widths) - 1
         chosen = []
-        for place, owner in enumerate(owners):
+        for place, owner in enumerate(self._owners):
             said = [*self._scripts[owner], *[END] * LONGEST]
             assert noise[place].tolist() == [owner, steps]
-            if END not in fed[place]:  # a row that is over may be fed anything
-                assert fed[place] == [100 + owner, *said[:steps]]
+            self._fed[place] = [*self._fed[place], int(ids[place])]
+            if END not in self._fed[place]:  # a row that is over may be fed anything
+                assert self._fed[place] == [100 + owner, *said[:steps]]
             chosen.append(said[steps])
-        return np.array(chosen, dtype=np.int64).reshape(ids.shape), Cache(owners, fed)
+        return np.array(chosen, dtype=np.int64)
 
-    def select(self, state: Cache, rows: Ids) -> Cache:
-        kept = rows.ravel().tolist()
-        return Cache([state.owners[row] for row in kept], [state.fed[row] for row in kept])
+    def keep(self, places: Ids) -> None:
+        kept = places.tolist()
+        # in place: what stays in front has not moved
+        assert all(place == number or place >= len(kept) for number, place in enumerate(kept))
+        self._owners = [self._owners[place] for place in kept]
+        self._fed = [self._fed[place] for place in kept]
 
 
-def decode(scripts: list[list[int]], groups: int, steps: int = LONGEST) -> tuple[list[list[int]], list[int]]:
+def decode_scripts(scripts: list[list[int]], steps: int = LONGEST) -> tuple[list[list[int]], list[int]]:
     """Return what the decoder makes of the scripts, and how many rows each step saw."""
-    owners = list(range(len(scripts)))
+    owners = range(len(scripts))
     step = ScriptedStep(scripts)
     noise = np.array([[[owner, number] for number in range(steps)] for owner in owners], dtype=np.float32)
-    first_ids = np.array([100 + owner for owner in owners], dtype=np.int64).reshape(groups, -1)
-    rows = Decoder(step, END).decode(first_ids, noise, Cache(owners, [[] for _ in owners]))
+    rows = decode(step, np.array([100 + owner for owner in owners], dtype=np.int64), noise, END)
     return rows, step.widths
 
 
@@ -61,48 +56,45 @@ def until_the_end(script: list[int]) -> list[int]:
     return script[: script.index(END)] if END in script else script
 
 
-scripts_of_groups = st.tuples(st.integers(1, 3), st.integers(1, 5)).flatmap(
-    lambda shape: st.tuples(
-        st.just(shape[0]),
-        st.lists(
-            st.lists(st.integers(0, 4), min_size=LONGEST, max_size=LONGEST),
-            min_size=shape[0] * shape[1],
-            max_size=shape[0] * shape[1],
-        ),
-    )
-)
-
-
-@given(scripts_of_groups)
-def test_every_row_gets_its_own_ids_whatever_ends_beside_it(case: tuple[int, list[list[int]]]) -> None:
-    groups, scripts = case
+@given(st.lists(st.lists(st.integers(0, 4), min_size=LONGEST, max_size=LONGEST), min_size=1, max_size=15))
+def test_every_row_gets_its_own_ids_whatever_ends_beside_it(scripts: list[list[int]]) -> None:
     expected = [until_the_end(script) for script in scripts]
-    rows, widths = decode(scripts, groups)
+    rows, widths = decode_scripts(scripts)
     assert rows == expected
     assert widths == sorted(widths, reverse=True)
     assert len(widths) == min(LONGEST, max(map(len, expected)) + 1)
 
-    reversed_rows, _ = decode(scripts[::-1], groups)
+    reversed_rows, _ = decode_scripts(scripts[::-1])
     assert reversed_rows[::-1] == expected
 
 
 def test_finished_rows_are_dropped_from_the_steps_that_follow() -> None:
     scripts = [[5, END], [5, 6, 7, 8], [END], [END], [5, END], [5, 6, END], [END], [5, END]]
-    # two groups of four; live after the steps: 2 + 3 of 4, then 1 + 1, then 1 + 0
-    rows, widths = decode(scripts, groups=2, steps=4)
+    # live after the steps: 5 of 8, then 2, then 1
+    rows, widths = decode_scripts(scripts, steps=4)
     assert rows == [[5], [5, 6, 7, 8], [], [], [5], [5, 6], [], [5]]
-    assert widths == [8, 6, 2, 2]
+    assert widths == [8, 5, 2, 1]
+
+
+def test_a_few_finished_rows_stay_as_moving_the_others_would_cost_more() -> None:
+    _, widths = decode_scripts([[END], *[[5, 6, 7]] * 19], steps=3)
+    assert widths == [20, 20, 20]
+
+
+def test_holes_are_filled_from_behind() -> None:
+    live = np.array([True, False, True, False, False, True, True])
+    assert fill_holes(live).tolist() == [0, 5, 2, 6]
 
 
 def test_decoding_stops_when_every_row_has_ended() -> None:
-    rows, widths = decode([[END], [END]], groups=1)
+    rows, widths = decode_scripts([[END], [END]])
     assert rows == [[], []]
     assert widths == [2]
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_no_row_gets_more_ids_than_there_are_steps(steps: int) -> None:
-    rows, widths = decode([[5, 6, 7, 8], [5, END]], groups=1, steps=steps)
+    rows, widths = decode_scripts([[5, 6, 7, 8], [5, END]], steps=steps)
     assert rows == [[5, 6, 7][:steps], [5]]
     assert len(widths) == steps
 

@@ -286,7 +286,7 @@ def test_an_exported_generator_writes_the_greedy_ids_of_transformers(
         longest=LONGEST_PROMPT,
     )
     noise = np.zeros((2 * len(languages), NEW_TOKENS, 1), dtype=np.float32)
-    found = [row for passage in passages() for row in generator.generate_ids(passage, languages, noise)]
+    found = generator.generate_ids(passages(), languages, np.tile(noise, (len(passages()), 1, 1)))
     assert found[::2] == expected
     assert found[1::2] == expected
     # the inputs and outputs are what this test needs: many, different, and of many lengths
@@ -304,7 +304,9 @@ def test_the_description_of_a_generator_holds_its_settings() -> None:
     assert about["languages"] == ["ru", "fi"]
     assert about["language_tokens"] == {"ru": 9, "fi": 7}
     assert (about["decoder_start_id"], about["end_id"], about["max_input_tokens"]) == (0, T5_END, LONGEST_PROMPT)
-    assert about["sampling"] == {"top_k": 4, "temperature": 1.0, "max_new_tokens": NEW_TOKENS}
+    sampling = {"top_k": 4, "temperature": 1.0, "max_new_tokens": NEW_TOKENS, "vocabulary": "full"}
+    assert about["sampling"] == sampling
+    assert about["restricted_languages"] == []
     assert about["parity"]["float32"] == {"identical_greedy_queries": about["parity"]["inputs"]}
     assert about["parity"]["inputs"] == 56
     assert read_model_folder(exported_generator("mt5"), "generator").description["prompt"] == "{title} {text}"

@@ -149,6 +149,12 @@ def _device_options(command: F) -> F:
 @click.option("--top-k", type=int, help="Sample among the k most probable tokens; 1 is greedy.  [default: the model's]")
 @click.option("--temperature", type=float, help="Sampling temperature.  [default: the model's]")
 @click.option("--max-new-tokens", type=int, help="Longest query, in tokens.  [default: the model's]")
+@click.option(
+    "--vocabulary",
+    type=click.Choice(["full", "restricted"]),
+    help="Draw from all tokens, or from those that the language is written in, where the generator was exported with "
+    "--restrict-vocabulary.  [default: restricted, where it was]",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
 @click.option("--id-field", help="Field of the passage id, where it is none of id, _id, passage_id, docid.")
 @click.option(
@@ -357,6 +363,13 @@ def evaluate(
     "--temperature", type=click.FloatRange(min=0, min_open=True), help="Generator: sampling default.  [default: 1]"
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Generator: longest query.  [default: 32]")
+@click.option(
+    "--restrict-vocabulary",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="SAMPLE",
+    help="Generator: also write an output projection for each language, of the tokens that its writing can use, several "
+    "times faster where the vocabulary is large. SAMPLE: some hundred questions in each, as for `xqg evaluate`.",
+)
 @click.pass_obj
 def export(
     quiet: bool,

@@ -7,74 +7,66 @@ graph, is handed in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
 Noise = npt.NDArray[np.float32]
-State = TypeVar("State")
 
-# Dropping finished rows copies the caches of the others, which pays only when enough rows are dropped.
-COMPACT_BELOW = 0.75
-
-
-class Step(Protocol[State]):
-    """One step of a decoder over `groups` encoder inputs with `samples` rows each."""
-
-    def __call__(self, ids: Ids, noise: Noise, state: State) -> tuple[Ids, State]:
-        """Return the next ids, shape `(groups, samples)`, from ids of that shape and noise `(rows, top_k)`."""
-
-    def select(self, state: State, rows: Ids) -> State:
-        """Keep these rows of the caches; `rows` has shape `(groups, samples)` and counts through all groups."""
+# Dropping finished rows moves the caches of a few others, which pays only when enough rows are dropped.
+COMPACT_BELOW = 0.9
 
 
-class Decoder(Generic[State]):
-    """Runs steps until every row has ended."""
+class Step(Protocol):
+    """One step of a decoder, which holds its caches."""
 
-    def __init__(self, step: Step[State], end_id: int) -> None:
-        self._step = step
-        self._end_id = end_id
+    def __call__(self, ids: Ids, noise: Noise) -> Ids:
+        """Return the next ids, shape `(rows,)`, from ids of that shape and noise `(rows, top_k)`."""
 
-    def decode(self, first_ids: Ids, noise: Noise, state: State) -> list[list[int]]:
-        """Decode every row to its end.
-
-        Args:
-            first_ids: the first decoder input of each row, shape `(groups, samples)`.
-            noise: Gumbel noise of every row and step, shape `(rows, steps, top_k)`, rows counted through all groups;
-                its second dimension is the largest number of ids a row may get.
-            state: the caches before the first step.
-
-        Returns:
-            for each row its ids, without the first and the end.
-        """
-        groups, samples = first_ids.shape
-        finished: list[list[int]] = [[] for _ in range(groups * samples)]
-        live = np.ones(groups * samples, dtype=bool)
-        # position in the running batch → row; padding repeats a finished row
-        rows = np.arange(groups * samples).reshape(groups, samples)
-        ids = first_ids
-        for step in range(noise.shape[1]):
-            ids, state = self._step(ids, noise[rows.ravel(), step], state)
-            for row, token in zip(rows.ravel().tolist(), ids.ravel().tolist(), strict=True):
-                if token == self._end_id:
-                    live[row] = False
-                elif live[row]:
-                    finished[row].append(token)
-            if not live.any():
-                break
-            widest = int(live[rows].sum(axis=1).max())
-            if widest <= COMPACT_BELOW * rows.shape[1]:
-                places = _live_first(live[rows], widest)
-                state = self._step.select(state, places + np.arange(groups)[:, None] * rows.shape[1])
-                rows, ids = np.take_along_axis(rows, places, axis=1), np.take_along_axis(ids, places, axis=1)
-        return finished
+    def keep(self, places: Ids) -> None:
+        """Go on with the rows at these places, in this order; see `fill_holes`."""
 
 
-def _live_first(live: npt.NDArray[np.bool_], count: int) -> Ids:
-    """Return for each group the places of its live rows, filled up with finished ones, shape `(groups, count)`."""
-    return np.argsort(~live, axis=1, kind="stable")[:, :count]
+def decode(step: Step, first_ids: Ids, noise: Noise, end_id: int) -> list[list[int]]:
+    """Run steps until every row has ended.
+
+    Args:
+        step: what runs one step.
+        first_ids: the first decoder input of each row, shape `(rows,)`.
+        noise: Gumbel noise of every row and step, shape `(rows, steps, top_k)`; its second dimension is the largest
+            number of ids a row may get.
+        end_id: the id that ends a row.
+
+    Returns:
+        for each row its ids, without the first and the end.
+    """
+    finished: list[list[int]] = [[] for _ in first_ids]
+    rows = np.arange(len(first_ids))
+    live = np.ones(len(first_ids), dtype=bool)
+    ids = first_ids
+    for number in range(noise.shape[1]):
+        ids = step(ids, noise[rows, number])
+        live &= ids != end_id
+        for row, token in zip(rows[live].tolist(), ids[live].tolist(), strict=True):
+            finished[row].append(token)
+        count = int(live.sum())
+        if not count:
+            break
+        if count <= COMPACT_BELOW * len(rows):
+            places = fill_holes(live)
+            step.keep(places)
+            rows, ids, live = rows[places], ids[places], live[places]
+    return finished
+
+
+def fill_holes(live: npt.NDArray[np.bool_]) -> Ids:
+    """Return the places of the live ones, those in front where they are and those from behind in the holes."""
+    count = int(live.sum())
+    places = np.arange(count)
+    places[~live[:count]] = np.flatnonzero(live[count:]) + count
+    return places
 
 
 def gumbel_noise(keys: Sequence[bytes], steps: int, top_k: int) -> Noise:

@@ -1,32 +1,46 @@
 """Passages × languages → generated queries.
 
-Knows prompts, language tokens, seeds and the caches of a T5 decoder. Choosing tokens is `decoding`'s.
+Knows prompts, language tokens, seeds and batches. The graphs' memory is `decoder_step`'s, choosing tokens `decoding`'s.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from xqg_qdrant.decoding import Decoder, Ids, Noise, gumbel_noise
-from xqg_qdrant.errors import InputError, ModelError
+from xqg_qdrant.decoder_step import DecoderStep, Graphs, Memory, bytes_of_row, bytes_of_token
+from xqg_qdrant.decoding import Noise, decode, gumbel_noise
+from xqg_qdrant.errors import InputError
 from xqg_qdrant.languages import LANGUAGES, is_written_in
 from xqg_qdrant.model_folder import TOKENIZER_FILE, read_model_folder
 from xqg_qdrant.records import GeneratedQuery, Passage
-from xqg_qdrant.session import Array, DeviceArray, Session
+from xqg_qdrant.session import Session
+
+FULL_VOCABULARY = "full"
+RESTRICTED_VOCABULARY = "restricted"
+VOCABULARIES = (FULL_VOCABULARY, RESTRICTED_VOCABULARY)
+
+# More rows share the reading of the weights; beyond, caches outgrow what is gained.
+BATCH_ROWS = 160
+BATCH_BYTES = 512 << 20
 
 
 class Sampling(NamedTuple):
-    """How queries are drawn: `top_k` 1 is greedy; `max_new_tokens` bounds a query's length."""
+    """How queries are drawn: `top_k` 1 is greedy; `max_new_tokens` bounds a query's length.
+
+    With the vocabulary `restricted` a query is drawn from the tokens that its language is written in, which the model
+    folder must hold; with `full`, from all.
+    """
 
     top_k: int
     temperature: float
     max_new_tokens: int
+    vocabulary: str = FULL_VOCABULARY
 
 
 class Generation(NamedTuple):
@@ -36,19 +50,20 @@ class Generation(NamedTuple):
     asked: int
 
 
-class _Caches(NamedTuple):
-    """What a decoder step needs besides ids: constant feeds, and the growing keys and values."""
+class _Group(NamedTuple):
+    """A prompt, as ids, and the rows that are written from it."""
 
-    constant: dict[str, Any]
-    past: list[DeviceArray]
+    prompt: list[int]
+    rows: range
 
 
 class Generator:
-    """A T5 or mT5 model that writes questions about a passage in named languages.
+    """A T5 or mT5 model that writes questions about passages in named languages.
 
-    Each passage is generated alone, all its languages and samples side by side, and each query has its own noise,
-    derived from the seed, the passage id, the language and the query's number. So a passage gets the same queries
-    whatever else is ingested with it, in whatever order.
+    Prompts of about the same length run side by side, with all their languages and samples, and each query has its own
+    noise, derived from the seed, the passage id, the language and the query's number. So on a CPU a passage gets the
+    same queries, bit for bit, whatever else is ingested with it, in whatever order or batch. Several threads may call
+    one generator at once.
     """
 
     def __init__(self, folder: Path, device: str = "auto", threads: int = 0) -> None:
@@ -63,17 +78,23 @@ class Generator:
         self._max_input_tokens: int = about["max_input_tokens"]
         self._language_tokens: dict[str, int] = about["language_tokens"]
         self._start_id: int = about["decoder_start_id"]
+        self._end_id: int = about["end_id"]
         self.languages: tuple[str, ...] = tuple(about["languages"])
+        self.restricted_languages: tuple[str, ...] = tuple(about["restricted_languages"])
         self.sampling = Sampling(**about["sampling"])
         self.max_output_tokens: int = about["max_output_tokens"]
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
         self._tokenizer.enable_truncation(self._max_input_tokens)
         self._tokenizer.no_padding()
         self.vocabulary_size = self._tokenizer.get_vocab_size()
-        self._encoder = Session(folder / "encoder.onnx", device, threads)
-        self._step = _DecoderStep(Session(folder / "decoder.onnx", device, threads))
-        self._decoder = Decoder(self._step, about["end_id"])
-        self.device = self._encoder.device
+        files = {FULL_VOCABULARY: "head.onnx", **{code: f"head-{code}.onnx" for code in self.restricted_languages}}
+        self._graphs = Graphs(
+            Session(folder / "encoder.onnx", device, threads),
+            Session(folder / "decoder.onnx", device, threads),
+            {name: Session(folder / file, device, threads) for name, file in files.items()},
+        )
+        self._idle_memories: list[Memory] = []
+        self.device = self._graphs.decoder.device
 
     def describe(self) -> dict[str, Any]:
         """Return what of this model decides the queries, for a fingerprint."""
@@ -81,47 +102,68 @@ class Generator:
         return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
 
     def generate(
-        self, passage: Passage, languages: Sequence[str], count: int, seed: int, sampling: Sampling
-    ) -> Generation:
-        """Write up to `count` queries for the passage in each language.
+        self, passages: Sequence[Passage], languages: Sequence[str], count: int, seed: int, sampling: Sampling
+    ) -> list[Generation]:
+        """Write up to `count` queries for each passage in each language.
 
         A query in the wrong script, an empty one and a repetition are dropped.
+
+        Raises:
+            InputError: the model does not know a language or the vocabulary, or cannot write such long queries.
         """
         keys = [
             hashlib.sha256(f"{seed}\0{passage.passage_id}\0{language}\0{number}".encode()).digest()
+            for passage in passages
             for language in languages
             for number in range(count)
         ]
         noise = gumbel_noise(keys, sampling.max_new_tokens, sampling.top_k)
-        rows = self.generate_ids(passage, languages, noise, sampling.temperature)
+        rows = self.generate_ids(passages, languages, noise, sampling.temperature, sampling.vocabulary)
         texts = self._tokenizer.decode_batch(rows, skip_special_tokens=True)
-        queries = [GeneratedQuery(languages[row // count], text.strip()) for row, text in enumerate(texts)]
-        return Generation(_keep_usable(queries), asked=count)
+        queries = [
+            GeneratedQuery(languages[row // count % len(languages)], text.strip()) for row, text in enumerate(texts)
+        ]
+        size = len(languages) * count
+        return [
+            Generation(_keep_usable(queries[number * size : (number + 1) * size]), asked=count)
+            for number in range(len(passages))
+        ]
 
     def generate_ids(
-        self, passage: Passage, languages: Sequence[str], noise: Noise, temperature: float = 1.0
+        self,
+        passages: Sequence[Passage],
+        languages: Sequence[str],
+        noise: Noise,
+        temperature: float = 1.0,
+        vocabulary: str = FULL_VOCABULARY,
     ) -> list[list[int]]:
-        """Decode one query for each row of the noise, shape `(rows, steps, top_k)`, rows grouped by language.
+        """Decode one query for each row of the noise, shape `(rows, steps, top_k)`, by passage and then by language.
 
         Returns:
             the ids of each row, without the first and the end.
 
         Raises:
-            InputError: a language is unknown to the model, or the noise has more steps than the model can take.
+            InputError: the model does not know a language or the vocabulary, or cannot take so many steps.
         """
-        if noise.shape[1] > self.max_output_tokens:
-            raise InputError(f"max_new_tokens must be at most {self.max_output_tokens}, was: {noise.shape[1]}")
-        for language in languages:
-            if language not in self.languages:
-                raise InputError(f"unknown language {language!r}: this generator writes {', '.join(self.languages)}")
-        samples = len(noise) // len(languages)
-        prompts = dict.fromkeys(self.fill_prompt(passage, language) for language in languages)
-        first_ids = [self.first_id(language) for language in languages]
-        # With the language as the first token all languages share one prompt, hence one group.
-        groups = len(prompts)
-        caches = self._step.start(self._encode(list(prompts)), temperature, groups, len(noise))
-        ids = np.repeat(np.array(first_ids, dtype=np.int64), samples).reshape(groups, -1)
-        return self._decoder.decode(ids, noise, caches)
+        self._check(languages, noise, vocabulary)
+        if not len(noise):
+            return []
+        samples = len(noise) // (len(passages) * len(languages))
+        row_languages = np.tile(np.repeat(np.array(languages), samples), len(passages))
+        row_heads = row_languages if vocabulary == RESTRICTED_VOCABULARY else np.full(len(noise), FULL_VOCABULARY)
+        first_ids = np.array([self.first_id(language) for language in row_languages.tolist()], dtype=np.int64)
+        found: list[list[int]] = [[] for _ in noise]
+        for batch in self._batches(self._groups(passages, languages, samples), noise.shape[1]):
+            rows = np.concatenate([np.arange(group.rows.start, group.rows.stop) for group in batch])
+            row_prompts = np.repeat(np.arange(len(batch)), [len(group.rows) for group in batch])
+            memory = self._take_memory()
+            step = DecoderStep(
+                self._graphs, memory, [group.prompt for group in batch], row_prompts, row_heads[rows], temperature
+            )
+            for row, ids in zip(rows, decode(step, first_ids[rows], noise[rows], self._end_id), strict=True):
+                found[row] = ids
+            self._idle_memories.append(memory)
+        return found
 
     def first_id(self, language: str) -> int:
         """Return the decoder's first token: the language's own where the model has one."""
@@ -132,52 +174,50 @@ class Generator:
         filled = self._prompt.replace("{language}", LANGUAGES[language].name)
         return filled.replace("{title}", passage.title).replace("{text}", passage.text).strip()
 
-    def _encode(self, prompts: list[str]) -> dict[str, Array]:
-        """Return the mask and the cross-attention of each prompt, each prompt encoded alone, padded to the longest."""
-        encodings = self._tokenizer.encode_batch(prompts)
-        longest = max(len(encoding.ids) for encoding in encodings)
-        mask = np.zeros((len(prompts), longest), dtype=np.int64)
-        crosses: dict[str, list[Array]] = {name: [] for name in self._encoder.output_names}
-        for row, encoding in enumerate(encodings):
-            ids = np.array([encoding.ids], dtype=np.int64)
-            mask[row, : len(encoding.ids)] = 1
-            outputs = self._encoder.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
-            for name, output in zip(self._encoder.output_names, outputs, strict=True):
-                crosses[name].append(_pad(output, name, longest))
-        return {"attention_mask": mask, **{name: np.concatenate(parts) for name, parts in crosses.items()}}
+    def _take_memory(self) -> Memory:
+        # Each thread needs its own; looking first whether one is idle would be a race.
+        try:
+            return self._idle_memories.pop()
+        except IndexError:
+            return Memory()
 
+    def _check(self, languages: Sequence[str], noise: Noise, vocabulary: str) -> None:
+        if noise.shape[1] > self.max_output_tokens:
+            raise InputError(f"max_new_tokens must be at most {self.max_output_tokens}, was: {noise.shape[1]}")
+        for language in languages:
+            if language not in self.languages:
+                raise InputError(f"unknown language {language!r}: this generator writes {', '.join(self.languages)}")
+            if vocabulary == RESTRICTED_VOCABULARY and language not in self.restricted_languages:
+                raise InputError(
+                    f"{self.folder.path} holds no restricted vocabulary of {language!r}; export it with "
+                    f"--restrict-vocabulary, or ingest with --vocabulary {FULL_VOCABULARY}"
+                )
+        if vocabulary not in VOCABULARIES:
+            raise InputError(f"unknown vocabulary {vocabulary!r}; choose one of {', '.join(VOCABULARIES)}")
 
-class _DecoderStep:
-    """The decoder graph as `decoding.Step`; caches stay on the device between steps."""
+    def _groups(self, passages: Sequence[Passage], languages: Sequence[str], samples: int) -> list[_Group]:
+        """Return the prompts with their rows: one a passage where the prompt does not name the language."""
+        together = languages[:1] if "{language}" not in self._prompt else languages
+        prompts = [self.fill_prompt(passage, language) for passage in passages for language in together]
+        size = samples * len(languages) // len(together)
+        return [
+            _Group(encoding.ids, range(number * size, (number + 1) * size))
+            for number, encoding in enumerate(self._tokenizer.encode_batch(prompts))
+        ]
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._pasts = [name for name in session.input_names if name.startswith("past_")]
-        self._outputs = ["next_ids", *(name.replace("past_", "present_") for name in self._pasts)]
-        if not self._pasts:
-            raise ModelError("decoder.onnx takes no past keys: it was not written by xqg export; export it again")
-
-    def start(self, crosses: dict[str, Array], temperature: float, groups: int, rows: int) -> _Caches:
-        constant = {name: self._session.to_device(value) for name, value in crosses.items()}
-        constant["temperature"] = self._session.to_device(np.array(temperature, dtype=np.float32))
-        shapes = (self._session.input_shapes[name] for name in self._pasts)
-        empty = [np.zeros((rows, heads, 0, head_dim), dtype=np.float32) for _, heads, _, head_dim in shapes]
-        return _Caches(constant, [self._session.to_device(past) for past in empty])
-
-    def __call__(self, ids: Ids, noise: Noise, state: _Caches) -> tuple[Ids, _Caches]:
-        feeds = {"ids": ids, "noise": noise, **state.constant, **dict(zip(self._pasts, state.past, strict=True))}
-        next_ids, *present = self._session.run_on_device(feeds, self._outputs)
-        return next_ids.numpy(), _Caches(state.constant, present)
-
-    def select(self, state: _Caches, rows: Ids) -> _Caches:
-        kept = [self._session.to_device(past.numpy()[rows.ravel()]) for past in state.past]
-        return _Caches(state.constant, kept)
-
-
-def _pad(cross: Array, name: str, longest: int) -> Array:
-    axis = 3 if name.startswith("cross_key") else 2
-    missing = longest - cross.shape[axis]
-    return cross if missing == 0 else np.pad(cross, [(0, missing if i == axis else 0) for i in range(4)])
+    def _batches(self, groups: Sequence[_Group], steps: int) -> Iterator[list[_Group]]:
+        """Cut the groups, longest prompts first, into batches of bounded rows and memory."""
+        row_bytes, token_bytes = bytes_of_row(self._graphs.decoder, steps), bytes_of_token(self._graphs.decoder)
+        batch: list[_Group] = []
+        for group in sorted(groups, key=lambda group: len(group.prompt), reverse=True):
+            rows = (len(batch) + 1) * len(group.rows)
+            tokens = (len(batch) + 1) * len(batch[0].prompt if batch else group.prompt)
+            if batch and (rows > BATCH_ROWS or rows * row_bytes + tokens * token_bytes > BATCH_BYTES):
+                yield batch
+                batch = []
+            batch.append(group)
+        if batch:
+            yield batch
 
 
 def _keep_usable(queries: Iterable[GeneratedQuery]) -> tuple[GeneratedQuery, ...]:

@@ -81,6 +81,16 @@ def is_written_in(text: str, code: str) -> bool:
     return code != "ja" or any(script in KANA for script in scripts)
 
 
+def can_write(character: str, code: str) -> bool:
+    """Tell whether a character is no letter, or one of a script of the language that no other language shares.
+
+    Of Latin letters each language uses its own, which a script does not tell.
+    """
+    if not (character.isalpha() or unicodedata.combining(character) or unicodedata.category(character)[0] == "M"):
+        return True
+    return _script(character) in LANGUAGES[code].scripts - {"LATIN"}
+
+
 @lru_cache(maxsize=1 << 16)
 def _script(character: str) -> str:
     return unicodedata.name(character, "").split(" ")[0]

@@ -15,7 +15,7 @@ from xqg_qdrant.errors import ModelError
 
 DESCRIPTION_FILE = "xqg.json"
 TOKENIZER_FILE = "tokenizer.json"
-GRAPH_FILES = {"encoder": ("model.onnx",), "generator": ("encoder.onnx", "decoder.onnx")}
+GRAPH_FILES = {"encoder": ("model.onnx",), "generator": ("encoder.onnx", "decoder.onnx", "head.onnx")}
 FIELDS = {
     "encoder": (
         "dim", "dtype", "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens",
@@ -23,7 +23,7 @@ FIELDS = {
     ),
     "generator": (
         "prompt", "dtype", "languages", "language_tokens", "decoder_start_id", "end_id", "max_input_tokens",
-        "max_output_tokens", "sampling",
+        "max_output_tokens", "restricted_languages", "sampling",
     ),
 }  # fmt: skip
 FORMAT = 1

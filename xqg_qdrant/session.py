@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,6 +24,14 @@ NO_CUDA = (
     "CUDA was asked for, but does not run here. Install its libraries with: pip install 'xqg-qdrant[cuda]', "
     "check that nvidia-smi sees the GPU, or use --device cpu."
 )
+
+
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(int64)": np.int64,
+}
 
 
 class Session:
@@ -64,6 +72,7 @@ class Session:
         self.input_names = tuple(node.name for node in self._session.get_inputs())
         self.output_names = tuple(node.name for node in self._session.get_outputs())
         self.input_shapes = {node.name: tuple(node.shape) for node in self._session.get_inputs()}
+        self.input_dtypes = {node.name: _DTYPES[node.type] for node in self._session.get_inputs()}
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """Run the graph once and return its outputs, in its order."""
@@ -74,42 +83,52 @@ class Session:
             raise ModelError(f"the model failed on inputs of shape {shapes}: {error}") from error
         return results
 
-    def to_device(self, value: Array) -> DeviceArray:
-        """Move an array to where the graph runs."""
+    def buffer(self, array: Array) -> Buffer:
+        """Make memory where the graph runs from an array in C order."""
+        return Buffer(array, self.device)
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Callable[[], None]:
+        """Return a function that runs the graph once, in place: from these buffers into those.
+
+        An input and an output may share a buffer where the graph updates it.
+        """
+        binding = self._session.io_binding()
+        for name, buffer in inputs.items():
+            binding.bind_ortvalue_input(name, buffer.ort_value)
+        for name, buffer in outputs.items():
+            binding.bind_ortvalue_output(name, buffer.ort_value)
+        # The runtime does not keep the memory alive.
+        kept = [*inputs.values(), *outputs.values()]
+
+        def run() -> None:
+            try:
+                self._session.run_with_iobinding(binding)
+            except Exception as error:
+                shapes = ", ".join(f"{name} {np.shape(buffer.array)}" for name, buffer in inputs.items())
+                raise ModelError(f"the model failed on {len(kept)} buffers, inputs {shapes}: {error}") from error
+
+        return run
+
+
+class Buffer:
+    """Memory of a fixed shape where a graph runs; on a CPU it is the array's own, elsewhere a copy."""
+
+    def __init__(self, array: Array, device: str) -> None:
         import onnxruntime
 
-        array = np.ascontiguousarray(value).reshape(np.shape(value))
-        return DeviceArray(onnxruntime.OrtValue.ortvalue_from_numpy(array, self.device, 0), array)
+        self.array = array
+        self.ort_value = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
+        self._is_copy = device != "cpu"
 
-    def run_on_device(self, feeds: Mapping[str, Array | DeviceArray], outputs: Sequence[str]) -> list[DeviceArray]:
-        """Run the graph once and leave the outputs where they were computed."""
-        binding = self._session.io_binding()
-        kept = {
-            name: value if isinstance(value, DeviceArray) else self.to_device(value) for name, value in feeds.items()
-        }
-        for name, value in kept.items():
-            binding.bind_ortvalue_input(name, value.ort_value)
-        for name in outputs:
-            binding.bind_output(name, self.device)
-        try:
-            self._session.run_with_iobinding(binding)
-        except Exception as error:
-            raise ModelError(f"the model failed on {', '.join(kept)}: {error}") from error
-        return [DeviceArray(value) for value in binding.get_outputs()]
+    def push(self) -> None:
+        """Bring what was written to the array to where the graph runs."""
+        if self._is_copy:
+            self.ort_value.update_inplace(self.array)
 
-
-class DeviceArray:
-    """An array that lies where the graph runs."""
-
-    def __init__(self, ort_value: Any, array: Array | None = None) -> None:  # noqa: ANN401
-        self.ort_value = ort_value
-        # On a CPU the runtime reads the array's own memory, so it must live as long.
-        self._array = array
-
-    def numpy(self) -> Array:
-        """Copy to the host."""
-        array: Array = self.ort_value.numpy()
-        return array
+    def pull(self) -> None:
+        """Bring what the graph wrote to the array."""
+        if self._is_copy:
+            self.array[...] = self.ort_value.numpy()
 
 
 def runtime_version() -> str:

@@ -13,20 +13,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xqg_qdrant.corpus import read_queries
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.export.bert import build_bert
 from xqg_qdrant.export.checkpoint import (
     Checkpoint,
+    GeneratorSettings,
     fetch_checkpoint,
     read_encoder_settings,
     read_generator_settings,
     read_licence,
 )
+from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.reference import Reference, cosines
-from xqg_qdrant.export.t5 import LONGEST_OUTPUT, build_t5_decoder, build_t5_encoder
-from xqg_qdrant.generator import Generator
+from xqg_qdrant.export.t5 import LONGEST_OUTPUT, build_t5_decoder, build_t5_encoder, build_t5_head
+from xqg_qdrant.export.vocabulary import restrict_vocabulary
+from xqg_qdrant.generator import FULL_VOCABULARY, RESTRICTED_VOCABULARY, Generator
 from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.model_folder import TOKENIZER_FILE, write_description
 from xqg_qdrant.records import FloatArray, Passage
@@ -39,7 +43,7 @@ ENCODER_OPTIONS = (
     "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens", "max_passage_tokens"
 )  # fmt: skip
 GENERATOR_OPTIONS = (
-    "prompt", "languages", "max_input_tokens", "top_k", "temperature", "max_new_tokens"
+    "prompt", "languages", "max_input_tokens", "top_k", "temperature", "max_new_tokens", "restrict_vocabulary"
 )  # fmt: skip
 
 
@@ -139,12 +143,14 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
 
 
 def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], int8: bool) -> dict[str, Any]:
+    sample_path = given.pop("restrict_vocabulary")
     settings = read_generator_settings(checkpoint, **given)
     for language in settings.languages:
         if language not in LANGUAGES:
             raise InputError(f"unknown language {language!r}; known are {', '.join(LANGUAGES)}")
     reference = Reference(checkpoint)
     config = {**reference.config, "feed_forward_proj": checkpoint.config.get("feed_forward_proj", "relu")}
+    vocabularies = _restrict_vocabularies(reference, settings, config, sample_path) if sample_path else {}
     fields = {
         "prompt": settings.prompt,
         "languages": settings.languages,
@@ -157,14 +163,18 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
             "top_k": settings.top_k,
             "temperature": settings.temperature,
             "max_new_tokens": settings.max_new_tokens,
+            "vocabulary": RESTRICTED_VOCABULARY if vocabularies else FULL_VOCABULARY,
         },
+        "restricted_languages": list(vocabularies),
     }
 
     def write_graphs(folder: Path, with_int8: bool) -> None:
         weights = reference.weights()
         build_t5_encoder(weights, config, with_int8).save(folder / "encoder.onnx")
-        decoder = build_t5_decoder(weights, config, reference.scales_head(), settings.suppressed_ids, with_int8)
-        decoder.save(folder / "decoder.onnx")
+        build_t5_decoder(weights, config, reference.scales_head(), with_int8).save(folder / "decoder.onnx")
+        build_t5_head(weights, with_int8, settings.suppressed_ids).save(folder / "head.onnx")
+        for language, ids in vocabularies.items():
+            build_t5_head(weights, with_int8, only_ids=ids).save(folder / f"head-{language}.onnx")
 
     passages = _checked_passages(settings.languages)
     expected: list[list[int]] = []
@@ -181,8 +191,8 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
                     settings.max_new_tokens,
                 )
             )
-        noise = np.zeros((len(settings.languages), settings.max_new_tokens, 1), dtype=np.float32)
-        found = [row for passage in passages for row in generator.generate_ids(passage, settings.languages, noise)]
+        noise = np.zeros((len(asked), settings.max_new_tokens, 1), dtype=np.float32)
+        found = generator.generate_ids(passages, settings.languages, noise)
         same = sum(left == right for left, right in zip(expected, found, strict=True))
         return {"identical_greedy_queries": same}
 
@@ -195,6 +205,27 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
 
     steps = _Steps(reference, fields, write_graphs, measure, accept)
     return _build_and_check(checkpoint, temporary, int8, steps, inputs=len(passages) * len(settings.languages))
+
+
+def _restrict_vocabularies(
+    reference: Reference, settings: GeneratorSettings, config: dict[str, Any], sample_path: Path
+) -> dict[str, Array]:
+    texts: dict[str, list[str]] = {language: [] for language in settings.languages}
+    for query in read_queries(sample_path):
+        texts.setdefault(query.language, []).append(query.text)
+    for language in settings.languages:
+        if not texts[language]:
+            raise InputError(
+                f"{sample_path} holds no text in {language!r}; give a few hundred questions in each of "
+                f"{', '.join(settings.languages)}, with the language in the field 'lang'"
+            )
+    size = len(reference.weights()["lm_head.weight"])
+    ends = (config["eos_token_id"],)
+    tokenizer = reference.tokenizer()
+    return {
+        language: restrict_vocabulary(tokenizer, size, language, texts[language], ends, settings.suppressed_ids)
+        for language in settings.languages
+    }
 
 
 def _build_and_check(checkpoint: Checkpoint, temporary: Path, int8: bool, steps: _Steps, inputs: int) -> dict[str, Any]:

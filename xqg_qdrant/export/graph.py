@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 Array: TypeAlias = npt.NDArray[Any]
 Shape: TypeAlias = Sequence[int | str]
 
-OPSET = 23
+OPSET = 24
 MICROSOFT = "com.microsoft"
 # Protobuf messages end at 2 GiB; larger weights lie beside the graph.
 LARGEST_GRAPH_BYTES = 1_800_000_000
@@ -61,10 +61,14 @@ class Graph:
         self._inputs.append(helper.make_tensor_value_info(name, _onnx_type(dtype), shape))
         return name
 
-    def output(self, value: str, name: str, dtype: type, shape: Shape) -> None:
-        """Declare an output under its public name."""
-        self._nodes.append(helper.make_node("Identity", [value], [name]))
+    def output(self, value: str, name: str, dtype: type, shape: Shape) -> str:
+        """Declare a node's output as one of the graph, under its public name; return that name."""
+        # Renamed, not copied: an Identity would copy caches at every step.
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                names[:] = [name if other == value else other for other in names]
         self._outputs.append(helper.make_tensor_value_info(name, _onnx_type(dtype), shape))
+        return name
 
     def nodes(self, op: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> list[str]:
         """Add a node with several outputs."""
@@ -119,26 +123,38 @@ class Graph:
     def linear(self, value: str | QuantisedRows, weight: Array | Table, bias: Array | None = None) -> str:
         """Multiply rows, shape `(rows, in)`, by a weight of shape `(out, in)`."""
         rows = self.quantise(value) if isinstance(value, str) else value
-        table = weight if isinstance(weight, Table) else self.table(weight, transposed=True)
-        if self._int8:
-            one, middle = self.constant(np.float32(1)), self.constant(np.uint8(128), np.uint8)
-            product = self.node(
-                "MatMulIntegerToFloat", rows.values, table.values, one, table.scales, middle, domain=MICROSOFT
-            )
-            product = self.node("Mul", product, rows.scales)
-        else:
-            product = self.node("MatMul", rows.values, table.values)
+        product = self.scale(self.product(rows, weight), rows.scales)
         return product if bias is None else self.node("Add", product, self.constant(bias))
+
+    def product(self, rows: QuantisedRows, weight: Array | Table) -> str:
+        """Multiply rows as `linear` does, but leave their scales to the caller; in fp32 there are none."""
+        table = weight if isinstance(weight, Table) else self.table(weight, transposed=True)
+        if not self._int8:
+            return self.node("MatMul", rows.values, table.values)
+        one, middle = self.constant(np.float32(1)), self.constant(np.uint8(128), np.uint8)
+        return self.node("MatMulIntegerToFloat", rows.values, table.values, one, table.scales, middle, domain=MICROSOFT)
+
+    def scale(self, value: str, *scales: str) -> str:
+        """Multiply by scales, those that are not empty."""
+        given = [name for name in scales if name]
+        if not given:
+            return value
+        together = given[0] if len(given) == 1 else self.node("Mul", *given)
+        return self.node("Mul", value, together)
 
     def quantise(self, value: str) -> QuantisedRows:
         """Quantise rows once for several products; in fp32 they stay as they are."""
         if not self._int8:
             return QuantisedRows(value, "")
-        largest = self.node("ReduceMax", self.node("Abs", value), self.ints(1), keepdims=1)
-        scales = self.node("Mul", self.node("Max", largest, self.constant(np.float32(1e-8))), self.constant(1 / 127.0))
-        flat = self.node("Squeeze", scales, self.ints(1))
-        middle = self.node("Expand", self.constant(np.uint8(128), np.uint8), self.node("Shape", flat))
-        return QuantisedRows(self.node("QuantizeLinear", value, flat, middle, axis=0), scales)
+        scales = self.row_scales(value)
+        middle = self.node("Expand", self.constant(np.uint8(128), np.uint8), self.node("Shape", scales))
+        quantised = self.node("QuantizeLinear", value, scales, middle, axis=0)
+        return QuantisedRows(quantised, self.node("Unsqueeze", scales, self.ints(1)))
+
+    def row_scales(self, value: str) -> str:
+        """Return for each row the scale that maps its largest value to 127, shape `(rows,)`."""
+        largest = self.node("ReduceMax", self.node("Abs", value), self.ints(1), keepdims=0)
+        return self.node("Max", self.node("Mul", largest, self.constant(1 / 127.0)), self.constant(np.float32(1e-10)))
 
     def save(self, path: Path) -> None:
         """Write the graph and its files; weights beyond what one file can hold go to `NAME.onnx.data`."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from tokenizers import Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from xqg_qdrant.export.checkpoint import Checkpoint
@@ -43,9 +44,14 @@ class Reference:
         fallback = self.config["model_type"] == "t5" and self.config.get("tie_word_embeddings", True)
         return bool(self.config.get("scale_decoder_outputs", fallback))
 
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer itself."""
+        tokenizer: Tokenizer = self._tokenizer.backend_tokenizer
+        return tokenizer
+
     def save_tokenizer(self, path: Path) -> None:
         """Write `tokenizer.json`."""
-        self._tokenizer.backend_tokenizer.save(str(path), pretty=False)
+        self.tokenizer().save(str(path), pretty=False)
 
     def encode(self, texts: Sequence[str], max_tokens: int, pooling: str, normalise: bool) -> FloatArray:
         """Encode texts one by one, pooled in torch; float32 of shape `(len(texts), dim)`."""

@@ -1,8 +1,9 @@
-"""The two graphs of a generator of the T5 kind (T5, T5 1.1, mT5), which share the file of the embedding table.
+"""The graphs of a generator of the T5 kind (T5, T5 1.1, mT5), which share the file of the embedding table.
 
 The encoder graph ends in the keys and values of every decoder layer's cross-attention, so that they are computed once
-a passage. The decoder graph is one step: ids and caches → next ids, sampled inside the graph. All samples of a passage
-are folded into the query axis of the cross-attention (it has no causal mask), so its keys and values are never copied.
+a passage. The decoder graph is one step: ids and caches → hidden states. All samples of a passage are folded into the
+query axis of the cross-attention (it has no causal mask), so its keys and values are never copied. The head graph turns
+hidden states into the next ids, which it samples: one for the whole vocabulary, and one for each restricted vocabulary.
 
 Source of the architecture: Raffel et al. 2020 (arXiv 1910.10683), Xue et al. 2021 (2010.11934).
 """
@@ -16,21 +17,23 @@ import numpy as np
 from onnx import TensorProto
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.export.graph import Array, Graph, QuantisedRows, Table
+from xqg_qdrant.export.graph import MICROSOFT, Array, Graph, Table
 
 MODEL_TYPES = ("t5", "mt5")
 LONGEST_INPUT = 1024
 LONGEST_OUTPUT = 256
 EMBEDDING_FILE = "embedding.data"
 MASKED = np.float32(-1e9)
+TOP_K_CHUNKS = (256, 128, 64)
 
 
 def build_t5_encoder(weights: Mapping[str, Array], config: Mapping[str, Any], int8: bool) -> Graph:
     """Write the encoder's graph.
 
     Inputs `input_ids` and `attention_mask` are int64 of shape `(batch, tokens)`. For every decoder layer `i` the
-    outputs are `cross_key_i`, float32 of shape `(batch, heads, head_dim, tokens)`, and `cross_value_i`, float32 of
-    shape `(batch, heads, tokens, head_dim)`.
+    outputs are `cross_key_i` of shape `(batch, heads, head_dim, tokens)` and `cross_value_i` of shape
+    `(batch, heads, tokens, head_dim)`, both float32; or int8 with `cross_key_scale_i` and `cross_value_scale_i`,
+    float32 of shape `(batch, heads, 1, head_dim)`, one scale for each channel of a text.
     """
     graph = Graph("encoder", int8)
     heads, head_dim = config["num_heads"], config["d_kv"]
@@ -38,137 +41,250 @@ def build_t5_encoder(weights: Mapping[str, Array], config: Mapping[str, Any], in
     mask = graph.input("attention_mask", np.int64, ["batch", "tokens"])
     hidden = graph.look_up(graph.reshape(ids, -1), _shared_table(graph, weights))
     by_text = graph.node("Concat", graph.node("Shape", ids), graph.ints(-1), axis=0)
-
-    # (heads, distance) with distances from -(LONGEST_INPUT - 1); the bias of query i and key j lies at j - i
-    distances = np.arange(-(LONGEST_INPUT - 1), LONGEST_INPUT)
-    bias_table = _relative_bias(weights, config, "encoder", distances, bidirectional=True)
     tokens = graph.node("Shape", ids, start=1, end=2)
-    tokens_scalar = graph.node("Squeeze", tokens, graph.ints(0))
-    zero, one = graph.constant(np.int64(0), np.int64), graph.constant(np.int64(1), np.int64)
-    places = graph.node("Range", zero, tokens_scalar, one)
-    offsets = graph.node(
-        "Sub", graph.node("Unsqueeze", places, graph.ints(0)), graph.node("Unsqueeze", places, graph.ints(1))
-    )
-    offsets = graph.node("Add", offsets, graph.constant(np.int64(LONGEST_INPUT - 1), np.int64))
-    bias = graph.node("Unsqueeze", graph.node("Gather", graph.constant(bias_table), offsets, axis=1), graph.ints(0))
-    bias = graph.node("Add", bias, graph.node("Unsqueeze", _additive_mask(graph, mask), graph.ints(1, 2)))
+    bias = graph.node("Add", _encoder_bias(graph, weights, config, tokens), _additive_mask(graph, mask))
 
-    for layer in range(config["num_layers"]):
-        name = f"encoder.block.{layer}.layer"
-        normed = graph.quantise(_rms_norm(graph, hidden, weights[f"{name}.0.layer_norm.weight"], config))
+    blocks = [f"encoder.block.{layer}.layer" for layer in range(config["num_layers"])]
+    norms = [weights[f"{name}.0.layer_norm.weight"] for name in blocks] + [weights["encoder.final_layer_norm.weight"]]
+    normed = _rms_norm(graph, hidden, norms[0], config)
+    for layer, name in enumerate(blocks):
+        rows = graph.quantise(normed)
         query, key, value = (
-            graph.node("Reshape", graph.linear(normed, weights[f"{name}.0.SelfAttention.{part}.weight"]), by_text)
+            graph.node("Reshape", graph.linear(rows, weights[f"{name}.0.SelfAttention.{part}.weight"]), by_text)
             for part in "qkv"
         )
         attended = graph.node("Attention", query, key, value, bias, q_num_heads=heads, kv_num_heads=heads, scale=1.0)
         attended = graph.reshape(attended, -1, heads * head_dim)
-        hidden = graph.node("Add", hidden, graph.linear(attended, weights[f"{name}.0.SelfAttention.o.weight"]))
-        normed = graph.quantise(_rms_norm(graph, hidden, weights[f"{name}.1.layer_norm.weight"], config))
-        fed = _feed_forward(graph, normed, weights, f"{name}.1.DenseReluDense", config)
-        hidden = graph.node("Add", hidden, fed)
-    final = graph.quantise(_rms_norm(graph, hidden, weights["encoder.final_layer_norm.weight"], config))
-    by_head = graph.node("Concat", graph.node("Shape", ids), graph.ints(heads, head_dim), axis=0)
+        update = graph.linear(attended, weights[f"{name}.0.SelfAttention.o.weight"])
+        normed, hidden = _add_and_norm(graph, hidden, update, weights[f"{name}.1.layer_norm.weight"], config)
+        update = _feed_forward(graph, normed, weights, f"{name}.1.DenseReluDense", config)
+        normed, hidden = _add_and_norm(graph, hidden, update, norms[layer + 1], config)
 
+    rows = graph.quantise(normed)
+    if int8:
+        # The keys and values of padding become zeros, which move no scale.
+        visible = graph.reshape(graph.node("Cast", mask, to=TensorProto.FLOAT), -1, 1)
+        rows = rows._replace(scales=graph.node("Mul", rows.scales, visible))
     for layer in range(config["num_decoder_layers"]):
-        name = f"decoder.block.{layer}.layer.1.EncDecAttention"
-        for part, label, order in (("k", "cross_key", (0, 2, 3, 1)), ("v", "cross_value", (0, 2, 1, 3))):
-            projected = graph.node("Reshape", graph.linear(final, weights[f"{name}.{part}.weight"]), by_head)
-            shape = ["batch", heads, head_dim, "tokens"] if part == "k" else ["batch", heads, "tokens", head_dim]
-            graph.output(graph.node("Transpose", projected, perm=order), f"{label}_{layer}", np.float32, shape)
+        for part in ("key", "value"):
+            weight = weights[f"decoder.block.{layer}.layer.1.EncDecAttention.{part[0]}.weight"]
+            projected = graph.node("Reshape", graph.linear(rows, weight), by_text)
+            _write_cross(graph, projected, f"cross_{part}", layer, config, tokens, int8)
     return graph
 
 
-def build_t5_decoder(
-    weights: Mapping[str, Array],
-    config: Mapping[str, Any],
-    scaled_head: bool,
-    suppressed_ids: Sequence[int],
-    int8: bool,
-) -> Graph:
-    """Write the graph of one decoder step.
+def _encoder_bias(graph: Graph, weights: Mapping[str, Array], config: Mapping[str, Any], tokens: str) -> str:
+    """Return the position bias of every query and key, shape `(1, heads, tokens, tokens)`."""
+    # distances run from -(LONGEST_INPUT - 1); the bias of query i and key j lies at j - i
+    distances = np.arange(-(LONGEST_INPUT - 1), LONGEST_INPUT)
+    table = graph.constant(_relative_bias(weights, config, "encoder", distances, bidirectional=True))
+    zero, one = graph.constant(np.int64(0), np.int64), graph.constant(np.int64(1), np.int64)
+    places = graph.node("Range", zero, graph.node("Squeeze", tokens, graph.ints(0)), one)
+    offsets = graph.node(
+        "Sub", graph.node("Unsqueeze", places, graph.ints(0)), graph.node("Unsqueeze", places, graph.ints(1))
+    )
+    offsets = graph.node("Add", offsets, graph.constant(np.int64(LONGEST_INPUT - 1), np.int64))
+    return graph.node("Unsqueeze", graph.node("Gather", table, offsets, axis=1), graph.ints(0))
 
-    A group is one encoder input; `rows = groups * samples`. Inputs: `ids`, int64 of shape `(groups, samples)`;
-    `attention_mask`, int64 of shape `(groups, tokens)`; `temperature`, a float32 scalar; `noise`, float32 of shape
-    `(rows, top_k)`, Gumbel noise (zeros and `top_k` 1 decode greedily); `past_key_i` and `past_value_i`, float32 of
-    shape `(rows, heads, steps, head_dim)`, with no steps at first; the encoder's `cross_key_i` and `cross_value_i`.
-    Outputs: `next_ids`, int64 of shape `(groups, samples)`, and `present_key_i`, `present_value_i`.
 
-    The ids in `suppressed_ids` are never chosen.
-    Adding Gumbel noise to the `top_k` best logits and taking the best samples from their softmax (Gumbel-max).
+def _write_cross(
+    graph: Graph, projected: str, label: str, layer: int, config: Mapping[str, Any], tokens: str, int8: bool
+) -> None:
+    """Write the keys or values of one layer's cross-attention, from `(batch, tokens, heads * head_dim)`."""
+    heads, head_dim = config["num_heads"], config["d_kv"]
+    turned = graph.node("Transpose", projected, perm=(0, 2, 1))
+    if int8:
+        by_channel = graph.node("Reshape", turned, graph.node("Concat", graph.ints(-1), tokens, axis=0))
+        scales = graph.row_scales(by_channel)
+        turned = graph.node("QuantizeLinear", by_channel, scales, axis=0, output_dtype=TensorProto.INT8)
+        shape: list[int | str] = ["batch", heads, 1, head_dim]
+        graph.output(graph.reshape(scales, -1, heads, 1, head_dim), f"{label}_scale_{layer}", np.float32, shape)
+    by_head = graph.node("Concat", graph.ints(-1, heads, head_dim), tokens, axis=0)
+    cross = graph.node("Reshape", turned, by_head)
+    shape = ["batch", heads, head_dim, "tokens"]
+    if label == "cross_value":
+        cross, shape = graph.node("Transpose", cross, perm=(0, 1, 3, 2)), ["batch", heads, "tokens", head_dim]
+    graph.output(cross, f"{label}_{layer}", np.int8 if int8 else np.float32, shape)
+
+
+def build_t5_decoder(weights: Mapping[str, Array], config: Mapping[str, Any], scaled_head: bool, int8: bool) -> Graph:
+    """Write the graph of one decoder step up to the output projection.
+
+    A group is one encoder input, to which any number of rows belong. Inputs: `ids`, int64 of shape `(rows,)`; `step`,
+    int64 of shape `(1,)`, counted from 0; `places`, int64 of shape `(groups, width)`, the rows of each group, and any
+    row where a group has fewer; `row_places`, int64 of shape `(rows,)`, where in `places` each row stands;
+    `attention_mask`, int64 of shape `(groups, tokens)`; the encoder's outputs; `past_key_i` and `past_value_i`, float32
+    of shape `(rows, heads, capacity, head_dim)`, whose first `step` entries are used. Outputs: `hidden`, float32 of
+    shape `(rows, d_model)`, and `present_key_i`, `present_value_i`, which are the past ones with one more entry: bound
+    to the same memory they cost no copy.
     """
     graph = Graph("decoder", int8)
     heads, head_dim, layers = config["num_heads"], config["d_kv"], config["num_decoder_layers"]
-    inner = heads * head_dim
-    ids = graph.input("ids", np.int64, ["groups", "samples"])
+    ids = graph.input("ids", np.int64, ["rows"])
+    step = graph.input("step", np.int64, [1])
+    places = graph.input("places", np.int64, ["groups", "width"])
+    row_places = graph.input("row_places", np.int64, ["rows"])
     mask = graph.input("attention_mask", np.int64, ["groups", "tokens"])
-    temperature = graph.input("temperature", np.float32, [])
-    noise = graph.input("noise", np.float32, ["rows", "top_k"])
-    cache_shape = ["rows", heads, "steps", head_dim]
+    caches: list[int | str] = ["rows", heads, "capacity", head_dim]
+    pasts = {
+        f"{part}_{layer}": graph.input(f"past_{part}_{layer}", np.float32, caches)
+        for layer in range(layers)
+        for part in ("key", "value")
+    }
+    here = graph.node("Expand", step, graph.node("Shape", ids))
+    self_bias = _decoder_bias(graph, weights, config, step, graph.node("Shape", pasts["key_0"], start=2, end=3))
+    cross_bias = _additive_mask(graph, mask)
+    by_place = graph.node("Concat", graph.node("Shape", places), graph.ints(heads, head_dim), axis=0)
 
-    cross_bias = graph.node("Unsqueeze", _additive_mask(graph, mask), graph.ints(1, 2))
-    group_shape = graph.node("Concat", graph.node("Shape", ids), graph.ints(heads, head_dim), axis=0)
-    table = _shared_table(graph, weights)
-    hidden = graph.look_up(graph.reshape(ids, -1), table)
-
-    # The newest step attends to keys at distances steps, …, 0: the last columns of the reversed table.
-    distances = np.arange(-(LONGEST_OUTPUT - 1), 1)
-    bias_table = graph.constant(_relative_bias(weights, config, "decoder", distances, bidirectional=False)[:, None, :])
-    self_bias = ""
-
-    for layer in range(layers):
-        name = f"decoder.block.{layer}.layer"
-        past_key = graph.input(f"past_key_{layer}", np.float32, cache_shape)
-        past_value = graph.input(f"past_value_{layer}", np.float32, cache_shape)
-        if not self_bias:
-            steps = graph.node("Shape", past_key, start=2, end=3)
-            first = graph.node("Sub", graph.ints(LONGEST_OUTPUT - 1), steps)
-            self_bias = graph.node("Slice", bias_table, first, graph.ints(LONGEST_OUTPUT), graph.ints(2))
-        normed = graph.quantise(_rms_norm(graph, hidden, weights[f"{name}.0.layer_norm.weight"], config))
+    hidden = graph.look_up(ids, _shared_table(graph, weights))
+    blocks = [f"decoder.block.{layer}.layer" for layer in range(layers)]
+    norms = [weights[f"{name}.0.layer_norm.weight"] for name in blocks]
+    # A tied output projection is scaled; the last norm is where that costs nothing.
+    norms.append(
+        weights["decoder.final_layer_norm.weight"] * np.float32(config["d_model"] ** -0.5 if scaled_head else 1)
+    )
+    normed = _rms_norm(graph, hidden, norms[0], config)
+    for layer, name in enumerate(blocks):
+        rows = graph.quantise(normed)
         query, key, value = (
-            graph.reshape(
-                graph.linear(normed, weights[f"{name}.0.SelfAttention.{part}.weight"]), -1, heads, 1, head_dim
-            )
+            graph.reshape(graph.linear(rows, weights[f"{name}.0.SelfAttention.{part}.weight"]), -1, heads, 1, head_dim)
             for part in "qkv"
         )
-        keys = graph.node("Concat", past_key, key, axis=2)
-        values = graph.node("Concat", past_value, value, axis=2)
-        graph.output(keys, f"present_key_{layer}", np.float32, ["rows", heads, "steps + 1", head_dim])
-        graph.output(values, f"present_value_{layer}", np.float32, ["rows", heads, "steps + 1", head_dim])
+        keys, values = (
+            graph.output(
+                graph.node("TensorScatter", pasts[f"{part}_{layer}"], new, here, axis=2),
+                f"present_{part}_{layer}", np.float32, caches,
+            )
+            for part, new in (("key", key), ("value", value))
+        )  # fmt: skip
         scores = graph.node("MatMul", query, graph.node("Transpose", keys, perm=(0, 1, 3, 2)))
         attention = graph.node("Softmax", graph.node("Add", scores, self_bias), axis=-1)
-        attended = graph.reshape(graph.node("MatMul", attention, values), -1, inner)
-        hidden = graph.node("Add", hidden, graph.linear(attended, weights[f"{name}.0.SelfAttention.o.weight"]))
+        attended = graph.reshape(graph.node("MatMul", attention, values), -1, heads * head_dim)
+        update = graph.linear(attended, weights[f"{name}.0.SelfAttention.o.weight"])
+        normed, hidden = _add_and_norm(graph, hidden, update, weights[f"{name}.1.layer_norm.weight"], config)
 
-        normed_rows = _rms_norm(graph, hidden, weights[f"{name}.1.layer_norm.weight"], config)
-        query = graph.linear(normed_rows, weights[f"{name}.1.EncDecAttention.q.weight"])
-        query = graph.node("Transpose", graph.node("Reshape", query, group_shape), perm=(0, 2, 1, 3))
-        cross_key = graph.input(f"cross_key_{layer}", np.float32, ["groups", heads, head_dim, "tokens"])
-        cross_value = graph.input(f"cross_value_{layer}", np.float32, ["groups", heads, "tokens", head_dim])
-        scores = graph.node("Add", graph.node("MatMul", query, cross_key), cross_bias)
-        attended = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), cross_value)
-        attended = graph.reshape(graph.node("Transpose", attended, perm=(0, 2, 1, 3)), -1, inner)
-        hidden = graph.node("Add", hidden, graph.linear(attended, weights[f"{name}.1.EncDecAttention.o.weight"]))
+        query = graph.linear(normed, weights[f"{name}.1.EncDecAttention.q.weight"])
+        query = graph.node("Reshape", graph.node("Gather", query, places, axis=0), by_place)
+        query = graph.node("Transpose", query, perm=(0, 2, 1, 3))
+        attend = _attend_int8 if int8 else _attend
+        attended = graph.node("Transpose", attend(graph, query, cross_bias, layer, config), perm=(0, 2, 1, 3))
+        attended = graph.node("Gather", graph.reshape(attended, -1, heads * head_dim), row_places, axis=0)
+        update = graph.linear(attended, weights[f"{name}.1.EncDecAttention.o.weight"])
+        normed, hidden = _add_and_norm(graph, hidden, update, weights[f"{name}.2.layer_norm.weight"], config)
 
-        normed = graph.quantise(_rms_norm(graph, hidden, weights[f"{name}.2.layer_norm.weight"], config))
-        fed = _feed_forward(graph, normed, weights, f"{name}.2.DenseReluDense", config)
-        hidden = graph.node("Add", hidden, fed)
-
-    hidden = _rms_norm(graph, hidden, weights["decoder.final_layer_norm.weight"], config)
-    if scaled_head:
-        hidden = graph.node("Mul", hidden, graph.constant(np.float32(config["d_model"] ** -0.5)))
-    head = weights["lm_head.weight"]
-    logits = graph.linear(hidden, table if table.transposed else head)
-    if suppressed_ids:
-        bias = np.zeros(len(head), dtype=np.float32)
-        bias[list(suppressed_ids)] = MASKED
-        logits = graph.node("Add", logits, graph.constant(bias))
-    top_k = graph.node("Shape", noise, start=1, end=2)
-    best, places = graph.nodes("TopK", logits, top_k, outputs=2, axis=1)
-    noisy = graph.node("Add", graph.node("Div", best, temperature), noise)
-    chosen = graph.node("ArgMax", noisy, axis=1, keepdims=1)
-    next_ids = graph.node("Reshape", graph.node("GatherElements", places, chosen, axis=1), graph.node("Shape", ids))
-    graph.output(next_ids, "next_ids", np.int64, ["groups", "samples"])
+        update = _feed_forward(graph, normed, weights, f"{name}.2.DenseReluDense", config)
+        normed, hidden = _add_and_norm(graph, hidden, update, norms[layer + 1], config)
+    graph.output(normed, "hidden", np.float32, ["rows", config["d_model"]])
     return graph
+
+
+def _decoder_bias(graph: Graph, weights: Mapping[str, Array], config: Mapping[str, Any], step: str, keys: str) -> str:
+    """Return the position bias of the newest token and each place of the cache, shape `(1, heads, 1, capacity)`."""
+    distances = np.arange(-(LONGEST_OUTPUT - 1), LONGEST_OUTPUT)
+    table = _relative_bias(weights, config, "decoder", distances, bidirectional=False)
+    table[:, distances > 0] = MASKED
+    first = graph.node("Sub", graph.ints(LONGEST_OUTPUT - 1), step)
+    return graph.node(
+        "Slice", graph.constant(table[None, :, None, :]), first, graph.node("Add", first, keys), graph.ints(3)
+    )
+
+
+def _attend(graph: Graph, query: str, bias: str, layer: int, config: Mapping[str, Any]) -> str:
+    """Write the cross-attention of `(groups, heads, width, head_dim)`."""
+    heads, head_dim = config["num_heads"], config["d_kv"]
+    key = graph.input(f"cross_key_{layer}", np.float32, ["groups", heads, head_dim, "tokens"])
+    value = graph.input(f"cross_value_{layer}", np.float32, ["groups", heads, "tokens", head_dim])
+    scores = graph.node("Add", graph.node("MatMul", query, key), bias)
+    return graph.node("MatMul", graph.node("Softmax", scores, axis=-1), value)
+
+
+def _attend_int8(graph: Graph, query: str, bias: str, layer: int, config: Mapping[str, Any]) -> str:
+    """Write the cross-attention with keys and values in int8, a quarter of what a step has to read.
+
+    The weights of the attention are rounded to whole 255ths of the largest, and divided by the sum of the rounded ones.
+    """
+    heads, head_dim = config["num_heads"], config["d_kv"]
+    key = graph.input(f"cross_key_{layer}", np.int8, ["groups", heads, head_dim, "tokens"])
+    value = graph.input(f"cross_value_{layer}", np.int8, ["groups", heads, "tokens", head_dim])
+    key_scale, value_scale = (
+        graph.input(f"cross_{part}_scale_{layer}", np.float32, ["groups", heads, 1, head_dim])
+        for part in ("key", "value")
+    )
+    middle = graph.constant(np.uint8(128), np.uint8)
+    query = graph.node("Mul", query, key_scale)
+    shape = graph.node("Shape", query)
+    rows = graph.quantise(graph.reshape(query, -1, head_dim))
+    scores = graph.node("MatMulInteger", graph.node("Reshape", rows.values, shape), key, middle)
+    by_row = graph.node("Concat", graph.node("Slice", shape, graph.ints(0), graph.ints(3)), graph.ints(1), axis=0)
+    scores = graph.node(
+        "Mul", graph.node("Cast", scores, to=TensorProto.FLOAT), graph.node("Reshape", rows.scales, by_row)
+    )
+    scores = graph.node("Add", scores, bias)
+    weights = graph.node("Exp", graph.node("Sub", scores, graph.node("ReduceMax", scores, graph.ints(3), keepdims=1)))
+    whole = graph.node("QuantizeLinear", weights, graph.constant(1 / 255.0), graph.constant(np.uint8(0), np.uint8))
+    total = graph.node("ReduceSum", graph.node("Cast", whole, to=TensorProto.FLOAT), graph.ints(3), keepdims=1)
+    attended = graph.node("Cast", graph.node("MatMulInteger", whole, value), to=TensorProto.FLOAT)
+    return graph.node("Mul", graph.node("Div", attended, total), value_scale)
+
+
+def build_t5_head(
+    weights: Mapping[str, Array], int8: bool, suppressed_ids: Sequence[int] = (), only_ids: Array | None = None
+) -> Graph:
+    """Write the graph of the output projection and of the choice of the next ids.
+
+    Inputs: `hidden`, float32 of shape `(all_rows, d_model)`; `chosen_rows`, int64 of shape `(rows,)`, those to choose
+    ids for; `temperature`, a float32 scalar; `noise`, float32 of shape `(rows, top_k)`, Gumbel noise (zeros and
+    `top_k` 1 decode greedily). Output: `next_ids`, int64 of shape `(rows,)`. Adding Gumbel noise to the `top_k` best
+    logits and taking the best samples from their softmax (Gumbel-max).
+
+    The ids in `suppressed_ids` are never chosen; with `only_ids`, sorted, no others than those are, as if all others
+    were suppressed, at the cost of those alone.
+    """
+    graph = Graph("head", int8)
+    head = weights["lm_head.weight"]
+    hidden = graph.input("hidden", np.float32, ["all_rows", head.shape[1]])
+    chosen_rows = graph.input("chosen_rows", np.int64, ["rows"])
+    temperature = graph.input("temperature", np.float32, [])
+    noise = graph.input("noise", np.float32, ["rows", "top_k"])
+    rows = graph.quantise(graph.node("Gather", hidden, chosen_rows, axis=0))
+    if only_ids is None:
+        table = _shared_table(graph, weights)
+        # A row's scale does not change the order of its logits, so it waits until few are left.
+        logits = graph.product(rows, table if table.transposed else head)
+        if suppressed_ids:
+            bias = np.zeros(len(head), dtype=np.float32)
+            bias[list(suppressed_ids)] = MASKED
+            logits = graph.node("Add", logits, graph.constant(bias))
+    else:
+        logits = graph.product(rows, head[only_ids])
+    top_k = graph.node("Shape", noise, start=1, end=2)
+    best, places = _top_k(graph, logits, len(head) if only_ids is None else len(only_ids), top_k)
+    noisy = graph.node("Add", graph.node("Div", graph.scale(best, rows.scales), temperature), noise)
+    next_ids = graph.node("GatherElements", places, graph.node("ArgMax", noisy, axis=1, keepdims=1), axis=1)
+    next_ids = graph.reshape(next_ids, -1)
+    if only_ids is not None:
+        next_ids = graph.node("Gather", graph.constant(only_ids, np.int64), next_ids)
+    graph.output(next_ids, "next_ids", np.int64, ["rows"])
+    return graph
+
+
+def _top_k(graph: Graph, values: str, count: int, top_k: str) -> list[str]:
+    """Return the `top_k` best of each row of `count` values, and their places.
+
+    The best lie in the `top_k` chunks with the best largest values: finding those takes one fast pass over all values.
+    """
+    chunk = next((size for size in TOP_K_CHUNKS if count % size == 0), 0)
+    if not chunk:
+        return graph.nodes("TopK", values, top_k, outputs=2, axis=1)
+    chunks = graph.reshape(values, -1, count // chunk, chunk)
+    largest = graph.node("ReduceMax", chunks, graph.ints(2), keepdims=0)
+    kept = graph.node("Min", top_k, graph.ints(count // chunk))
+    _, chunk_places = graph.nodes("TopK", largest, kept, outputs=2, axis=1)
+    few = graph.node("GatherND", chunks, graph.node("Unsqueeze", chunk_places, graph.ints(2)), batch_dims=1)
+    best, places = graph.nodes("TopK", graph.node("Flatten", few, axis=1), top_k, outputs=2, axis=1)
+    size = graph.constant(np.int64(chunk), np.int64)
+    start = graph.node("GatherElements", chunk_places, graph.node("Div", places, size), axis=1)
+    return [best, graph.node("Add", graph.node("Mul", start, size), graph.node("Mod", places, size))]
 
 
 def _shared_table(graph: Graph, weights: Mapping[str, Array]) -> Table:
@@ -182,27 +298,34 @@ def _rms_norm(graph: Graph, value: str, weight: Array, config: Mapping[str, Any]
     return graph.node("RMSNormalization", value, graph.constant(weight), axis=-1, epsilon=eps)
 
 
+def _add_and_norm(graph: Graph, hidden: str, update: str, weight: Array, config: Mapping[str, Any]) -> tuple[str, str]:
+    """Add an update to the residual stream; return the sum normed, and the sum."""
+    outputs = graph.nodes(
+        "SkipSimplifiedLayerNormalization", hidden, update, graph.constant(weight), outputs=4, domain=MICROSOFT,
+        epsilon=config["layer_norm_epsilon"],
+    )  # fmt: skip
+    return outputs[0], outputs[3]
+
+
 def _additive_mask(graph: Graph, mask: str) -> str:
+    """Return what hides padding when added to scores, shape `(batch, 1, 1, tokens)`."""
     hidden = graph.node("Sub", graph.constant(np.float32(1)), graph.node("Cast", mask, to=TensorProto.FLOAT))
-    return graph.node("Mul", hidden, graph.constant(MASKED))
+    return graph.node("Unsqueeze", graph.node("Mul", hidden, graph.constant(MASKED)), graph.ints(1, 2))
 
 
-def _feed_forward(
-    graph: Graph,
-    value: QuantisedRows,
-    weights: Mapping[str, Array],
-    name: str,
-    config: Mapping[str, Any],
-) -> str:
+def _feed_forward(graph: Graph, value: str, weights: Mapping[str, Array], name: str, config: Mapping[str, Any]) -> str:
     activation = config["feed_forward_proj"]
+    rows = graph.quantise(value)
+    # The rows' scales can wait for the narrow product: neither relu nor quantising minds them.
     if activation == "relu":
-        wide = graph.node("Relu", graph.linear(value, weights[f"{name}.wi.weight"]))
+        wide = graph.node("Relu", graph.product(rows, weights[f"{name}.wi.weight"]))
     elif activation == "gated-gelu":
-        gate = graph.node("Gelu", graph.linear(value, weights[f"{name}.wi_0.weight"]), approximate="tanh")
-        wide = graph.node("Mul", gate, graph.linear(value, weights[f"{name}.wi_1.weight"]))
+        gate = graph.node("Gelu", graph.linear(rows, weights[f"{name}.wi_0.weight"]), approximate="tanh")
+        wide = graph.node("Mul", gate, graph.product(rows, weights[f"{name}.wi_1.weight"]))
     else:
         raise InputError(f"feed-forward {activation!r} is not supported; relu and gated-gelu are")
-    return graph.linear(wide, weights[f"{name}.wo.weight"])
+    wide_rows = graph.quantise(wide)
+    return graph.scale(graph.product(wide_rows, weights[f"{name}.wo.weight"]), wide_rows.scales, rows.scales)
 
 
 def _relative_bias(

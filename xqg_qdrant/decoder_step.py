@@ -1,0 +1,233 @@
+"""The decoder's graphs as `decoding.Step`: cross-attention of a batch of prompts, caches, and the head of each row.
+
+Knows the graphs' inputs and outputs, and memory. Knows nothing of text, languages or when a row ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from xqg_qdrant.decoding import Ids, Noise, fill_holes
+from xqg_qdrant.session import Array, Buffer, Session
+
+# A cache grows with the queries: attention over a long empty one costs as much as over a full one.
+FIRST_CAPACITY = 8
+# The weights are read once for so many padded tokens, whose activations still fit a CPU's cache.
+ENCODER_TOKENS = 512
+# With one row a group another kernel runs, whose sums differ in the last bit.
+LEAST_WIDTH = 2
+
+
+class Graphs(NamedTuple):
+    """The open graphs of a generator; `heads` by the name of the vocabulary that each writes with."""
+
+    encoder: Session
+    decoder: Session
+    heads: Mapping[str, Session]
+
+
+class Memory:
+    """Arrays that are kept from batch to batch, as new memory costs a page fault every 4 KiB."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[str, npt.NDArray[np.uint8]] = {}
+
+    def take(self, name: str, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
+        """Return an array with anything in it, which is valid until its name is taken again."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if name not in self._bytes or self._bytes[name].size < size:
+            self._bytes[name] = np.empty(size, dtype=np.uint8)
+        array: Array = self._bytes[name][:size].view(dtype).reshape(shape)
+        return array
+
+
+class _Choice(NamedTuple):
+    """One run of a head: for which rows, with which noise, into which ids."""
+
+    rows: Ids
+    noise: Buffer
+    next_ids: Buffer
+    run: Callable[[], None]
+
+
+class DecoderStep:
+    """A batch of prompts and the rows that are written from them."""
+
+    def __init__(
+        self,
+        graphs: Graphs,
+        memory: Memory,
+        prompts: Sequence[Sequence[int]],
+        row_prompts: Ids,
+        row_heads: npt.NDArray[np.str_],
+        temperature: float,
+    ) -> None:
+        """Encode the prompts, given as ids; row `i` belongs to prompt `row_prompts[i]` and head `row_heads[i]`."""
+        self._graphs, self._memory = graphs, memory
+        self._row_groups, self._row_heads = row_prompts, row_heads
+        self._temperature = graphs.decoder.buffer(np.array(temperature, dtype=np.float32))
+        self._step = np.zeros(1, dtype=np.int64)
+        self._crosses = self._encode(prompts)
+        self._capacity = FIRST_CAPACITY
+        self._caches = {
+            name: graphs.decoder.buffer(self._take_cache(name))
+            for name in graphs.decoder.input_names
+            if name.startswith("past_")
+        }
+        self._bind()
+
+    def __call__(self, ids: Ids, noise: Noise) -> Ids:
+        """Run one step."""
+        if self._step[0] == self._capacity:
+            self._grow()
+        self._ids.array[...] = ids
+        self._ids.push()
+        self._run_decoder()
+        next_ids = np.empty_like(ids)
+        if not self._choices:
+            self._bind_heads(noise.shape[1])
+        for choice in self._choices:
+            choice.noise.array[...] = noise[choice.rows]
+            choice.noise.push()
+            choice.run()
+            choice.next_ids.pull()
+            next_ids[choice.rows] = choice.next_ids.array
+        self._step += 1
+        self._step_buffer.push()
+        return next_ids
+
+    def keep(self, places: Ids) -> None:
+        """Drop the other rows, and the prompts that no row is left of."""
+        self._row_groups, self._row_heads = self._row_groups[places], self._row_heads[places]
+        self._caches = _keep(self._graphs.decoder, self._caches, places)
+        live = np.zeros(len(self._crosses["attention_mask"].array), dtype=bool)
+        live[self._row_groups] = True
+        if not live.all():
+            groups = fill_holes(live)
+            self._crosses = _keep(self._graphs.decoder, self._crosses, groups)
+            new_places = np.zeros(len(live), dtype=np.int64)
+            new_places[groups] = np.arange(len(groups))
+            self._row_groups = new_places[self._row_groups]
+        self._bind()
+
+    def _encode(self, prompts: Sequence[Sequence[int]]) -> dict[str, Buffer]:
+        """Return the mask and the cross-attention of each prompt, padded to the longest."""
+        encoder, decoder = self._graphs.encoder, self._graphs.decoder
+        longest = max(map(len, prompts))
+        ids = np.zeros((len(prompts), longest), dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = prompt
+            mask[row, : len(prompt)] = 1
+        sizes = {"groups": len(prompts), "tokens": longest}
+        crosses = {
+            name: self._memory.take(name, [sizes.get(size, size) for size in shape], decoder.input_dtypes[name])
+            for name, shape in decoder.input_shapes.items()
+            if name.startswith("cross_")
+        }
+        # Elsewhere than on a CPU a buffer has no parts, and larger batches are faster.
+        size = max(1, ENCODER_TOKENS // longest) if encoder.device == "cpu" else len(prompts)
+        buffers = {name: decoder.buffer(array) for name, array in crosses.items()}
+        for start in range(0, len(prompts), size):
+            part = slice(start, start + size)
+            feeds = {"input_ids": encoder.buffer(ids[part]), "attention_mask": encoder.buffer(mask[part])}
+            whole = size >= len(prompts)
+            outputs = buffers if whole else {name: encoder.buffer(array[part]) for name, array in crosses.items()}
+            encoder.bind(feeds, outputs)()
+        return {"attention_mask": decoder.buffer(mask), **buffers}
+
+    def _take_cache(self, name: str) -> Array:
+        _, heads, _, head_dim = self._graphs.decoder.input_shapes[name]
+        shape = (len(self._row_groups), heads, self._capacity, head_dim)
+        cache = self._memory.take(f"{name} of {self._capacity}", shape, self._graphs.decoder.input_dtypes[name])
+        # What is not written yet is masked, but a NaN left there would come through.
+        cache[...] = 0
+        return cache
+
+    def _grow(self) -> None:
+        filled = self._capacity
+        self._capacity *= 2
+        for name, cache in self._caches.items():
+            cache.pull()
+            larger = self._take_cache(name)
+            larger[:, :, :filled] = cache.array
+            self._caches[name] = self._graphs.decoder.buffer(larger)
+        self._bind()
+
+    def _bind(self) -> None:
+        """Bind the decoder's graph to the memory of the rows that are left."""
+        decoder = self._graphs.decoder
+        rows = len(self._row_groups)
+        places, row_places = _place_rows(self._row_groups, len(self._crosses["attention_mask"].array))
+        self._ids = decoder.buffer(np.zeros(rows, dtype=np.int64))
+        self._step_buffer = decoder.buffer(self._step)
+        width = self._graphs.heads[str(self._row_heads[0])].input_shapes["hidden"][1]
+        self._hidden = decoder.buffer(self._memory.take("hidden", (rows, width), np.float32))
+        inputs = {
+            "ids": self._ids,
+            "step": self._step_buffer,
+            "places": decoder.buffer(places),
+            "row_places": decoder.buffer(row_places),
+            **self._crosses,
+            **self._caches,
+        }
+        presents = {name.replace("past_", "present_"): cache for name, cache in self._caches.items()}
+        self._run_decoder = decoder.bind(inputs, {"hidden": self._hidden, **presents})
+        self._choices: list[_Choice] = []
+
+    def _bind_heads(self, top_k: int) -> None:
+        for name in np.unique(self._row_heads).tolist():
+            head = self._graphs.heads[name]
+            rows = np.flatnonzero(self._row_heads == name)
+            noise = head.buffer(np.zeros((len(rows), top_k), dtype=np.float32))
+            next_ids = head.buffer(np.zeros(len(rows), dtype=np.int64))
+            inputs = {
+                "hidden": self._hidden, "chosen_rows": head.buffer(rows), "noise": noise,
+                "temperature": self._temperature,
+            }  # fmt: skip
+            self._choices.append(_Choice(rows, noise, next_ids, head.bind(inputs, {"next_ids": next_ids})))
+
+
+def _keep(session: Session, buffers: Mapping[str, Buffer], places: Ids) -> dict[str, Buffer]:
+    """Move what stands at `places`, see `fill_holes`, to the front, in place, and cut the rest off."""
+    moved = np.flatnonzero(places != np.arange(len(places)))
+    kept = {}
+    for name, buffer in buffers.items():
+        buffer.pull()
+        buffer.array[moved] = buffer.array[places[moved]]
+        kept[name] = session.buffer(buffer.array[: len(places)])
+    return kept
+
+
+def _place_rows(row_groups: Ids, groups: int) -> tuple[Ids, Ids]:
+    """Return the rows of each group, shape `(groups, width)`, filled up with any, and where in it each row stands."""
+    order = np.argsort(row_groups, kind="stable")
+    counts = np.bincount(row_groups, minlength=groups)
+    width = max(LEAST_WIDTH, int(counts.max()))
+    firsts = np.cumsum(counts) - counts
+    flat = np.empty_like(row_groups)
+    flat[order] = row_groups[order] * width + np.arange(len(order)) - firsts[row_groups[order]]
+    places = np.zeros(groups * width, dtype=np.int64)
+    places[flat] = np.arange(len(row_groups))
+    return places.reshape(groups, width), flat
+
+
+def bytes_of_row(decoder: Session, steps: int) -> int:
+    """Return how much memory the caches of one row take in the end."""
+    return sum(_bytes(decoder, name) for name in decoder.input_names if name.startswith("past_")) * steps
+
+
+def bytes_of_token(decoder: Session) -> int:
+    """Return how much memory the cross-attention of one token of a prompt takes."""
+    names = [name for name in decoder.input_names if name.startswith("cross_") and "scale" not in name]
+    return sum(_bytes(decoder, name) for name in names)
+
+
+def _bytes(decoder: Session, name: str) -> int:
+    sizes: list[Any] = [size for size in decoder.input_shapes[name] if isinstance(size, int)]
+    return math.prod(sizes) * np.dtype(decoder.input_dtypes[name]).itemsize
