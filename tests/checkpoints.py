@@ -237,10 +237,11 @@ def exported_encoder(name: str, dtype: str = "float32") -> Path:
     return folder
 
 
-def exported_generator(form: str, dtype: str = "float32") -> Path:
-    """Return the model folder of a form in `GENERATORS`."""
-    folder = _shelf() / f"{form} {dtype}"
+def exported_generator(form: str, dtype: str = "float32", sample: Path | None = None) -> Path:
+    """Return the model folder of a form in `GENERATORS`, with vocabularies restricted by a sample of text."""
+    folder = _shelf() / f"{form} {dtype}{' restricted' if sample else ''}"
     if not folder.exists():
         given = {**GENERATORS[form][1], "max_new_tokens": NEW_TOKENS, "max_input_tokens": LONGEST_PROMPT, "top_k": 4}
+        given["restrict_vocabulary"] = sample
         export_checkpoint(str(generator_checkpoint(form)), folder, int8=dtype == "int8", **given)
     return folder
