@@ -1,0 +1,290 @@
+"""Generated queries per second: ours beside what a user would otherwise run. Texts in, texts out, encoder included."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+import bound
+import numpy as np
+import shapes
+from harness import Measured, Pass, Side, measure, print_table, ratios, spread
+
+from xqg_qdrant.demo import read_demo_passages
+from xqg_qdrant.languages import LANGUAGES
+from xqg_qdrant.records import Passage
+
+SAMPLES = 5
+TOP_K = 10
+# Tokens of every query, and its mixed lengths: from the fifth token on one in twelve ends it, the 28th at the latest.
+FIXED = 14
+LEAST, MOST, ENDING = 4, 28, 0.083
+ROUND_SECONDS = 10.0
+
+
+def ours(cores: int, shape: str, dtype: str, mixed: bool, language_tokens: bool, restricted: bool) -> dict[str, Pass]:
+    """Run this package with one worker thread for each core, as an ingest does."""
+    from xqg_qdrant.generator import Generator
+
+    generator = Generator(shapes.exported(shape, dtype, language_tokens, restricted), device="cpu", threads=1)
+    sampling = generator.sampling._replace(top_k=TOP_K, max_new_tokens=MOST if mixed else FIXED)
+    if mixed:
+        _end_early(generator)
+
+    def run(passages: Sequence[Passage], size: int) -> None:
+        chunks = [passages[start : start + size] for start in range(0, len(passages), size)]
+        with ThreadPoolExecutor(cores) as pool:
+            list(pool.map(lambda chunk: _generate(generator, chunk, sampling), chunks))
+
+    return {f"{size} passages a call": partial(run, size=size) for size in (4, 8)}
+
+
+def _generate(generator: Any, passages: Sequence[Passage], sampling: Any) -> None:  # noqa: ANN401
+    if "passages" in inspect.signature(generator.generate).parameters:
+        generator.generate(passages, shapes.LANGUAGES, SAMPLES, seed=0, sampling=sampling)
+        return
+    for passage in passages:
+        generator.generate(passage, shapes.LANGUAGES, SAMPLES, seed=0, sampling=sampling)
+
+
+def _end_early(generator: Any) -> None:  # noqa: ANN401
+    """Make every query end at a drawn length: the weights are random, the lengths must not be."""
+    step = _EndingStep(generator._step)
+    generator._step = generator._decoder._step = step
+
+
+class _EndingStep:
+    """A decoder step that replaces a row's id by the end where its length is reached."""
+
+    def __init__(self, step: Any) -> None:  # noqa: ANN401
+        self._step = step
+        self._random = np.random.default_rng(1)
+
+    def start(self, crosses: Any, temperature: float, groups: int, rows: int) -> Any:  # noqa: ANN401
+        return self._step.start(crosses, temperature, groups, rows), _draw_lengths(self._random, rows), 0
+
+    def __call__(self, ids: Any, noise: Any, state: Any) -> Any:  # noqa: ANN401
+        inner, lengths, done = state
+        next_ids, inner = self._step(ids, noise, inner)
+        ended = (lengths <= done + 1).reshape(next_ids.shape)
+        return np.where(ended, shapes.END_ID, next_ids), (inner, lengths, done + 1)
+
+    def select(self, state: Any, rows: Any) -> Any:  # noqa: ANN401
+        inner, lengths, done = state
+        return self._step.select(inner, rows), lengths[rows.ravel()], done
+
+
+def transformers_torch(cores: int, shape: str, dtype: str, mixed: bool) -> dict[str, Pass]:
+    """Run transformers' generate, which encodes a prompt once for its samples."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(cores)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(shapes.checkpoint(shape), dtype=getattr(torch, dtype))
+    return _transformers_passes(model.eval(), shape, mixed, sizes=(8, 16, 32))
+
+
+def optimum(cores: int, shape: str, mixed: bool) -> dict[str, Pass]:
+    """Run optimum's ORTModelForSeq2SeqLM under transformers' generate."""
+    import onnxruntime
+    from optimum.onnxruntime import ORTModelForSeq2SeqLM
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores
+    model = ORTModelForSeq2SeqLM.from_pretrained(
+        shapes.optimum_model(shape), use_merged=False, use_io_binding=False, session_options=options
+    )
+    return _transformers_passes(model, shape, mixed, sizes=(8, 16, 32))
+
+
+def _transformers_passes(model: Any, shape: str, mixed: bool, sizes: Sequence[int]) -> dict[str, Pass]:  # noqa: ANN401
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(shapes.checkpoint(shape))
+    random = np.random.default_rng(1)
+
+    def run(passages: Sequence[Passage], size: int) -> float:
+        counts: list[int] = []
+        for prompts in _batches(_prompts(passages), size):
+            feeds = tokenizer(prompts, padding=True, return_tensors="pt")
+            lengths = _draw_lengths(random, len(prompts) * SAMPLES)
+            with torch.inference_mode():
+                ids = model.generate(
+                    **feeds, do_sample=True, top_k=TOP_K, num_return_sequences=SAMPLES,
+                    max_new_tokens=MOST if mixed else FIXED,
+                    logits_processor=[partial(_end_rows, lengths)] if mixed else [],
+                )  # fmt: skip
+            tokenizer.batch_decode(ids, skip_special_tokens=True)
+            counts.extend((ids[:, 1:] != 0).sum(dim=1).tolist())
+        return fmean(counts)
+
+    return {f"{size} prompts a batch": partial(run, size=size) for size in sizes}
+
+
+def _end_rows(lengths: Any, ids: Any, scores: Any) -> Any:  # noqa: ANN401
+    """End the rows that have reached their length; transformers calls it with the ids so far, the first included."""
+    ended = np.flatnonzero(lengths <= ids.shape[1])
+    scores[ended] = -np.inf
+    scores[ended, shapes.END_ID] = 0
+    return scores
+
+
+def ctranslate2(cores: int, shape: str, dtype: str, mixed: bool) -> dict[str, Pass]:
+    """Run CTranslate2, its samples as hypotheses of one prompt or as repeated prompts.
+
+    It cannot be told each query's length. With mixed lengths as many random words of the vocabulary end a query as give
+    the same lengths on average.
+    """
+    import ctranslate2 as engine
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(shapes.checkpoint(shape) / "tokenizer.json"))
+    folder = str(shapes.ctranslate2_model(shape, dtype))
+    translators = {
+        f"{workers} × {threads} threads": engine.Translator(
+            folder, compute_type=dtype, inter_threads=workers, intra_threads=threads
+        )
+        for workers, threads in sorted({(1, cores), (cores, 1)})
+    }
+    words = tokenizer.get_vocab_size()
+    ends = np.random.default_rng(1).choice(np.arange(200, words), int(ENDING * words), replace=False)
+    if mixed:
+        limits = {"min_decoding_length": LEAST, "max_decoding_length": MOST, "end_token": ends.tolist()}
+    else:
+        limits = {"min_decoding_length": FIXED, "max_decoding_length": FIXED}
+
+    def run(passages: Sequence[Passage], translator: Any, size: int, hypotheses: int) -> float:  # noqa: ANN401
+        encodings = tokenizer.encode_batch(_prompts(passages))
+        prompts = [encoding.tokens for encoding in encodings for _ in range(SAMPLES // hypotheses)]
+        found = translator.translate_batch(
+            prompts, max_batch_size=size, beam_size=1, num_hypotheses=hypotheses, sampling_topk=TOP_K, **limits
+        )
+        rows = [[tokenizer.token_to_id(token) for token in row] for result in found for row in result.hypotheses]
+        tokenizer.decode_batch(rows)
+        return fmean(map(len, rows)) + mixed
+
+    return {
+        f"{threads}, {size} prompts a batch, {form}": partial(run, translator=translator, size=size, hypotheses=count)
+        for threads, translator in translators.items()
+        for form, count, size in (("hypotheses", SAMPLES, 8), ("hypotheses", SAMPLES, 16), ("repeated", 1, 64))
+    }
+
+
+def _prompts(passages: Sequence[Passage]) -> list[str]:
+    """Return every passage's prompt in every language, sorted by length."""
+    prompts = [
+        shapes.PROMPT.replace("{language}", LANGUAGES[language].name)
+        .replace("{title}", passage.title)
+        .replace("{text}", passage.text)
+        for passage in passages
+        for language in shapes.LANGUAGES
+    ]
+    return sorted(prompts, key=len)
+
+
+def _batches(prompts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (prompts[start : start + size] for start in range(0, len(prompts), size))
+
+
+def _draw_lengths(random: np.random.Generator, rows: int) -> Any:  # noqa: ANN401
+    return np.minimum(MOST, LEAST + random.geometric(ENDING, rows))
+
+
+def make_sides(shape: str, mixed: bool, restricted: bool) -> list[Side]:
+    """Return our sides and the rivals."""
+    own = [
+        ("ours int8", "int8", False, False),
+        ("ours int8, language as first token", "int8", True, False),
+        ("ours fp32", "float32", False, False),
+    ]
+    if restricted:
+        own.insert(0, ("ours int8, restricted projection", "int8", False, True))
+    return [
+        *(Side(name, ours, (shape, dtype, mixed, tokens, some)) for name, dtype, tokens, some in own),
+        Side("transformers fp32", transformers_torch, (shape, "float32", mixed)),
+        Side("transformers bf16", transformers_torch, (shape, "bfloat16", mixed)),
+        Side("optimum fp32", optimum, (shape, mixed)),
+        Side("CTranslate2 fp32", ctranslate2, (shape, "float32", mixed)),
+        Side("CTranslate2 int8", ctranslate2, (shape, "int8", mixed)),
+    ]
+
+
+def share_of_bound(shape: str, found: Measured, machines: Sequence[bound.Machine], passages: Sequence[Passage]) -> str:
+    """Return the share of the lower bound, in percent, that one of our sides reached, in every round."""
+    from tokenizers import Tokenizer
+
+    _, dtype, mixed, language_tokens, _ = found.side.arguments
+    tokenizer = Tokenizer.from_file(str(shapes.checkpoint(shape) / "tokenizer.json"))
+    texts = [f"{passage.title} {passage.text}" for passage in passages] if language_tokens else _prompts(passages)
+    queries = len(shapes.LANGUAGES) * SAMPLES
+    new_tokens = fmean(_draw_lengths(np.random.default_rng(1), 100_000)) if mixed else FIXED
+    shares = []
+    for machine, rate in zip(machines, found.rates, strict=True):
+        least = bound.generation_seconds(
+            machine, shapes.read_config(shape), dtype, fmean(map(len, tokenizer.encode_batch(texts))), new_tokens,
+            samples=queries if language_tokens else SAMPLES, rows=len(passages) * queries,
+            vocabulary=shapes.read_config(shape)["vocab_size"],
+        )  # fmt: skip
+        shares.append(100 * least * rate * queries)
+    return spread(shares, 0)
+
+
+def main() -> None:
+    """Print one table for each number of cores and each kind of lengths."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", default="mt5-small-32k", choices=shapes.GENERATORS)
+    parser.add_argument("--cores", default="1", help="such as 1,2")
+    parser.add_argument("--lengths", default="F14,D14", help="F14: 14 tokens a query; D14: 5 to 28, 14.5 on average")
+    parser.add_argument("--runs", type=int, default=5, help="alternating runs")
+    parser.add_argument("--seconds", type=float, default=ROUND_SECONDS, help="least time of one side in one run")
+    parser.add_argument("--passages", type=int, default=8)
+    parser.add_argument("--only", default="", help="such as 'ours int8,CTranslate2': sides whose names begin so")
+    parser.add_argument("--restricted", action="store_true", help="also ours with the projection restricted")
+    given = parser.parse_args()
+    passages = read_demo_passages()
+    passages = passages[:: len(passages) // given.passages][: given.passages]
+    for lengths in given.lengths.split(","):
+        sides = make_sides(given.shape, lengths == "D14", given.restricted)
+        sides = [side for side in sides if side.name.startswith(tuple(given.only.split(",")))]
+        for cores in map(int, given.cores.split(",")):
+            print(f"\n{given.shape}, {lengths}, {cores} cores, {len(passages)} passages, {given.runs} runs", flush=True)
+            machine, *found = measure(
+                [Side("machine", bound.prepare_machine, once=True), *sides], passages, cores, given.runs, given.seconds
+            )
+            _print(given.shape, found, machine.results, passages)
+
+
+def _print(
+    shape: str, found: Sequence[Measured], machines: Sequence[bound.Machine], passages: Sequence[Passage]
+) -> None:
+    own = [measured for measured in found if measured.side.prepare is ours]
+    rows = []
+    for measured in found:
+        rates = [rate * len(shapes.LANGUAGES) * SAMPLES for rate in measured.rates]
+        tokens = measured.results[-1]
+        is_ours = measured in own
+        rows.append([
+            measured.side.name, measured.setting, spread(rates, 1), "" if tokens is None else f"{tokens:.1f}",
+            share_of_bound(shape, measured, machines, passages) if is_ours else "",
+            *("" if is_ours else spread(ratios(side, measured)) for side in own),
+        ])  # fmt: skip
+    compared = [f"{measured.side.name} is × as fast" for measured in own]
+    print_table(["side", "setting", "queries/s", "tokens a query", "% of the bound", *compared], rows)
+    print_machine(machines)
+
+
+def print_machine(machines: Sequence[bound.Machine]) -> None:
+    """Print the rates that the bound is made of."""
+    for dtype in bound.BYTES:
+        print(f"{dtype}: {spread([machine.products[dtype] / 1e9 for machine in machines], 0)} GMAC/s")
+    print(f"memory: {spread([machine.read / 1e9 for machine in machines], 1)} GB/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
