@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+from harness import spread
 
 BYTES = {"int8": 1, "float32": 4}
 # Rows, depth and columns of the products tried, matrices of the shapes with rows enough to use them; the best counts.
@@ -76,6 +77,13 @@ def encoding_seconds(machine: Machine, config: Mapping[str, Any], dtype: str, to
     attention = layers * 2 * width
     multiply_adds = sum(count * (weights + attention * count) for count in tokens)
     return multiply_adds / machine.products[dtype] + sum(tokens) / 512 * weights * BYTES[dtype] / machine.read
+
+
+def print_machine(machines: Sequence[Machine]) -> None:
+    """Print the rates that the bound is made of."""
+    for dtype in BYTES:
+        print(f"{dtype}: {spread([machine.products[dtype] / 1e9 for machine in machines], 0)} GMAC/s")
+    print(f"memory: {spread([machine.read / 1e9 for machine in machines], 1)} GB/s", flush=True)
 
 
 def _product(dtype: str, rows: int, depth: int, columns: int) -> tuple[Callable[[], object], int]:

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import bound
+import models
 import numpy as np
 import shapes
 from harness import Measured, Pass, Side, measure, print_table, ratios, spread
@@ -31,7 +32,7 @@ def ours(cores: int, shape: str, dtype: str, mixed: bool, language_tokens: bool,
     """Run this package with one worker thread for each core, as an ingest does."""
     from xqg_qdrant.generator import Generator
 
-    generator = Generator(shapes.exported(shape, dtype, language_tokens, restricted), device="cpu", threads=1)
+    generator = Generator(models.exported(shape, dtype, language_tokens, restricted), device="cpu", threads=1)
     sampling = generator.sampling._replace(top_k=TOP_K, max_new_tokens=MOST if mixed else FIXED)
     if mixed:
         _end_early(generator)
@@ -85,7 +86,7 @@ def transformers_torch(cores: int, shape: str, dtype: str, mixed: bool) -> dict[
     import transformers
 
     torch.set_num_threads(cores)
-    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(shapes.checkpoint(shape), dtype=getattr(torch, dtype))
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(models.checkpoint(shape), dtype=getattr(torch, dtype))
     return _transformers_passes(model.eval(), shape, mixed, sizes=(8, 16, 32))
 
 
@@ -97,7 +98,7 @@ def optimum(cores: int, shape: str, mixed: bool) -> dict[str, Pass]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores
     model = ORTModelForSeq2SeqLM.from_pretrained(
-        shapes.optimum_model(shape), use_merged=False, use_io_binding=False, session_options=options
+        models.optimum_model(shape), use_merged=False, use_io_binding=False, session_options=options
     )
     return _transformers_passes(model, shape, mixed, sizes=(8, 16, 32))
 
@@ -106,13 +107,13 @@ def _transformers_passes(model: Any, shape: str, mixed: bool, sizes: Sequence[in
     import torch
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(shapes.checkpoint(shape))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(models.checkpoint(shape))
     random = np.random.default_rng(1)
 
     def run(passages: Sequence[Passage], size: int) -> float:
         counts: list[int] = []
         for prompts in _batches(_prompts(passages), size):
-            feeds = tokenizer(prompts, padding=True, return_tensors="pt")
+            feeds = tokenizer(prompts, padding=True, return_token_type_ids=False, return_tensors="pt")
             lengths = _draw_lengths(random, len(prompts) * SAMPLES)
             with torch.inference_mode():
                 ids = model.generate(
@@ -144,8 +145,8 @@ def ctranslate2(cores: int, shape: str, dtype: str, mixed: bool) -> dict[str, Pa
     import ctranslate2 as engine
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(shapes.checkpoint(shape) / "tokenizer.json"))
-    folder = str(shapes.ctranslate2_model(shape, dtype))
+    tokenizer = Tokenizer.from_file(str(models.checkpoint(shape) / "tokenizer.json"))
+    folder = str(models.ctranslate2_model(shape, dtype))
     translators = {
         f"{workers} × {threads} threads": engine.Translator(
             folder, compute_type=dtype, inter_threads=workers, intra_threads=threads
@@ -220,7 +221,7 @@ def share_of_bound(shape: str, found: Measured, machines: Sequence[bound.Machine
     from tokenizers import Tokenizer
 
     _, dtype, mixed, language_tokens, _ = found.side.arguments
-    tokenizer = Tokenizer.from_file(str(shapes.checkpoint(shape) / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(models.checkpoint(shape) / "tokenizer.json"))
     texts = [f"{passage.title} {passage.text}" for passage in passages] if language_tokens else _prompts(passages)
     queries = len(shapes.LANGUAGES) * SAMPLES
     new_tokens = fmean(_draw_lengths(np.random.default_rng(1), 100_000)) if mixed else FIXED
@@ -276,14 +277,7 @@ def _print(
         ])  # fmt: skip
     compared = [f"{measured.side.name} is × as fast" for measured in own]
     print_table(["side", "setting", "queries/s", "tokens a query", "% of the bound", *compared], rows)
-    print_machine(machines)
-
-
-def print_machine(machines: Sequence[bound.Machine]) -> None:
-    """Print the rates that the bound is made of."""
-    for dtype in bound.BYTES:
-        print(f"{dtype}: {spread([machine.products[dtype] / 1e9 for machine in machines], 0)} GMAC/s")
-    print(f"memory: {spread([machine.read / 1e9 for machine in machines], 1)} GB/s", flush=True)
+    bound.print_machine(machines)
 
 
 if __name__ == "__main__":

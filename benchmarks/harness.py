@@ -55,7 +55,7 @@ def measure(sides: Sequence[Side], inputs: Sequence[Any], cores: int, rounds: in
             found.rates.append(rate)
             found.results.append(result)
     for worker in workers:
-        worker.send(None)
+        worker.close()
     return measured
 
 
@@ -109,7 +109,11 @@ def _serve(connection: Connection, side: Side, cores: int) -> None:
     os.sched_setaffinity(0, first_cores(cores))
     passes = side.prepare(cores, *side.arguments)
     chosen = next(iter(passes))
-    while (question := connection.recv()) is not None:
+    while True:
+        try:
+            question = connection.recv()
+        except EOFError:
+            return
         match question:
             case ("choose", inputs):
                 # The first pass pays for what is done once.

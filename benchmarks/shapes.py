@@ -1,21 +1,16 @@
-"""Checkpoints with random weights of published shapes, and what is made of them, in a cache folder.
+"""Checkpoints with random weights of published shapes.
 
 Speed does not depend on the weights. The texts are real: the demo corpus, and tokenizers that cut its words about as
-the published ones do. Everything is made once, under `$XDG_CACHE_HOME/xqg-benchmarks`, in a folder whose name holds a
-hash of what it was made from.
+the published ones do.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import random
 import re
-import shutil
 from collections import Counter
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +18,8 @@ from unicodedata import normalize
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-import xqg_qdrant
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "xqg-benchmarks"
 LANGUAGES = ("ar", "bn", "fi", "ja", "ko", "ru", "te")
 PROMPT = "Generate a {language} question for this passage: {title} {text}"
 T5_SPECIALS = ("<pad>", "</s>", "<unk>")
@@ -73,87 +66,15 @@ ENCODERS = {
 }
 
 
-def cached(name: str, made_from: object, make: Callable[[Path], None]) -> Path:
-    """Return the folder that `make` fills, making it only where it is not there yet."""
-    key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:12]
-    folder = CACHE / f"{name}-{key}"
-    if not folder.exists():
-        print(f"making {folder}", flush=True)
-        unfinished = folder.with_suffix(".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        make(unfinished)
-        unfinished.rename(folder)
-    return folder
-
-
-def checkpoint(name: str, language_tokens: bool = False) -> Path:
-    """Return a checkpoint as transformers saves it, encoders with the files of sentence-transformers.
+def save_checkpoint(folder: Path, name: str, language_tokens: bool) -> None:
+    """Write a checkpoint as transformers saves it, an encoder with the files of sentence-transformers.
 
     With `language_tokens` a generator takes the language as the decoder's first token, otherwise in its prompt.
     """
-    shape = {**GENERATORS, **ENCODERS}[name]
-
-    def make(folder: Path) -> None:
-        if name in ENCODERS:
-            _save_encoder(folder, shape)
-        else:
-            _save_generator(folder, shape, language_tokens)
-
-    form = "-language-tokens" if language_tokens else ""
-    return cached(f"{name}{form}", (shape, language_tokens, Path(__file__).read_text()), make)
-
-
-def exported(name: str, dtype: str, language_tokens: bool = False, restricted: bool = False) -> Path:
-    """Return the model folder that `xqg export` writes, `dtype` one of `float32` and `int8`.
-
-    `restricted` asks for an output projection that is restricted to each language's own tokens.
-    """
-    from xqg_qdrant.export import export_checkpoint
-
-    source = checkpoint(name, language_tokens)
-    options: dict[str, Any] = {}
-    if name in GENERATORS:
-        options = {"max_new_tokens": 28, "top_k": 10, "max_input_tokens": 256}
-        if not language_tokens:
-            options |= {"prompt": PROMPT, "languages": LANGUAGES}
-        if restricted:
-            options |= RESTRICTED
-    code = [path.read_text() for path in sorted((Path(xqg_qdrant.__file__).parent / "export").glob("*.py"))]
-    return cached(
-        f"{source.name}-xqg-{dtype}{'-restricted' if restricted else ''}",
-        (code, options),
-        lambda folder: export_checkpoint(str(source), folder, int8=dtype == "int8", **options),
-    )
-
-
-# What asks the export for the projection restricted by language.
-RESTRICTED: dict[str, Any] = {}
-
-
-def ctranslate2_model(name: str, dtype: str) -> Path:
-    """Return the generator as CTranslate2 converts it, `dtype` one of `float32` and `int8`."""
-    from ctranslate2.converters import TransformersConverter
-
-    source = checkpoint(name)
-    return cached(
-        f"{source.name}-ctranslate2-{dtype}",
-        dtype,
-        lambda folder: TransformersConverter(str(source)).convert(str(folder), quantization=dtype),
-    )
-
-
-def optimum_model(name: str) -> Path:
-    """Return the model as optimum exports it: plain fp32 graphs, a generator with a second decoder for the caches."""
-    from optimum.exporters.onnx import main_export
-
-    source = checkpoint(name)
-    task = "text2text-generation-with-past" if name in GENERATORS else "feature-extraction"
-    return cached(
-        f"{source.name}-optimum",
-        task,
-        lambda folder: main_export(str(source), folder, task=task, no_post_process=True, do_validation=False),
-    )
+    if name in ENCODERS:
+        _save_encoder(folder, ENCODERS[name])
+    else:
+        _save_generator(folder, GENERATORS[name], language_tokens)
 
 
 def read_config(name: str) -> dict[str, Any]:
@@ -281,18 +202,3 @@ def _make_wordpiece(count: int) -> Tokenizer:
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens(list(BERT_SPECIALS))
     return tokenizer
-
-
-def main() -> None:
-    """Make every checkpoint and what is made of it, the largest left out."""
-    for name in ("mt5-small-32k", "mt5-small-250k", "minilm-l12", "bert-base"):
-        optimum_model(name)
-        for dtype in ("float32", "int8"):
-            exported(name, dtype)
-            if name in GENERATORS:
-                ctranslate2_model(name, dtype)
-    exported("mt5-small-32k", "int8", language_tokens=True)
-
-
-if __name__ == "__main__":
-    main()

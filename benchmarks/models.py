@@ -1,0 +1,110 @@
+"""The checkpoints of `shapes` and what each rival makes of them, in a cache folder.
+
+Everything is made once, under `$XDG_CACHE_HOME/xqg-benchmarks`, in a folder whose name holds a hash of what it was made
+from. Run as a command it makes everything that the benchmarks need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import shapes
+
+import xqg_qdrant
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "xqg-benchmarks"
+# What asks the export for the projection restricted by language.
+RESTRICTED: dict[str, Any] = {}
+
+
+def cached(name: str, made_from: object, make: Callable[[Path], None]) -> Path:
+    """Return the folder that `make` fills, making it only where it is not there yet."""
+    key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:12]
+    folder = CACHE / f"{name}-{key}"
+    if not folder.exists():
+        print(f"making {folder}", flush=True)
+        unfinished = folder.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        make(unfinished)
+        unfinished.rename(folder)
+    return folder
+
+
+def checkpoint(name: str, language_tokens: bool = False) -> Path:
+    """Return a checkpoint of `shapes`."""
+    return cached(
+        f"{name}{'-language-tokens' if language_tokens else ''}",
+        (language_tokens, Path(shapes.__file__).read_text()),
+        lambda folder: shapes.save_checkpoint(folder, name, language_tokens),
+    )
+
+
+def exported(name: str, dtype: str, language_tokens: bool = False, restricted: bool = False) -> Path:
+    """Return the model folder that `xqg export` writes, `dtype` one of `float32` and `int8`.
+
+    `restricted` asks for an output projection that is restricted to each language's own tokens.
+    """
+    from xqg_qdrant.export import export_checkpoint
+
+    source = checkpoint(name, language_tokens)
+    options: dict[str, Any] = {}
+    if name in shapes.GENERATORS:
+        options = {"max_new_tokens": 28, "top_k": 10, "max_input_tokens": 256}
+        if not language_tokens:
+            options |= {"prompt": shapes.PROMPT, "languages": shapes.LANGUAGES}
+        if restricted:
+            options |= RESTRICTED
+    code = [path.read_text() for path in sorted((Path(xqg_qdrant.__file__).parent / "export").glob("*.py"))]
+    return cached(
+        f"{source.name}-xqg-{dtype}{'-restricted' if restricted else ''}",
+        (code, options),
+        lambda folder: export_checkpoint(str(source), folder, int8=dtype == "int8", **options),
+    )
+
+
+def ctranslate2_model(name: str, dtype: str) -> Path:
+    """Return the generator as CTranslate2 converts it, `dtype` one of `float32` and `int8`."""
+    from ctranslate2.converters import TransformersConverter
+
+    source = checkpoint(name)
+    return cached(
+        f"{source.name}-ctranslate2-{dtype}",
+        dtype,
+        lambda folder: TransformersConverter(str(source)).convert(str(folder), quantization=dtype),
+    )
+
+
+def optimum_model(name: str) -> Path:
+    """Return the model as optimum exports it: plain fp32 graphs, a generator with a second decoder for the caches."""
+    from optimum.exporters.onnx import main_export
+
+    source = checkpoint(name)
+    task = "text2text-generation-with-past" if name in shapes.GENERATORS else "feature-extraction"
+    return cached(
+        f"{source.name}-optimum",
+        (task, "transformers"),
+        lambda folder: main_export(
+            str(source), folder, task=task, library_name="transformers", no_post_process=True, do_validation=False
+        ),
+    )
+
+
+def main() -> None:
+    """Make every checkpoint and what is made of it, the largest left out."""
+    for name in ("mt5-small-32k", "mt5-small-250k", "minilm-l12", "bert-base"):
+        optimum_model(name)
+        for dtype in ("float32", "int8"):
+            exported(name, dtype)
+            if name in shapes.GENERATORS:
+                ctranslate2_model(name, dtype)
+    exported("mt5-small-32k", "int8", language_tokens=True)
+
+
+if __name__ == "__main__":
+    main()
