@@ -44,10 +44,10 @@ def measure(sides: Sequence[Side], inputs: Sequence[Any], cores: int, rounds: in
     # Read when a library is loaded, so set before.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(cores)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    workers = [_start(side, cores) for side in sides]
-    measured = []
-    for side, worker in zip(sides, workers, strict=True):
-        measured.append(Measured(side, _ask(worker, ("choose", inputs)), [], []))
+    workers, measured = [], []
+    for side in sides:
+        workers.append(_start(side, cores))
+        measured.append(Measured(side, _ask(workers[-1], ("choose", inputs)), [], []))
         print(f"  {side.name}: {measured[-1].setting}", flush=True)
     for _ in range(rounds):
         for found, worker in zip(measured, workers, strict=True):
@@ -98,10 +98,10 @@ def _start(side: Side, cores: int) -> Connection:
 
 
 def _ask(worker: Connection, question: tuple[Any, ...]) -> Any:  # noqa: ANN401
-    worker.send(question)
     try:
+        worker.send(question)
         return worker.recv()
-    except EOFError:
+    except (EOFError, OSError):
         raise SystemExit("a side failed; its error stands above") from None
 
 
