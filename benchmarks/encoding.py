@@ -14,7 +14,7 @@ import bound
 import models
 import numpy as np
 import shapes
-from harness import Measured, Pass, Side, measure, print_table, ratios, spread
+from harness import Measured, Pass, Side, measure, print_table, ratios, select, spread
 
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 
@@ -147,7 +147,7 @@ def make_sides(shape: str, kind: str) -> list[Side]:
         Side("sentence-transformers onnx", sentence_transformers, (shape, kind, "onnx")),
         Side("FastEmbed", fastembed, (shape, kind)),
         Side("optimum", optimum, (shape, kind)),
-        Side("torch bf16, sorted", torch_sorted, (shape, kind)),
+        Side("torch bf16 sorted", torch_sorted, (shape, kind)),
     ]
 
 
@@ -188,12 +188,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="least time of one side in one run")
     parser.add_argument("--passages", type=int, default=64)
     parser.add_argument("--queries", type=int, default=256)
-    parser.add_argument("--only", default="", help="such as 'ours int8,torch': sides whose names begin so")
+    parser.add_argument("--only", default="*", help="such as 'ours int8,torch*': sides with these names")
     given = parser.parse_args()
     for shape in given.shapes.split(","):
         for kind in given.kinds.split(","):
             texts = make_texts(kind, getattr(given, kind))
-            sides = [side for side in make_sides(shape, kind) if side.name.startswith(tuple(given.only.split(",")))]
+            sides = select(make_sides(shape, kind), given.only)
             for cores in map(int, given.cores.split(",")):
                 print(f"\n{shape}, {len(texts)} {kind}, {cores} cores, {given.runs} runs", flush=True)
                 machine = Side("machine", bound.prepare_machine, once=True)

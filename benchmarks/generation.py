@@ -14,7 +14,7 @@ import bound
 import models
 import numpy as np
 import shapes
-from harness import Measured, Pass, Side, measure, print_table, ratios, spread
+from harness import Measured, Pass, Side, measure, print_table, ratios, select, spread
 
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.languages import LANGUAGES
@@ -37,12 +37,12 @@ def ours(cores: int, shape: str, dtype: str, mixed: bool, language_tokens: bool,
     if mixed:
         _end_early(generator)
 
-    def run(passages: Sequence[Passage], size: int) -> None:
-        chunks = [passages[start : start + size] for start in range(0, len(passages), size)]
+    def run(passages: Sequence[Passage]) -> None:
         with ThreadPoolExecutor(cores) as pool:
-            list(pool.map(lambda chunk: _generate(generator, chunk, sampling), chunks))
+            parts = [passages[number::cores] for number in range(cores)]
+            list(pool.map(lambda part: _generate(generator, part, sampling), parts))
 
-    return {f"{size} passages a call": partial(run, size=size) for size in (4, 8)}
+    return {"": run}
 
 
 def _generate(generator: Any, passages: Sequence[Passage], sampling: Any) -> None:  # noqa: ANN401
@@ -197,15 +197,15 @@ def _draw_lengths(random: np.random.Generator, rows: int) -> Any:  # noqa: ANN40
     return np.minimum(MOST, LEAST + random.geometric(ENDING, rows))
 
 
-def make_sides(shape: str, mixed: bool, restricted: bool) -> list[Side]:
+def make_sides(shape: str, mixed: bool) -> list[Side]:
     """Return our sides and the rivals."""
     own = [
         ("ours int8", "int8", False, False),
-        ("ours int8, language as first token", "int8", True, False),
+        ("ours int8 by first token", "int8", True, False),
         ("ours fp32", "float32", False, False),
     ]
-    if restricted:
-        own.insert(0, ("ours int8, restricted projection", "int8", False, True))
+    if models.RESTRICTED:
+        own.append(("ours int8 restricted", "int8", False, True))
     return [
         *(Side(name, ours, (shape, dtype, mixed, tokens, some)) for name, dtype, tokens, some in own),
         Side("transformers fp32", transformers_torch, (shape, "float32", mixed)),
@@ -245,14 +245,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="alternating runs")
     parser.add_argument("--seconds", type=float, default=ROUND_SECONDS, help="least time of one side in one run")
     parser.add_argument("--passages", type=int, default=8)
-    parser.add_argument("--only", default="", help="such as 'ours int8,CTranslate2': sides whose names begin so")
-    parser.add_argument("--restricted", action="store_true", help="also ours with the projection restricted")
+    parser.add_argument("--only", default="*", help="such as 'ours int8,CTranslate2*': sides with these names")
     given = parser.parse_args()
     passages = read_demo_passages()
     passages = passages[:: len(passages) // given.passages][: given.passages]
     for lengths in given.lengths.split(","):
-        sides = make_sides(given.shape, lengths == "D14", given.restricted)
-        sides = [side for side in sides if side.name.startswith(tuple(given.only.split(",")))]
+        sides = select(make_sides(given.shape, lengths == "D14"), given.only)
         for cores in map(int, given.cores.split(",")):
             print(f"\n{given.shape}, {lengths}, {cores} cores, {len(passages)} passages, {given.runs} runs", flush=True)
             machine, *found = measure(

