@@ -206,7 +206,9 @@ def _print(shape: str, kind: str, texts: Sequence[str], measured: Sequence[Measu
 
     machines, found = measured[0].results, measured[1:]
     tokenizer = Tokenizer.from_file(str(models.checkpoint(shape) / "tokenizer.json"))
-    tokens = [min(len(encoding.ids), LONGEST) for encoding in tokenizer.encode_batch(list(texts))]
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(LONGEST)
+    tokens = [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
     own = [side for side in found if side.side.prepare is ours]
     expected = next((side.results[-1] for side in found if side.side.name == REFERENCE), None)
     rows = []

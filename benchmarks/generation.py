@@ -194,7 +194,9 @@ def _batches(prompts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 
 def _draw_lengths(random: np.random.Generator, rows: int) -> Any:  # noqa: ANN401
-    return np.minimum(MOST, LEAST + random.geometric(ENDING, rows))
+    """Return the lengths of mixed queries: always the same ones for as many rows, shuffled."""
+    places = (random.permutation(rows) + 0.5) / rows
+    return np.minimum(MOST, LEAST + np.ceil(np.log(1 - places) / np.log(1 - ENDING))).astype(np.int64)
 
 
 def make_sides(shape: str, mixed: bool) -> list[Side]:

@@ -1,0 +1,51 @@
+"""What the benchmarks' figures rest on: the arithmetic of the bound, and queries of the lengths that are claimed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+
+
+def test_the_bound_of_generation_counts_every_multiply_add_and_every_byte_read() -> None:
+    import bound
+
+    config = {"d_model": 10, "num_heads": 2, "d_kv": 3, "d_ff": 7, "num_layers": 1, "num_decoder_layers": 2}
+    # One encoder layer: q, k, v, o of 10 × 6; three of 10 × 7; scores and values of 8 × 6. Two layers' cross k and v.
+    per_prompt_token = 4 * 60 + 3 * 70 + 2 * 8 * 6 + 2 * 2 * 60
+    # Two decoder layers: q, k, v, o, cross q and o; three of 10 × 7; 8 prompt tokens and half of 4 steps attended to.
+    weights = 2 * (6 * 60 + 3 * 70) + 10 * 100
+    multiply_adds = 8 * per_prompt_token / 5 + 4 * (weights + 2 * 2 * 6 * (8 + 2))
+    read = 4 * (weights / 20 + 2 * 2 * 6 * 8 / 5)
+    machine = bound.Machine({"int8": 1000.0, "float32": 100.0}, read=50.0)
+    options: dict[str, Any] = {"samples": 5, "rows": 20, "vocabulary": 100}
+    int8 = bound.generation_seconds(machine, config, "int8", 8, 4, **options)
+    float32 = bound.generation_seconds(machine, config, "float32", 8, 4, **options)
+    assert int8 == pytest.approx(multiply_adds / 1000 + read / 50)
+    assert float32 == pytest.approx(multiply_adds / 100 + 4 * read / 50)
+
+
+def test_the_bound_of_encoding_counts_every_multiply_add_and_every_byte_read() -> None:
+    import bound
+
+    config = {"hidden_size": 4, "num_hidden_layers": 2, "intermediate_size": 9}
+    weights = 2 * (4 * 16 + 2 * 36)
+    multiply_adds = 256 * (weights + 2 * 2 * 256 * 4) + 768 * (weights + 2 * 2 * 768 * 4)
+    machine = bound.Machine({"int8": 1000.0, "float32": 100.0}, read=50.0)
+    seconds = bound.encoding_seconds(machine, config, "int8", [256, 768])
+    assert seconds == pytest.approx(multiply_adds / 1000 + 2 * weights / 50)
+
+
+def test_mixed_queries_have_5_to_28_tokens_and_14_and_a_half_on_average() -> None:
+    from generation import _draw_lengths
+
+    lengths = _draw_lengths(np.random.default_rng(3), 1000)
+    assert (lengths.min(), lengths.max()) == (5, 28)
+    assert lengths.mean() == pytest.approx(14.5, abs=0.1)
