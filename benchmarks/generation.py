@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,6 +15,8 @@ import numpy as np
 import shapes
 from harness import Measured, Pass, Side, measure, print_table, ratios, select, spread
 
+from xqg_qdrant import generator
+from xqg_qdrant.decoding import Ids, Noise, Step, decode
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.records import Passage
@@ -30,54 +31,42 @@ ROUND_SECONDS = 10.0
 
 def ours(cores: int, shape: str, dtype: str, mixed: bool, language_tokens: bool, restricted: bool) -> dict[str, Pass]:
     """Run this package with one worker thread for each core, as an ingest does."""
-    from xqg_qdrant.generator import Generator
-
-    generator = Generator(models.exported(shape, dtype, language_tokens, restricted), device="cpu", threads=1)
-    sampling = generator.sampling._replace(top_k=TOP_K, max_new_tokens=MOST if mixed else FIXED)
+    writer = generator.Generator(models.exported(shape, dtype, language_tokens, restricted), device="cpu", threads=1)
+    sampling = writer.sampling._replace(top_k=TOP_K, max_new_tokens=MOST if mixed else FIXED)
     if mixed:
-        _end_early(generator)
+        _end_early()
 
     def run(passages: Sequence[Passage]) -> None:
         with ThreadPoolExecutor(cores) as pool:
             parts = [passages[number::cores] for number in range(cores)]
-            list(pool.map(lambda part: _generate(generator, part, sampling), parts))
+            list(pool.map(lambda part: writer.generate(part, shapes.LANGUAGES, SAMPLES, 0, sampling), parts))
 
     return {"": run}
 
 
-def _generate(generator: Any, passages: Sequence[Passage], sampling: Any) -> None:  # noqa: ANN401
-    if "passages" in inspect.signature(generator.generate).parameters:
-        generator.generate(passages, shapes.LANGUAGES, SAMPLES, seed=0, sampling=sampling)
-        return
-    for passage in passages:
-        generator.generate(passage, shapes.LANGUAGES, SAMPLES, seed=0, sampling=sampling)
-
-
-def _end_early(generator: Any) -> None:  # noqa: ANN401
-    """Make every query end at a drawn length: the weights are random, the lengths must not be."""
-    step = _EndingStep(generator._step)
-    generator._step = generator._decoder._step = step
-
-
 class _EndingStep:
-    """A decoder step that replaces a row's id by the end where its length is reached."""
+    """A decoder step that replaces a row's id by the end where its drawn length is reached."""
 
-    def __init__(self, step: Any) -> None:  # noqa: ANN401
-        self._step = step
-        self._random = np.random.default_rng(1)
+    def __init__(self, step: Step, lengths: Ids) -> None:
+        self._step, self._lengths, self._done = step, lengths, 0
 
-    def start(self, crosses: Any, temperature: float, groups: int, rows: int) -> Any:  # noqa: ANN401
-        return self._step.start(crosses, temperature, groups, rows), _draw_lengths(self._random, rows), 0
+    def __call__(self, ids: Ids, noise: Noise) -> Ids:
+        self._done += 1
+        return np.where(self._lengths <= self._done, shapes.END_ID, self._step(ids, noise))
 
-    def __call__(self, ids: Any, noise: Any, state: Any) -> Any:  # noqa: ANN401
-        inner, lengths, done = state
-        next_ids, inner = self._step(ids, noise, inner)
-        ended = (lengths <= done + 1).reshape(next_ids.shape)
-        return np.where(ended, shapes.END_ID, next_ids), (inner, lengths, done + 1)
+    def keep(self, places: Ids) -> None:
+        self._lengths = self._lengths[places]
+        self._step.keep(places)
 
-    def select(self, state: Any, rows: Any) -> Any:  # noqa: ANN401
-        inner, lengths, done = state
-        return self._step.select(inner, rows), lengths[rows.ravel()], done
+
+def _end_early() -> None:
+    """Make every query end at a drawn length: the weights are random, the lengths must not be."""
+    random = np.random.default_rng(1)
+
+    def end_early(step: Step, first_ids: Ids, noise: Noise, end_id: int) -> list[list[int]]:
+        return decode(_EndingStep(step, _draw_lengths(random, len(first_ids))), first_ids, noise, end_id)
+
+    generator.decode = end_early
 
 
 def transformers_torch(cores: int, shape: str, dtype: str, mixed: bool) -> dict[str, Pass]:
@@ -204,10 +193,9 @@ def make_sides(shape: str, mixed: bool) -> list[Side]:
     own = [
         ("ours int8", "int8", False, False),
         ("ours int8 by first token", "int8", True, False),
+        ("ours int8 restricted", "int8", False, True),
         ("ours fp32", "float32", False, False),
     ]
-    if models.RESTRICTED:
-        own.append(("ours int8 restricted", "int8", False, True))
     return [
         *(Side(name, ours, (shape, dtype, mixed, tokens, some)) for name, dtype, tokens, some in own),
         Side("transformers fp32", transformers_torch, (shape, "float32", mixed)),

@@ -16,10 +16,9 @@ from typing import Any
 import shapes
 
 import xqg_qdrant
+from xqg_qdrant.demo import DEMO_FOLDER
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "xqg-benchmarks"
-# The option that asks the export for the projection restricted by language; once it is named here, it is measured.
-RESTRICTED: dict[str, Any] = {}
 
 
 def cached(name: str, made_from: object, make: Callable[[Path], None]) -> Path:
@@ -59,7 +58,7 @@ def exported(name: str, dtype: str, language_tokens: bool = False, restricted: b
         if not language_tokens:
             options |= {"prompt": shapes.PROMPT, "languages": shapes.LANGUAGES}
         if restricted:
-            options |= RESTRICTED
+            options["restrict_vocabulary"] = DEMO_FOLDER / "queries.jsonl"
     code = [path.read_text() for path in sorted((Path(xqg_qdrant.__file__).parent / "export").glob("*.py"))]
     return cached(
         f"{source.name}-xqg-{dtype}{'-restricted' if restricted else ''}",

@@ -367,8 +367,8 @@ def evaluate(
     "--restrict-vocabulary",
     type=click.Path(path_type=Path, exists=True),
     metavar="SAMPLE",
-    help="Generator: also write an output projection for each language, of the tokens that its writing can use, several "
-    "times faster where the vocabulary is large. SAMPLE: some hundred questions in each, as for `xqg evaluate`.",
+    help="Generator: also write an output projection for each language, of the tokens that its writing can use; much "
+    "faster where the vocabulary is large. SAMPLE: some hundred questions in each, as for `xqg evaluate`.",
 )
 @click.pass_obj
 def export(

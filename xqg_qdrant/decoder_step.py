@@ -124,22 +124,37 @@ class DecoderStep:
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
             mask[row, : len(prompt)] = 1
-        sizes = {"groups": len(prompts), "tokens": longest}
-        crosses = {
-            name: self._memory.take(name, [sizes.get(size, size) for size in shape], decoder.input_dtypes[name])
-            for name, shape in decoder.input_shapes.items()
-            if name.startswith("cross_")
-        }
+        crosses = self._take_crosses("whole", len(prompts), longest)
         # Elsewhere than on a CPU a buffer has no parts, and larger batches are faster.
-        size = max(1, ENCODER_TOKENS // longest) if encoder.device == "cpu" else len(prompts)
+        size = len(prompts) if encoder.device != "cpu" else max(1, ENCODER_TOKENS // longest)
         buffers = {name: decoder.buffer(array) for name, array in crosses.items()}
         for start in range(0, len(prompts), size):
             part = slice(start, start + size)
-            feeds = {"input_ids": encoder.buffer(ids[part]), "attention_mask": encoder.buffer(mask[part])}
-            whole = size >= len(prompts)
-            outputs = buffers if whole else {name: encoder.buffer(array[part]) for name, array in crosses.items()}
-            encoder.bind(feeds, outputs)()
+            tokens = int(mask[part].sum(axis=1).max())
+            feeds = {
+                "input_ids": encoder.buffer(np.ascontiguousarray(ids[part, :tokens])),
+                "attention_mask": encoder.buffer(np.ascontiguousarray(mask[part, :tokens])),
+            }
+            if size == len(prompts):
+                encoder.bind(feeds, buffers)()
+                break
+            written = self._take_crosses("part", len(ids[part]), tokens)
+            encoder.bind(feeds, {name: encoder.buffer(array) for name, array in written.items()})()
+            for name, array in written.items():
+                _copy_padded(array, crosses[name][part])
         return {"attention_mask": decoder.buffer(mask), **buffers}
+
+    def _take_crosses(self, label: str, groups: int, tokens: int) -> dict[str, Array]:
+        """Return memory for what the encoder writes about prompts of so many tokens."""
+        decoder = self._graphs.decoder
+        sizes = {"groups": groups, "tokens": tokens}
+        return {
+            name: self._memory.take(
+                f"{label} {name}", [sizes.get(size, size) for size in shape], decoder.input_dtypes[name]
+            )
+            for name, shape in decoder.input_shapes.items()
+            if name.startswith("cross_")
+        }
 
     def _take_cache(self, name: str) -> Array:
         _, heads, _, head_dim = self._graphs.decoder.input_shapes[name]
@@ -202,6 +217,14 @@ def _keep(session: Session, buffers: Mapping[str, Buffer], places: Ids) -> dict[
         buffer.array[moved] = buffer.array[places[moved]]
         kept[name] = session.buffer(buffer.array[: len(places)])
     return kept
+
+
+def _copy_padded(source: Array, target: Array) -> None:
+    """Copy into an array that may have more tokens, and put zeros there."""
+    inside = tuple(slice(size) for size in source.shape)
+    if source.shape != target.shape:
+        target[...] = 0
+    target[inside] = source
 
 
 def _place_rows(row_groups: Ids, groups: int) -> tuple[Ids, Ids]:
