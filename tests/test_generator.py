@@ -57,7 +57,7 @@ def sample(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generator, "generate_ids", record)
-        generator.generate(passage, languages, count, seed, SAMPLING)
+        generator.generate([passage], languages, count, seed, SAMPLING)
     assert drawn[0].shape == (len(languages) * count, NEW_TOKENS, SAMPLING.top_k)
     return dict(zip(itertools.product(languages, range(count)), rows, strict=True))
 
@@ -104,8 +104,8 @@ from xqg_qdrant.generator import Generator, Sampling
 from xqg_qdrant.records import Passage
 folder, passage, languages, sampling = json.loads(sys.argv[1])
 generator = Generator(Path(folder), "cpu", 1)
-generator.generate(Passage("another", "before it"), languages, 2, 5, Sampling(*sampling))
-print(json.dumps(generator.generate(Passage(*passage), languages, 20, 3, Sampling(*sampling))))
+generator.generate([Passage("another", "before it")], languages, 2, 5, Sampling(*sampling))
+print(json.dumps(generator.generate([Passage(*passage)], languages, 20, 3, Sampling(*sampling))[0]))
 """
 
 
@@ -118,7 +118,7 @@ def test_a_new_process_writes_the_same_queries() -> None:
         capture_output=True, check=True, encoding="utf-8", cwd=Path(__file__).parents[1], timeout=120,
     ).stdout  # fmt: skip
     queries, asked = json.loads(output)
-    expected = open_generator("t5", "int8").generate(passage, LANGUAGES, 20, 3, SAMPLING)
+    [expected] = open_generator("t5", "int8").generate([passage], LANGUAGES, 20, 3, SAMPLING)
     assert asked == 20
     assert [GeneratedQuery(*query) for query in queries] == list(expected.queries)
     assert len(queries) > 2
@@ -143,7 +143,7 @@ def test_the_noise_of_a_query_has_its_own_key(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("xqg_qdrant.generator.gumbel_noise", record)
     generator = open_generator("t5")
     for passage_id, seed in (("a", 0), ("a", 1), ("b", 0), ("a1", 0)):
-        generator.generate(Passage(passage_id, "text"), LANGUAGES, 11, seed, SAMPLING)
+        generator.generate([Passage(passage_id, "text")], LANGUAGES, 11, seed, SAMPLING)
     assert len({key[:16] for key in keys}) == len(keys) == 4 * 3 * 11
 
 
@@ -241,7 +241,7 @@ def write(generator: Generator, monkeypatch: pytest.MonkeyPatch, *texts: str, co
     tokenizer = generator._tokenizer
     rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     monkeypatch.setattr(generator, "generate_ids", lambda *_: rows)
-    return generator.generate(passages()[0], ("ja", "ru"), count, 0, SAMPLING)
+    return generator.generate(passages()[:1], ("ja", "ru"), count, 0, SAMPLING)[0]
 
 
 def test_empty_repeated_and_wrongly_written_queries_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_special_tokens_are_no_part_of_a_query(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_language_that_the_model_does_not_write_is_refused() -> None:
     with pytest.raises(InputError, match="unknown language 'ja': this generator writes ru, fi"):
-        open_generator("mt5-prompted").generate(passages()[0], ("ru", "ja"), 1, 0, SAMPLING)
+        open_generator("mt5-prompted").generate(passages()[:1], ("ru", "ja"), 1, 0, SAMPLING)
 
 
 def test_a_query_that_may_be_longer_than_the_model_can_take_is_refused() -> None:
@@ -282,7 +282,7 @@ def test_a_query_that_may_be_longer_than_the_model_can_take_is_refused() -> None
     longest = generator.max_output_tokens
     assert longest == 256
     with pytest.raises(InputError, match="max_new_tokens must be at most 256, was: 257"):
-        generator.generate(passages()[0], ("fi",), 1, 0, SAMPLING._replace(max_new_tokens=longest + 1))
+        generator.generate(passages()[:1], ("fi",), 1, 0, SAMPLING._replace(max_new_tokens=longest + 1))
 
 
 def test_the_longest_passage_is_cut_to_the_models_length() -> None:

@@ -81,12 +81,17 @@ class Generator:
         return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
 
     def generate(
-        self, passage: Passage, languages: Sequence[str], count: int, seed: int, sampling: Sampling
-    ) -> Generation:
-        """Write up to `count` queries for the passage in each language.
+        self, passages: Sequence[Passage], languages: Sequence[str], count: int, seed: int, sampling: Sampling
+    ) -> list[Generation]:
+        """Write up to `count` queries for each passage in each language.
 
         A query in the wrong script, an empty one and a repetition are dropped.
         """
+        return [self._generate_one(passage, languages, count, seed, sampling) for passage in passages]
+
+    def _generate_one(
+        self, passage: Passage, languages: Sequence[str], count: int, seed: int, sampling: Sampling
+    ) -> Generation:
         keys = [
             hashlib.sha256(f"{seed}\0{passage.passage_id}\0{language}\0{number}".encode()).digest()
             for language in languages
