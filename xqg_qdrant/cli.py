@@ -224,7 +224,7 @@ def ingest(
         letters = dead_letters or Path(f"{collection}.rejected.jsonl")
         totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
     if index is not None and index.left_over:
-        click.echo(f"{index.left_over} queries of {queries} belong to no passage of {file}.", err=True)
+        click.echo(f"Queries of {queries} that belong to no passage of {file}: {index.left_over}", err=True)
     if totals.rejected:
         click.echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters}", err=True)
         sys.exit(ROWS_REJECTED_EXIT_CODE)

@@ -34,7 +34,6 @@ QUERY_ID_FIELDS = ("id", "_id", "query_id")
 QUERY_TEXT_FIELDS = ("question", "query", "text")
 LANGUAGE_FIELDS = ("lang", "language")
 GENERATED_QUERIES_FIELD = "generated_queries"
-GENERATED_TEXT_FIELDS = ("text", "query", "question")
 # Qdrant's engines cannot read back what is nested about 127 levels deep, and Edge does not reopen after it.
 MAX_METADATA_DEPTH = 32
 
@@ -72,7 +71,7 @@ def read_passages(source: str, *, id_field: str | None = None) -> Iterator[Passa
 def read_queried_passages(source: str, *, id_field: str | None = None) -> Iterator[QueriedPassage | Reject]:
     """Read passages as `read_passages` does, each with the queries in its field `generated_queries`.
 
-    The field is a list of objects with a text (`text`, `query` or `question`) and a language (`language` or `lang`),
+    The field is a list of objects with a text (`question`, `query` or `text`) and a language (`lang` or `language`),
     which may be missing, or of strings. Queries are kept as they are, but empty ones are dropped; a passage without the
     field has none.
     """
@@ -199,10 +198,10 @@ def _take_queries(value: object) -> tuple[tuple[GeneratedQuery, ...], str]:
         fields = {"text": item} if isinstance(item, str) else item
         if not isinstance(fields, dict):
             return (), f"{GENERATED_QUERIES_FIELD} holds something that is neither a string nor an object"
-        text = next((fields[name] for name in GENERATED_TEXT_FIELDS if fields.get(name) is not None), None)
+        text = next((fields[name] for name in QUERY_TEXT_FIELDS if fields.get(name) is not None), None)
         language = next((fields[name] for name in LANGUAGE_FIELDS if fields.get(name) is not None), "")
         if not isinstance(text, str):
-            return (), f"a query without a text (looked for {', '.join(GENERATED_TEXT_FIELDS)})"
+            return (), f"a query without a text (looked for {', '.join(QUERY_TEXT_FIELDS)})"
         if not isinstance(language, str):
             return (), "the language of a query is not a string"
         if problem := _unstorable_field({"text": text, "language": language}):
