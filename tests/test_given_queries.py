@@ -145,14 +145,8 @@ def test_queries_of_passages_that_are_not_there_are_counted() -> None:
 
 
 def test_rows_of_queries_that_cannot_be_used_are_rejected_with_their_line_and_the_reason() -> None:
-    lines = [
-        "{broken",
-        '{"text": "q"}',
-        '{"id": "a"}',
-        '{"id": "a", "generated_queries": 7}',
-        '{"id": "a", "text": "q"}',
-    ]
-    path = write("q.jsonl", lines)
+    bad = ["{broken", '{"text": "q"}', '{"id": "a"}', '{"id": "a", "generated_queries": 7}']
+    path = write("q.jsonl", [*bad, '{"id": "a", "text": "q"}'])
     *rejects, passage = join(path, "a")[0]
     assert [(reject.source, reject.line, reject.row) for reject in rejects if isinstance(reject, Reject)] == [
         (path, number, line) for number, line in enumerate(bad, start=1)
@@ -247,7 +241,7 @@ def test_a_recipe_and_rows_of_the_other_kind_are_refused(
 @pytest.mark.parametrize("setting", ["queries_per_language", "seed", "top_k", "temperature", "max_new_tokens"])
 def test_settings_of_the_generation_are_refused_where_queries_are_given(setting: str) -> None:
     with pytest.raises(InputError, match=f"{setting} says how queries are generated, but they are given"):
-        make_recipe(None, **{setting: 1})
+        make_recipe(None, (), **{setting: 1})
     with pytest.raises(InputError, match="languages says how queries are generated"):
         make_recipe(None, ["fi"])
 
