@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -125,7 +126,7 @@ def run(
     workers: int = 1,
     stop: threading.Event | None = None,
     encoder: FakeEncoder | None = None,
-) -> Iterator[Progress]:
+) -> abc.Generator[Progress, None, None]:
     recipe = RECIPE if generator else Recipe()
     models = cast(Encoder, encoder or FakeEncoder()), cast(Generator, generator)
     return ingest(rows, cast(Store, store), "docs", *models, recipe, workers, stop)
@@ -186,7 +187,7 @@ def test_no_more_is_read_ahead_than_the_chunks_in_flight() -> None:
     # What is written makes room for as much again, and no more.
     for _ in range(20):
         next(steps)
-    close(steps)
+    steps.close()
     assert corpus.read <= (21 + 2 * CHUNKS_IN_FLIGHT) * CHUNK_SIZE
 
 
@@ -283,7 +284,7 @@ def test_closing_the_iterator_ends_every_thread_and_what_was_told_is_stored() ->
     corpus, store = Corpus(), FakeStore()
     steps = run(corpus, store, FakeGenerator(), workers=3)
     told = sum(next(steps).stored for _ in range(5))
-    close(steps)
+    steps.close()
     assert threads_of_the_ingest() == []
     assert told == 5 * CHUNK_SIZE <= len(store.points)
     read = corpus.read
@@ -340,7 +341,3 @@ def test_a_cpu_gets_a_worker_for_each_thread_and_a_gpu_two() -> None:
     assert count_workers("cpu", 3) == 3
     assert count_workers("cpu") >= 1
     assert count_workers("cuda", 3) == CUDA_WORKERS == 2
-
-
-def close(steps: Iterator[Progress]) -> None:
-    cast(Any, steps).close()

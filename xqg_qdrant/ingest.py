@@ -12,8 +12,8 @@ Knows the order of the steps. Knows nothing of file formats, models' insides or 
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, abc, deque
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from threading import Event
@@ -169,7 +169,7 @@ def ingest(
     recipe: Recipe,
     workers: int = 1,
     stop: Event | None = None,
-) -> Iterator[Progress]:
+) -> abc.Generator[Progress, None, None]:
     """Store the passages with augmented vectors; yield for each chunk, in the order of the rows, when it is safe.
 
     Chunks are cut by position in the input. A passage's queries and vectors depend on the passage and the recipe

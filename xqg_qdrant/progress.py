@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -51,8 +52,12 @@ def run_ingest(
     totals, start = Totals(), time.perf_counter()
     dead_letters.unlink(missing_ok=True)
     workers = count_workers(encoder.device, threads)
-    with Interruption() as asked, _make_bar(total, " passages", quiet) as bar:
-        for progress in ingest(rows, store, collection, encoder, generator, recipe, workers, asked):
+    with (
+        Interruption() as asked,
+        _make_bar(total, " passages", quiet) as bar,
+        closing(ingest(rows, store, collection, encoder, generator, recipe, workers, asked)) as steps,
+    ):
+        for progress in steps:
             totals.add(progress)
             if progress.rejects:
                 write_dead_letters(dead_letters, progress.rejects)
