@@ -22,7 +22,6 @@ from xqg_qdrant.records import AugmentedPassage
 from xqg_qdrant.stores import Store, open_store
 
 MARKS = (10_000, 100_000, 300_000, 1_000_000)
-QUERIES = 2
 CASES = (("discarded", "corpus"), ("discarded", "file"), ("edge", "corpus"))
 
 
@@ -49,24 +48,26 @@ class Discarded:
         """Do nothing."""
 
 
-def make_rows(count: int) -> Iterator[tuple[dict[str, Any], list[dict[str, str]]]]:
+def make_rows(count: int, queries_each: int) -> Iterator[tuple[dict[str, Any], list[dict[str, str]]]]:
     """Yield short passages, each with its queries."""
     words = random.Random(1)
     for number in range(count):
         text = " ".join(f"word{words.randrange(5000)}" for _ in range(12))
-        queries = [{"language": "fi", "text": f"kysymys {number} {text[:20]} {sample}"} for sample in range(QUERIES)]
+        queries = [
+            {"language": "fi", "text": f"kysymys {number} {text[:20]} {sample}"} for sample in range(queries_each)
+        ]
         yield {"id": f"passage-{number}", "text": text}, queries
 
 
-def write_corpus(folder: Path, count: int) -> None:
+def write_corpus(folder: Path, count: int, queries_each: int) -> None:
     """Write a corpus with queries, one without, and its queries in a file of their own that is in another order."""
     with (folder / "with.jsonl").open("w") as both, (folder / "without.jsonl").open("w") as alone:
-        for row, queries in make_rows(count):
+        for row, queries in make_rows(count, queries_each):
             both.write(json.dumps({**row, "generated_queries": queries}) + "\n")
             alone.write(json.dumps(row) + "\n")
     with (folder / "queries.jsonl").open("w") as file:
         for half in (1, 0):
-            for number, (row, queries) in enumerate(make_rows(count)):
+            for number, (row, queries) in enumerate(make_rows(count, queries_each)):
                 if number % 2 == half:
                     file.writelines(json.dumps({"id": row["id"], **query}) + "\n" for query in queries)
 
@@ -118,20 +119,23 @@ def main() -> None:
     """Print one table for each case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passages", type=int, default=MARKS[-1])
+    parser.add_argument("--queries", type=int, default=2, help="a passage")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--cases", default="0,1,2", help="0: no store; 1: no store, queries in a file; 2: Edge")
     parser.add_argument("--here", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.here:
-        folder, store, queries = given.here
-        ingest_here(Path(folder), store, queries, given.passages, given.workers)
+        folder, store, place = given.here
+        ingest_here(Path(folder), store, place, given.passages, given.workers)
         return
     with tempfile.TemporaryDirectory() as directory:
-        write_corpus(Path(directory), given.passages)
+        write_corpus(Path(directory), given.passages, given.queries)
         write_encoder(Path(directory))
         for case in map(int, given.cases.split(",")):
             store, queries = CASES[case]
-            print(f"\nstore: {store}, queries: {queries}, {given.workers} workers", flush=True)
+            print(
+                f"\nstore: {store}, queries: {queries}, {given.queries} a passage, {given.workers} workers", flush=True
+            )
             print("| passages | seconds | own memory, MiB | mapped files, MiB |\n|---|---|---|---|", flush=True)
             command = [sys.executable, __file__, "--passages", str(given.passages), "--workers", str(given.workers)]
             command += ["--here", directory, store, queries]
