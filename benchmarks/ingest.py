@@ -85,7 +85,7 @@ def script(cores: int, generator_shape: str, encoder_shape: str, dtype: str) -> 
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     generator = transformers.AutoModelForSeq2SeqLM.from_pretrained(source, dtype=getattr(torch, dtype)).eval()
     encoder = SentenceTransformer(str(models.checkpoint(encoder_shape)), device="cpu")
-    dim = encoder.get_sentence_embedding_dimension()
+    dim = encoder.encode("").shape[0]
 
     def write(passages: Sequence[Passage], size: int) -> list[list[str]]:
         prompts = [
