@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import models
 import shapes
-from harness import Measured, Pass, Side, measure, print_table, ratios, spread
+from harness import Measured, Pass, Side, measure, print_table, ratios, select, spread
 
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.languages import LANGUAGES
@@ -177,17 +177,17 @@ def main() -> None:
     parser.add_argument("--cores", default="1", help="such as 1,2")
     parser.add_argument("--runs", type=int, default=5, help="alternating runs")
     parser.add_argument("--passages", type=int, default=16, help="for each core; whole chunks are 16")
-    parser.add_argument("--only", default="", help="such as 'xqg int8,script': sides whose names begin so")
+    parser.add_argument("--only", default="*", help="such as 'xqg int8,script*': sides by name")
     given = parser.parse_args()
     shape = (given.generator, given.encoder)
     sides = [
         Side("xqg int8", ours, (*shape, "int8", False), once=True),
-        Side("xqg int8, language as first token", ours, (*shape, "int8", True), once=True),
+        Side("xqg int8 language token", ours, (*shape, "int8", True), once=True),
         Side("xqg fp32", ours, (*shape, "float32", False), once=True),
         Side("script fp32", script, (*shape, "float32"), once=True),
         Side("script bf16", script, (*shape, "bfloat16"), once=True),
     ]
-    sides = [side for side in sides if side.name.startswith(tuple(given.only.split(",")))]
+    sides = select(sides, given.only)
     for cores in map(int, given.cores.split(",")):
         passages = read_demo_passages()[: given.passages * cores]
         print(f"\n{given.generator}, {given.encoder}, {len(passages)} passages, {cores} cores, {given.runs} runs")

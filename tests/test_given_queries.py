@@ -19,8 +19,10 @@ from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.generator import Generator
 from xqg_qdrant.ingest import Recipe, ingest, make_recipe
+from xqg_qdrant.printing import format_hits
 from xqg_qdrant.query_index import QueryIndex
-from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, QueriedPassage, Reject
+from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, QueriedPassage, Reject, ScoredPassage
+from xqg_qdrant.search import Hit
 from xqg_qdrant.stores import Store, open_store
 
 FI, RU = GeneratedQuery("fi", "Missä Tonava alkaa?"), GeneratedQuery("ru", "Где начинается Дунай?")
@@ -315,3 +317,9 @@ def test_options_that_do_not_go_together_are_refused_and_make_no_collection(opti
     assert result.exit_code == 2
     assert message in result.stderr
     assert not Path("store/docs").exists()
+
+
+def test_a_query_of_no_known_language_is_shown_without_one() -> None:
+    found = ScoredPassage(Passage("1", "a"), 0.5)
+    assert format_hits([Hit(found, NO_LANGUAGE)]).splitlines()[-1] == f"     matched best: {NO_LANGUAGE.text}"
+    assert format_hits([Hit(found, FI)]).splitlines()[-1] == f"     matched best: {FI.text}  (fi)"
