@@ -22,6 +22,7 @@ FOUNDATION = {"records", "errors"}
 # room → the rooms it may import besides records and errors
 MAY_IMPORT: dict[str, set[str]] = {
     "corpus": set(),
+    "query_index": set(),
     "model_folder": set(),
     "languages": set(),
     "session": set(),

@@ -265,8 +265,7 @@ def write(generator: Generator, monkeypatch: pytest.MonkeyPatch, *texts: str, co
     tokenizer = generator._tokenizer
     rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     monkeypatch.setattr(generator, "generate_ids", lambda *_: rows)
-    [found] = generator.generate([passages()[0]], ("ja", "ru"), count, 0, SAMPLING)
-    return found
+    return generator.generate(passages()[:1], ("ja", "ru"), count, 0, SAMPLING)[0]
 
 
 def test_empty_repeated_and_wrongly_written_queries_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +298,7 @@ def test_special_tokens_are_no_part_of_a_query(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_language_that_the_model_does_not_write_is_refused() -> None:
     with pytest.raises(InputError, match="unknown language 'ja': this generator writes ru, fi"):
-        open_generator("mt5-prompted").generate([passages()[0]], ("ru", "ja"), 1, 0, SAMPLING)
+        open_generator("mt5-prompted").generate(passages()[:1], ("ru", "ja"), 1, 0, SAMPLING)
 
 
 def test_a_query_that_may_be_longer_than_the_model_can_take_is_refused() -> None:
@@ -307,7 +306,7 @@ def test_a_query_that_may_be_longer_than_the_model_can_take_is_refused() -> None
     longest = generator.max_output_tokens
     assert longest == 256
     with pytest.raises(InputError, match="max_new_tokens must be at most 256, was: 257"):
-        generator.generate([passages()[0]], ("fi",), 1, 0, SAMPLING._replace(max_new_tokens=longest + 1))
+        generator.generate(passages()[:1], ("fi",), 1, 0, SAMPLING._replace(max_new_tokens=longest + 1))
 
 
 def test_the_longest_passage_is_cut_to_the_models_length() -> None:

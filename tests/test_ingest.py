@@ -77,6 +77,19 @@ def test_a_point_holds_the_passage_its_queries_and_the_published_sum_of_their_ve
     np.testing.assert_allclose(point.vectors["xqg"], expected, atol=1e-7)
 
 
+def test_any_number_of_workers_gives_the_same_points(
+    demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe, tmp_path: Path
+) -> None:
+    passages, results = read_demo_passages()[: 5 * CHUNK_SIZE + 3], []
+    for workers in (1, 4):
+        store = open_store(str(tmp_path / str(workers)))
+        steps = list(ingest(passages, store, "docs", demo_encoder, demo_generator, recipe, workers))
+        results.append((steps, read_points(store)))
+        store.close()
+    assert results[0][0] == results[1][0]
+    assert_same_points(results[0][1], results[1][1])
+
+
 def test_a_second_run_generates_nothing_and_changes_nothing(
     store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,8 +230,9 @@ def write_corpus(path: Path, count: int) -> Path:
     return path
 
 
-def start_ingest(corpus: Path, store: Path) -> subprocess.Popen[str]:
-    options = ["--languages", "fi,ru", "--queries-per-language", "2", "--max-new-tokens", "8", "--threads", "1"]
+def start_ingest(corpus: Path, store: Path, threads: int = 1) -> subprocess.Popen[str]:
+    options = ["--languages", "fi,ru", "--queries-per-language", "2", "--max-new-tokens", "8"]
+    options += ["--threads", str(threads)]
     command = [sys.executable, str(CLI), "ingest", str(corpus), "--collection", "docs", "--store", str(store), *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=corpus.parent)
 
@@ -228,6 +242,24 @@ def read_all(directory: Path) -> dict[str, AugmentedPassage]:
     points = read_points(store)
     store.close()
     return points
+
+
+def kill_now_and_then(corpus: Path, store: Path, threads: int, seconds: float, kills: int) -> None:
+    """Ingest until it was killed so often, each time where it may have written something."""
+    random_delay = random.Random(0)
+    killed = 0
+    while killed < kills:
+        process = start_ingest(corpus, store, threads)
+        try:
+            process.wait(random_delay.uniform(0.1, 0.7) * seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            killed += 1
+        assert process.wait() in (0, -signal.SIGKILL), process.communicate()[1]
+        process.communicate()
+        if process.returncode == 0:
+            # It came to its end between two kills: begin anew, so that every kill hits work.
+            os.rename(store, store.parent / f"finished-{killed}")
 
 
 @pytest.fixture(scope="module")
@@ -242,31 +274,19 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float
     return corpus, time.monotonic() - start, read_all(folder / "store")
 
 
+@pytest.mark.parametrize(("threads", "kills"), [(1, KILLS), (3, KILLS // 2)])
 def test_an_ingest_that_is_killed_again_and_again_ends_with_the_same_points(
-    uninterrupted: tuple[Path, float, dict[str, AugmentedPassage]], tmp_path: Path
+    uninterrupted: tuple[Path, float, dict[str, AugmentedPassage]], tmp_path: Path, threads: int, kills: int
 ) -> None:
     corpus, seconds, expected = uninterrupted
-    random_delay = random.Random(0)
-    killed = 0
-    while killed < KILLS:
-        process = start_ingest(corpus, tmp_path / "store")
-        try:
-            process.wait(random_delay.uniform(0.1, 0.7) * seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            killed += 1
-        assert process.wait() in (0, -signal.SIGKILL), process.communicate()[1]
-        process.communicate()
-        if process.returncode == 0:
-            # It came to its end between two kills: begin anew, so that every kill hits work.
-            os.rename(tmp_path / "store", tmp_path / f"finished-{killed}")
-    process = start_ingest(corpus, tmp_path / "store")
+    kill_now_and_then(corpus, tmp_path / "store", threads, seconds, kills)
+    process = start_ingest(corpus, tmp_path / "store", threads)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert_same_points(read_all(tmp_path / "store"), expected)
 
 
-def test_ctrl_c_finishes_the_chunk_says_how_to_go_on_and_costs_no_work(
+def test_ctrl_c_finishes_the_chunks_in_work_says_how_to_go_on_and_costs_no_work(
     uninterrupted: tuple[Path, float, dict[str, AugmentedPassage]], tmp_path: Path
 ) -> None:
     corpus, seconds, expected = uninterrupted
@@ -285,3 +305,22 @@ def test_ctrl_c_finishes_the_chunk_says_how_to_go_on_and_costs_no_work(
     assert process.returncode == 0, errors
     assert f"{len(expected) - stored} passages stored, {stored} unchanged" in errors
     assert_same_points(read_all(tmp_path / "store"), expected)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_leaves_whole_chunks(
+    uninterrupted: tuple[Path, float, dict[str, AugmentedPassage]], tmp_path: Path
+) -> None:
+    corpus, seconds, expected = uninterrupted
+    process = start_ingest(corpus, tmp_path / "store")
+    time.sleep(0.6 * seconds)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    while "press Ctrl-C again" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    stored = read_all(tmp_path / "store")
+    assert len(stored) % CHUNK_SIZE == 0
+    assert_same_points(stored, {passage_id: expected[passage_id] for passage_id in stored})

@@ -102,16 +102,19 @@ def _encoder_option(command: F) -> F:
     )(command)
 
 
-def _device_options(command: F) -> F:
-    device = click.option(
+def _device_option(command: F) -> F:
+    return click.option(
         "--device",
         type=click.Choice(["auto", "cpu", "cuda"]),
         default="auto",
         show_default=True,
         help="Where the models run; cuda fails rather than fall back.",
-    )
+    )(command)
+
+
+def _device_options(command: F) -> F:
     threads = click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads.  [default: all]")
-    return device(threads(command))
+    return _device_option(threads(command))
 
 
 @main.command()
@@ -126,7 +129,13 @@ def _device_options(command: F) -> F:
     type=click.Path(path_type=Path),
     help="Model folder of the generator.  [default: the demo generator]",
 )
-@click.option("--queries-per-language", type=int, default=5, show_default=True, help="Queries generated a language.")
+@click.option(
+    "--queries",
+    metavar="corpus|PATH",
+    help="Generate none, take queries that are there: corpus for the field generated_queries of FILE, or a JSONL file "
+    "of rows {id, language, text} in any order.",
+)
+@click.option("--queries-per-language", type=int, help="Queries generated a language.  [default: 5]")
 @click.option(
     "--fusion",
     type=click.Choice(["sum", "mean"]),
@@ -155,14 +164,20 @@ def _device_options(command: F) -> F:
     help="Draw from all tokens, or from those that the language is written in, where the generator was exported with "
     "--restrict-vocabulary.  [default: restricted, where it was]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
+@click.option("--seed", type=int, help="Seed of the sampling.  [default: 0]")
 @click.option("--id-field", help="Field of the passage id, where it is none of id, _id, passage_id, docid.")
 @click.option(
     "--dead-letters",
     type=click.Path(path_type=Path),
     help="File for the rows that were rejected, rewritten by each run.  [default: ./NAME.rejected.jsonl]",
 )
-@_device_options
+@_device_option
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    help="CPU threads: as many chunks of passages are in work at once.  [default: one a core]",
+)
 @click.pass_obj
 def ingest(
     quiet: bool,
@@ -173,6 +188,7 @@ def ingest(
     location: str,
     encoder_folder: Path | None,
     generator_folder: Path | None,
+    queries: str | None,
     device: str,
     threads: int,
     id_field: str | None,
@@ -185,22 +201,36 @@ def ingest(
     on where it stopped; run on an edited file, it redoes what changed. Rows that cannot be used are written to the
     dead-letter file with their line and the reason; then the exit code is 3.
     """
-    from xqg_qdrant.corpus import count_rows, read_passages
-    from xqg_qdrant.ingest import make_recipe
+    from xqg_qdrant.corpus import count_rows, read_generated_queries, read_passages, read_queried_passages
+    from xqg_qdrant.ingest import Row, make_recipe
     from xqg_qdrant.languages import parse_languages
     from xqg_qdrant.progress import run_ingest
+    from xqg_qdrant.query_index import QueryIndex
 
-    rows = read_passages(file, id_field=id_field)
+    if queries is not None and generator_folder is not None:
+        raise click.UsageError("Give --generator or --queries, not both.")
+    index = None
+    rows: Iterator[Row]
+    if queries == "corpus":
+        rows = read_queried_passages(file, id_field=id_field)
+    else:
+        rows = passages = read_passages(file, id_field=id_field)
+        if queries is not None:
+            index = QueryIndex(read_generated_queries(queries, id_field=id_field))
+            rows = index.join(passages)
     with _opened_store(location) as store:
-        encoder, generator = (
-            _load_encoder(encoder_folder, device, threads),
-            _load_generator(generator_folder, device, threads),
-        )
-        named = parse_languages(languages, generator.languages) if languages is not None else ()
+        # One thread an operator: the workers of the ingest are the threads.
+        encoder = _load_encoder(encoder_folder, device, 1)
+        generator = _load_generator(generator_folder, device, 1) if queries is None else None
+        named: tuple[str, ...] = ()
+        if languages is not None:
+            named = parse_languages(languages, generator.languages) if generator else (languages,)
         recipe = make_recipe(generator, named, **settings)
         total = None if quiet else count_rows(file)
         letters = dead_letters or Path(f"{collection}.rejected.jsonl")
-        totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, letters, quiet)
+        totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
+    if index is not None and index.left_over:
+        click.echo(f"Queries of {queries} that belong to no passage of {file}: {index.left_over}", err=True)
     if totals.rejected:
         click.echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters}", err=True)
         sys.exit(ROWS_REJECTED_EXIT_CODE)
@@ -424,7 +454,7 @@ def demo(quiet: bool, location: str, collection: str, as_json: bool, device: str
 
     passages, queries = read_demo_passages(), read_demo_queries()
     with _opened_store(location) as store:
-        encoder, generator = _load_encoder(None, device, threads), _load_generator(None, device, threads)
+        encoder, generator = _load_encoder(None, device, 1), _load_generator(None, device, 1)
         recipe = make_recipe(generator, **DEMO_RECIPE)
         tell(
             f"Ingesting {len(passages)} English passages into {collection!r} ({store.location}), each with "
@@ -432,7 +462,7 @@ def demo(quiet: bool, location: str, collection: str, as_json: bool, device: str
             f"({recipe.fusion} fusion, alpha {recipe.alpha}, renormalised)."
         )
         letters = Path(f"{collection}.rejected.jsonl")
-        run_ingest(passages, len(passages), store, collection, encoder, generator, recipe, letters, quiet)
+        run_ingest(passages, len(passages), store, collection, encoder, generator, recipe, threads, letters, quiet)
         tell("")
         for language in DEMO_LANGUAGES_SHOWN:
             tell(_show_question(store, collection, encoder, next(q for q in queries if q.language == language)))

@@ -22,16 +22,18 @@ from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
+from types import NoneType
 from typing import IO, Any, NamedTuple, cast
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.records import Passage, Query, Reject
+from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage, Query, Reject
 
 ID_FIELDS = ("id", "_id", "passage_id", "docid")
 TEXT_FIELDS = ("text", "contents", "passage")
 QUERY_ID_FIELDS = ("id", "_id", "query_id")
 QUERY_TEXT_FIELDS = ("question", "query", "text")
 LANGUAGE_FIELDS = ("lang", "language")
+GENERATED_QUERIES_FIELD = "generated_queries"
 # Qdrant's engines cannot read back what is nested about 127 levels deep, and Edge does not reopen after it.
 MAX_METADATA_DEPTH = 32
 
@@ -59,8 +61,42 @@ def read_passages(source: str, *, id_field: str | None = None) -> Iterator[Passa
         of the same name.
 
     Raises:
-        InputError: There is no such file, or its format is not known.
+        InputError: There is no such file, its format is not known, or a row brings `generated_queries`, which only
+            `read_queried_passages` uses.
     """
+    rows = _read_rows(source, id_field, queried=False)
+    return cast("Iterator[Passage | Reject]", rows)
+
+
+def read_queried_passages(source: str, *, id_field: str | None = None) -> Iterator[QueriedPassage | Reject]:
+    """Read passages as `read_passages` does, each with the queries in its field `generated_queries`.
+
+    The field is a list of objects with a text (`question`, `query` or `text`) and a language (`lang` or `language`),
+    which may be missing, or of strings. Queries are kept as they are, but empty ones are dropped; a passage without the
+    field has none.
+    """
+    rows = _read_rows(source, id_field, queried=True)
+    return cast("Iterator[QueriedPassage | Reject]", rows)
+
+
+def read_generated_queries(
+    path: str | Path, *, id_field: str | None = None
+) -> Iterator[tuple[str, tuple[GeneratedQuery, ...]] | Reject]:
+    """Read queries by passage id from a JSONL file, plain or as `.gz`, a row at a time.
+
+    A row holds an id as the corpus does, and either one query as `read_queried_passages` takes it or a list of them in
+    `generated_queries`; a passage may have many rows. A `Reject` stands in the place of a row that cannot be used.
+
+    Raises:
+        InputError: There is no such file, or it is none that is read.
+    """
+    if not str(path).endswith((".jsonl", ".jsonl.gz")):
+        raise InputError(f"{path}: unknown kind of file of queries; give a .jsonl or .jsonl.gz file")
+    file = str(existing_file(path, ""))
+    return _generated_queries(file, (id_field, *ID_FIELDS) if id_field else ID_FIELDS)
+
+
+def _read_rows(source: str, id_field: str | None, queried: bool) -> Iterator[Passage | QueriedPassage | Reject]:
     path = source if source == "-" else str(existing_file(source, "corpus.jsonl"))
     id_fields = (id_field,) if id_field else ID_FIELDS
     if path.endswith(".parquet"):
@@ -71,7 +107,7 @@ def read_passages(source: str, *, id_field: str | None = None) -> Iterator[Passa
         rows = _jsonl_rows(path)
     else:
         raise InputError(f"{source}: unknown kind of file; give a .jsonl, .jsonl.gz, .tsv, .tsv.gz or .parquet file")
-    return _passages(rows, path, id_fields)
+    return _passages(rows, path, id_fields, queried)
 
 
 def count_rows(source: str) -> int | None:
@@ -117,16 +153,62 @@ def read_queries(path: str | Path) -> list[Query]:
     return list(queries.values())
 
 
-def _passages(rows: Iterator[_Row], source: str, id_fields: Sequence[str]) -> Iterator[Passage | Reject]:
+def _passages(
+    rows: Iterator[_Row], source: str, id_fields: Sequence[str], queried: bool
+) -> Iterator[Passage | QueriedPassage | Reject]:
     is_new = _first_time()
     for row in rows:
-        passage, problem = (None, row.problem) if row.problem else _passage(row.fields, id_fields)
+        fields, problem = dict(row.fields), row.problem
+        queries: tuple[GeneratedQuery, ...] = ()
+        if fields.get(GENERATED_QUERIES_FIELD) is not None and not queried:
+            raise InputError(
+                f"{source}, line {row.line}: brings {GENERATED_QUERIES_FIELD}; use them with --queries corpus, or "
+                "remove the field"
+            )
+        if queried and not problem:
+            queries, problem = _take_queries(fields.pop(GENERATED_QUERIES_FIELD, None))
+        passage, problem = (None, problem) if problem else _passage(fields, id_fields)
         if passage is not None and not is_new(passage.passage_id):
             problem = f"the id {passage.passage_id!r} was there before"
         if passage is None or problem:
             yield Reject(source, row.line, problem, row.raw or repr(row.fields))
         else:
-            yield passage
+            yield QueriedPassage(passage, queries) if queried else passage
+
+
+def _generated_queries(
+    path: str, id_fields: Sequence[str]
+) -> Iterator[tuple[str, tuple[GeneratedQuery, ...]] | Reject]:
+    for row in _jsonl_rows(path):
+        fields, passage_id, problem = dict(row.fields), "", row.problem
+        queries: tuple[GeneratedQuery, ...] = ()
+        if not problem:
+            passage_id, problem = _take_id(fields, id_fields)
+        if not problem:
+            queries, problem = _take_queries(fields.get(GENERATED_QUERIES_FIELD) or [fields])
+        yield Reject(path, row.line, problem, row.raw) if problem else (passage_id, queries)
+
+
+def _take_queries(value: object) -> tuple[tuple[GeneratedQuery, ...], str]:
+    """Return the queries of a list that are not empty, or the reason why it cannot be used."""
+    if not isinstance(value, list | tuple | NoneType):
+        return (), f"{GENERATED_QUERIES_FIELD} is not a list"
+    queries = []
+    for item in value or ():
+        fields = {"text": item} if isinstance(item, str) else item
+        if not isinstance(fields, dict):
+            return (), f"{GENERATED_QUERIES_FIELD} holds something that is neither a string nor an object"
+        text = next((fields[name] for name in QUERY_TEXT_FIELDS if fields.get(name) is not None), None)
+        language = next((fields[name] for name in LANGUAGE_FIELDS if fields.get(name) is not None), "")
+        if not isinstance(text, str):
+            return (), f"a query without a text (looked for {', '.join(QUERY_TEXT_FIELDS)})"
+        if not isinstance(language, str):
+            return (), "the language of a query is not a string"
+        if problem := _unstorable_field({"text": text, "language": language}):
+            return (), f"a query's {problem}"
+        if text.strip():
+            queries.append(GeneratedQuery(language.strip(), text))
+    return tuple(queries), ""
 
 
 def _passage(fields: Mapping[str, Any], id_fields: Sequence[str]) -> tuple[Passage | None, str]:

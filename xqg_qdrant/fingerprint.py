@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from xqg_qdrant.errors import MismatchError
-from xqg_qdrant.records import Passage
+from xqg_qdrant.records import GeneratedQuery, Passage
 
 Fingerprint: TypeAlias = dict[str, Any]
 
+# Which queries a collection was made with; written down for given ones alone.
+QUERIES_FIELD = "queries"
+GIVEN, GENERATED = "given", "generated"
+
 CURES = {
+    GIVEN: "give this corpus's queries too (--queries), or ingest into a new collection",
+    GENERATED: "leave --queries out to generate queries here too, or ingest into a new collection",
     "encoder": "use the encoder that the collection was made with (--encoder), or ingest into a new collection",
     "generator": "use the generator that the collection was made with (--generator), or ingest into a new collection",
     "recipe": "repeat the setting that the collection was made with, or ingest into a new collection",
@@ -24,11 +30,12 @@ CURES = {
 
 
 def make_fingerprint(
-    encoder: Mapping[str, Any], generator: Mapping[str, Any], recipe: Mapping[str, Any]
+    encoder: Mapping[str, Any], generator: Mapping[str, Any] | None, recipe: Mapping[str, Any]
 ) -> Fingerprint:
-    """Join what describes the two models and the recipe into one flat fingerprint."""
-    parts = {"encoder": encoder, "generator": generator, "recipe": recipe}
-    return {f"{part}.{name}": value for part, fields in parts.items() for name, value in fields.items()}
+    """Join what describes the two models and the recipe into one flat fingerprint; no generator: queries are given."""
+    parts = {"encoder": encoder, "generator": generator or {}, "recipe": recipe}
+    given = {QUERIES_FIELD: GIVEN} if generator is None else {}
+    return given | {f"{part}.{name}": value for part, fields in parts.items() for name, value in fields.items()}
 
 
 def hash_json(value: object) -> str:
@@ -42,9 +49,10 @@ def hash_recipe(fingerprint: Mapping[str, Any]) -> str:
     return hash_json(fingerprint)
 
 
-def hash_content(passage: Passage, recipe_hash: str) -> str:
-    """Return the hash by which a stored point shows that it is up to date."""
-    return hash_json([passage.passage_id, passage.title, passage.text, dict(passage.metadata), recipe_hash])
+def hash_content(passage: Passage, recipe_hash: str, given: Sequence[GeneratedQuery] | None = None) -> str:
+    """Return the hash by which a stored point shows that it is up to date; it covers queries that were given."""
+    content = [passage.passage_id, passage.title, passage.text, dict(passage.metadata), recipe_hash]
+    return hash_json(content if given is None else [*content, given])
 
 
 def refuse_mismatch(
@@ -52,7 +60,8 @@ def refuse_mismatch(
 ) -> None:
     """Raise for the first field in which two fingerprints differ.
 
-    With `part` (`"encoder"` for a search) only its fields are compared.
+    With `part` (`"encoder"` for a search) only its fields are compared. Given queries against generated ones is named
+    alone: the settings of the generation, which one side does not have, would only hide it.
 
     Raises:
         MismatchError: names every field that differs, both values, and the cure.
@@ -61,8 +70,12 @@ def refuse_mismatch(
     differing = [name for name in fields if stored.get(name) != wanted.get(name)]
     if not differing:
         return
+    if QUERIES_FIELD in differing:
+        differing = [QUERIES_FIELD]
+        stored, wanted = ({QUERIES_FIELD: side.get(QUERIES_FIELD, GENERATED)} for side in (stored, wanted))
     lines = [f"  {name}: stored {stored.get(name)!r}, now {wanted.get(name)!r}" for name in differing]
-    cure = CURES.get(differing[0].split(".")[0], "ingest into a new collection")
+    topic = stored[QUERIES_FIELD] if QUERIES_FIELD in differing else differing[0].split(".")[0]
+    cure = CURES.get(topic, "ingest into a new collection")
     raise MismatchError(
         f"collection {collection!r} was made differently:\n"
         + "\n".join(lines)

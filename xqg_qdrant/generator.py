@@ -174,6 +174,21 @@ class Generator:
         filled = self._prompt.replace("{language}", LANGUAGES[language].name)
         return filled.replace("{title}", passage.title).replace("{text}", passage.text).strip()
 
+    def check_vocabulary(self, languages: Sequence[str], vocabulary: str) -> None:
+        """Make sure that the model has this vocabulary of each language.
+
+        Raises:
+            InputError: it has not.
+        """
+        if vocabulary not in VOCABULARIES:
+            raise InputError(f"unknown vocabulary {vocabulary!r}; choose one of {', '.join(VOCABULARIES)}")
+        missing = [language for language in languages if language not in self.restricted_languages]
+        if vocabulary == RESTRICTED_VOCABULARY and missing:
+            raise InputError(
+                f"{self.folder.path} holds no restricted vocabulary of {missing[0]!r}; export it with "
+                f"--restrict-vocabulary, or ingest with --vocabulary {FULL_VOCABULARY}"
+            )
+
     def _take_memory(self) -> Memory:
         # Each thread needs its own; looking first whether one is idle would be a race.
         try:
@@ -187,13 +202,7 @@ class Generator:
         for language in languages:
             if language not in self.languages:
                 raise InputError(f"unknown language {language!r}: this generator writes {', '.join(self.languages)}")
-            if vocabulary == RESTRICTED_VOCABULARY and language not in self.restricted_languages:
-                raise InputError(
-                    f"{self.folder.path} holds no restricted vocabulary of {language!r}; export it with "
-                    f"--restrict-vocabulary, or ingest with --vocabulary {FULL_VOCABULARY}"
-                )
-        if vocabulary not in VOCABULARIES:
-            raise InputError(f"unknown vocabulary {vocabulary!r}; choose one of {', '.join(VOCABULARIES)}")
+        self.check_vocabulary(languages, vocabulary)
 
     def _groups(self, passages: Sequence[Passage], languages: Sequence[str], samples: int) -> list[_Group]:
         """Return the prompts with their rows: one a passage where the prompt does not name the language."""

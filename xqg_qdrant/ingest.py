@@ -3,39 +3,62 @@
 The collection is the checkpoint: what of a chunk is stored with the right content hash needs no work. So an ingest that
 was interrupted goes on where it stopped, and one of an edited corpus redoes only what changed.
 
+Some chunks are in work at once, a worker at each; whoever consumes the progress reads, looks up and writes. So the
+store meets one thread, the points are written in the order of the corpus, and memory is bounded by the chunks in work.
+
 Knows the order of the steps. Knows nothing of file formats, models' insides or engines.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import os
+from collections import Counter, abc, deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from threading import Event
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion, fuse
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.fingerprint import Fingerprint, hash_content, hash_recipe, make_fingerprint, refuse_mismatch
+from xqg_qdrant.fingerprint import hash_content, hash_recipe, make_fingerprint, refuse_mismatch
 from xqg_qdrant.generator import Generation, Generator, Sampling
-from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, Passage, Reject
+from xqg_qdrant.records import (
+    PASSAGE_VECTOR,
+    XQG_VECTOR,
+    AugmentedPassage,
+    Passage,
+    QueriedPassage,
+    Reject,
+)
 from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
 
-# A kill costs at most one chunk, and a chunk is one write to the store.
+Row: TypeAlias = Passage | QueriedPassage | Reject
+
+# A chunk is a few seconds of work: what a kill costs each worker.
 CHUNK_SIZE = 16
+# The same where a passage is cheap: no queries are generated, or a GPU does it.
+CHEAP_CHUNK_SIZE = 128
+# While the one half of the chunks in flight is written, the workers are at the other half.
+CHUNKS_IN_FLIGHT = 4
+# One is computed while the results of the other become text.
+CUDA_WORKERS = 2
 
 
 class Recipe(NamedTuple):
     """How passages are augmented; all of it decides the vectors, and is part of the fingerprint.
 
     `alpha` is the weight of the generated queries, `fusion` one of `sum` (as published) and `mean`; `renormalise` gives
-    the augmented vector the length of the plain one.
+    the augmented vector the length of the plain one. The others say how queries are generated; where they are given,
+    `sampling` is None and the rest means nothing.
     """
 
-    languages: tuple[str, ...]
-    sampling: Sampling
+    languages: tuple[str, ...] = ()
+    sampling: Sampling | None = None
     queries_per_language: int = 5
     alpha: float = PUBLISHED_ALPHA
     fusion: str = "sum"
@@ -43,7 +66,9 @@ class Recipe(NamedTuple):
     seed: int = 0
 
     def describe(self) -> dict[str, Any]:
-        """Return every setting as JSON values, for a fingerprint."""
+        """Return every setting that decides the vectors as JSON values, for a fingerprint."""
+        if self.sampling is None:
+            return {"alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise}
         flat = {**self._asdict(), **self.sampling._asdict(), "languages": list(self.languages)}
         del flat["sampling"]
         return flat
@@ -53,7 +78,8 @@ class Progress(NamedTuple):
     """What one chunk came to.
 
     `stored` passages were written, `unchanged` ones were there already, `rejects` could not be used. `asked` and
-    `kept` count generated queries by language.
+    `kept` count generated queries by language; of given ones, which nobody asked for, `kept` alone. `bare` is how many
+    of the written passages have no query.
     """
 
     stored: int
@@ -61,6 +87,7 @@ class Progress(NamedTuple):
     rejects: tuple[Reject, ...]
     asked: Mapping[str, int]
     kept: Mapping[str, int]
+    bare: int = 0
 
     @property
     def rows(self) -> int:
@@ -68,13 +95,37 @@ class Progress(NamedTuple):
         return self.stored + self.unchanged + len(self.rejects)
 
 
-def make_recipe(generator: Generator, languages: Sequence[str] = (), **settings: Any) -> Recipe:
+class _Chunk(NamedTuple):
+    """A chunk after the look at the store: what is missing there, with its content hashes."""
+
+    missing: list[tuple[QueriedPassage, str]]
+    unchanged: int
+    rejects: list[Reject]
+
+
+class _Augmented(NamedTuple):
+    """A chunk that only has to be written, and what to tell when it is."""
+
+    points: list[AugmentedPassage]
+    progress: Progress
+
+
+def make_recipe(generator: Generator | None, languages: Sequence[str] = (), **settings: Any) -> Recipe:
     """Fill in what is not set: the generator's own languages and sampling, and the published fusion.
 
+    Without a generator, when queries are given, the recipe is about their fusion alone.
+
     Raises:
-        InputError: a setting is out of its range.
+        InputError: a setting is out of its range, or is about a generation that does not take place.
     """
     given = {name: value for name, value in settings.items() if value is not None}
+    if generator is None:
+        for name in ("languages", "queries_per_language", "seed", *Sampling._fields):
+            if name in given or (name == "languages" and languages):
+                raise InputError(f"{name} says how queries are generated, but they are given here; leave it out")
+        recipe = Recipe(**given)
+        check_fusion(recipe.alpha, recipe.fusion)
+        return recipe
     sampled = {name: given.pop(name) for name in Sampling._fields if name in given}
     sampling = generator.sampling._replace(**sampled)
     # The order of the languages changes nothing, so it must not tell two recipes apart.
@@ -94,71 +145,155 @@ def make_recipe(generator: Generator, languages: Sequence[str] = (), **settings:
         raise InputError(f"top_k must be at most {generator.vocabulary_size}, was: {sampling.top_k}")
     if not sampling.temperature > 0:
         raise InputError(f"temperature must be above 0, was: {sampling.temperature}")
+    generator.check_vocabulary(recipe.languages, sampling.vocabulary)
     check_fusion(recipe.alpha, recipe.fusion)
     return recipe
 
 
-def prepare_collection(
-    store: Store, collection: str, encoder: Encoder, generator: Generator, recipe: Recipe
-) -> Fingerprint:
-    """Create the collection, or make sure that the one that is there was made in the same way.
+def count_workers(device: str, threads: int = 0) -> int:
+    """Return how many workers keep a device busy: on the CPU one for each of the threads, by default for each core.
 
-    Raises:
-        MismatchError: it was made with other models or another recipe.
+    There the models are to be opened with one thread each.
     """
-    fingerprint = make_fingerprint(encoder.describe(), generator.describe(), recipe.describe())
-    stored = store.read_fingerprint(collection)
-    if stored is None:
-        store.create_collection(collection, encoder.dim, fingerprint)
-    else:
-        refuse_mismatch(collection, stored, fingerprint)
-    return fingerprint
+    if device != "cpu":
+        return CUDA_WORKERS
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return threads or cores or 1
 
 
 def ingest(
-    rows: Iterable[Passage | Reject],
+    rows: Iterable[Row],
     store: Store,
     collection: str,
     encoder: Encoder,
-    generator: Generator,
+    generator: Generator | None,
     recipe: Recipe,
-) -> Iterator[Progress]:
-    """Store the passages with augmented vectors; yield after each chunk, when it is safe on disk.
+    workers: int = 1,
+    stop: Event | None = None,
+) -> abc.Generator[Progress, None, None]:
+    """Store the passages with augmented vectors; yield for each chunk, in the order of the rows, when it is safe.
 
     Chunks are cut by position in the input. A passage's queries and vectors depend on the passage and the recipe
-    alone, so an interrupted ingest that is run again ends with the same points as an uninterrupted one.
+    alone, so an interrupted ingest that is run again ends with the same points as an uninterrupted one, and any number
+    of workers gives the same points. An error in any step ends all of them; so does closing this iterator. Both wait
+    for the chunks that workers are at.
+
+    Args:
+        rows: passages, each id once, with their queries where there is no generator.
+        store: used from the consuming thread alone.
+        collection: its name; it is created where it does not exist.
+        encoder: called from `workers` threads at once.
+        generator: the same; None where the rows bring their queries, which are then taken as they are.
+        recipe: of `make_recipe`, for the same generator.
+        workers: how many chunks are in work at once; at most `CHUNKS_IN_FLIGHT` times as many are in memory.
+        stop: once set, no more is read, and the chunks that workers are at are finished and stored.
+
+    Raises:
+        MismatchError: the collection was made with other models or another recipe.
+        InputError: the recipe is for given queries and there is a generator, or the other way round.
     """
-    recipe_hash = hash_recipe(prepare_collection(store, collection, encoder, generator, recipe))
-    for chunk in batched(rows, CHUNK_SIZE):
-        rejects = [row for row in chunk if isinstance(row, Reject)]
-        passages = [row for row in chunk if isinstance(row, Passage)]
-        stored = store.read_content_hashes(collection, [passage.passage_id for passage in passages])
-        hashed = [(passage, hash_content(passage, recipe_hash)) for passage in passages]
-        missing = [(passage, content) for passage, content in hashed if stored.get(passage.passage_id) != content]
-        points, asked, kept = [], Counter[str](), Counter[str]()
-        for passage, content in missing:
-            generation = generator.generate(
-                passage, recipe.languages, recipe.queries_per_language, recipe.seed, recipe.sampling
-            )
-            asked.update(dict.fromkeys(recipe.languages, generation.asked))
-            kept.update(query.language for query in generation.queries)
-            point = _augment(passage, generation, encoder, recipe, content, recipe_hash)
-            if isinstance(point, Reject):
-                rejects.append(point)
+    if (generator is None) != (recipe.sampling is None):
+        raise InputError("the recipe was made for another generator; make it with make_recipe(generator)")
+    described = None if generator is None else generator.describe()
+    fingerprint = make_fingerprint(encoder.describe(), described, recipe.describe())
+    recipe_hash = hash_recipe(fingerprint)
+    stored = store.read_fingerprint(collection)
+    if stored is not None:
+        refuse_mismatch(collection, stored, fingerprint)
+    # Files that cannot be used at all are noticed at their first row: then no collection is made.
+    unread = iter(rows)
+    first = list(islice(unread, 1))
+    if stored is None:
+        store.create_collection(collection, encoder.dim, fingerprint)
+
+    cheap = generator is None or generator.device != "cpu"
+    chunks = batched(chain(first, unread), CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
+    in_flight: deque[Future[_Augmented]] = deque()
+    reading = True
+    pool = ThreadPoolExecutor(workers, "xqg")
+    try:
+        while reading or in_flight:
+            if stop is not None and stop.is_set():
+                reading = False
+                while in_flight and in_flight[-1].cancel():
+                    in_flight.pop()
+            if reading and len(in_flight) < CHUNKS_IN_FLIGHT * workers:
+                chunk = next(chunks, None)
+                if chunk is None:
+                    reading = False
+                else:
+                    looked_up = _look_up(chunk, store, collection, generator, recipe_hash)
+                    in_flight.append(pool.submit(_augment, looked_up, encoder, generator, recipe, recipe_hash))
             else:
-                points.append(point)
-        if points:
-            store.upsert(collection, points)
-        yield Progress(len(points), len(passages) - len(missing), tuple(rejects), asked, kept)
+                done = _take_done(in_flight, CHUNKS_IN_FLIGHT * workers // 2)
+                points = [point for augmented in done for point in augmented.points]
+                # One write for all that wait: each pays for a flush to the disk.
+                if points:
+                    store.upsert(collection, points)
+                yield from (augmented.progress for augmented in done)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _look_up(
+    rows: Sequence[Row], store: Store, collection: str, generator: Generator | None, recipe_hash: str
+) -> _Chunk:
+    rejects, passages = [], []
+    for row in rows:
+        if isinstance(row, Reject):
+            rejects.append(row)
+        elif isinstance(row, Passage):
+            passages.append(QueriedPassage(row, ()))
+        elif generator is None:
+            passages.append(row)
+        else:
+            raise InputError(f"passage {row.passage.passage_id!r} brings queries, but a generator is to write them")
+    stored = store.read_content_hashes(collection, [row.passage.passage_id for row in passages])
+    hashed = [(row, hash_content(row.passage, recipe_hash, None if generator else row.queries)) for row in passages]
+    missing = [(row, content) for row, content in hashed if stored.get(row.passage.passage_id) != content]
+    return _Chunk(missing, len(passages) - len(missing), rejects)
+
+
+def _take_done(in_flight: deque[Future[_Augmented]], limit: int) -> list[_Augmented]:
+    """Wait for the first chunk, and take with it those behind it that are done too."""
+    done = [in_flight.popleft().result()]
+    while in_flight and in_flight[0].done() and len(done) < limit:
+        done.append(in_flight.popleft().result())
+    return done
 
 
 def _augment(
-    passage: Passage, generation: Generation, encoder: Encoder, recipe: Recipe, content_hash: str, recipe_hash: str
-) -> AugmentedPassage | Reject:
-    plain = encoder.encode_passages([f"{passage.title} {passage.text}".strip()])[0]
-    queries = encoder.encode_queries([query.text for query in generation.queries])
-    fused = fuse(plain, queries, recipe.alpha, recipe.fusion, recipe.renormalise)
-    if not (np.isfinite(plain).all() and np.isfinite(fused).all()):
-        return Reject(passage.passage_id, 0, "the encoder gave a vector that is not finite", passage.text)
-    vectors = {XQG_VECTOR: fused, PASSAGE_VECTOR: plain}
-    return AugmentedPassage(passage, generation.queries, vectors, content_hash, recipe_hash)
+    chunk: _Chunk, encoder: Encoder, generator: Generator | None, recipe: Recipe, recipe_hash: str
+) -> _Augmented:
+    """Do a worker's part of a chunk, with one call of each model."""
+    if not chunk.missing:
+        return _Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}))
+    passages = [row.passage for row, _ in chunk.missing]
+    generations = _find_queries([row for row, _ in chunk.missing], generator, recipe)
+    plain = encoder.encode_passages([f"{passage.title} {passage.text}".strip() for passage in passages])
+    texts = [query.text for generation in generations for query in generation.queries]
+    counts = [len(generation.queries) for generation in generations]
+    vectors = np.split(encoder.encode_queries(texts), np.cumsum(counts)[:-1])
+
+    points, rejects, asked, kept = [], list(chunk.rejects), Counter[str](), Counter[str]()
+    for (row, content_hash), generation, vector, queries in zip(
+        chunk.missing, generations, plain, vectors, strict=True
+    ):
+        asked.update(dict.fromkeys(recipe.languages, generation.asked))
+        kept.update(query.language for query in generation.queries)
+        fused = fuse(vector, queries, recipe.alpha, recipe.fusion, recipe.renormalise)
+        if np.isfinite(vector).all() and np.isfinite(fused).all():
+            named = {XQG_VECTOR: fused, PASSAGE_VECTOR: vector}
+            points.append(AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash))
+        else:
+            reason = "the encoder gave a vector that is not finite"
+            rejects.append(Reject(row.passage.passage_id, 0, reason, row.passage.text))
+    bare = sum(not point.generated_queries for point in points)
+    return _Augmented(points, Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare))
+
+
+def _find_queries(rows: Sequence[QueriedPassage], generator: Generator | None, recipe: Recipe) -> Sequence[Generation]:
+    if generator is None or recipe.sampling is None:
+        return [Generation(row.queries, asked=0) for row in rows]
+    passages = [row.passage for row in rows]
+    return generator.generate(passages, recipe.languages, recipe.queries_per_language, recipe.seed, recipe.sampling)

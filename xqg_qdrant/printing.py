@@ -21,7 +21,7 @@ class Totals:
     """The sum of an ingest's progress."""
 
     def __init__(self) -> None:
-        self.stored = self.unchanged = self.rejected = 0
+        self.stored = self.unchanged = self.rejected = self.bare = 0
         self.asked: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
 
@@ -30,6 +30,7 @@ class Totals:
         self.stored += progress.stored
         self.unchanged += progress.unchanged
         self.rejected += len(progress.rejects)
+        self.bare += progress.bare
         self.asked.update(progress.asked)
         self.kept.update(progress.kept)
 
@@ -46,6 +47,11 @@ class Totals:
                 f"{self.kept.total()} of {self.asked.total()} generated queries kept ({rate:.0f} generated a second): "
                 f"{yields}"
             )
+        elif self.kept:
+            counts = "  ".join(f"{name or 'of no language'} {count}" for name, count in sorted(self.kept.items()))
+            lines.append(f"{self.kept.total()} given queries encoded: {counts}")
+        if self.bare:
+            lines.append(f"{self.bare} of the stored passages have no query.")
         return "\n".join(lines)
 
 
@@ -67,7 +73,8 @@ def format_hits(hits: Sequence[Hit]) -> str:
         lines = [f"{rank:>3}  {found.score:.4f}  {passage.title or passage.passage_id}  [{passage.passage_id}]"]
         lines.append(f"     {shorten(passage.text, SNIPPET_CHARACTERS, placeholder=' …')}")
         if best_query is not None:
-            lines.append(f"     matched best: {best_query.text}  ({best_query.language})")
+            language = f"  ({best_query.language})" if best_query.language else ""
+            lines.append(f"     matched best: {best_query.text}{language}")
         paragraphs.append("\n".join(lines))
     return "\n".join(paragraphs)
 

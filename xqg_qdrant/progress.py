@@ -5,10 +5,13 @@ Knows the terminal. Everything it shows goes to stderr.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -20,9 +23,9 @@ from xqg_qdrant.corpus import write_dead_letters
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
 from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import Recipe, ingest
+from xqg_qdrant.ingest import Recipe, Row, count_workers, ingest
 from xqg_qdrant.printing import Totals
-from xqg_qdrant.records import Passage, Query, Reject, ScoredPassage
+from xqg_qdrant.records import Query, ScoredPassage
 from xqg_qdrant.search import search
 from xqg_qdrant.stores import Store
 
@@ -30,58 +33,65 @@ QUERIES_AT_ONCE = 64
 
 
 def run_ingest(
-    rows: Iterable[Passage | Reject],
+    rows: Iterable[Row],
     total: int | None,
     store: Store,
     collection: str,
     encoder: Encoder,
-    generator: Generator,
+    generator: Generator | None,
     recipe: Recipe,
+    threads: int,
     dead_letters: Path,
     quiet: bool,
 ) -> Totals:
     """Ingest with a progress bar and a summary; rejected rows go to the dead-letter file as they come.
 
     Raises:
-        SystemExit: 130, after Ctrl-C, when the chunk in flight is stored.
+        SystemExit: 130, after Ctrl-C, when the chunks that workers were at are stored.
     """
     totals, start = Totals(), time.perf_counter()
     dead_letters.unlink(missing_ok=True)
-    with Interruption() as interruption, _make_bar(total, " passages", quiet) as bar:
-        for progress in ingest(rows, store, collection, encoder, generator, recipe):
+    workers = count_workers(encoder.device, threads)
+    with (
+        Interruption() as asked,
+        _make_bar(total, " passages", quiet) as bar,
+        closing(ingest(rows, store, collection, encoder, generator, recipe, workers, asked)) as steps,
+    ):
+        for progress in steps:
             totals.add(progress)
             if progress.rejects:
                 write_dead_letters(dead_letters, progress.rejects)
             bar.update(progress.rows)
-            bar.set_postfix_str(f"{totals.asked.total() / (time.perf_counter() - start):.0f} queries/s")
-            if interruption.asked:
-                break
+            queries = (totals.asked or totals.kept).total()
+            bar.set_postfix_str(f"{queries / (time.perf_counter() - start):.0f} queries/s")
     if not quiet:
         click.echo(totals.summary(time.perf_counter() - start), err=True)
-    if interruption.asked:
+    if asked.is_set():
         click.echo("Interrupted; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
     return totals
 
 
 class Interruption:
-    """The first Ctrl-C lets the chunk in flight finish; a second one ends at once, at the cost of that chunk."""
+    """The first Ctrl-C sets an event; a second one ends the process at once, at the cost of what is in flight."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self._asked = threading.Event()
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> threading.Event:
         self._previous = signal.signal(signal.SIGINT, self._remember)
-        return self
+        return self._asked
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
     def _remember(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        click.echo("\nFinishing the chunk in flight; press Ctrl-C again to end at once.", err=True)
+        if self._asked.is_set():
+            # An exception would wait for threads that compute; a kill costs the same, and is safe at any moment.
+            click.echo("Interrupted.", err=True)
+            os._exit(INTERRUPTED_EXIT_CODE)
+        self._asked.set()
+        click.echo("\nFinishing the chunks in work; press Ctrl-C again to end at once.", err=True)
 
 
 def search_all(

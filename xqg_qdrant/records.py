@@ -29,10 +29,17 @@ class Passage:
 
 
 class GeneratedQuery(NamedTuple):
-    """A question that the generator wrote for a passage."""
+    """A question that a generator wrote for a passage; the language of a given one may be unknown, then it is empty."""
 
     language: str
     text: str
+
+
+class QueriedPassage(NamedTuple):
+    """A passage whose generated queries were made before: its file gives them, or another one."""
+
+    passage: Passage
+    queries: tuple[GeneratedQuery, ...]
 
 
 class Query(NamedTuple):
