@@ -247,7 +247,7 @@ def read_all(directory: Path) -> dict[str, AugmentedPassage]:
 def kill_now_and_then(corpus: Path, store: Path, threads: int, seconds: float, kills: int) -> None:
     """Ingest until it was killed so often, each time where it may have written something."""
     random_delay = random.Random(0)
-    killed = 0
+    killed = finished = 0
     while killed < kills:
         process = start_ingest(corpus, store, threads)
         try:
@@ -259,7 +259,8 @@ def kill_now_and_then(corpus: Path, store: Path, threads: int, seconds: float, k
         process.communicate()
         if process.returncode == 0:
             # It came to its end between two kills: begin anew, so that every kill hits work.
-            os.rename(store, store.parent / f"finished-{killed}")
+            finished += 1
+            os.rename(store, store.parent / f"finished-{finished}")
 
 
 @pytest.fixture(scope="module")

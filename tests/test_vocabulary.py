@@ -40,7 +40,7 @@ def restrict(language: str, sample: list[str], never: tuple[int, ...] = ()) -> l
     assert len(ids) % MULTIPLE == 0
     assert len(ids) <= LARGEST
     assert T5_END in ids
-    return [tokenizer.id_to_token(token) for token in ids.tolist() if token != T5_END]
+    return [str(tokenizer.id_to_token(token)) for token in ids.tolist() if token != T5_END]
 
 
 def test_a_language_may_use_its_script_digits_and_what_the_sample_holds() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -252,5 +252,5 @@ def bytes_of_token(decoder: Session) -> int:
 
 
 def _bytes(decoder: Session, name: str) -> int:
-    sizes: list[Any] = [size for size in decoder.input_shapes[name] if isinstance(size, int)]
-    return math.prod(sizes) * np.dtype(decoder.input_dtypes[name]).itemsize
+    elements: int = math.prod(size for size in decoder.input_shapes[name] if isinstance(size, int))
+    return elements * np.dtype(decoder.input_dtypes[name]).itemsize
