@@ -98,7 +98,7 @@ def test_a_roberta_without_token_types_gives_the_vectors_of_transformers(tmp_pat
 
 def test_int8_writes_down_what_it_loses(tmp_path: Path) -> None:
     checkpoint = encoder_checkpoint("bert")
-    done = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="mean", int8=True)
+    done = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="mean", dtype="int8")
     description = json.loads((done.folder / "xqg.json").read_text(encoding="utf-8"))
     assert description["dtype"] == "int8"
     assert description["parity"] == done.parity
