@@ -63,7 +63,7 @@ def exported(name: str, dtype: str, language_tokens: bool = False, restricted: b
     return cached(
         f"{source.name}-xqg-{dtype}{'-restricted' if restricted else ''}",
         (code, options),
-        lambda folder: export_checkpoint(str(source), folder, int8=dtype == "int8", **options),
+        lambda folder: export_checkpoint(str(source), folder, dtype=dtype, **options),
     )
 
 

@@ -230,7 +230,7 @@ def exported_encoder(name: str, dtype: str = "float32") -> Path:
     folder = _shelf() / f"{name} {dtype}"
     if not folder.exists():
         export_checkpoint(
-            str(encoder_checkpoint(name)), folder, int8=dtype == "int8",
+            str(encoder_checkpoint(name)), folder, dtype=dtype,
             pooling="mean", normalise=True, query_prefix="query: ", passage_prefix="passage: ",
             max_query_tokens=12, max_passage_tokens=30,
         )  # fmt: skip
@@ -243,5 +243,5 @@ def exported_generator(form: str, dtype: str = "float32", sample: Path | None = 
     if not folder.exists():
         given = {**GENERATORS[form][1], "max_new_tokens": NEW_TOKENS, "max_input_tokens": LONGEST_PROMPT, "top_k": 4}
         given["restrict_vocabulary"] = sample
-        export_checkpoint(str(generator_checkpoint(form)), folder, int8=dtype == "int8", **given)
+        export_checkpoint(str(generator_checkpoint(form)), folder, dtype=dtype, **given)
     return folder

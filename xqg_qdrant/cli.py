@@ -378,7 +378,13 @@ def evaluate(
 @click.argument("checkpoint")
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--int8", is_flag=True, help="int8 for CPUs: a quarter of the size, with its measured loss in xqg.json.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "int8", "float16"]),
+    default="float32",
+    show_default=True,
+    help="int8 for CPUs, float16 for GPUs (encoders), with their measured loss in xqg.json.",
+)
 @click.option("--pooling", type=click.Choice(["cls", "mean", "last"]), help="Encoder: pooling, where no file tells it.")
 @click.option("--normalise/--no-normalise", default=None, help="Encoder: vectors of length 1.")
 @click.option("--query-prefix", help="Encoder: text before each query, such as 'query: '.")
@@ -407,7 +413,7 @@ def export(
     checkpoint: str,
     folder: Path | None,
     revision: str | None,
-    int8: bool,
+    dtype: str,
     languages: str | None,
     **given: Any,
 ) -> None:
@@ -426,13 +432,12 @@ def export(
     if not quiet:
         click.echo(f"exporting {checkpoint}; the check against transformers takes a while …", err=True)
     start = time.perf_counter()
-    exported = export_checkpoint(checkpoint, folder, revision=revision, int8=int8, **given)
-    for dtype in ("float32", "int8"):
-        if dtype in exported.parity:
-            figures = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in exported.parity[dtype].items())
-            click.echo(
-                f"{dtype} against {exported.parity['reference']} on {exported.parity['inputs']} inputs: {figures}"
-            )
+    exported = export_checkpoint(checkpoint, folder, revision=revision, dtype=dtype, **given)
+    for measured in dict.fromkeys(("float32", dtype)):
+        figures = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in exported.parity[measured].items())
+        click.echo(
+            f"{measured} against {exported.parity['reference']} on {exported.parity['inputs']} inputs: {figures}"
+        )
     click.echo(f"{exported.folder}: {exported.kind}, exported in {time.perf_counter() - start:.0f} s")
 
 

@@ -27,6 +27,7 @@ from xqg_qdrant.export.checkpoint import (
     read_licence,
 )
 from xqg_qdrant.export.graph import Array
+from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.reference import Reference, cosines
 from xqg_qdrant.export.t5 import LONGEST_OUTPUT, build_t5_decoder, build_t5_encoder, build_t5_head
 from xqg_qdrant.export.vocabulary import restrict_vocabulary
@@ -38,6 +39,8 @@ from xqg_qdrant.session import runtime_version
 
 LOWEST_COSINE = 0.9999
 CHECKED_INPUTS = 56
+SAMPLED_INPUTS = 96
+DTYPES = ("float32", "int8", "float16")
 
 ENCODER_OPTIONS = (
     "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens", "max_passage_tokens"
@@ -60,18 +63,21 @@ def export_checkpoint(
     folder: Path | None = None,
     *,
     revision: str | None = None,
-    int8: bool = False,
+    dtype: str = "float32",
     **given: Any,
 ) -> Export:
     """Export a checkpoint (local folder or hub id) to a model folder, `onnx/NAME` unless told otherwise.
 
-    The fp32 graphs are checked against transformers; with `int8` the loss against the same reference is measured and
-    written down. `given` overrides what the checkpoint says of itself (`ENCODER_OPTIONS`, `GENERATOR_OPTIONS`).
+    The fp32 graphs are checked against transformers; with another `dtype` (of `DTYPES`) the loss against the same
+    reference is measured and written down. `given` overrides what the checkpoint says of itself (`ENCODER_OPTIONS`,
+    `GENERATOR_OPTIONS`).
 
     Raises:
         InputError: the checkpoint cannot be exported, an option does not apply to it, or the folder exists.
         ModelError: the exported graphs do not compute what transformers computes; no folder is left behind.
     """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be {', '.join(DTYPES)}, was: {dtype!r}")
     folder = folder or Path("onnx") / source.rstrip("/").rsplit("/", 1)[-1]
     if folder.exists():
         raise InputError(f"{folder} exists; remove it, or name another folder")
@@ -87,7 +93,7 @@ def export_checkpoint(
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        parity = export_kind(checkpoint, Path(temporary), settings, int8)
+        parity = export_kind(checkpoint, Path(temporary), settings, dtype)
         shutil.move(str(Path(temporary) / "final"), folder)
     return Export(folder, checkpoint.kind, parity)
 
@@ -97,23 +103,32 @@ class _Steps(NamedTuple):
 
     reference: Reference
     fields: dict[str, Any]
-    write_graphs: Callable[[Path, bool], None]
+    write_graphs: Callable[[Path, str], None]
     measure: Callable[[Path], dict[str, Any]]
     accept: Callable[[dict[str, Any]], None]
 
 
-def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], int8: bool) -> dict[str, Any]:
+def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], dtype: str) -> dict[str, Any]:
     settings = read_encoder_settings(checkpoint, **given)
     reference = Reference(checkpoint)
     config = {**reference.config, "hidden_act": checkpoint.config.get("hidden_act", "gelu")}
     fields = {**settings._asdict(), "dim": config["hidden_size"]}
     max_tokens = max(settings.max_query_tokens, settings.max_passage_tokens)
 
-    def write_graphs(folder: Path, with_int8: bool) -> None:
-        graph = build_bert(reference.weights(), config, settings.pooling, settings.normalise, max_tokens, with_int8)
+    passages, queries = _demo_texts(0, CHECKED_INPUTS // 2)
+    samples: dict[str, Sample] = {}
+    if dtype == "int8":
+        # other texts than those that measure the loss
+        seen = _demo_texts(CHECKED_INPUTS // 2, CHECKED_INPUTS // 2 + SAMPLED_INPUTS)
+        prefixes = (settings.passage_prefix, settings.query_prefix)
+        texts = [prefix + text for prefix, side in zip(prefixes, seen, strict=True) for text in side]
+        samples = reference.sample_inputs(texts, max_tokens)
+
+    def write_graphs(folder: Path, dtype: str) -> None:
+        weights = reference.weights()
+        graph = build_bert(weights, config, settings.pooling, settings.normalise, max_tokens, dtype, samples)
         graph.save(folder / "model.onnx")
 
-    passages, queries = _checked_texts()
     expected = np.concatenate([
         reference.encode(
             [settings.passage_prefix + text for text in passages],
@@ -139,10 +154,10 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
             )
 
     steps = _Steps(reference, fields, write_graphs, measure, accept)
-    return _build_and_check(checkpoint, temporary, int8, steps, inputs=len(expected))
+    return _build_and_check(checkpoint, temporary, dtype, steps, inputs=len(expected))
 
 
-def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], int8: bool) -> dict[str, Any]:
+def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], dtype: str) -> dict[str, Any]:
     sample_path = given.pop("restrict_vocabulary")
     settings = read_generator_settings(checkpoint, **given)
     for language in settings.languages:
@@ -168,8 +183,12 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
         "restricted_languages": list(vocabularies),
     }
 
-    def write_graphs(folder: Path, with_int8: bool) -> None:
+    if dtype == "float16":
+        raise InputError("generators cannot be exported in float16 yet; float32 and int8 they can")
+
+    def write_graphs(folder: Path, dtype: str) -> None:
         weights = reference.weights()
+        with_int8 = dtype == "int8"
         build_t5_encoder(weights, config, with_int8).save(folder / "encoder.onnx")
         build_t5_decoder(weights, config, reference.scales_head(), with_int8).save(folder / "decoder.onnx")
         build_t5_head(weights, with_int8, settings.suppressed_ids).save(folder / "head.onnx")
@@ -204,7 +223,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
             )
 
     steps = _Steps(reference, fields, write_graphs, measure, accept)
-    return _build_and_check(checkpoint, temporary, int8, steps, inputs=len(passages) * len(settings.languages))
+    return _build_and_check(checkpoint, temporary, dtype, steps, inputs=len(passages) * len(settings.languages))
 
 
 def _restrict_vocabularies(
@@ -228,17 +247,19 @@ def _restrict_vocabularies(
     }
 
 
-def _build_and_check(checkpoint: Checkpoint, temporary: Path, int8: bool, steps: _Steps, inputs: int) -> dict[str, Any]:
+def _build_and_check(
+    checkpoint: Checkpoint, temporary: Path, wanted: str, steps: _Steps, inputs: int
+) -> dict[str, Any]:
     """Build the fp32 graphs, check them, and leave the folder that was asked for in `final`."""
     parity: dict[str, Any] = {
         "reference": steps.reference.version, "runtime": f"onnxruntime {runtime_version()}", "inputs": inputs
     }  # fmt: skip
     final = temporary / "final"
-    for dtype in ("float32", "int8") if int8 else ("float32",):
+    for dtype in dict.fromkeys(("float32", wanted)):
         shutil.rmtree(final, ignore_errors=True)
         final.mkdir()
         steps.reference.save_tokenizer(final / TOKENIZER_FILE)
-        steps.write_graphs(final, dtype == "int8")
+        steps.write_graphs(final, dtype)
         about = {
             "source": checkpoint.source,
             "revision": checkpoint.revision,
@@ -254,10 +275,11 @@ def _build_and_check(checkpoint: Checkpoint, temporary: Path, int8: bool, steps:
     return parity
 
 
-def _checked_texts() -> tuple[list[str], list[str]]:
-    passages = [f"{passage.title} {passage.text}" for passage in read_demo_passages()[: CHECKED_INPUTS // 2]]
-    queries = [query.text for query in read_demo_queries()[: CHECKED_INPUTS // 2]]
-    return passages, queries
+def _demo_texts(first: int, last: int) -> tuple[list[str], list[str]]:
+    passages = [f"{passage.title} {passage.text}" for passage in read_demo_passages()[first:last]]
+    queries = [query.text for query in read_demo_queries()]
+    # questions of one language stand together
+    return passages, queries[first :: len(queries) // (last - first)][: last - first]
 
 
 def _checked_passages(languages: Sequence[str]) -> list[Passage]:

@@ -5,17 +5,38 @@ Source of the architecture: Devlin et al. 2019 (arXiv 1810.04805); positions of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.export.graph import Array, Graph, QuantisedRows
+from xqg_qdrant.export.graph import Array, Graph
+from xqg_qdrant.export.quantise import (
+    REPEATED_COLUMNS,
+    Channels,
+    Sample,
+    count_copies,
+    find_wide_neurons,
+    fold_sample,
+    fold_weight,
+    multiply,
+    multiply_after_gelu,
+    multiply_terms,
+    plan_channels,
+    plan_plain,
+    quantise_once,
+    quantise_twice,
+    repeat_columns,
+)
 
 MODEL_TYPES = ("bert", "xlm-roberta", "roberta")
 POOLINGS = ("cls", "mean", "last")
+PROJECTIONS = ("query", "key", "value")
+FLOATS = {"float16": np.dtype(np.float16)}
+# Every form of GELU leaves it as it is.
+STEADY = np.float32(16)
 ACTIVATIONS = {"gelu": {}, "gelu_new": {"approximate": "tanh"}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
 
 
@@ -25,12 +46,15 @@ def build_bert(
     pooling: str,
     normalise: bool,
     max_tokens: int,
-    int8: bool,
+    dtype: str = "float32",
+    samples: Mapping[str, Sample] | None = None,
 ) -> Graph:
     """Write the encoder's graph.
 
-    Inputs `input_ids` and `attention_mask` are int64 of shape `(batch, tokens)`, with at most `max_tokens` tokens; the
-    output `vectors` is float32 of shape `(batch, dim)`.
+    The input `input_ids` is int64 of shape `(batch, tokens)`, with at most `max_tokens` tokens; so is `attention_mask`,
+    which the int8 graph does not have: its texts have one length. The output `vectors` is float32 of shape
+    `(batch, dim)`. `samples` holds, for int8, what the input of each product was on sample texts, by the name of the
+    product.
 
     Raises:
         InputError: the checkpoint has a part that this graph does not have.
@@ -39,17 +63,10 @@ def build_bert(
         raise InputError(f"activation {config['hidden_act']!r} is not supported; known: {', '.join(ACTIVATIONS)}")
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(f"position embeddings {config['position_embedding_type']!r} are not supported; absolute are")
-    graph = Graph("encoder", int8)
+    graph = Graph("encoder", dtype == "int8", FLOATS.get(dtype, np.dtype(np.float32)))
     ids = graph.input("input_ids", np.int64, ["batch", "tokens"])
-    mask = graph.input("attention_mask", np.int64, ["batch", "tokens"])
-    eps = config["layer_norm_eps"]
-
-    def layer_norm(value: str, name: str) -> str:
-        scale, shift = graph.constant(weights[f"{name}.weight"]), graph.constant(weights[f"{name}.bias"])
-        return graph.node("LayerNormalization", value, scale, shift, axis=-1, epsilon=eps)
-
-    def linear(value: str | QuantisedRows, name: str) -> str:
-        return graph.linear(value, weights[f"{name}.weight"], weights[f"{name}.bias"])
+    # What runs in int8 runs on a CPU, where padding never pays: its batches are of texts of one length.
+    mask = graph.input("attention_mask", np.int64, ["batch", "tokens"]) if dtype != "int8" else ""
 
     # XLM-R counts positions from behind the padding id; passages are padded on the right.
     first_position = config["pad_token_id"] + 1 if config["model_type"] != "bert" else 0
@@ -59,45 +76,148 @@ def build_bert(
     length = graph.node("Shape", ids, start=1, end=2)
     position_rows = graph.node("Slice", graph.constant(positions), graph.ints(0), length, graph.ints(0))
     words = graph.look_up(ids, graph.table(weights["embeddings.word_embeddings.weight"]))
-    hidden = layer_norm(graph.node("Add", words, position_rows), "embeddings.LayerNorm")
+    total = graph.reshape(graph.node("Add", words, position_rows), -1, config["hidden_size"])
     by_text = graph.node("Concat", graph.node("Shape", ids), graph.ints(-1), axis=0)
-    hidden = graph.reshape(hidden, -1, config["hidden_size"])
 
-    visible = graph.node("Cast", graph.node("Unsqueeze", mask, graph.ints(1, 2)), to=TensorProto.BOOL)
-    # The runtime's Attention broadcasts a mask over batch and heads, but not over the queries.
-    square = graph.node("Concat", graph.ints(1, 1), length, graph.ints(1), axis=0)
-    visible = graph.node("Expand", visible, square)
+    visible = [_visible(graph, mask, length)] if mask else []
     heads = config["num_attention_heads"]
+
+    def attend(*projected: str) -> str:
+        parts = (graph.node("Reshape", rows, by_text) for rows in projected)
+        attended = graph.node("Attention", *parts, *visible, q_num_heads=heads, kv_num_heads=heads)
+        return graph.reshape(attended, -1, config["hidden_size"])
+
+    layers = _Layers(graph, weights, config, attend, samples)
+    norm = "embeddings.LayerNorm"
     for layer in range(config["num_hidden_layers"]):
         name = f"encoder.layer.{layer}"
-        rows = graph.quantise(hidden)
-        query, key, value = (
-            graph.node("Reshape", linear(rows, f"{name}.attention.self.{part}"), by_text)
-            for part in ("query", "key", "value")
-        )
-        attended = graph.node("Attention", query, key, value, visible, q_num_heads=heads, kv_num_heads=heads)
-        projected = linear(graph.reshape(attended, -1, config["hidden_size"]), f"{name}.attention.output.dense")
-        hidden = layer_norm(graph.node("Add", projected, hidden), f"{name}.attention.output.LayerNorm")
-        wide = graph.node("Gelu", linear(hidden, f"{name}.intermediate.dense"), **ACTIVATIONS[config["hidden_act"]])
-        narrow = linear(wide, f"{name}.output.dense")
-        hidden = layer_norm(graph.node("Add", narrow, hidden), f"{name}.output.LayerNorm")
+        total = layers.int8(total, norm, name) if dtype == "int8" else layers.plain(total, norm, name)
+        norm = f"{name}.output.LayerNorm"
+    hidden = layers.layer_norm(total, norm)
 
-    pooled = _pool(graph, graph.node("Reshape", hidden, by_text), mask, pooling)
+    hidden = graph.node("Reshape", hidden, by_text)
+    if dtype == "float16":
+        # Sums over tokens and squares would lose too much.
+        hidden = graph.node("Cast", hidden, to=TensorProto.FLOAT)
+    pooled = _pool(graph, hidden, mask, pooling)
     if normalise:
         length = graph.node("ReduceL2", pooled, graph.ints(1), keepdims=1)
-        pooled = graph.node("Div", pooled, graph.node("Max", length, graph.constant(np.float32(1e-12))))
+        pooled = graph.node("Div", pooled, graph.node("Max", length, graph.constant(1e-12, np.float32)))
     graph.output(pooled, "vectors", np.float32, ["batch", config["hidden_size"]])
     return graph
 
 
+class _Layers:
+    """Writes layers; a layer takes and gives the sum in front of a layer norm, and the name of the norm before it."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, Array],
+        config: Mapping[str, Any],
+        attend: Callable[..., str],
+        samples: Mapping[str, Sample] | None,
+    ) -> None:
+        self._graph, self._weights, self._attend = graph, weights, attend
+        self._samples: Mapping[str, Sample] = samples or {}
+        self._eps = config["layer_norm_eps"]
+        self._gelu: Mapping[str, Any] = ACTIVATIONS[config["hidden_act"]]
+
+    def layer_norm(self, value: str, name: str, channels: Channels | None = None) -> str:
+        """Write a layer norm, whose channels can be centred and scaled for a product."""
+        scale, shift = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        if channels is not None:
+            scale, shift = scale / channels.scale, (shift - channels.centre) / channels.scale
+        graph = self._graph
+        return graph.node(
+            "LayerNormalization", value, graph.constant(scale), graph.constant(shift), axis=-1, epsilon=self._eps
+        )
+
+    def plain(self, total: str, norm: str, name: str) -> str:
+        """Write a layer in one floating-point type."""
+        graph = self._graph
+        hidden = self.layer_norm(total, norm)
+        parts = (self._linear(hidden, f"{name}.attention.self.{part}") for part in PROJECTIONS)
+        projected = self._linear(self._attend(*parts), f"{name}.attention.output.dense")
+        hidden = self.layer_norm(graph.node("Add", projected, hidden), f"{name}.attention.output.LayerNorm")
+        wide = graph.node("Gelu", self._linear(hidden, f"{name}.intermediate.dense"), **self._gelu)
+        return graph.node("Add", self._linear(wide, f"{name}.output.dense"), hidden)
+
+    def int8(self, total: str, norm: str, name: str) -> str:
+        """Write a layer whose products are in int8."""
+        graph = self._graph
+        inputs = [self._of(f"{name}.attention.self.{part}") for part in PROJECTIONS]
+        seen = self._samples[f"{name}.attention.self.query"]
+        channels = plan_channels(seen, np.concatenate([weight for weight, _ in inputs]))
+        products = fold_sample(seen, channels)
+        rows = self.layer_norm(total, norm, channels)
+        first = quantise_once(graph, rows, channels)
+        query, key, value = (fold_weight(*pair, channels) for pair in inputs)
+        attended = self._attend(
+            multiply(graph, first, *query, channels, products),
+            multiply(graph, first, *key, channels, products),
+            multiply_terms(graph, quantise_twice(graph, rows, first, channels), *value, channels),
+        )
+        weight, bias = self._of(f"{name}.attention.output.dense")
+        seen = self._samples[f"{name}.attention.output.dense"]
+        plain = plan_plain(seen)
+        residual = graph.node("Mul", rows, graph.constant(channels.scale))
+        bias = bias + channels.centre
+        projected = multiply(graph, quantise_once(graph, attended, plain), weight, bias, plain, seen.products)
+        total = graph.node("Add", projected, residual)
+
+        norm = f"{name}.attention.output.LayerNorm"
+        weight, bias = self._of(f"{name}.intermediate.dense")
+        out_weight, out_bias = self._of(f"{name}.output.dense")
+        seen, out_seen = self._samples[f"{name}.intermediate.dense"], self._samples[f"{name}.output.dense"]
+        channels = plan_channels(seen, weight)
+        wide = find_wide_neurons(out_seen)
+        kept = np.delete(np.arange(len(weight)), wide)
+        weight, bias = fold_weight(weight, bias, channels)
+        rows = self.layer_norm(total, norm, channels)
+        counts = count_copies(weight[kept], REPEATED_COLUMNS)
+        repeated = repeat_columns(graph, quantise_once(graph, rows, channels), counts)
+        products = fold_sample(seen, channels)
+        many = multiply(graph, repeated, weight[kept], bias[kept], channels, products, counts)
+        many = graph.node("Gelu", many, **self._gelu)
+        narrow = multiply_after_gelu(graph, many, out_weight[:, kept], out_seen.products[np.ix_(kept, kept)])
+
+        # The widest neurons, and one more that is ever STEADY: its weight is the bias.
+        residual = graph.node("Mul", rows, graph.constant(channels.scale))
+        into = np.append(weight[wide], np.zeros_like(weight[:1]), axis=0)
+        few = graph.node("Gemm", rows, graph.constant(into.T), graph.constant(np.append(bias[wide], STEADY)))
+        out = np.append(out_weight[:, wide].T, (out_bias + channels.centre)[None] / STEADY, axis=0)
+        few = graph.node("Gemm", graph.node("Gelu", few, **self._gelu), graph.constant(out), residual)
+        return graph.node("Add", narrow, few)
+
+    def _linear(self, value: str, name: str) -> str:
+        return self._graph.linear(value, *self._of(name))
+
+    def _of(self, name: str) -> tuple[Array, Array]:
+        return self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+
+
+def _visible(graph: Graph, mask: str, length: str) -> str:
+    visible = graph.node("Cast", graph.node("Unsqueeze", mask, graph.ints(1, 2)), to=TensorProto.BOOL)
+    # The runtime's Attention broadcasts a mask over batch and heads, but not over the queries.
+    return graph.node("Expand", visible, graph.node("Concat", graph.ints(1, 1), length, graph.ints(1), axis=0))
+
+
 def _pool(graph: Graph, hidden: str, mask: str, pooling: str) -> str:
-    if pooling == "cls":
-        return graph.node("Gather", hidden, graph.constant(np.int64(0), np.int64), axis=1)
-    if pooling == "mean":
-        weights = graph.node("Unsqueeze", graph.node("Cast", mask, to=TensorProto.FLOAT), graph.ints(2))
-        total = graph.node("ReduceSum", graph.node("Mul", hidden, weights), graph.ints(1), keepdims=0)
-        return graph.node("Div", total, graph.node("ReduceSum", weights, graph.ints(1), keepdims=0))
+    """Pool hidden states, float32 of shape `(batch, tokens, dim)`; without a mask every token counts."""
+    if pooling not in POOLINGS:
+        raise InputError(f"pooling must be cls, mean or last, was: {pooling!r}")
+    if pooling == "cls" or (pooling == "last" and not mask):
+        place = 0 if pooling == "cls" else -1
+        return graph.node("Gather", hidden, graph.constant(place, np.int64), axis=1)
     if pooling == "last":
         last = graph.node("Sub", graph.node("ReduceSum", mask, graph.ints(1), keepdims=1), graph.ints(1))
         return graph.node("GatherND", hidden, last, batch_dims=1)
-    raise InputError(f"pooling must be cls, mean or last, was: {pooling!r}")
+    # A sum over tokens as a product: the runtime's ReduceSum adds up in another order when a text is alone.
+    if mask:
+        weights = graph.node("Cast", mask, to=TensorProto.FLOAT)
+    else:
+        weights = graph.node("Expand", graph.constant(1), graph.node("Shape", hidden, start=0, end=2))
+    total = graph.node("MatMul", graph.node("Unsqueeze", weights, graph.ints(1)), hidden)
+    total = graph.node("Squeeze", total, graph.ints(1))
+    return graph.node("Div", total, graph.node("ReduceSum", weights, graph.ints(1), keepdims=1))

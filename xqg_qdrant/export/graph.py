@@ -45,9 +45,10 @@ class Table(NamedTuple):
 class Graph:
     """A graph under construction; every method that adds a node returns the name of its output."""
 
-    def __init__(self, name: str, int8: bool) -> None:
+    def __init__(self, name: str, int8: bool, floats: npt.DTypeLike = np.float32) -> None:
         self._name = name
         self._int8 = int8
+        self._floats = floats
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -81,9 +82,12 @@ class Graph:
         """Add a node with one output."""
         return self.nodes(op, *inputs, outputs=1, domain=domain, **attributes)[0]
 
-    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float32, file: str = "") -> str:
-        """Add a constant; small equal ones are stored once, one with a `file` there, so that graphs can share it."""
-        array: Array = np.asarray(value, dtype=dtype, order="C")
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike | None = None, file: str = "") -> str:
+        """Add a constant, of the graph's floating-point type unless another is given.
+
+        Small equal ones are stored once, one with a `file` there, so that graphs can share it.
+        """
+        array: Array = np.asarray(value, dtype=self._floats if dtype is None else dtype, order="C")
         if file:
             return self._constant_in_file(array, file)
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None
@@ -107,7 +111,7 @@ class Graph:
     def table(self, weight: Array, transposed: bool = False, file: str = "") -> Table:
         """Add an embedding table of shape `(rows, dim)`; transposed, it can be the weight of `linear` as well."""
         values, scales = quantise_rows(weight) if self._int8 else (weight, None)
-        name = self.constant(values.T if transposed else values, values.dtype, file)
+        name = self.constant(values.T if transposed else values, values.dtype if self._int8 else None, file)
         return Table(name, "" if scales is None else self.constant(scales), transposed)
 
     def look_up(self, ids: str, table: Table) -> str:

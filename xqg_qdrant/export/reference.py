@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from xqg_qdrant.export.checkpoint import Checkpoint
 from xqg_qdrant.export.graph import Array
+from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.records import FloatArray
 
 
@@ -65,6 +66,35 @@ class Reference:
                 vectors.append(torch.nn.functional.normalize(vector, dim=0) if normalise else vector)
         array: FloatArray = torch.stack(vectors).numpy()
         return array
+
+    def sample_inputs(self, texts: Sequence[str], max_tokens: int) -> dict[str, Sample]:
+        """Encode texts and return what the input of each product was, by the name of the product."""
+        counts: dict[str, int] = {}
+        found: dict[str, list[torch.Tensor]] = {}
+
+        def watch(name: str, rows: torch.Tensor) -> None:
+            rows = rows.reshape(-1, rows.shape[-1])
+            new = [rows.amin(dim=0), rows.amax(dim=0), rows.sum(dim=0), rows.T @ rows]
+            counts[name] = counts.get(name, 0) + len(rows)
+            if name in found:
+                low, high, total, products = found[name]
+                new = [low.minimum(new[0]), high.maximum(new[1]), total + new[2], products + new[3]]
+            found[name] = new
+
+        # query, key and value have one input
+        hooks = [
+            module.register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs[0]))
+            for name, module in self._model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+            and name.endswith(("self.query", "output.dense", "intermediate.dense"))
+        ]
+        self.encode(texts, max_tokens, "cls", normalise=False)
+        for hook in hooks:
+            hook.remove()
+        return {
+            name: Sample(low.numpy(), high.numpy(), (total / counts[name]).numpy(), (products / counts[name]).numpy())
+            for name, (low, high, total, products) in found.items()
+        }
 
     def decode_greedily(
         self, prompts: Sequence[str], start_ids: Sequence[int], max_input_tokens: int, max_new_tokens: int

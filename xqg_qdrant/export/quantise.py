@@ -1,0 +1,225 @@
+"""Products in int8 that stay close to fp32: what `bert` uses beside `Graph.linear`.
+
+A plain int8 product keeps 8 bits of its input and 8 of its weights. On trained weights that is too coarse in four
+places, each with its own cure here:
+
+- a few channels of a layer norm's output are ten times as wide as the others: centre and scale each channel, which the
+  layer norm does for nothing (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438);
+- scaling moves the trouble into a few columns of the weights: repeat these columns, each copy with a part of the weight
+  (outlier channel splitting, Zhao et al. 2019, 1901.09504);
+- one neuron or two of a feed-forward layer reach far above the rest: compute the widest ones in fp32
+  (LLM.int8(), Dettmers et al. 2022, 2208.07339);
+- the values of the attention want more than 8 bits: a second int8 term holds what the first one rounded off.
+
+Steps come from ranges seen in sample texts, never from the batch, or from the row alone: neighbours cannot matter.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from xqg_qdrant.export.graph import MICROSOFT, Array, Graph, quantise_rows
+
+# Between the input alone (1) and the weights alone (0), which of the two gets the even channels.
+SMOOTHING = 0.85
+REPEATED_COLUMNS = 16
+WIDE_NEURONS = 16
+DAMPING = 0.05
+BLOCK = 128
+# The lowest value of GELU is -0.17: of 256 levels its negative side needs few.
+GELU_FLOOR = 0.1701
+GELU_ZERO = 20
+SECOND_TERM = 254.0
+
+
+class Sample(NamedTuple):
+    """What the input of a product was on sample texts.
+
+    The lowest, highest and mean value of each channel, shape `(in,)`, and the mean products of channels, `(in, in)`.
+    """
+
+    low: Array
+    high: Array
+    mean: Array
+    products: Array
+
+
+class Channels(NamedTuple):
+    """How the rows of a product are centred and scaled, shape `(in,)`, and the step of their int8 values."""
+
+    centre: Array
+    scale: Array
+    step: float
+
+
+class Terms(NamedTuple):
+    """Rows in int8, shape `(rows, in)`: the first term, and what it rounded off."""
+
+    first: str
+    second: str
+
+
+def plan_channels(seen: Sample, weight: Array) -> Channels:
+    """Choose centre, scale and step of the input channels of a product with a weight of shape `(out, in)`."""
+    centre = (seen.high + seen.low) / 2
+    reach = np.maximum((seen.high - seen.low) / 2, 1e-4)
+    columns = np.maximum(np.abs(weight).max(axis=0), 1e-4)
+    scale = (reach**SMOOTHING / columns ** (1 - SMOOTHING)).astype(np.float32)
+    return Channels(centre.astype(np.float32), scale, float((reach / scale).max()) / 127)
+
+
+def plan_plain(seen: Sample) -> Channels:
+    """Choose one step for all channels, which are neither centred nor scaled."""
+    width = len(seen.low)
+    reach = max(float(np.abs(seen.low).max()), float(np.abs(seen.high).max()), 1e-4)
+    return Channels(np.zeros(width, np.float32), np.ones(width, np.float32), reach / 127)
+
+
+def fold_weight(weight: Array, bias: Array, channels: Channels) -> tuple[Array, Array]:
+    """Return the weight and bias that give for centred and scaled rows what the given ones give for plain rows."""
+    return weight * channels.scale, bias + weight @ channels.centre
+
+
+def fold_sample(seen: Sample, channels: Channels) -> Array:
+    """Return the mean products of centred and scaled channels."""
+    cross = np.outer(channels.centre, seen.mean)
+    centred = seen.products - cross - cross.T + np.outer(channels.centre, channels.centre)
+    result: Array = centred / np.outer(channels.scale, channels.scale)
+    return result
+
+
+def quantise_once(graph: Graph, rows: str, channels: Channels) -> str:
+    """Quantise centred and scaled rows to one term."""
+    return graph.node("QuantizeLinear", rows, graph.constant(np.float32(channels.step)), _middle(graph))
+
+
+def quantise_twice(graph: Graph, rows: str, first: str, channels: Channels) -> Terms:
+    """Quantise what the first term of rows rounded off."""
+    coarse = graph.node("DequantizeLinear", first, graph.constant(np.float32(channels.step)), _middle(graph))
+    finer = graph.constant(np.float32(channels.step / SECOND_TERM))
+    return Terms(first, graph.node("QuantizeLinear", graph.node("Sub", rows, coarse), finer, _middle(graph)))
+
+
+def repeat_columns(graph: Graph, rows: str, counts: Array) -> str:
+    """Repeat columns of int8 rows, so that column `i` stands `counts[i]` times."""
+    places = np.repeat(np.arange(len(counts)), counts - 1)
+    return graph.node("Concat", rows, graph.node("Gather", rows, graph.ints(*places), axis=1), axis=1)
+
+
+def multiply(
+    graph: Graph,
+    rows: str,
+    weight: Array,
+    bias: Array,
+    channels: Channels,
+    products: Array,
+    counts: Array | None = None,
+) -> str:
+    """Multiply int8 rows by a weight of shape `(out, in)`; with `counts`, rows are `repeat_columns`'s."""
+    if counts is None:
+        counts = np.ones(weight.shape[1], dtype=np.int64)
+    values, scales = round_weight(weight, products, counts)
+    return _product(graph, rows, split_columns(values, counts), scales * np.float32(channels.step), bias)
+
+
+def multiply_terms(graph: Graph, terms: Terms, weight: Array, bias: Array, channels: Channels) -> str:
+    """Multiply rows in two terms by a weight in two terms, leaving out the product of the two second ones."""
+    first, second, scales = quantise_terms(weight)
+    scales = scales * np.float32(channels.step)
+    coarse = _product(graph, terms.first, first, scales, bias)
+    both = graph.node("Concat", terms.first, terms.second, axis=1)
+    fine = _product(graph, both, np.concatenate([second, first], axis=1), scales / np.float32(SECOND_TERM), None)
+    return graph.node("Add", coarse, fine)
+
+
+def multiply_after_gelu(graph: Graph, value: str, weight: Array, products: Array) -> str:
+    """Multiply GELU's output, one scale a row, by a weight of shape `(out, in)`."""
+    largest = graph.node("ReduceMax", value, graph.ints(1), keepdims=1)
+    steps = graph.node("Mul", largest, graph.constant(1 / (255 - GELU_ZERO)))
+    steps = graph.node("Max", steps, graph.constant(GELU_FLOOR / GELU_ZERO))
+    flat = graph.node("Squeeze", steps, graph.ints(1))
+    zero = graph.constant(np.uint8(GELU_ZERO), np.uint8)
+    rows = graph.node("QuantizeLinear", value, flat, graph.node("Expand", zero, graph.node("Shape", flat)), axis=0)
+    values, scales = round_weight(weight, products, np.ones(weight.shape[1], dtype=np.int64))
+    return graph.node("Mul", _product(graph, rows, values, scales, None, zero=zero), steps)
+
+
+def count_copies(weight: Array, budget: int) -> Array:
+    """Choose how often each column of a weight stands, so that its rows get the finest scales; `budget` are added."""
+    counts = np.ones(weight.shape[1], dtype=np.int64)
+    sizes = np.abs(weight)
+    for _ in range(budget):
+        parts = sizes / counts
+        widest = parts.argmax(axis=1)
+        worth = np.bincount(widest, parts.max(axis=1) ** 2, minlength=len(counts))
+        counts[worth.argmax()] += 1
+    return counts
+
+
+def round_weight(weight: Array, products: Array, counts: Array) -> tuple[Array, Array]:
+    """Round a weight to integers, up to 127 for each copy of a column, with one scale a row.
+
+    What a column loses by rounding is made up for by the columns after it, as far as the sample's channels go together
+    (GPTQ, Frantar et al. 2022, arXiv 2210.17323).
+    """
+    scales = (np.maximum((np.abs(weight) / counts).max(axis=1), 1e-12) / 127).astype(np.float32)
+    order = np.argsort(-np.diagonal(products), kind="stable")
+    limits = 127 * counts[order]
+    left = (weight / scales[:, None]).astype(np.float64)[:, order]
+    damped = products.astype(np.float64)[np.ix_(order, order)]
+    damped += np.eye(len(damped)) * max(float(np.diagonal(damped).mean()) * DAMPING, 1e-12)
+    # The upper Cholesky factor of the inverse.
+    factor = np.linalg.cholesky(np.linalg.inv(damped)).T
+    values = np.empty_like(left)
+    for start in range(0, len(order), BLOCK):
+        end = min(start + BLOCK, len(order))
+        errors = np.empty((len(left), end - start))
+        for column in range(start, end):
+            values[:, column] = np.clip(np.rint(left[:, column]), -limits[column], limits[column])
+            errors[:, column - start] = (left[:, column] - values[:, column]) / factor[column, column]
+            left[:, column:end] -= np.outer(errors[:, column - start], factor[column, column:end])
+        left[:, end:] -= errors @ factor[start:end, end:]
+    return values[:, np.argsort(order)], scales
+
+
+def split_columns(values: Array, counts: Array) -> Array:
+    """Split each column of an integer weight into its copies: int8 of shape `(out, sum(counts))`.
+
+    The first copies stand in the order of the columns, the others behind them.
+    """
+    left, divisor = values.copy(), counts.copy()
+    copies = []
+    for column in (*range(len(counts)), *np.repeat(np.arange(len(counts)), counts - 1)):
+        # Copies share evenly, and what the last one takes is what is left.
+        part = np.rint(left[:, column] / divisor[column])
+        left[:, column] -= part
+        divisor[column] -= 1
+        copies.append(part)
+    return np.stack(copies, axis=1)
+
+
+def quantise_terms(weight: Array) -> tuple[Array, Array, Array]:
+    """Quantise a weight to two int8 terms, the second `SECOND_TERM` times finer, with one scale a row."""
+    first, scales = quantise_rows(weight)
+    left = weight / scales[:, None] - first
+    return first, np.clip(np.rint(left * SECOND_TERM), -127, 127).astype(np.int8), scales
+
+
+def find_wide_neurons(seen: Sample) -> Array:
+    """Return the places of the widest input channels of the way out of a feed-forward layer."""
+    reach = np.maximum(np.abs(seen.low), np.abs(seen.high))
+    return np.sort(np.argsort(-reach, kind="stable")[:WIDE_NEURONS])
+
+
+def _product(graph: Graph, rows: str, values: Array, scales: Array, bias: Array | None, zero: str | None = None) -> str:
+    one = graph.constant(np.float32(1))
+    weight, scales_name = graph.constant(values.T, np.int8), graph.constant(scales)
+    given = [] if bias is None else ["", graph.constant(bias)]
+    zero = zero or _middle(graph)
+    return graph.node("MatMulIntegerToFloat", rows, weight, one, scales_name, zero, *given, domain=MICROSOFT)
+
+
+def _middle(graph: Graph) -> str:
+    return graph.constant(np.uint8(128), np.uint8)
