@@ -134,7 +134,7 @@ class ClientStore:
         # The local mode is always exact, and warns of every parameter that it ignores.
         params = models.SearchParams(exact=exact, quantization=rescoring) if self._remote else None
 
-        def fetch(batch: Sequence[FloatArray], count: int) -> list[list[ScoredPassage]]:
+        def fetch(batch: Sequence[FloatArray], count: int) -> list[list[models.ScoredPoint]]:
             answers = self._wire.ask(
                 f"search collection {collection!r}",
                 self._client.query_batch_points,
@@ -146,7 +146,7 @@ class ClientStore:
                     for vector in batch
                 ],
             )
-            return [[layout.read_hit(hit.payload, hit.score) for hit in answer.points] for answer in answers]
+            return [answer.points for answer in answers]
 
         return layout.search_in_batches(fetch, vectors, limit, SEARCH_BATCH)
 

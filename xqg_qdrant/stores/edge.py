@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import qdrant_edge as engine
 
@@ -116,20 +116,23 @@ class EdgeStore:
         rescoring = engine.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=layout.OVERSAMPLING)
         params = engine.SearchParams(exact=exact, quantization=rescoring)
 
-        def fetch(batch: Sequence[FloatArray], count: int) -> list[list[ScoredPassage]]:
+        def fetch(batch: Sequence[FloatArray], count: int) -> list[list[_Hit]]:
             requests = [
                 engine.QueryRequest(
                     limit=count,
                     query=engine.Query.Nearest(vector.tolist(), using=vector_name),
                     params=params,
-                    with_payload=True,
+                    with_payload=False,
                     with_vector=False,
                 )
                 for vector in batch
             ]
             with self._wrapped(f"search collection {collection!r}"):
                 answers = shard.query_batch(engine.QueryBatchRequest(requests))
-            return [[layout.read_hit(hit.payload, hit.score) for hit in answer] for answer in answers]
+                # Faster than payloads that come with the hits, and a passage that many questions find is read once.
+                ids = list({hit.id for answer in answers for hit in answer})
+                records = {record.id: record for record in shard.retrieve(ids, True, False)}
+            return [[_Hit(hit.score, records[hit.id]) for hit in answer if hit.id in records] for answer in answers]
 
         return layout.search_in_batches(fetch, vectors, limit, SEARCH_BATCH)
 
@@ -243,6 +246,17 @@ class EdgeStore:
                 ) from error
             cure = "Cure: check the disk's free space and the directory's permissions, or restore it from a backup"
             raise StoreError(f"cannot {action} in {self.location}: {error}. {cure}.") from error
+
+
+class _Hit(NamedTuple):
+    """A hit whose payload becomes Python's only when it is asked for."""
+
+    score: float
+    record: engine.Record
+
+    @property
+    def payload(self) -> Mapping[str, Any] | None:
+        return self.record.payload
 
 
 def _make_config(dim: int, quantised: bool = False) -> engine.EdgeConfig:
