@@ -53,52 +53,51 @@ def make_chunks(points: int) -> Iterator[list[AugmentedPassage]]:
         ]
 
 
-def write_ours(folder: Path, points: int) -> float:
-    """Return the seconds that the store takes to write all points."""
-    store = EdgeStore(folder)
-    store.create_collection("docs", DIM, {})
-    seconds = 0.0
-    for chunk in make_chunks(points):
-        start = time.perf_counter()
-        store.upsert("docs", chunk)
-        seconds += time.perf_counter() - start
-    assert store.count("docs") == points
-    store.close()
-    return seconds
+def write_ours(store: EdgeStore, chunk: list[AugmentedPassage]) -> float:
+    """Return the seconds that the store takes to write a chunk."""
+    start = time.perf_counter()
+    store.upsert("docs", chunk)
+    return time.perf_counter() - start
 
 
-def write_direct(folder: Path, points: int) -> float:
-    """Return the seconds that the engine takes to write all points."""
-    vector = engine.EdgeVectorParams(size=DIM, distance=engine.Distance.Dot)
-    config = engine.EdgeConfig(vectors={"xqg": vector, "passage": vector}, wal_enabled=True)
-    shard = engine.EdgeShard.create(str(folder), config)
-    seconds = 0.0
-    for chunk in make_chunks(points):
-        start = time.perf_counter()
-        records = [
-            engine.Point(
-                make_point_id(point.passage.passage_id),
-                {name: values.tolist() for name, values in point.vectors.items()},
-                {
-                    "passage_id": point.passage.passage_id,
-                    "text": point.passage.text,
-                    "title": point.passage.title,
-                    "metadata": point.passage.metadata,
-                    "generated_queries": [
-                        {"language": query.language, "text": query.text} for query in point.generated_queries
-                    ],
-                    "content_hash": point.content_hash,
-                    "recipe": point.recipe,
-                },
-            )
-            for point in chunk
-        ]
-        shard.update(engine.UpdateOperation.upsert_points(records))
-        shard.flush()
-        seconds += time.perf_counter() - start
-    assert shard.count(engine.CountRequest(exact=True)) == points
-    shard.close()
-    return seconds
+def write_direct(shard: engine.EdgeShard, chunk: list[AugmentedPassage]) -> float:
+    """Return the seconds that the engine takes to write a chunk."""
+    start = time.perf_counter()
+    records = [
+        engine.Point(
+            make_point_id(point.passage.passage_id),
+            {name: values.tolist() for name, values in point.vectors.items()},
+            {
+                "passage_id": point.passage.passage_id,
+                "text": point.passage.text,
+                "title": point.passage.title,
+                "metadata": point.passage.metadata,
+                "generated_queries": [
+                    {"language": query.language, "text": query.text} for query in point.generated_queries
+                ],
+                "content_hash": point.content_hash,
+                "recipe": point.recipe,
+            },
+        )
+        for point in chunk
+    ]
+    shard.update(engine.UpdateOperation.upsert_points(records))
+    shard.flush()
+    return time.perf_counter() - start
+
+
+def compare_writes(store: EdgeStore, shard: engine.EdgeShard, points: int, runs: int) -> None:
+    """Write on both sides, chunk by chunk turn about; a run is a stretch of the growing collections."""
+    ours, direct = [0.0] * runs, [0.0] * runs
+    for number, chunk in enumerate(make_chunks(points)):
+        run = number * CHUNK * runs // points
+        for side in ("ours", "direct") if number % 2 else ("direct", "ours"):
+            if side == "ours":
+                ours[run] += write_ours(store, chunk)
+            else:
+                direct[run] += write_direct(shard, chunk)
+    assert store.count("docs") == shard.count(engine.CountRequest(exact=True)) == points
+    report(f"upsert of {points} points", ours, direct, points // runs)
 
 
 def search_ours(store: EdgeStore, questions: FloatArray) -> float:
@@ -135,22 +134,18 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--questions", type=int, default=50)
     parser.add_argument("--index", action="store_true", help="also index the collection and search it again")
-    parser.add_argument("--folder", type=Path, help="where to write; needs about 5 KB a point, twice that to index")
+    parser.add_argument("--folder", type=Path, help="where to write; needs 20 KB a point")
     given = parser.parse_args()
     workplace = Path(tempfile.mkdtemp(dir=given.folder))
     try:
-        ours, direct = [], []
-        for run in range(given.runs):
-            # The first may find a colder machine: who is first changes.
-            for side in ("ours", "direct") if run % 2 else ("direct", "ours"):
-                shutil.rmtree(workplace / side, ignore_errors=True)
-                if side == "ours":
-                    ours.append(write_ours(workplace / side, given.points))
-                else:
-                    direct.append(write_direct(workplace / side, given.points))
-        shutil.rmtree(workplace / "direct")
-        report(f"upsert of {given.points} points", ours, direct, given.points)
         store = EdgeStore(workplace / "ours")
+        store.create_collection("docs", DIM, {})
+        vector = engine.EdgeVectorParams(size=DIM, distance=engine.Distance.Dot)
+        config = engine.EdgeConfig(vectors={"xqg": vector, "passage": vector}, wal_enabled=True)
+        shard = engine.EdgeShard.create(str(workplace / "direct"), config)
+        compare_writes(store, shard, given.points, given.runs)
+        shard.close()
+        shutil.rmtree(workplace / "direct")
         chunk = next(make_chunks(CHUNK))
         questions = np.stack([point.vectors["xqg"] for point in chunk[: given.questions]])
         compare_search(store, "exact search", questions, given.runs)

@@ -269,7 +269,7 @@ def query(
     With - in its place, questions are read from standard input, one a line.
     """
     from xqg_qdrant.printing import format_hits, hits_to_json
-    from xqg_qdrant.search import check_collection, explain, search
+    from xqg_qdrant.search import answer, check_collection
 
     if not questions:
         raise click.UsageError("Missing argument 'QUESTION...'; give - to read questions from standard input.")
@@ -278,8 +278,7 @@ def query(
         encoder = _load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
         for question in (line.strip() for line in lines if line.strip()):
-            found = search(store, collection, encoder, [question], limit, [vector])[vector][0]
-            hits = explain(encoder, question, found)
+            hits = answer(store, collection, encoder, question, limit, vector)
             click.echo(hits_to_json(question, vector, hits) if as_json else f"{question}\n{format_hits(hits)}")
 
 

@@ -33,7 +33,7 @@ DEMO_GENERATOR = "demo-generator"
 
 
 class ModelFolder(NamedTuple):
-    """A verified folder: its path and what its `xqg.json` says."""
+    """A folder: its path and what its `xqg.json` says."""
 
     path: Path
     description: Mapping[str, Any]
