@@ -130,9 +130,11 @@ class EdgeStore:
             with self._wrapped(f"search collection {collection!r}"):
                 answers = shard.query_batch(engine.QueryBatchRequest(requests))
                 # Faster than payloads that come with the hits, and a passage that many questions find is read once.
-                ids = list({hit.id for answer in answers for hit in answer})
+                # The engine makes an id anew, in Python, whenever it is asked for it.
+                scored = [[(hit.id, hit.score) for hit in answer] for answer in answers]
+                ids = list({point_id for answer in scored for point_id, _ in answer})
                 records = {record.id: record for record in shard.retrieve(ids, True, False)}
-            return [[_Hit(hit.score, records[hit.id]) for hit in answer if hit.id in records] for answer in answers]
+            return [[_Hit(score, records[point]) for point, score in answer] for answer in scored]
 
         return layout.search_in_batches(fetch, vectors, limit, SEARCH_BATCH)
 
