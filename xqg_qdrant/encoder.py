@@ -6,13 +6,14 @@ Knows prefixes, lengths and batches. Pooling and normalisation lie inside the gr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from xqg_qdrant.model_folder import TOKENIZER_FILE, read_model_folder
+from xqg_qdrant.model_folder import TOKENIZER_FILE, read_description, verify_files
 from xqg_qdrant.records import FloatArray
 from xqg_qdrant.session import Session
 
@@ -30,16 +31,22 @@ class Encoder:
         Raises:
             ModelError: the folder or the device cannot be used.
         """
-        self.folder = read_model_folder(folder, "encoder")
+        self.folder = read_description(folder, "encoder")
+        with ThreadPoolExecutor() as pool:
+            # A large tokenizer takes as long to load as a large model, and that as long as its checksum.
+            verified = pool.submit(verify_files, self.folder)
+            session = pool.submit(Session, folder / "model.onnx", device, threads)
+            tokenizer = pool.submit(Tokenizer.from_file, str(folder / TOKENIZER_FILE))
+        verified.result()  # first, so that a damaged file is told as such
         about = self.folder.description
         self.dim: int = about["dim"]
         self._query_prefix: str = about["query_prefix"]
         self._passage_prefix: str = about["passage_prefix"]
         self._max_query_tokens: int = about["max_query_tokens"]
         self._max_passage_tokens: int = about["max_passage_tokens"]
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+        self._tokenizer: Tokenizer = tokenizer.result()
         self._tokenizer.no_padding()
-        self._session = Session(folder / "model.onnx", device, threads)
+        self._session = session.result()
         self.device = self._session.device
 
     def describe(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ DEMO_GENERATOR = "demo-generator"
 
 
 class ModelFolder(NamedTuple):
-    """A folder: its path and what its `xqg.json` says."""
+    """A model's folder: its path and what its `xqg.json` says."""
 
     path: Path
     description: Mapping[str, Any]
@@ -49,6 +50,17 @@ def read_model_folder(path: Path, kind: str) -> ModelFolder:
 
     Raises:
         ModelError: the folder is missing, half written, of another kind, or a file differs from its checksum.
+    """
+    folder = read_description(path, kind)
+    verify_files(folder)
+    return folder
+
+
+def read_description(path: Path, kind: str) -> ModelFolder:
+    """Read a folder of the given kind without looking at its files: `verify_files` must follow.
+
+    Raises:
+        ModelError: the folder is missing, half written, or of another kind.
     """
     if not path.is_dir():
         raise ModelError(f"there is no model folder {path}. Make one with: xqg export CHECKPOINT {path}")
@@ -70,7 +82,18 @@ def read_model_folder(path: Path, kind: str) -> ModelFolder:
     files = description.get("files")
     if not isinstance(files, dict) or not {*GRAPH_FILES[kind], TOKENIZER_FILE} <= files.keys():
         raise ModelError(f"{description_path} does not list every file of a model of kind {kind!r}. {again}")
-    for name, expected in files.items():
+    return ModelFolder(path, description)
+
+
+def verify_files(folder: ModelFolder) -> None:
+    """Compare every file with its checksum.
+
+    Raises:
+        ModelError: a file is missing or differs.
+    """
+    path, again = folder.path, f"Export it again: xqg export CHECKPOINT {folder.path}"
+    description_path = path / DESCRIPTION_FILE
+    for name, expected in folder.description["files"].items():
         if Path(name).name != name:
             raise ModelError(f"{description_path} names a file outside its folder: {name!r}")
         if not (path / name).is_file():
@@ -78,7 +101,6 @@ def read_model_folder(path: Path, kind: str) -> ModelFolder:
         found = hash_file(path / name)
         if found != expected:
             raise ModelError(f"{path / name} has sha256 {found}, but {DESCRIPTION_FILE} says {expected}. {again}")
-    return ModelFolder(path, description)
 
 
 def write_description(path: Path, kind: str, fields: Mapping[str, Any]) -> None:
@@ -91,8 +113,11 @@ def write_description(path: Path, kind: str, fields: Mapping[str, Any]) -> None:
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.stat().st_size:
+        return hashlib.sha256().hexdigest()
+    # Mapped, it is hashed in one call, which lets other threads run; piece by piece, each would wait for the other.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return hashlib.sha256(content).hexdigest()
 
 
 def shipped_model(name: str) -> Path:
