@@ -19,6 +19,8 @@ from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_queries
 from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
 from xqg_qdrant.session import Session
 from xqg_qdrant.stores import open_store
+from xqg_qdrant.stores.edge import EdgeStore
+from xqg_qdrant.stores.protocol import Indexing
 
 CLI = Path(__file__).parent.parent / "cli.py"
 FEW_QUERIES = ["--languages", "fi,ru", "--queries-per-language", "2", "--max-new-tokens", "8", "--threads", "1"]
@@ -277,6 +279,26 @@ def test_the_store_and_the_key_come_from_the_environment_and_the_key_is_never_sh
     assert result.exit_code == 5
     assert "127.0.0.1:9" in result.stderr
     assert "s3cret" not in result.output
+
+
+def test_an_ingest_quantises_and_indexes_what_has_become_large_and_tells_the_recall(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def optimise(store: EdgeStore, collection: str, above: int = 0) -> Iterator[Indexing]:
+        asked.append(above)
+        yield from [Indexing(1.0), Indexing(65.0, changed=True)]
+
+    monkeypatch.setattr(EdgeStore, "optimise", optimise)
+    result = ingest_lines(to_row(0), to_row(1), options=("--quantisation", "int8"))
+    assert result.exit_code == 0, result.stderr
+    assert asked == [50_000]
+    assert "2 points indexed in 1 min 05 s.\nrecall@10 against exact search: 1.000 (2 stored vectors)" in result.stderr
+    engine = json.loads(Path("xqg_data/docs/edge_config.json").read_text())
+    assert engine["quantization_config"] == {"scalar": {"type": "int8"}}
+    ingest_lines(to_row(0), to_row(1))
+    assert len(asked) == 1  # nothing was stored
 
 
 def test_quiet_says_nothing_but_errors(store: Path) -> None:

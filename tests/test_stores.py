@@ -103,6 +103,8 @@ class RestQdrant(ThreadingHTTPServer):
             return client.create_collection(name, vectors, metadata=body.get("metadata"))
         if not client.collection_exists(name):
             raise LookupError(name)
+        if (method, rest) == ("PATCH", ""):
+            return client.update_collection(name, quantization_config=body["quantization_config"])
         if rest == "":
             return client.get_collection(name)
         if rest == "index":
@@ -165,6 +167,9 @@ class RestHandler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_POST(self) -> None:
+        self.do_GET()
+
+    def do_PATCH(self) -> None:
         self.do_GET()
 
 
@@ -295,18 +300,33 @@ def test_points_come_back_as_they_were_stored(place: Place, monkeypatch: pytest.
         assert_same(found[point.passage.passage_id], point)
 
 
-def test_search_orders_as_a_float64_dot_product_does(place: Place) -> None:
+@pytest.mark.parametrize("exact", [False, True])
+def test_search_orders_as_a_float64_dot_product_does(place: Place, exact: bool) -> None:
     store = place.open_with_collection()
     points = make_random_points(24)
     store.upsert(place.collection, points)
     queries = np.random.default_rng(8).standard_normal((40, DIM)).astype(np.float32)
     for name in ("xqg", "passage"):
-        found = store.search(place.collection, queries, name, 10)
+        found = store.search(place.collection, queries, name, 10, exact)
         assert len(found) == 40
         for hits, query in zip(found, queries, strict=True):
             expected = rank_with_numpy(points, name, query)[:10]
             assert [hit.passage.passage_id for hit in hits] == [passage_id for _, passage_id in expected]
             assert np.allclose([hit.score for hit in hits], [score for score, _ in expected], atol=1e-5)
+
+
+def test_every_place_can_be_asked_to_optimise_and_to_quantise(place: Place) -> None:
+    store = place.open_with_collection()
+    points = make_random_points(3)
+    store.upsert(place.collection, points)
+    store.quantise(place.collection)
+    assert not any(step.changed for step in store.optimise(place.collection))  # far too few points
+    found = {point.passage.passage_id: point for point in store.scroll(place.collection)}
+    for point in points:
+        assert_same(found[point.passage.passage_id], point)
+    for method in (store.quantise, lambda name: list(store.optimise(name))):
+        with pytest.raises(StoreError, match="no collection 'other'"):
+            method("other")
 
 
 def test_a_hit_holds_the_passage_with_its_metadata_and_generated_queries(place: Place) -> None:
@@ -946,6 +966,30 @@ def test_a_collection_gets_its_payload_index_before_any_point(rest: RestQdrant) 
         "/collections/passages",
         "/collections/passages/index?wait=true",
     ]
+    store.close()
+
+
+def test_a_server_is_asked_for_exact_scores_of_quantised_vectors(
+    rest: RestQdrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(rest.url)
+    store.create_collection("passages", DIM, FINGERPRINT)
+    store.upsert("passages", make_random_points(3))
+    sent = []
+    respond = rest.respond
+
+    def remember(method: str, path: str, body: Json) -> Json:
+        sent.append(body)
+        return respond(method, path, body)
+
+    monkeypatch.setattr(rest, "respond", remember)
+    store.quantise("passages")
+    assert sent.pop() == {"quantization_config": {"scalar": {"type": "int8"}}}
+    for exact in (False, True):
+        store.search("passages", np.ones((1, DIM), np.float32), "xqg", 2, exact)
+        expected = {"exact": exact, "quantization": {"ignore": exact, "rescore": True, "oversampling": 2.0}}
+        found = sent.pop()["searches"][0]["params"]
+        assert {**found, "quantization": {**found["quantization"]}} | expected == found
     store.close()
 
 

@@ -89,9 +89,7 @@ def test_a_restricted_vocabulary_samples_as_the_full_one_does_with_the_others_su
     settings: dict[str, Any] = {"model_type": "mt5", "tied": False}
     masked = save_t5(tmp_path / "masked", **settings, generation={"lang_to_id": LANGUAGE_TOKENS})
     edit_json(masked / "generation_config.json", {"suppress_tokens": others})
-    export_checkpoint(
-        str(masked), tmp_path / "out", dtype=dtype, max_new_tokens=STEPS, max_input_tokens=LONGEST_PROMPT
-    )
+    export_checkpoint(str(masked), tmp_path / "out", dtype=dtype, max_new_tokens=STEPS, max_input_tokens=LONGEST_PROMPT)
     full = Generator(tmp_path / "out", device="cpu", threads=1)
     found = restricted.generate_ids(passages(), ("ja",), noise, 2.0, "restricted")
     assert found == full.generate_ids(passages(), ("ja",), noise, 2.0, "full")

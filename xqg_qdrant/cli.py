@@ -102,6 +102,14 @@ def _encoder_option(command: F) -> F:
     )(command)
 
 
+def _quantisation_option(command: F) -> F:
+    return click.option(
+        "--quantisation",
+        type=click.Choice(["int8"]),
+        help="Index int8 codes, a quarter of the size; the best are scored again with the stored vectors.",
+    )(command)
+
+
 def _device_option(command: F) -> F:
     return click.option(
         "--device",
@@ -171,6 +179,7 @@ def _device_options(command: F) -> F:
     type=click.Path(path_type=Path),
     help="File for the rows that were rejected, rewritten by each run.  [default: ./NAME.rejected.jsonl]",
 )
+@_quantisation_option
 @_device_option
 @click.option(
     "--threads",
@@ -193,6 +202,7 @@ def ingest(
     threads: int,
     id_field: str | None,
     dead_letters: Path | None,
+    quantisation: str | None,
     **settings: Any,
 ) -> None:
     """Store the passages of FILE with augmented vectors.
@@ -202,9 +212,10 @@ def ingest(
     dead-letter file with their line and the reason; then the exit code is 3.
     """
     from xqg_qdrant.corpus import count_rows, read_generated_queries, read_passages, read_queried_passages
+    from xqg_qdrant.indexing import EXACT_UP_TO, measure_recall
     from xqg_qdrant.ingest import Row, make_recipe
     from xqg_qdrant.languages import parse_languages
-    from xqg_qdrant.progress import run_ingest
+    from xqg_qdrant.progress import run_ingest, run_optimise
     from xqg_qdrant.query_index import QueryIndex
 
     if queries is not None and generator_folder is not None:
@@ -229,11 +240,37 @@ def ingest(
         total = None if quiet else count_rows(file)
         letters = dead_letters or Path(f"{collection}.rejected.jsonl")
         totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
+        if quantisation:
+            store.quantise(collection)
+        indexed = (totals.stored or quantisation) and run_optimise(store, collection, EXACT_UP_TO, quiet)
+        if indexed and not quiet:
+            click.echo(measure_recall(store, collection), err=True)
     if index is not None and index.left_over:
         click.echo(f"Queries of {queries} that belong to no passage of {file}: {index.left_over}", err=True)
     if totals.rejected:
         click.echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters}", err=True)
         sys.exit(ROWS_REJECTED_EXIT_CODE)
+
+
+@main.command()
+@_collection_option(required=True)
+@_store_option
+@_quantisation_option
+@click.pass_obj
+def optimise(quiet: bool, /, collection: str, location: str, quantisation: str | None) -> None:
+    """Index a collection, and tell how many of the exact best passages a search then finds.
+
+    xqg ingest indexes a collection of the embedded store by itself when it holds more than 50,000 passages. A server
+    indexes in the background, whenever it wants: there only the recall is measured.
+    """
+    from xqg_qdrant.indexing import measure_recall
+    from xqg_qdrant.progress import run_optimise
+
+    with _opened_store(location) as store:
+        if quantisation:
+            store.quantise(collection)
+        run_optimise(store, collection, 0, quiet)
+        click.echo(measure_recall(store, collection))
 
 
 @main.command()
@@ -267,7 +304,7 @@ def query(
     With - in its place, questions are read from standard input, one a line.
     """
     from xqg_qdrant.printing import format_hits, hits_to_json
-    from xqg_qdrant.search import check_collection, explain, search
+    from xqg_qdrant.search import answer, check_collection
 
     if not questions:
         raise click.UsageError("Missing argument 'QUESTION...'; give - to read questions from standard input.")
@@ -276,8 +313,7 @@ def query(
         encoder = _load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
         for question in (line.strip() for line in lines if line.strip()):
-            found = search(store, collection, encoder, [question], limit, [vector])[vector][0]
-            hits = explain(encoder, question, found)
+            hits = answer(store, collection, encoder, question, limit, vector)
             click.echo(hits_to_json(question, vector, hits) if as_json else f"{question}\n{format_hits(hits)}")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,11 @@ class Encoder:
         self._max_passage_tokens: int = about["max_passage_tokens"]
         self._tokenizers: dict[int, Tokenizer] = {}
         self._lock = threading.Lock()
-        self._session = Session(folder / "model.onnx", device, threads)
+        with ThreadPoolExecutor() as pool:
+            # A large tokenizer takes as long to load as a large model.
+            session = pool.submit(Session, folder / "model.onnx", device, threads)
+            pool.submit(self._tokenizer, self._max_query_tokens).result()
+        self._session = session.result()
         self.device = self._session.device
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The two long loops of the command line, with their progress bars, and what Ctrl-C does to them.
+"""The long loops of the command line, with their progress bars, and what Ctrl-C does to them.
 
 Knows the terminal. Everything it shows goes to stderr.
 """
@@ -24,10 +24,11 @@ from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
 from xqg_qdrant.generator import Generator
 from xqg_qdrant.ingest import Recipe, Row, count_workers, ingest
-from xqg_qdrant.printing import Totals
+from xqg_qdrant.printing import Totals, format_seconds
 from xqg_qdrant.records import Query, ScoredPassage
 from xqg_qdrant.search import search
 from xqg_qdrant.stores import Store
+from xqg_qdrant.stores.protocol import Indexing
 
 QUERIES_AT_ONCE = 64
 
@@ -70,6 +71,18 @@ def run_ingest(
         click.echo("Interrupted; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
     return totals
+
+
+def run_optimise(store: Store, collection: str, above: int, quiet: bool) -> bool:
+    """Index a collection of more than `above` points with a running clock; return whether anything changed."""
+    last = Indexing(0)
+    points = store.count(collection)
+    with _make_bar(None, "", quiet, f"Indexing {points} points: {{elapsed}}") as bar:
+        for last in store.optimise(collection, above):  # noqa: B007
+            bar.update(0)
+    if last.changed and not quiet:
+        click.echo(f"{points} points indexed in {format_seconds(last.seconds)}.", err=True)
+    return last.changed
 
 
 class Interruption:
@@ -115,7 +128,7 @@ def search_all(
     return runs
 
 
-def _make_bar(total: int | None, unit: str, quiet: bool) -> tqdm[NoReturn]:
+def _make_bar(total: int | None, unit: str, quiet: bool, bar_format: str | None = None) -> tqdm[NoReturn]:
     """Show nothing in the first two seconds; where stderr is a log, write a line every half minute."""
     seconds = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(total=total, unit=unit, disable=quiet, delay=2, mininterval=seconds)
+    return tqdm(total=total, unit=unit, disable=quiet, delay=2, mininterval=seconds, bar_format=bar_format)

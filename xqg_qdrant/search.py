@@ -11,7 +11,7 @@ from typing import NamedTuple
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import refuse_mismatch
-from xqg_qdrant.records import FloatArray, GeneratedQuery, ScoredPassage
+from xqg_qdrant.records import GeneratedQuery, ScoredPassage
 from xqg_qdrant.stores.protocol import Store
 
 
@@ -48,14 +48,14 @@ def search(
     return {name: store.search(collection, vectors, name, limit) for name in vector_names}
 
 
-def explain(encoder: Encoder, query: str, found: Sequence[ScoredPassage]) -> list[Hit]:
-    """Add to each hit the generated query whose vector is nearest (dot product) to the question's."""
-    query_vector = encoder.encode_queries([query])[0]
-    return [Hit(scored, _find_best_query(encoder, query_vector, scored)) for scored in found]
-
-
-def _find_best_query(encoder: Encoder, query_vector: FloatArray, scored: ScoredPassage) -> GeneratedQuery | None:
-    if not scored.generated_queries:
-        return None
-    vectors = encoder.encode_queries([query.text for query in scored.generated_queries])
-    return scored.generated_queries[int((vectors @ query_vector).argmax())]
+def answer(store: Store, collection: str, encoder: Encoder, question: str, limit: int, vector_name: str) -> list[Hit]:
+    """Return the `limit` best passages, each with the generated query whose vector is nearest to the question's."""
+    vector = encoder.encode_queries([question])
+    [found] = store.search(collection, vector, vector_name, limit)
+    # All at once, and each text once: passages on the same subject share queries.
+    texts = list({query.text: None for scored in found for query in scored.generated_queries})
+    nearness = dict(zip(texts, encoder.encode_queries(texts) @ vector[0], strict=True)) if texts else {}
+    return [
+        Hit(scored, max(scored.generated_queries, key=lambda query: nearness[query.text], default=None))
+        for scored in found
+    ]

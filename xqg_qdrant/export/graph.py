@@ -23,8 +23,8 @@ Shape: TypeAlias = Sequence[int | str]
 
 OPSET = 24
 MICROSOFT = "com.microsoft"
-# Protobuf messages end at 2 GiB; larger weights lie beside the graph.
-LARGEST_GRAPH_BYTES = 1_800_000_000
+# Larger weights lie beside the graph: the runtime maps such a file, where it would parse and copy what is inside.
+LARGEST_GRAPH_BYTES = 1_000_000
 
 
 class QuantisedRows(NamedTuple):

@@ -17,6 +17,7 @@ from qdrant_client import QdrantClient, models
 from xqg_qdrant.errors import MismatchError, StoreError
 from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, FloatArray, ScoredPassage
 from xqg_qdrant.stores import points as layout
+from xqg_qdrant.stores.protocol import Indexing
 from xqg_qdrant.stores.wire import NotFoundError, Wire, check_key, check_url
 
 FINGERPRINT_KEY = "xqg_fingerprint"
@@ -124,21 +125,28 @@ class ClientStore:
                 cure = "Cure: run the same again later, what is sent twice is stored once"
                 raise StoreError(f"{self.location} took points for {collection!r} but did not apply them. {cure}.")
 
-    def search(self, collection: str, vectors: FloatArray, vector_name: str, limit: int) -> list[list[ScoredPassage]]:
+    def search(
+        self, collection: str, vectors: FloatArray, vector_name: str, limit: int, exact: bool = False
+    ) -> list[list[ScoredPassage]]:
         """Return for each query vector the `limit` best passages, best first."""
         layout.check_search(vectors, self._read_dim(collection), vector_name, limit)
+        rescoring = models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=layout.OVERSAMPLING)
+        # The local mode is always exact, and warns of every parameter that it ignores.
+        params = models.SearchParams(exact=exact, quantization=rescoring) if self._remote else None
 
-        def fetch(batch: Sequence[FloatArray], count: int) -> list[list[ScoredPassage]]:
+        def fetch(batch: Sequence[FloatArray], count: int) -> list[list[models.ScoredPoint]]:
             answers = self._wire.ask(
                 f"search collection {collection!r}",
                 self._client.query_batch_points,
                 collection_name=collection,
                 requests=[
-                    models.QueryRequest(query=vector.tolist(), using=vector_name, limit=count, with_payload=True)
+                    models.QueryRequest(
+                        query=vector.tolist(), using=vector_name, limit=count, with_payload=True, params=params
+                    )
                     for vector in batch
                 ],
             )
-            return [[layout.read_hit(hit.payload, hit.score) for hit in answer.points] for answer in answers]
+            return [answer.points for answer in answers]
 
         return layout.search_in_batches(fetch, vectors, limit, SEARCH_BATCH)
 
@@ -166,6 +174,22 @@ class ClientStore:
         self._read_dim(collection)
         action = f"count collection {collection!r}"
         return self._wire.ask(action, self._client.count, collection_name=collection, exact=True).count
+
+    def optimise(self, collection: str, above: int = 0) -> Iterator[Indexing]:
+        """Do nothing: a server does it by itself, and the local mode has no index."""
+        self._read_dim(collection)
+        yield from ()
+
+    def quantise(self, collection: str) -> None:
+        """Tell the server, which makes the codes by itself; the local mode takes no notice."""
+        self._read_dim(collection)
+        config = models.ScalarQuantizationConfig(type=models.ScalarType.INT8)
+        self._wire.ask(
+            f"quantise collection {collection!r}",
+            self._client.update_collection,
+            collection_name=collection,
+            quantization_config=models.ScalarQuantization(scalar=config),
+        )
 
     def close(self) -> None:
         """Close the connections, or unlock the directory."""

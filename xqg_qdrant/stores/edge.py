@@ -4,7 +4,7 @@
     DIR/<collection>/…                 what qdrant_edge.EdgeShard keeps
 
 A collection is built aside and renamed into its place: it is there complete, or not at all. Knows qdrant-edge-py,
-which no other module may import. Knows nothing of servers.
+which besides it only `edge_index` imports. Knows nothing of servers.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import qdrant_edge as engine
 
 from xqg_qdrant.errors import MismatchError, StoreError
 from xqg_qdrant.records import AugmentedPassage, FloatArray, ScoredPassage
 from xqg_qdrant.stores import points as layout
+from xqg_qdrant.stores.edge_index import build_index
+from xqg_qdrant.stores.protocol import Indexing
 
 SIDECAR = "collection.json"
 ENGINE_FILE = "edge_config.json"
+ENGINE_SCRATCH = "temp_segments"
 UNFINISHED_PREFIX = ".unfinished-"
 UNFINISHED_SECONDS = 3600.0
 UPSERT_BATCH = 256
@@ -62,13 +65,11 @@ class EdgeStore:
             raise StoreError(f"collection {collection!r} already exists in {self.location}. Cure: choose another name.")
         sidecar = {"dim": dim, "fingerprint": layout.check_creation(collection, dim, fingerprint)}
         with self._wrapped(f"create collection {collection!r}"):
-            vector = engine.EdgeVectorParams(size=dim, distance=engine.Distance.Dot)
-            config = engine.EdgeConfig(vectors=dict.fromkeys(layout.VECTOR_NAMES, vector), wal_enabled=True)
             self._directory.mkdir(parents=True, exist_ok=True)
             self._sweep()
             unfinished = self._directory / f"{UNFINISHED_PREFIX}{uuid.uuid4().hex}"
             try:
-                engine.EdgeShard.create(str(unfinished), config).close()
+                engine.EdgeShard.create(str(unfinished), _make_config(dim)).close()
                 _write_durably(unfinished / SIDECAR, sidecar)
                 unfinished.rename(path)
                 _sync_directory(self._directory)
@@ -106,24 +107,34 @@ class EdgeStore:
                 shard.update(engine.UpdateOperation.upsert_points(batch))
             shard.flush()
 
-    def search(self, collection: str, vectors: FloatArray, vector_name: str, limit: int) -> list[list[ScoredPassage]]:
+    def search(
+        self, collection: str, vectors: FloatArray, vector_name: str, limit: int, exact: bool = False
+    ) -> list[list[ScoredPassage]]:
         """Return for each query vector the `limit` best passages, best first."""
         shard, dim = self._open(collection)
         layout.check_search(vectors, dim, vector_name, limit)
+        rescoring = engine.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=layout.OVERSAMPLING)
+        params = engine.SearchParams(exact=exact, quantization=rescoring)
 
-        def fetch(batch: Sequence[FloatArray], count: int) -> list[list[ScoredPassage]]:
+        def fetch(batch: Sequence[FloatArray], count: int) -> list[list[_Hit]]:
             requests = [
                 engine.QueryRequest(
                     limit=count,
                     query=engine.Query.Nearest(vector.tolist(), using=vector_name),
-                    with_payload=True,
+                    params=params,
+                    with_payload=False,
                     with_vector=False,
                 )
                 for vector in batch
             ]
             with self._wrapped(f"search collection {collection!r}"):
                 answers = shard.query_batch(engine.QueryBatchRequest(requests))
-            return [[layout.read_hit(hit.payload, hit.score) for hit in answer] for answer in answers]
+                # Faster than payloads that come with the hits, and a passage that many questions find is read once.
+                # The engine makes an id anew, in Python, whenever it is asked for it.
+                scored = [[(hit.id, hit.score) for hit in answer] for answer in answers]
+                ids = list({point_id for answer in scored for point_id, _ in answer})
+                records = {record.id: record for record in shard.retrieve(ids, True, False)}
+            return [[_Hit(score, records[point]) for point, score in answer] for answer in scored]
 
         return layout.search_in_batches(fetch, vectors, limit, SEARCH_BATCH)
 
@@ -147,6 +158,19 @@ class EdgeStore:
         shard, _ = self._open(collection)
         with self._wrapped(f"count collection {collection!r}"):
             return shard.count(engine.CountRequest(exact=True))
+
+    def optimise(self, collection: str, above: int = 0) -> Iterator[Indexing]:
+        """Index in a child process; the collection is closed until then."""
+        if self.count(collection) > above:
+            self._release(collection)
+            yield from build_index(self._path(collection))
+
+    def quantise(self, collection: str) -> None:
+        """Write the setting into the engine's configuration, where it stays."""
+        _, dim = self._open(collection)
+        self._release(collection)
+        with self._wrapped(f"quantise collection {collection!r}"):
+            engine.EdgeShard.load(str(self._path(collection)), _make_config(dim, quantised=True)).close()
 
     def close(self) -> None:
         """Close every collection, so that another process can open it."""
@@ -188,9 +212,16 @@ class EdgeStore:
                     known = ", ".join(self.collections()) or "none"
                     cure = "Cure: check the name, or ingest first"
                     raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}. {cure}.")
+                path = self._path(collection)
                 with self._wrapped(f"open collection {collection!r}"):
-                    self._shards[collection] = (engine.EdgeShard.load(str(self._path(collection))), sidecar[0])
+                    self._shards[collection] = (engine.EdgeShard.load(str(path)), sidecar[0])
+                # What a killed child left of an index; the lock is ours, so nobody is at it.
+                shutil.rmtree(path / ENGINE_SCRATCH, ignore_errors=True)
             return self._shards[collection]
+
+    def _release(self, collection: str) -> None:
+        with self._lock, self._wrapped(f"close collection {collection!r}"):
+            self._shards.pop(collection)[0].close()
 
     def _sweep(self) -> None:
         """Remove what killed processes left of collections that never came to be."""
@@ -217,6 +248,24 @@ class EdgeStore:
                 ) from error
             cure = "Cure: check the disk's free space and the directory's permissions, or restore it from a backup"
             raise StoreError(f"cannot {action} in {self.location}: {error}. {cure}.") from error
+
+
+class _Hit(NamedTuple):
+    """A hit whose payload becomes Python's only when it is asked for."""
+
+    score: float
+    record: engine.Record
+
+    @property
+    def payload(self) -> Mapping[str, Any] | None:
+        return self.record.payload
+
+
+def _make_config(dim: int, quantised: bool = False) -> engine.EdgeConfig:
+    vector = engine.EdgeVectorParams(size=dim, distance=engine.Distance.Dot)
+    codes = engine.ScalarQuantizationConfig(engine.ScalarType.Int8) if quantised else None
+    vectors = dict.fromkeys(layout.VECTOR_NAMES, vector)
+    return engine.EdgeConfig(vectors=vectors, quantization_config=codes, wal_enabled=True)
 
 
 def _write_durably(path: Path, value: Mapping[str, Any]) -> None:

@@ -6,9 +6,16 @@ Knows records. Knows nothing of Qdrant: `edge` and `client` do.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from xqg_qdrant.records import AugmentedPassage, FloatArray, ScoredPassage
+
+
+class Indexing(NamedTuple):
+    """How far an index is: the seconds it took so far, and in the end whether anything `changed`."""
+
+    seconds: float
+    changed: bool = False
 
 
 class Store(Protocol):
@@ -42,10 +49,26 @@ class Store(Protocol):
             StoreError: also for a vector that is not finite or has another length; then nothing is written.
         """
 
-    def search(self, collection: str, vectors: FloatArray, vector_name: str, limit: int) -> list[list[ScoredPassage]]:
+    def search(
+        self, collection: str, vectors: FloatArray, vector_name: str, limit: int, exact: bool = False
+    ) -> list[list[ScoredPassage]]:
         """Return for each query vector, shape `(n, dim)`, the `limit` best passages, best first.
 
-        Scores that the engine gives as equal are ordered by passage id. Exact while the engine has built no index.
+        Scores that the engine gives as equal are ordered by passage id. `exact` compares with every stored vector,
+        also where the engine has an index that is faster and nearly as good.
+        """
+
+    def optimise(self, collection: str, above: int = 0) -> Iterator[Indexing]:
+        """Index a collection of more than `above` points; yield while it goes on.
+
+        Servers index by themselves, and the client's local mode has no index: there nothing is done or yielded.
+        """
+
+    def quantise(self, collection: str) -> None:
+        """Have the index made over int8 codes of the vectors, from the next time that it is made; cannot be undone.
+
+        The vectors stay: the best candidates by code are scored again with them. The client's local mode takes no
+        notice.
         """
 
     def scroll(self, collection: str) -> Iterator[AugmentedPassage]:
