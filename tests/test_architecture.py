@@ -48,6 +48,7 @@ ALONE = {"records", "errors", "decoding", "__init__"}
 # outside package → the modules that may import it; each is the one place to change when it changes
 OWNERS: dict[str, set[str]] = {
     "onnxruntime": {"session"},
+    "ml_dtypes": {"export/graph"},
     "onnx": {"export/bert", "export/graph", "export/t5"},
     "torch": {"export/reference"},
     "transformers": {"export/reference"},

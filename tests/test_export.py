@@ -13,6 +13,7 @@ import transformers
 from checkpoints import (
     ENCODERS,
     GENERATORS,
+    LANGUAGES,
     LONGEST,
     LONGEST_PROMPT,
     NEW_TOKENS,
@@ -27,6 +28,8 @@ from checkpoints import (
     save_encoder,
     save_t5,
 )
+from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
 
 from xqg_qdrant import export
 from xqg_qdrant.encoder import Encoder
@@ -34,9 +37,11 @@ from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.export import export_checkpoint
 from xqg_qdrant.export.bert import build_bert
 from xqg_qdrant.export.checkpoint import EncoderSettings, fetch_checkpoint, read_encoder_settings
-from xqg_qdrant.export.graph import Graph, quantise_rows
+from xqg_qdrant.export.graph import Graph, QuantisedRows, quantise_rows
 from xqg_qdrant.export.quantise import round_weight, split_columns
-from xqg_qdrant.export.t5 import build_t5_decoder, relative_buckets
+from xqg_qdrant.export.reference import Reference
+from xqg_qdrant.export.t5 import Model, build_t5_decoder, relative_buckets
+from xqg_qdrant.export.t5_smoothing import Smoothed, smooth_t5
 from xqg_qdrant.generator import Generator
 from xqg_qdrant.model_folder import read_model_folder
 from xqg_qdrant.session import Session
@@ -382,10 +387,12 @@ def test_weights_beyond_one_file_lie_beside_the_graph(tmp_path: Path, monkeypatc
 def corrupt(build: Any, name: str) -> Any:  # noqa: ANN401
     """Return the builder of a graph with one wrong weight."""
 
-    def build_wrongly(weights: dict[str, Any], *others: Any) -> Graph:
+    def build_wrongly(given: Any, *others: Any) -> Graph:  # noqa: ANN401
+        weights = given.weights if isinstance(given, Model) else given
         wrong = weights[name].copy()
         wrong.flat[: wrong.size // 2] *= -1
-        graph: Graph = build({**weights, name: wrong}, *others)
+        weights = {**weights, name: wrong}
+        graph: Graph = build(given._replace(weights=weights) if isinstance(given, Model) else weights, *others)
         return graph
 
     return build_wrongly
@@ -499,3 +506,80 @@ def test_an_encoder_has_no_prompt(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pooling must be cls, mean, last, was: 'max'"):
         refused(pooling="max")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["t5", "t5-1.1", "mt5"])
+def test_smoothing_a_generator_for_int8_does_not_change_what_it_computes(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Smoothed] = []
+
+    def record(*given: Any) -> Smoothed:
+        found.append(smooth_t5(*given))
+        return found[-1]
+
+    monkeypatch.setattr(export, "smooth_t5", record)
+    given = {**GENERATORS[form][1], "max_new_tokens": NEW_TOKENS, "max_input_tokens": LONGEST_PROMPT}
+    export_checkpoint(str(generator_checkpoint(form)), tmp_path / "int8", dtype="int8", **given)
+    [smoothed] = found
+    plain = Reference(fetch_checkpoint(str(generator_checkpoint(form)))).weights()
+    changed = {name for name, weight in smoothed.weights.items() if not np.array_equal(weight, plain[name])}
+    assert changed >= {name for name in plain if name.endswith((".o.weight", "wo.weight", "SelfAttention.q.weight"))}
+    assert "lm_head.weight" not in changed
+
+    def keep_smoothed(self: Reference) -> dict[str, Any]:
+        return smoothed.weights
+
+    monkeypatch.setattr(Reference, "weights", keep_smoothed)
+    # fp32 graphs of the smoothed weights pass the check against the checkpoint itself
+    exported = export_checkpoint(str(generator_checkpoint(form)), tmp_path / "float32", **given)
+    assert exported.parity["float32"]["identical_greedy_queries"] == exported.parity["inputs"]
+
+
+def save_overflowing_t5(folder: Path) -> Path:
+    """Write a T5 whose feed-forward layers reach a hundred thousand, as large T5s do, where float16 ends at 65,504."""
+    save_t5(folder, tied=False, feed_forward_proj="gated-gelu")
+    model: Any = transformers.T5ForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        for side in (model.encoder, model.decoder):
+            side.block[0].layer[-1].DenseReluDense.wi_1.weight *= 4e4
+    model.save_pretrained(folder)
+    edit_json(folder / "config.json", {"tie_word_embeddings": False, "scale_decoder_outputs": None})
+    return folder
+
+
+def test_a_float16_generator_holds_what_overflows_float16(tmp_path: Path) -> None:
+    checkpoint = str(save_overflowing_t5(tmp_path / "overflowing"))
+    given: dict[str, Any] = {"prompt": "{language} {text}", "languages": LANGUAGES, "max_new_tokens": NEW_TOKENS}
+    parity = export_checkpoint(checkpoint, tmp_path / "good", dtype="float16", **given).parity
+    assert parity["float32"]["identical_greedy_queries"] == parity["inputs"]
+    assert parity["float16"]["identical_greedy_queries"] > 0.9 * parity["inputs"]
+
+
+def test_float16_products_overflow_unless_rows_are_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Run by onnx's own evaluator: the runtime computes float16 in fp32 on a CPU, where nothing can overflow.
+    random = np.random.default_rng(0)
+    rows = (random.standard_normal((6, 40)) * 10.0 ** np.arange(-1, 5)[:, None]).astype(np.float32)
+    rows[-1] *= 20
+    weight = random.standard_normal((30, 40)).astype(np.float32)
+    expected = rows.astype(np.float64) @ weight.T.astype(np.float64)
+    assert np.abs(rows).max() > 65_504
+
+    def multiply() -> Any:  # noqa: ANN401
+        graph = Graph("product", "float16")
+        value = graph.input("rows", np.float32, ["rows", 40])
+        graph.output(graph.linear(value, weight), "out", np.float32, ["rows", 30])
+        graph.save(tmp_path / "product.onnx")
+        evaluator: Any = ReferenceEvaluator(str(tmp_path / "product.onnx"))
+        return evaluator.run(None, {"rows": rows})[0]
+
+    found = multiply()
+    assert (np.abs(found - expected) < 4e-3 * np.abs(expected).max(axis=1, keepdims=True)).all()
+
+    def cast_only(graph: Graph, value: str, step: float | None = None) -> QuantisedRows:
+        return QuantisedRows(graph.node("Cast", value, to=TensorProto.FLOAT16))
+
+    monkeypatch.setattr(Graph, "quantise", cast_only)
+    with np.errstate(all="ignore"):
+        overflowed = multiply()
+    assert not np.isfinite(overflowed[-1]).any()

@@ -72,7 +72,7 @@ def test_a_passage_gets_the_same_queries_in_any_order_and_with_any_number_of_thr
     generator = open_generator(form, dtype)
     first = {passage.passage_id: sample(generator, passage) for passage in passages()[::2]}
     assert len({tuple(row) for rows in first.values() for row in rows.values()}) > 100
-    assert len({len(row) for rows in first.values() for row in rows.values()}) > 5
+    assert len({len(row) for rows in first.values() for row in rows.values()}) >= 5
 
     other = open_generator(form, dtype, threads=2)
     for passage in reversed(passages()[::2]):

@@ -1,31 +1,31 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from checkpoints import (
-    LANGUAGE_TOKENS,
-    LONGEST_PROMPT,
     NEW_TOKENS,
     SUPPRESSED,
     T5_END,
-    edit_json,
     exported_generator,
     generator_checkpoint,
     make_unigram,
     passages,
-    save_t5,
 )
 
 from xqg_qdrant.decoding import gumbel_noise
 from xqg_qdrant.demo import DEMO_FOLDER, read_demo_queries
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export import export_checkpoint
+from xqg_qdrant.export.checkpoint import fetch_checkpoint
+from xqg_qdrant.export.reference import Reference
+from xqg_qdrant.export.t5 import Model, build_t5_head
 from xqg_qdrant.export.vocabulary import LARGEST, MULTIPLE, restrict_vocabulary
 from xqg_qdrant.generator import Generator
+from xqg_qdrant.model_folder import write_description
 
 SPECIALS = ("<pad>", "</s>", "<unk>")
 SAMPLE = DEMO_FOLDER / "queries.jsonl"
@@ -86,11 +86,14 @@ def test_a_restricted_vocabulary_samples_as_the_full_one_does_with_the_others_su
     others = sorted(set(range(size)) - set(allowed.tolist()))
     assert len(others) > 500
 
-    settings: dict[str, Any] = {"model_type": "mt5", "tied": False}
-    masked = save_t5(tmp_path / "masked", **settings, generation={"lang_to_id": LANGUAGE_TOKENS})
-    edit_json(masked / "generation_config.json", {"suppress_tokens": others})
-    export_checkpoint(str(masked), tmp_path / "out", dtype=dtype, max_new_tokens=STEPS, max_input_tokens=LONGEST_PROMPT)
-    full = Generator(tmp_path / "out", device="cpu", threads=1)
+    # the same model with a full output projection that suppresses all others
+    folder = tmp_path / "masked"
+    shutil.copytree(restricted.folder.path, folder)
+    reference = Reference(fetch_checkpoint(str(generator_checkpoint("mt5"))))
+    build_t5_head(Model(reference.weights(), reference.config, dtype), others).save(folder / "head.onnx")
+    about = dict(restricted.folder.description)
+    write_description(folder, "generator", {name: about[name] for name in about.keys() - {"format", "kind", "files"}})
+    full = Generator(folder, device="cpu", threads=1)
     found = restricted.generate_ids(passages(), ("ja",), noise, 2.0, "restricted")
     assert found == full.generate_ids(passages(), ("ja",), noise, 2.0, "full")
     assert {token for row in found for token in row} <= set(allowed.tolist())

@@ -26,7 +26,7 @@ RESTRICTED_VOCABULARY = "restricted"
 VOCABULARIES = (FULL_VOCABULARY, RESTRICTED_VOCABULARY)
 
 # More rows share the reading of the weights; beyond, caches outgrow what is gained.
-BATCH_ROWS = 160
+BATCH_ROWS = 320
 BATCH_BYTES = 512 << 20
 
 

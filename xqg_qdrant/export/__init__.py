@@ -29,7 +29,8 @@ from xqg_qdrant.export.checkpoint import (
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.reference import Reference, cosines
-from xqg_qdrant.export.t5 import LONGEST_OUTPUT, build_t5_decoder, build_t5_encoder, build_t5_head
+from xqg_qdrant.export.t5 import LONGEST_OUTPUT, Model, build_t5_decoder, build_t5_encoder, build_t5_head
+from xqg_qdrant.export.t5_smoothing import smooth_t5
 from xqg_qdrant.export.vocabulary import restrict_vocabulary
 from xqg_qdrant.generator import FULL_VOCABULARY, RESTRICTED_VOCABULARY, Generator
 from xqg_qdrant.languages import LANGUAGES
@@ -122,7 +123,7 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
         seen = _demo_texts(CHECKED_INPUTS // 2, CHECKED_INPUTS // 2 + SAMPLED_INPUTS)
         prefixes = (settings.passage_prefix, settings.query_prefix)
         texts = [prefix + text for prefix, side in zip(prefixes, seen, strict=True) for text in side]
-        samples = reference.sample_inputs(texts, max_tokens)
+        samples = reference.sample_encoder(texts, max_tokens)
 
     def write_graphs(folder: Path, dtype: str) -> None:
         weights = reference.weights()
@@ -183,34 +184,39 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
         "restricted_languages": list(vocabularies),
     }
 
-    if dtype == "float16":
-        raise InputError("generators cannot be exported in float16 yet; float32 and int8 they can")
-
     def write_graphs(folder: Path, dtype: str) -> None:
-        weights = reference.weights()
-        with_int8 = dtype == "int8"
-        build_t5_encoder(weights, config, with_int8).save(folder / "encoder.onnx")
-        build_t5_decoder(weights, config, reference.scales_head(), with_int8).save(folder / "decoder.onnx")
-        build_t5_head(weights, with_int8, settings.suppressed_ids).save(folder / "head.onnx")
+        model = Model(reference.weights(), config, dtype)
+        if dtype == "int8":
+            smoothed = smooth_t5(model.weights, config, samples)
+            model = model._replace(weights=smoothed.weights, steps=smoothed.steps)
+        build_t5_encoder(model).save(folder / "encoder.onnx")
+        build_t5_decoder(model, reference.scales_head()).save(folder / "decoder.onnx")
+        build_t5_head(model, settings.suppressed_ids).save(folder / "head.onnx")
         for language, ids in vocabularies.items():
-            build_t5_head(weights, with_int8, only_ids=ids).save(folder / f"head-{language}.onnx")
+            build_t5_head(model, only_ids=ids).save(folder / f"head-{language}.onnx")
 
-    passages = _checked_passages(settings.languages)
+    checked = -(-CHECKED_INPUTS // len(settings.languages))
+    sampled = -(-SAMPLED_INPUTS // len(settings.languages))
+    passages = read_demo_passages()[:checked]
     expected: list[list[int]] = []
+    samples: dict[str, Sample] = {}
 
     def measure(folder: Path) -> dict[str, Any]:
         generator = Generator(folder, device="cpu")
-        asked = [(passage, language) for passage in passages for language in settings.languages]
+
+        def prompt(passages: Sequence[Passage]) -> tuple[list[str], list[int], int, int]:
+            asked = [(passage, language) for passage in passages for language in settings.languages]
+            prompts = [generator.fill_prompt(passage, language) for passage, language in asked]
+            first_ids = [generator.first_id(language) for _, language in asked]
+            return prompts, first_ids, settings.max_input_tokens, settings.max_new_tokens
+
         if not expected:
-            expected.extend(
-                reference.decode_greedily(
-                    [generator.fill_prompt(passage, language) for passage, language in asked],
-                    [generator.first_id(language) for _, language in asked],
-                    settings.max_input_tokens,
-                    settings.max_new_tokens,
-                )
-            )
-        noise = np.zeros((len(asked), settings.max_new_tokens, 1), dtype=np.float32)
+            expected.extend(reference.decode_greedily(*prompt(passages)))
+            if dtype == "int8":
+                # other texts than those that measure the loss
+                seen = reference.sample_generator(*prompt(read_demo_passages()[checked : checked + sampled]))
+                samples.update(seen)
+        noise = np.zeros((len(expected), settings.max_new_tokens, 1), dtype=np.float32)
         found = generator.generate_ids(passages, settings.languages, noise)
         same = sum(left == right for left, right in zip(expected, found, strict=True))
         return {"identical_greedy_queries": same}
@@ -280,7 +286,3 @@ def _demo_texts(first: int, last: int) -> tuple[list[str], list[str]]:
     queries = [query.text for query in read_demo_queries()]
     # questions of one language stand together
     return passages, queries[first :: len(queries) // (last - first)][: last - first]
-
-
-def _checked_passages(languages: Sequence[str]) -> list[Passage]:
-    return read_demo_passages()[: -(-CHECKED_INPUTS // len(languages))]

@@ -63,7 +63,7 @@ def build_bert(
         raise InputError(f"activation {config['hidden_act']!r} is not supported; known: {', '.join(ACTIVATIONS)}")
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(f"position embeddings {config['position_embedding_type']!r} are not supported; absolute are")
-    graph = Graph("encoder", dtype == "int8", FLOATS.get(dtype, np.dtype(np.float32)))
+    graph = Graph("encoder", "int8" if dtype == "int8" else "float32", FLOATS.get(dtype, np.dtype(np.float32)))
     ids = graph.input("input_ids", np.int64, ["batch", "tokens"])
     # What runs in int8 runs on a CPU, where padding never pays: its batches are of texts of one length.
     mask = graph.input("attention_mask", np.int64, ["batch", "tokens"]) if dtype != "int8" else ""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -27,11 +28,16 @@ MICROSOFT = "com.microsoft"
 LARGEST_GRAPH_BYTES = 1_000_000
 
 
+HALVES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+PRODUCT_TYPES = ("float32", "int8", *HALVES)
+
+
 class QuantisedRows(NamedTuple):
-    """Rows ready for `Graph.linear`: their values, and in int8 their scales of shape `(rows, 1)`."""
+    """Rows ready for `Graph.linear`: their values, and in int8 the step of all, or the scales of each, `(rows, 1)`."""
 
     values: str
-    scales: str
+    scales: str = ""
+    step: float = 1.0
 
 
 class Table(NamedTuple):
@@ -45,9 +51,11 @@ class Table(NamedTuple):
 class Graph:
     """A graph under construction; every method that adds a node returns the name of its output."""
 
-    def __init__(self, name: str, int8: bool, floats: npt.DTypeLike = np.float32) -> None:
+    def __init__(self, name: str, dtype: str = "float32", floats: npt.DTypeLike = np.float32) -> None:
+        """Begin a graph with products in `dtype`, of `PRODUCT_TYPES`, and constants of a floating-point type."""
         self._name = name
-        self._int8 = int8
+        self._int8 = dtype == "int8"
+        self._half = HALVES.get(dtype)
         self._floats = floats
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
@@ -111,7 +119,8 @@ class Graph:
     def table(self, weight: Array, transposed: bool = False, file: str = "") -> Table:
         """Add an embedding table of shape `(rows, dim)`; transposed, it can be the weight of `linear` as well."""
         values, scales = quantise_rows(weight) if self._int8 else (weight, None)
-        name = self.constant(values.T if transposed else values, values.dtype if self._int8 else None, file)
+        dtype = values.dtype if self._int8 else self._half
+        name = self.constant(values.T if transposed else values, dtype, file)
         return Table(name, "" if scales is None else self.constant(scales), transposed)
 
     def look_up(self, ids: str, table: Table) -> str:
@@ -119,6 +128,8 @@ class Graph:
         rows = self.node("Gather", table.values, ids, axis=int(table.transposed))
         if table.transposed:
             rows = self.node("Transpose", rows, perm=(1, 0))
+        if self._half:
+            return self.node("Cast", rows, to=TensorProto.FLOAT)
         if not self._int8:
             return rows
         scales = self.node("Unsqueeze", self.node("Gather", table.scales, ids), self.ints(-1))
@@ -134,9 +145,11 @@ class Graph:
         """Multiply rows as `linear` does, but leave their scales to the caller; in fp32 there are none."""
         table = weight if isinstance(weight, Table) else self.table(weight, transposed=True)
         if not self._int8:
-            return self.node("MatMul", rows.values, table.values)
-        one, middle = self.constant(np.float32(1)), self.constant(np.uint8(128), np.uint8)
-        return self.node("MatMulIntegerToFloat", rows.values, table.values, one, table.scales, middle, domain=MICROSOFT)
+            product = self.node("MatMul", rows.values, table.values)
+            return self.node("Cast", product, to=TensorProto.FLOAT) if self._half else product
+        step, middle = self.constant(np.float32(rows.step)), self.constant(np.uint8(128), np.uint8)
+        inputs = (rows.values, table.values, step, table.scales, middle)
+        return self.node("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
 
     def scale(self, value: str, *scales: str) -> str:
         """Multiply by scales, those that are not empty."""
@@ -146,10 +159,20 @@ class Graph:
         together = given[0] if len(given) == 1 else self.node("Mul", *given)
         return self.node("Mul", value, together)
 
-    def quantise(self, value: str) -> QuantisedRows:
-        """Quantise rows once for several products; in fp32 they stay as they are."""
+    def quantise(self, value: str, step: float | None = None) -> QuantisedRows:
+        """Quantise rows once for several products, with one step or a scale each; in fp32 they stay as they are."""
+        if self._half:
+            # T5's rows reach beyond what float16 holds, and so do their products: 1 is the largest value of each here.
+            largest = self.node("ReduceMax", self.node("Abs", value), self.ints(1), keepdims=1)
+            scales = self.node("Max", largest, self.constant(np.float32(1e-10)))
+            half = helper.np_dtype_to_tensor_dtype(self._half)
+            return QuantisedRows(self.node("Cast", self.node("Div", value, scales), to=half), scales)
         if not self._int8:
-            return QuantisedRows(value, "")
+            return QuantisedRows(value)
+        if step is not None:
+            middle = self.constant(np.uint8(128), np.uint8)
+            rows = self.node("QuantizeLinear", value, self.constant(np.float32(step)), middle)
+            return QuantisedRows(rows, step=step)
         scales = self.row_scales(value)
         middle = self.node("Expand", self.constant(np.uint8(128), np.uint8), self.node("Shape", scales))
         quantised = self.node("QuantizeLinear", value, scales, middle, axis=0)

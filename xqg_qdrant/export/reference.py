@@ -5,7 +5,8 @@ The only module that imports torch and transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,34 +68,50 @@ class Reference:
         array: FloatArray = torch.stack(vectors).numpy()
         return array
 
-    def sample_inputs(self, texts: Sequence[str], max_tokens: int) -> dict[str, Sample]:
+    def sample_encoder(self, texts: Sequence[str], max_tokens: int) -> dict[str, Sample]:
         """Encode texts and return what the input of each product was, by the name of the product."""
+        # query, key and value have one input
+        with self._watched("self.query", "output.dense", "intermediate.dense") as found:
+            self.encode(texts, max_tokens, "cls", normalise=False)
+        return found
+
+    def sample_generator(
+        self, prompts: Sequence[str], start_ids: Sequence[int], max_input_tokens: int, max_new_tokens: int
+    ) -> dict[str, Sample]:
+        """Decode greedily and return what the input of each product was, by the name of the first that has it."""
+        with self._watched("Attention.q", "EncDecAttention.k", "Attention.o", "wi", "wi_0", "wo") as found:
+            self.decode_greedily(prompts, start_ids, max_input_tokens, max_new_tokens)
+        return found
+
+    @contextmanager
+    def _watched(self, *endings: str) -> Iterator[dict[str, Sample]]:
+        """Watch the inputs of the products whose names end so, and fill the result in the end."""
         counts: dict[str, int] = {}
-        found: dict[str, list[torch.Tensor]] = {}
+        seen: dict[str, list[torch.Tensor]] = {}
 
         def watch(name: str, rows: torch.Tensor) -> None:
             rows = rows.reshape(-1, rows.shape[-1])
             new = [rows.amin(dim=0), rows.amax(dim=0), rows.sum(dim=0), rows.T @ rows]
             counts[name] = counts.get(name, 0) + len(rows)
-            if name in found:
-                low, high, total, products = found[name]
+            if name in seen:
+                low, high, total, products = seen[name]
                 new = [low.minimum(new[0]), high.maximum(new[1]), total + new[2], products + new[3]]
-            found[name] = new
+            seen[name] = new
 
-        # query, key and value have one input
         hooks = [
             module.register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs[0]))
             for name, module in self._model.named_modules()
-            if isinstance(module, torch.nn.Linear)
-            and name.endswith(("self.query", "output.dense", "intermediate.dense"))
+            if isinstance(module, torch.nn.Linear) and name.endswith(endings)
         ]
-        self.encode(texts, max_tokens, "cls", normalise=False)
-        for hook in hooks:
-            hook.remove()
-        return {
-            name: Sample(low.numpy(), high.numpy(), (total / counts[name]).numpy(), (products / counts[name]).numpy())
-            for name, (low, high, total, products) in found.items()
-        }
+        found: dict[str, Sample] = {}
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name, (low, high, total, products) in seen.items():
+            mean, mean_products = total / counts[name], products / counts[name]
+            found[name] = Sample(low.numpy(), high.numpy(), mean.numpy(), mean_products.numpy())
 
     def decode_greedily(
         self, prompts: Sequence[str], start_ids: Sequence[int], max_input_tokens: int, max_new_tokens: int

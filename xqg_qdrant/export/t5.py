@@ -11,13 +11,13 @@ Source of the architecture: Raffel et al. 2020 (arXiv 1910.10683), Xue et al. 20
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import TensorProto
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.export.graph import MICROSOFT, Array, Graph, Table
+from xqg_qdrant.export.graph import Array, Graph, QuantisedRows, Table
 
 MODEL_TYPES = ("t5", "mt5")
 LONGEST_INPUT = 1024
@@ -27,7 +27,20 @@ MASKED = np.float32(-1e9)
 TOP_K_CHUNKS = (256, 128, 64)
 
 
-def build_t5_encoder(weights: Mapping[str, Array], config: Mapping[str, Any], int8: bool) -> Graph:
+class Model(NamedTuple):
+    """What the graphs are written from; `steps` of int8 inputs as `t5_smoothing` gives them, with its weights."""
+
+    weights: Mapping[str, Array]
+    config: Mapping[str, Any]
+    dtype: str = "float32"
+    steps: Mapping[str, float] = {}
+
+    def graph(self, name: str) -> Graph:
+        """Begin a graph whose products are in the model's type."""
+        return Graph(name, self.dtype)
+
+
+def build_t5_encoder(model: Model) -> Graph:
     """Write the encoder's graph.
 
     Inputs `input_ids` and `attention_mask` are int64 of shape `(batch, tokens)`. For every decoder layer `i` the
@@ -35,7 +48,7 @@ def build_t5_encoder(weights: Mapping[str, Array], config: Mapping[str, Any], in
     `(batch, heads, tokens, head_dim)`, both float32; or int8 with `cross_key_scale_i` and `cross_value_scale_i`,
     float32 of shape `(batch, heads, 1, head_dim)`, one scale for each channel of a text.
     """
-    graph = Graph("encoder", int8)
+    graph, weights, config = model.graph("encoder"), model.weights, model.config
     heads, head_dim = config["num_heads"], config["d_kv"]
     ids = graph.input("input_ids", np.int64, ["batch", "tokens"])
     mask = graph.input("attention_mask", np.int64, ["batch", "tokens"])
@@ -48,28 +61,28 @@ def build_t5_encoder(weights: Mapping[str, Array], config: Mapping[str, Any], in
     norms = [weights[f"{name}.0.layer_norm.weight"] for name in blocks] + [weights["encoder.final_layer_norm.weight"]]
     normed = _rms_norm(graph, hidden, norms[0], config)
     for layer, name in enumerate(blocks):
-        rows = graph.quantise(normed)
+        rows = _quantise(graph, model, normed, f"{name}.0.SelfAttention.q.weight")
         query, key, value = (
             graph.node("Reshape", graph.linear(rows, weights[f"{name}.0.SelfAttention.{part}.weight"]), by_text)
             for part in "qkv"
         )
         attended = graph.node("Attention", query, key, value, bias, q_num_heads=heads, kv_num_heads=heads, scale=1.0)
         attended = graph.reshape(attended, -1, heads * head_dim)
-        update = graph.linear(attended, weights[f"{name}.0.SelfAttention.o.weight"])
+        update = _linear(graph, model, attended, f"{name}.0.SelfAttention.o.weight")
         normed, hidden = _add_and_norm(graph, hidden, update, weights[f"{name}.1.layer_norm.weight"], config)
-        update = _feed_forward(graph, normed, weights, f"{name}.1.DenseReluDense", config)
+        update = _feed_forward(graph, model, normed, f"{name}.1.DenseReluDense")
         normed, hidden = _add_and_norm(graph, hidden, update, norms[layer + 1], config)
 
-    rows = graph.quantise(normed)
-    if int8:
+    rows = _quantise(graph, model, normed, "decoder.block.0.layer.1.EncDecAttention.k.weight")
+    if model.dtype == "int8":
         # The keys and values of padding become zeros, which move no scale.
         visible = graph.reshape(graph.node("Cast", mask, to=TensorProto.FLOAT), -1, 1)
-        rows = rows._replace(scales=graph.node("Mul", rows.scales, visible))
+        rows = rows._replace(scales=visible)
     for layer in range(config["num_decoder_layers"]):
         for part in ("key", "value"):
             weight = weights[f"decoder.block.{layer}.layer.1.EncDecAttention.{part[0]}.weight"]
             projected = graph.node("Reshape", graph.linear(rows, weight), by_text)
-            _write_cross(graph, projected, f"cross_{part}", layer, config, tokens, int8)
+            _write_cross(graph, projected, f"cross_{part}", layer, model, tokens)
     return graph
 
 
@@ -87,11 +100,10 @@ def _encoder_bias(graph: Graph, weights: Mapping[str, Array], config: Mapping[st
     return graph.node("Unsqueeze", graph.node("Gather", table, offsets, axis=1), graph.ints(0))
 
 
-def _write_cross(
-    graph: Graph, projected: str, label: str, layer: int, config: Mapping[str, Any], tokens: str, int8: bool
-) -> None:
+def _write_cross(graph: Graph, projected: str, label: str, layer: int, model: Model, tokens: str) -> None:
     """Write the keys or values of one layer's cross-attention, from `(batch, tokens, heads * head_dim)`."""
-    heads, head_dim = config["num_heads"], config["d_kv"]
+    heads, head_dim = model.config["num_heads"], model.config["d_kv"]
+    int8 = model.dtype == "int8"
     turned = graph.node("Transpose", projected, perm=(0, 2, 1))
     if int8:
         by_channel = graph.node("Reshape", turned, graph.node("Concat", graph.ints(-1), tokens, axis=0))
@@ -107,7 +119,7 @@ def _write_cross(
     graph.output(cross, f"{label}_{layer}", np.int8 if int8 else np.float32, shape)
 
 
-def build_t5_decoder(weights: Mapping[str, Array], config: Mapping[str, Any], scaled_head: bool, int8: bool) -> Graph:
+def build_t5_decoder(model: Model, scaled_head: bool) -> Graph:
     """Write the graph of one decoder step up to the output projection.
 
     A group is one encoder input, to which any number of rows belong. Inputs: `ids`, int64 of shape `(rows,)`; `step`,
@@ -118,7 +130,7 @@ def build_t5_decoder(weights: Mapping[str, Array], config: Mapping[str, Any], sc
     shape `(rows, d_model)`, and `present_key_i`, `present_value_i`, which are the past ones with one more entry: bound
     to the same memory they cost no copy.
     """
-    graph = Graph("decoder", int8)
+    graph, weights, config = model.graph("decoder"), model.weights, model.config
     heads, head_dim, layers = config["num_heads"], config["d_kv"], config["num_decoder_layers"]
     ids = graph.input("ids", np.int64, ["rows"])
     step = graph.input("step", np.int64, [1])
@@ -145,7 +157,7 @@ def build_t5_decoder(weights: Mapping[str, Array], config: Mapping[str, Any], sc
     )
     normed = _rms_norm(graph, hidden, norms[0], config)
     for layer, name in enumerate(blocks):
-        rows = graph.quantise(normed)
+        rows = _quantise(graph, model, normed, f"{name}.0.SelfAttention.q.weight")
         query, key, value = (
             graph.reshape(graph.linear(rows, weights[f"{name}.0.SelfAttention.{part}.weight"]), -1, heads, 1, head_dim)
             for part in "qkv"
@@ -160,19 +172,19 @@ def build_t5_decoder(weights: Mapping[str, Array], config: Mapping[str, Any], sc
         scores = graph.node("MatMul", query, graph.node("Transpose", keys, perm=(0, 1, 3, 2)))
         attention = graph.node("Softmax", graph.node("Add", scores, self_bias), axis=-1)
         attended = graph.reshape(graph.node("MatMul", attention, values), -1, heads * head_dim)
-        update = graph.linear(attended, weights[f"{name}.0.SelfAttention.o.weight"])
+        update = _linear(graph, model, attended, f"{name}.0.SelfAttention.o.weight")
         normed, hidden = _add_and_norm(graph, hidden, update, weights[f"{name}.1.layer_norm.weight"], config)
 
-        query = graph.linear(normed, weights[f"{name}.1.EncDecAttention.q.weight"])
+        query = _linear(graph, model, normed, f"{name}.1.EncDecAttention.q.weight")
         query = graph.node("Reshape", graph.node("Gather", query, places, axis=0), by_place)
         query = graph.node("Transpose", query, perm=(0, 2, 1, 3))
-        attend = _attend_int8 if int8 else _attend
+        attend = _attend_int8 if model.dtype == "int8" else _attend
         attended = graph.node("Transpose", attend(graph, query, cross_bias, layer, config), perm=(0, 2, 1, 3))
         attended = graph.node("Gather", graph.reshape(attended, -1, heads * head_dim), row_places, axis=0)
-        update = graph.linear(attended, weights[f"{name}.1.EncDecAttention.o.weight"])
+        update = _linear(graph, model, attended, f"{name}.1.EncDecAttention.o.weight")
         normed, hidden = _add_and_norm(graph, hidden, update, weights[f"{name}.2.layer_norm.weight"], config)
 
-        update = _feed_forward(graph, normed, weights, f"{name}.2.DenseReluDense", config)
+        update = _feed_forward(graph, model, normed, f"{name}.2.DenseReluDense")
         normed, hidden = _add_and_norm(graph, hidden, update, norms[layer + 1], config)
     graph.output(normed, "hidden", np.float32, ["rows", config["d_model"]])
     return graph
@@ -227,9 +239,7 @@ def _attend_int8(graph: Graph, query: str, bias: str, layer: int, config: Mappin
     return graph.node("Mul", graph.node("Div", attended, total), value_scale)
 
 
-def build_t5_head(
-    weights: Mapping[str, Array], int8: bool, suppressed_ids: Sequence[int] = (), only_ids: Array | None = None
-) -> Graph:
+def build_t5_head(model: Model, suppressed_ids: Sequence[int] = (), only_ids: Array | None = None) -> Graph:
     """Write the graph of the output projection and of the choice of the next ids.
 
     Inputs: `hidden`, float32 of shape `(all_rows, d_model)`; `chosen_rows`, int64 of shape `(rows,)`, those to choose
@@ -240,15 +250,15 @@ def build_t5_head(
     The ids in `suppressed_ids` are never chosen; with `only_ids`, sorted, no others than those are, as if all others
     were suppressed, at the cost of those alone.
     """
-    graph = Graph("head", int8)
-    head = weights["lm_head.weight"]
+    graph = model.graph("head")
+    head = model.weights["lm_head.weight"]
     hidden = graph.input("hidden", np.float32, ["all_rows", head.shape[1]])
     chosen_rows = graph.input("chosen_rows", np.int64, ["rows"])
     temperature = graph.input("temperature", np.float32, [])
     noise = graph.input("noise", np.float32, ["rows", "top_k"])
     rows = graph.quantise(graph.node("Gather", hidden, chosen_rows, axis=0))
     if only_ids is None:
-        table = _shared_table(graph, weights)
+        table = _shared_table(graph, model.weights)
         # A row's scale does not change the order of its logits, so it waits until few are left.
         logits = graph.product(rows, table if table.transposed else head)
         if suppressed_ids:
@@ -300,11 +310,9 @@ def _rms_norm(graph: Graph, value: str, weight: Array, config: Mapping[str, Any]
 
 def _add_and_norm(graph: Graph, hidden: str, update: str, weight: Array, config: Mapping[str, Any]) -> tuple[str, str]:
     """Add an update to the residual stream; return the sum normed, and the sum."""
-    outputs = graph.nodes(
-        "SkipSimplifiedLayerNormalization", hidden, update, graph.constant(weight), outputs=4, domain=MICROSOFT,
-        epsilon=config["layer_norm_epsilon"],
-    )  # fmt: skip
-    return outputs[0], outputs[3]
+    # Two nodes: the runtime's own one for both takes twice their time on a CPU.
+    hidden = graph.node("Add", hidden, update)
+    return _rms_norm(graph, hidden, weight, config), hidden
 
 
 def _additive_mask(graph: Graph, mask: str) -> str:
@@ -313,19 +321,26 @@ def _additive_mask(graph: Graph, mask: str) -> str:
     return graph.node("Unsqueeze", graph.node("Mul", hidden, graph.constant(MASKED)), graph.ints(1, 2))
 
 
-def _feed_forward(graph: Graph, value: str, weights: Mapping[str, Array], name: str, config: Mapping[str, Any]) -> str:
-    activation = config["feed_forward_proj"]
-    rows = graph.quantise(value)
-    # The rows' scales can wait for the narrow product: neither relu nor quantising minds them.
+def _feed_forward(graph: Graph, model: Model, value: str, name: str) -> str:
+    activation = model.config["feed_forward_proj"]
     if activation == "relu":
-        wide = graph.node("Relu", graph.product(rows, weights[f"{name}.wi.weight"]))
+        wide = graph.node("Relu", _linear(graph, model, value, f"{name}.wi.weight"))
     elif activation == "gated-gelu":
-        gate = graph.node("Gelu", graph.linear(rows, weights[f"{name}.wi_0.weight"]), approximate="tanh")
-        wide = graph.node("Mul", gate, graph.product(rows, weights[f"{name}.wi_1.weight"]))
+        rows = _quantise(graph, model, value, f"{name}.wi_0.weight")
+        gate = graph.node("Gelu", graph.linear(rows, model.weights[f"{name}.wi_0.weight"]), approximate="tanh")
+        wide = graph.node("Mul", gate, graph.linear(rows, model.weights[f"{name}.wi_1.weight"]))
     else:
         raise InputError(f"feed-forward {activation!r} is not supported; relu and gated-gelu are")
-    wide_rows = graph.quantise(wide)
-    return graph.scale(graph.product(wide_rows, weights[f"{name}.wo.weight"]), wide_rows.scales, rows.scales)
+    return _linear(graph, model, wide, f"{name}.wo.weight")
+
+
+def _linear(graph: Graph, model: Model, value: str, name: str) -> str:
+    return graph.linear(_quantise(graph, model, value, name), model.weights[name])
+
+
+def _quantise(graph: Graph, model: Model, value: str, user: str) -> QuantisedRows:
+    """Make rows ready for the product with the weight of this name, and those that share its input."""
+    return graph.quantise(value, model.steps.get(user))
 
 
 def _relative_bias(
