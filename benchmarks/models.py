@@ -45,7 +45,7 @@ def checkpoint(name: str, language_tokens: bool = False) -> Path:
 
 
 def exported(name: str, dtype: str, language_tokens: bool = False, restricted: bool = False) -> Path:
-    """Return the model folder that `xqg export` writes, `dtype` one of `float32` and `int8`.
+    """Return the model folder that `xqg export` writes, `dtype` one of those of `xqg export`.
 
     `restricted` asks for an output projection that is restricted to each language's own tokens.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +51,28 @@ def test_mixed_queries_have_5_to_28_tokens_and_14_and_a_half_on_average() -> Non
     lengths = _draw_lengths(np.random.default_rng(3), 1000)
     assert (lengths.min(), lengths.max()) == (5, 28)
     assert lengths.mean() == pytest.approx(14.5, abs=0.1)
+
+
+def test_the_loss_is_measured_on_the_questions_of_the_folder(tmp_path: Path) -> None:
+    import recall
+
+    passages = [{"id": f"p{number}", "title": "", "text": f"text {number}"} for number in range(3)]
+    questions = [{"id": f"q{number}", "text": f"question {number}", "lang": "en"} for number in range(2)]
+    for name, rows in (("corpus.jsonl.gz", passages), ("queries.en.jsonl.gz", questions)):
+        with gzip.open(tmp_path / name, "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    with gzip.open(tmp_path / "qrels.tsv.gz", "wt", encoding="utf-8") as file:
+        file.write("q0\tp1\t1\nq1\tp0\t1\nq0-other-language\tp1\t1\n")
+    texts = recall.read_texts(tmp_path)
+    assert [qrel.query_id for qrel in texts.qrels] == ["q0", "q1"]
+    vectors = recall.Vectors(np.eye(3, dtype=np.float32), np.array([[1, 3, 2], [3, 2, 1]], dtype=np.float32))
+    found = recall.search(vectors, texts)
+    assert found == {"q0": [("p1", 3.0), ("p2", 2.0), ("p0", 1.0)], "q1": [("p0", 3.0), ("p1", 2.0), ("p2", 1.0)]}
+
+
+def test_a_comparison_counts_the_questions_that_a_dtype_wins_and_loses() -> None:
+    import recall
+
+    # Of the 8 signs of three equal differences, 8 are as far from zero as 2 - 1.
+    assert recall.compare([1, 1, 0, 0.5], [0, 0, 1, 0.5]) == "2 / 1 (p = 1.00)"
+    assert recall.compare([0, 0, 0, 1], [1, 1, 1, 1]) == "0 / 3 (p = 0.25)"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 import torch
 import transformers
@@ -37,6 +38,7 @@ from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.export import export_checkpoint
 from xqg_qdrant.export.bert import build_bert
 from xqg_qdrant.export.checkpoint import EncoderSettings, fetch_checkpoint, read_encoder_settings
+from xqg_qdrant.export.emulate import EMULATION, emulate_folder, emulate_graph
 from xqg_qdrant.export.graph import Graph, QuantisedRows, quantise_rows
 from xqg_qdrant.export.quantise import round_weight, split_columns
 from xqg_qdrant.export.reference import Reference
@@ -124,6 +126,89 @@ def test_float16_writes_down_what_it_loses(tmp_path: Path) -> None:
     checkpoint = encoder_checkpoint("bert")
     done = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="mean", dtype="float16")
     assert 0.9999 < done.parity["float16"]["lowest_cosine"] < 0.9999999
+
+
+def test_bfloat16_writes_down_what_it_loses_and_what_measured_it(tmp_path: Path) -> None:
+    done = export_checkpoint(str(encoder_checkpoint("bert")), tmp_path / "out", pooling="mean", dtype="bfloat16")
+    description = json.loads((done.folder / "xqg.json").read_text(encoding="utf-8"))
+    assert description["dtype"] == "bfloat16"
+    assert description["parity"] == done.parity
+    assert 0.999 < done.parity["bfloat16"]["lowest_cosine"] < 0.999999
+    assert done.parity["bfloat16"]["measured_by"] == EMULATION
+    assert "measured_by" not in done.parity["float32"]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_bfloat16_is_for_products_and_attention_only(name: str, tmp_path: Path) -> None:
+    done = export_checkpoint(str(encoder_checkpoint(name)), tmp_path / "out", pooling="mean", dtype="bfloat16")
+    onnx.checker.check_model(str(done.folder / "model.onnx"), full_check=True)
+    graph = onnx.shape_inference.infer_shapes(onnx.load(done.folder / "model.onnx"), data_prop=True).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    weights = {value.name: value.data_type for value in graph.initializer}
+    narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    seen = {op: [node for node in graph.node if node.op_type == op] for op in ("Gemm", "Attention")}
+    assert len(seen["Gemm"]) == 6 * len(seen["Attention"]) > 0
+    for node in graph.node:
+        if node.op_type in seen:
+            assert {types.get(value) or weights[value] for value in (*node.input[:3], *node.output)} == {narrow}
+        elif node.op_type in ("LayerNormalization", "Gelu", "Add", "MatMul", "Div"):
+            assert {types.get(value) or weights.get(value) for value in (*node.input, *node.output)} == {wide}
+        if node.op_type == "Attention":
+            assert ("softmax_precision", wide) in [(attribute.name, attribute.i) for attribute in node.attribute]
+    assert types["vectors"] == wide
+
+
+def test_a_model_in_bfloat16_says_that_it_needs_a_gpu(tmp_path: Path) -> None:
+    done = export_checkpoint(str(encoder_checkpoint("bert")), tmp_path / "out", pooling="mean", dtype="bfloat16")
+    with pytest.raises(ModelError, match="computes in bfloat16, which ONNX Runtime does on a GPU only"):
+        Encoder(done.folder, "cpu")
+
+
+def test_an_emulated_product_is_rounded_as_bfloat16_rounds(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, weight, bias = (torch.randn(shape, generator=generator) for shape in ((50, 24), (16, 24), (16,)))
+    graph = Graph("product", int8=False)
+    inputs = [graph.input("rows", np.float32, [50, 24]), graph.constant(weight.numpy()), graph.constant(bias.numpy())]
+    narrow = [graph.node("Cast", value, to=onnx.TensorProto.BFLOAT16) for value in inputs]
+    product = graph.node("Cast", graph.node("Gemm", *narrow, transB=1), to=onnx.TensorProto.FLOAT)
+    graph.output(product, "product", np.float32, [50, 16])
+    graph.save(tmp_path / "product.onnx")
+    with pytest.raises(ModelError, match="NOT_IMPLEMENTED"):
+        Session(tmp_path / "product.onnx", "cpu")
+    model = onnx.load(tmp_path / "product.onnx")
+    emulate_graph(model)
+    onnx.save_model(model, tmp_path / "emulated.onnx")
+    [found] = Session(tmp_path / "emulated.onnx", "cpu").run({"rows": rows.numpy()})
+    exact = [value.bfloat16().double() for value in (rows, weight, bias)]
+    expected = torch.nn.functional.linear(*exact).bfloat16().float().numpy()
+    assert np.mean(found == expected) > 0.99  # fp32 sums may fall on the other side of a tie
+    np.testing.assert_allclose(found, expected, rtol=2**-7)
+
+
+def test_bfloat16_loses_no_more_than_transformers_in_bfloat16(tmp_path: Path) -> None:
+    checkpoint = encoder_checkpoint("bert")
+    done = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="mean", dtype="bfloat16")
+    emulate_folder(done.folder, "encoder", tmp_path / "emulated")
+    found = Encoder(tmp_path / "emulated", "cpu").encode_passages(TEXTS)
+    expected, batch = encode_with_transformers(checkpoint, TEXTS, "mean", normalise=False)
+    model = transformers.AutoModel.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
+    feeds = {name: torch.from_numpy(value) for name, value in batch.items()}
+    with torch.no_grad():
+        hidden = model(**feeds).last_hidden_state.double()
+    visible = feeds["attention_mask"][:, :, None]
+    theirs = ((hidden * visible).sum(dim=1) / visible.sum(dim=1)).numpy()
+    assert lowest_cosine(expected, theirs) <= lowest_cosine(expected, found) < 0.999999
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("form", ["t5", "t5-1.1", "mt5"])
+def test_a_generator_in_half_precision_writes_nearly_the_same(form: str, dtype: str, tmp_path: Path) -> None:
+    given = {**GENERATORS[form][1], "max_new_tokens": NEW_TOKENS, "max_input_tokens": LONGEST_PROMPT}
+    parity = export_checkpoint(str(generator_checkpoint(form)), tmp_path / "out", dtype=dtype, **given).parity
+    same = parity[dtype]["identical_greedy_queries"] / parity["inputs"]
+    # bfloat16 keeps eight bits, and the models here, with random weights, are seldom sure
+    assert same > (0.95 if dtype == "float16" else 0.6)
+    assert parity[dtype].get("measured_by") == (EMULATION if dtype == "bfloat16" else None)
 
 
 def test_int8_stays_close_to_trained_weights(tmp_path: Path) -> None:

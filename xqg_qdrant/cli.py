@@ -416,10 +416,10 @@ def evaluate(
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "int8", "float16"]),
+    type=click.Choice(["float32", "int8", "float16", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="int8 for CPUs, float16 for GPUs (encoders), with their measured loss in xqg.json.",
+    help="int8 for CPUs; encoders also float16 and bfloat16, for GPUs. xqg.json holds the measured loss.",
 )
 @click.option("--pooling", type=click.Choice(["cls", "mean", "last"]), help="Encoder: pooling, where no file tells it.")
 @click.option("--normalise/--no-normalise", default=None, help="Encoder: vectors of length 1.")

@@ -26,6 +26,7 @@ from xqg_qdrant.export.checkpoint import (
     read_generator_settings,
     read_licence,
 )
+from xqg_qdrant.export.emulate import EMULATION, emulate_folder
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.reference import Reference, cosines
@@ -41,7 +42,7 @@ from xqg_qdrant.session import runtime_version
 LOWEST_COSINE = 0.9999
 CHECKED_INPUTS = 56
 SAMPLED_INPUTS = 96
-DTYPES = ("float32", "int8", "float16")
+DTYPES = ("float32", "int8", "float16", "bfloat16")
 
 ENCODER_OPTIONS = (
     "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens", "max_passage_tokens"
@@ -70,8 +71,8 @@ def export_checkpoint(
     """Export a checkpoint (local folder or hub id) to a model folder, `onnx/NAME` unless told otherwise.
 
     The fp32 graphs are checked against transformers; with another `dtype` (of `DTYPES`) the loss against the same
-    reference is measured and written down. `given` overrides what the checkpoint says of itself (`ENCODER_OPTIONS`,
-    `GENERATOR_OPTIONS`).
+    reference is measured and written down. A CPU measures it; bfloat16, which none can run, is emulated, and the
+    figures say so. `given` overrides what the checkpoint says of itself (`ENCODER_OPTIONS`, `GENERATOR_OPTIONS`).
 
     Raises:
         InputError: the checkpoint cannot be exported, an option does not apply to it, or the folder exists.
@@ -105,7 +106,7 @@ class _Steps(NamedTuple):
     reference: Reference
     fields: dict[str, Any]
     write_graphs: Callable[[Path, str], None]
-    measure: Callable[[Path], dict[str, Any]]
+    measure: Callable[[Path, dict[str, Any]], dict[str, Any]]
     accept: Callable[[dict[str, Any]], None]
 
 
@@ -141,11 +142,11 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
         ),
     ])  # fmt: skip
 
-    def measure(folder: Path) -> dict[str, Any]:
+    def measure(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
         encoder = Encoder(folder, device="cpu")
         found: FloatArray = np.concatenate([encoder.encode_passages(passages), encoder.encode_queries(queries)])
         similar = cosines(expected, found)
-        return {"lowest_cosine": round(float(similar.min()), 7), "mean_cosine": round(float(similar.mean()), 7)}
+        return {"lowest_cosine": round(float(similar.min()), 7), "mean_cosine": round(float(similar.mean()), 7), **how}
 
     def accept(figures: dict[str, Any]) -> None:
         if not figures["lowest_cosine"] >= LOWEST_COSINE:
@@ -201,7 +202,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     expected: list[list[int]] = []
     samples: dict[str, Sample] = {}
 
-    def measure(folder: Path) -> dict[str, Any]:
+    def measure(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
         generator = Generator(folder, device="cpu")
 
         def prompt(passages: Sequence[Passage]) -> tuple[list[str], list[int], int, int]:
@@ -219,7 +220,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
         noise = np.zeros((len(expected), settings.max_new_tokens, 1), dtype=np.float32)
         found = generator.generate_ids(passages, settings.languages, noise)
         same = sum(left == right for left, right in zip(expected, found, strict=True))
-        return {"identical_greedy_queries": same}
+        return {"identical_greedy_queries": same, **how}
 
     def accept(figures: dict[str, Any]) -> None:
         if figures["identical_greedy_queries"] < len(expected):
@@ -274,7 +275,11 @@ def _build_and_check(
             **steps.fields,
         }
         write_description(final, checkpoint.kind, about)
-        parity[dtype] = steps.measure(final)
+        if dtype == "bfloat16":
+            emulate_folder(final, checkpoint.kind, temporary / "emulated")
+            parity[dtype] = steps.measure(temporary / "emulated", {"measured_by": EMULATION})
+        else:
+            parity[dtype] = steps.measure(final, {})
         if dtype == "float32":
             steps.accept(parity[dtype])
         write_description(final, checkpoint.kind, {**about, "parity": parity})

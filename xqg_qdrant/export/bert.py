@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from onnx import TensorProto
 
@@ -35,6 +36,7 @@ MODEL_TYPES = ("bert", "xlm-roberta", "roberta")
 POOLINGS = ("cls", "mean", "last")
 PROJECTIONS = ("query", "key", "value")
 FLOATS = {"float16": np.dtype(np.float16)}
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # Every form of GELU leaves it as it is.
 STEADY = np.float32(16)
 ACTIVATIONS = {"gelu": {}, "gelu_new": {"approximate": "tanh"}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
@@ -54,7 +56,8 @@ def build_bert(
     The input `input_ids` is int64 of shape `(batch, tokens)`, with at most `max_tokens` tokens; so is `attention_mask`,
     which the int8 graph does not have: its texts have one length. The output `vectors` is float32 of shape
     `(batch, dim)`. `samples` holds, for int8, what the input of each product was on sample texts, by the name of the
-    product.
+    product. In bfloat16 are, where it is asked for, the word embeddings, the products and the attention; sums, layer
+    norms, activations and pooling stay in fp32.
 
     Raises:
         InputError: the checkpoint has a part that this graph does not have.
@@ -75,30 +78,36 @@ def build_bert(
     positions = positions + weights["embeddings.token_type_embeddings.weight"][0]
     length = graph.node("Shape", ids, start=1, end=2)
     position_rows = graph.node("Slice", graph.constant(positions), graph.ints(0), length, graph.ints(0))
-    words = graph.look_up(ids, graph.table(weights["embeddings.word_embeddings.weight"]))
+    table = weights["embeddings.word_embeddings.weight"]
+    if dtype == "bfloat16":
+        words = _widen(graph, graph.node("Gather", graph.constant(table, BFLOAT16), ids))
+    else:
+        words = graph.look_up(ids, graph.table(table))
     total = graph.reshape(graph.node("Add", words, position_rows), -1, config["hidden_size"])
     by_text = graph.node("Concat", graph.node("Shape", ids), graph.ints(-1), axis=0)
 
     visible = [_visible(graph, mask, length)] if mask else []
     heads = config["num_attention_heads"]
+    precision = {"softmax_precision": TensorProto.FLOAT} if dtype == "bfloat16" else {}
 
     def attend(*projected: str) -> str:
         parts = (graph.node("Reshape", rows, by_text) for rows in projected)
-        attended = graph.node("Attention", *parts, *visible, q_num_heads=heads, kv_num_heads=heads)
+        attended = graph.node("Attention", *parts, *visible, q_num_heads=heads, kv_num_heads=heads, **precision)
         return graph.reshape(attended, -1, config["hidden_size"])
 
     layers = _Layers(graph, weights, config, attend, samples)
+    write_layer = {"int8": layers.int8, "bfloat16": layers.bfloat16}.get(dtype, layers.plain)
     norm = "embeddings.LayerNorm"
     for layer in range(config["num_hidden_layers"]):
         name = f"encoder.layer.{layer}"
-        total = layers.int8(total, norm, name) if dtype == "int8" else layers.plain(total, norm, name)
+        total = write_layer(total, norm, name)
         norm = f"{name}.output.LayerNorm"
     hidden = layers.layer_norm(total, norm)
 
     hidden = graph.node("Reshape", hidden, by_text)
     if dtype == "float16":
         # Sums over tokens and squares would lose too much.
-        hidden = graph.node("Cast", hidden, to=TensorProto.FLOAT)
+        hidden = _widen(graph, hidden)
     pooled = _pool(graph, hidden, mask, pooling)
     if normalise:
         length = graph.node("ReduceL2", pooled, graph.ints(1), keepdims=1)
@@ -142,6 +151,20 @@ class _Layers:
         hidden = self.layer_norm(graph.node("Add", projected, hidden), f"{name}.attention.output.LayerNorm")
         wide = graph.node("Gelu", self._linear(hidden, f"{name}.intermediate.dense"), **self._gelu)
         return graph.node("Add", self._linear(wide, f"{name}.output.dense"), hidden)
+
+    def bfloat16(self, total: str, norm: str, name: str) -> str:
+        """Write a layer whose products and attention are in bfloat16, all else in fp32."""
+        graph = self._graph
+        hidden = self.layer_norm(total, norm)
+        rows = _narrow(graph, hidden)
+        parts = (self._product_bfloat16(rows, f"{name}.attention.self.{part}") for part in PROJECTIONS)
+        projected = self._product_bfloat16(self._attend(*parts), f"{name}.attention.output.dense")
+        total = graph.node("Add", _widen(graph, projected), hidden)
+        hidden = self.layer_norm(total, f"{name}.attention.output.LayerNorm")
+        wide = self._product_bfloat16(_narrow(graph, hidden), f"{name}.intermediate.dense")
+        wide = graph.node("Gelu", _widen(graph, wide), **self._gelu)
+        narrow = self._product_bfloat16(_narrow(graph, wide), f"{name}.output.dense")
+        return graph.node("Add", _widen(graph, narrow), hidden)
 
     def int8(self, total: str, norm: str, name: str) -> str:
         """Write a layer whose products are in int8."""
@@ -193,8 +216,21 @@ class _Layers:
     def _linear(self, value: str, name: str) -> str:
         return self._graph.linear(value, *self._of(name))
 
+    def _product_bfloat16(self, rows: str, name: str) -> str:
+        # With the bias inside, the sum is rounded once.
+        weight, bias = (self._graph.constant(value, BFLOAT16) for value in self._of(name))
+        return self._graph.node("Gemm", rows, weight, bias, transB=1)
+
     def _of(self, name: str) -> tuple[Array, Array]:
         return self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+
+
+def _narrow(graph: Graph, value: str) -> str:
+    return graph.node("Cast", value, to=TensorProto.BFLOAT16)
+
+
+def _widen(graph: Graph, value: str) -> str:
+    return graph.node("Cast", value, to=TensorProto.FLOAT)
 
 
 def _visible(graph: Graph, mask: str, length: str) -> str:
