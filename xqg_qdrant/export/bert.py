@@ -88,7 +88,7 @@ def build_bert(
 
     visible = [_visible(graph, mask, length)] if mask else []
     heads = config["num_attention_heads"]
-    precision = {"softmax_precision": TensorProto.FLOAT} if dtype == "bfloat16" else {}
+    precision: dict[str, Any] = {"softmax_precision": TensorProto.FLOAT} if dtype == "bfloat16" else {}
 
     def attend(*projected: str) -> str:
         parts = (graph.node("Reshape", rows, by_text) for rows in projected)
