@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from xqg_qdrant.errors import ModelError
 from xqg_qdrant.model_folder import TOKENIZER_FILE, read_model_folder
 from xqg_qdrant.records import FloatArray
 from xqg_qdrant.session import Session
@@ -51,15 +50,7 @@ class Encoder:
             # A large tokenizer takes as long to load as a large model.
             session = pool.submit(Session, folder / "model.onnx", device, threads)
             pool.submit(self._tokenizer, self._max_query_tokens).result()
-        try:
-            self._session = session.result()
-        except ModelError as error:
-            if about["dtype"] != "bfloat16":
-                raise
-            raise ModelError(
-                f"{folder} computes in bfloat16, which ONNX Runtime does on a GPU only: use one with --device cuda, or "
-                f"export the model in int8 for a CPU ({error})"
-            ) from error
+        self._session = session.result()
         self.device = self._session.device
 
     def describe(self) -> dict[str, Any]:

@@ -65,6 +65,11 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:
+            if "NOT_IMPLEMENTED" in str(error):
+                raise ModelError(
+                    f"{path} has an operator that this device lacks. If it computes in bfloat16, which ONNX Runtime "
+                    f"does on a GPU only, use --device cuda, or export the model in int8 for a CPU ({error})"
+                ) from error
             raise ModelError(f"{path} cannot be opened by ONNX Runtime: {error}. Export the model again.") from error
         self.device = "cuda" if CUDA_PROVIDER in self._session.get_providers() else "cpu"
         if device == "cuda" and self.device != "cuda":

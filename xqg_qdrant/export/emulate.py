@@ -36,15 +36,11 @@ def emulate_folder(folder: Path, kind: str, emulated: Path) -> None:
 
 def emulate_graph(model: onnx.ModelProto) -> None:
     """Replace each product and attention in bfloat16 by one in fp32 whose result is rounded."""
-    narrowed = {
-        node.output[0]
-        for node in model.graph.node
-        if node.op_type == "Cast" and any(value.i == TensorProto.BFLOAT16 for value in node.attribute)
-    }
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    narrow = {value.name for value in inferred.value_info if value.type.tensor_type.elem_type == TensorProto.BFLOAT16}
     nodes = []
     for node in model.graph.node:
-        # A product with an input that nobody narrowed is one in fp32.
-        if node.op_type not in NARROW_INPUTS or (node.op_type == "MatMul" and node.input[0] not in narrowed):
+        if node.op_type not in NARROW_INPUTS or node.input[0] not in narrow:
             nodes.append(node)
             continue
         for place in range(NARROW_INPUTS[node.op_type]):
