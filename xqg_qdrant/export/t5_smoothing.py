@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xqg_qdrant.export.graph import Array
-from xqg_qdrant.export.quantise import SMOOTHING, Sample
+from xqg_qdrant.export.quantise import Sample
 
+# Between the input alone (1) and the weights alone (0), which of the two gets the even channels.
+SMOOTHING = 0.5
 # What a text beyond the sample may add to a channel's reach before it is cut off.
 HEADROOM = 1.1
 
