@@ -207,10 +207,15 @@ def make_sides(shape: str, mixed: bool) -> list[Side]:
 
 
 def share_of_bound(shape: str, found: Measured, machines: Sequence[bound.Machine], passages: Sequence[Passage]) -> str:
-    """Return the share of the lower bound, in percent, that one of our sides reached, in every round."""
+    """Return the share of the lower bound, in percent, that one of our sides reached, in every round.
+
+    The bound is that of the full vocabulary, so there is none for a restricted one.
+    """
     from tokenizers import Tokenizer
 
-    _, dtype, mixed, language_tokens, _ = found.side.arguments
+    _, dtype, mixed, language_tokens, restricted = found.side.arguments
+    if restricted:
+        return ""
     tokenizer = Tokenizer.from_file(str(models.checkpoint(shape) / "tokenizer.json"))
     texts = [f"{passage.title} {passage.text}" for passage in passages] if language_tokens else _prompts(passages)
     queries = len(shapes.LANGUAGES) * SAMPLES
