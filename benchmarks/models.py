@@ -49,8 +49,11 @@ def exported(name: str, dtype: str, language_tokens: bool = False, restricted: b
 
     `restricted` asks for an output projection that is restricted to each language's own tokens.
     """
-    from xqg_qdrant.export import export_checkpoint
+    from xqg_qdrant import export
 
+    # The weights are random, so a short check and a small sample do; a large model takes minutes for the usual ones.
+    if name in shapes.GENERATORS:
+        export.CHECKED_INPUTS = export.SAMPLED_INPUTS = 14
     source = checkpoint(name, language_tokens)
     options: dict[str, Any] = {}
     if name in shapes.GENERATORS:
@@ -63,7 +66,7 @@ def exported(name: str, dtype: str, language_tokens: bool = False, restricted: b
     return cached(
         f"{source.name}-xqg-{dtype}{'-restricted' if restricted else ''}",
         (code, options),
-        lambda folder: export_checkpoint(str(source), folder, dtype=dtype, **options),
+        lambda folder: export.export_checkpoint(str(source), folder, dtype=dtype, **options),
     )
 
 
