@@ -237,6 +237,14 @@ def start_ingest(corpus: Path, store: Path, threads: int = 1) -> subprocess.Pope
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=corpus.parent)
 
 
+def finish_ingest(corpus: Path, store: Path, threads: int = 1) -> str:
+    """Ingest to the end, and return what was told."""
+    process = start_ingest(corpus, store, threads)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return errors
+
+
 def read_all(directory: Path) -> dict[str, AugmentedPassage]:
     store = open_store(str(directory))
     points = read_points(store)
@@ -269,9 +277,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float
     folder = tmp_path_factory.mktemp("uninterrupted")
     corpus = write_corpus(folder / "corpus.jsonl", 8 * CHUNK_SIZE)
     start = time.monotonic()
-    process = start_ingest(corpus, folder / "store")
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    finish_ingest(corpus, folder / "store")
     return corpus, time.monotonic() - start, read_all(folder / "store")
 
 
@@ -281,9 +287,7 @@ def test_an_ingest_that_is_killed_again_and_again_ends_with_the_same_points(
 ) -> None:
     corpus, seconds, expected = uninterrupted
     kill_now_and_then(corpus, tmp_path / "store", threads, seconds, kills)
-    process = start_ingest(corpus, tmp_path / "store", threads)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    finish_ingest(corpus, tmp_path / "store", threads)
     assert_same_points(read_all(tmp_path / "store"), expected)
 
 
@@ -301,9 +305,7 @@ def test_ctrl_c_finishes_the_chunks_in_work_says_how_to_go_on_and_costs_no_work(
     assert 0 < stored < len(expected)
     assert stored % CHUNK_SIZE == 0
 
-    process = start_ingest(corpus, tmp_path / "store")
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    errors = finish_ingest(corpus, tmp_path / "store")
     assert f"{len(expected) - stored} passages stored, {stored} unchanged" in errors
     assert_same_points(read_all(tmp_path / "store"), expected)
 

@@ -419,7 +419,7 @@ def evaluate(
     type=click.Choice(["float32", "int8", "float16", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="int8 for CPUs; encoders also float16 and bfloat16, for GPUs. xqg.json holds the measured loss.",
+    help="int8 for CPUs, float16 and bfloat16 for GPUs. xqg.json holds the measured loss.",
 )
 @click.option("--pooling", type=click.Choice(["cls", "mean", "last"]), help="Encoder: pooling, where no file tells it.")
 @click.option("--normalise/--no-normalise", default=None, help="Encoder: vectors of length 1.")

@@ -126,7 +126,7 @@ class DecoderStep:
             mask[row, : len(prompt)] = 1
         crosses = self._take_crosses("whole", len(prompts), longest)
         # Elsewhere than on a CPU a buffer has no parts, and larger batches are faster.
-        size = len(prompts) if encoder.device != "cpu" else max(1, ENCODER_TOKENS // longest)
+        size = len(prompts) if encoder.device != "cpu" else min(len(prompts), max(1, ENCODER_TOKENS // longest))
         buffers = {name: decoder.buffer(array) for name, array in crosses.items()}
         for start in range(0, len(prompts), size):
             part = slice(start, start + size)

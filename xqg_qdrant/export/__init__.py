@@ -27,7 +27,7 @@ from xqg_qdrant.export.checkpoint import (
     read_licence,
 )
 from xqg_qdrant.export.emulate import EMULATION, emulate_folder
-from xqg_qdrant.export.graph import Array
+from xqg_qdrant.export.graph import DTYPES, Array
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.reference import Reference, cosines
 from xqg_qdrant.export.t5 import LONGEST_OUTPUT, Model, build_t5_decoder, build_t5_encoder, build_t5_head
@@ -42,7 +42,6 @@ from xqg_qdrant.session import runtime_version
 LOWEST_COSINE = 0.9999
 CHECKED_INPUTS = 56
 SAMPLED_INPUTS = 96
-DTYPES = ("float32", "int8", "float16", "bfloat16")
 
 ENCODER_OPTIONS = (
     "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens", "max_passage_tokens"

@@ -29,7 +29,7 @@ LARGEST_GRAPH_BYTES = 1_000_000
 
 
 HALVES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-PRODUCT_TYPES = ("float32", "int8", *HALVES)
+DTYPES = ("float32", "int8", *HALVES)
 
 
 class QuantisedRows(NamedTuple):
@@ -52,7 +52,7 @@ class Graph:
     """A graph under construction; every method that adds a node returns the name of its output."""
 
     def __init__(self, name: str, dtype: str = "float32", floats: npt.DTypeLike = np.float32) -> None:
-        """Begin a graph with products in `dtype`, of `PRODUCT_TYPES`, and constants of a floating-point type."""
+        """Begin a graph with products in `dtype`, of `DTYPES`, and constants of a floating-point type."""
         self._name = name
         self._int8 = dtype == "int8"
         self._half = HALVES.get(dtype)
@@ -151,13 +151,9 @@ class Graph:
         inputs = (rows.values, table.values, step, table.scales, middle)
         return self.node("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
 
-    def scale(self, value: str, *scales: str) -> str:
-        """Multiply by scales, those that are not empty."""
-        given = [name for name in scales if name]
-        if not given:
-            return value
-        together = given[0] if len(given) == 1 else self.node("Mul", *given)
-        return self.node("Mul", value, together)
+    def scale(self, value: str, scales: str) -> str:
+        """Multiply by scales, where there are any."""
+        return self.node("Mul", value, scales) if scales else value
 
     def quantise(self, value: str, step: float | None = None) -> QuantisedRows:
         """Quantise rows once for several products, with one step or a scale each; in fp32 they stay as they are."""
