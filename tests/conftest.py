@@ -17,3 +17,12 @@ def demo_encoder() -> Encoder:
 @pytest.fixture(scope="session")
 def demo_generator() -> Generator:
     return Generator(shipped_model(DEMO_GENERATOR), "cpu", threads=1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seeds", type=int, default=1, help="Seeds of each case of the battery; 1 is a sample for CI.")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", range(metafunc.config.getoption("--seeds")))
