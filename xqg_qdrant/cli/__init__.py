@@ -1,0 +1,9 @@
+"""The `xqg` command: parses, calls, prints. Data goes to stdout, progress and messages to stderr.
+
+Everything heavy is imported by the command that needs it, so that `xqg --help` starts at once.
+"""
+
+from xqg_qdrant.cli import collections, demo, ingest, models, retrieval
+from xqg_qdrant.cli.group import main
+
+__all__ = ["collections", "demo", "ingest", "main", "models", "retrieval"]

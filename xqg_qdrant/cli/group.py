@@ -1,0 +1,54 @@
+"""The click group behind `xqg`, where the package's errors become messages and exit codes.
+
+Knows no command.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import click
+
+from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, XqgError
+
+
+class Group(click.Group):
+    """Turns the package's errors into one message and an exit code, at this one place."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        """Run the command; an error ends the process with its exit code."""
+        try:
+            return super().invoke(ctx)
+        except XqgError as error:
+            if ctx.params.get("verbose"):
+                traceback.print_exc()
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED_EXIT_CODE)
+        except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params.get("verbose"):
+                traceback.print_exc()
+            click.echo(
+                f"Error: this is a bug in xqg: {type(error).__name__}: {error}. "
+                "Run again with `xqg -v …` for the traceback, and report it.",
+                err=True,
+            )
+            ctx.exit(1)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "XQG"})
+@click.version_option(package_name="xqg-qdrant")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no messages besides errors.")
+@click.option("-v", "--verbose", is_flag=True, help="A traceback with every error.")
+@click.pass_context
+def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
+    """Make a Qdrant collection answer questions asked in languages its passages are not written in.
+
+    Every option can also be set in the environment: XQG_INGEST_ALPHA=0.02 is `xqg ingest --alpha 0.02`.
+    """
+    ctx.obj = quiet

@@ -1,0 +1,79 @@
+"""The commands about models."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xqg_qdrant.cli.group import main
+from xqg_qdrant.errors import InputError
+
+
+@main.command()
+@click.argument("checkpoint")
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "int8", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="int8 for CPUs, float16 and bfloat16 for GPUs. xqg.json holds the measured loss.",
+)
+@click.option("--pooling", type=click.Choice(["cls", "mean", "last"]), help="Encoder: pooling, where no file tells it.")
+@click.option("--normalise/--no-normalise", default=None, help="Encoder: vectors of length 1.")
+@click.option("--query-prefix", help="Encoder: text before each query, such as 'query: '.")
+@click.option("--passage-prefix", help="Encoder: text before each passage, such as 'passage: '.")
+@click.option("--max-query-tokens", type=click.IntRange(min=4), help="Encoder: longest query.")
+@click.option("--max-passage-tokens", type=click.IntRange(min=4), help="Encoder: longest passage.")
+@click.option("--prompt", help="Generator: template with {text}, and if the model wants them {title} and {language}.")
+@click.option("--languages", help="Generator: the languages it writes, such as ar,bn,fi,ja,ko,ru,te.")
+@click.option("--max-input-tokens", type=click.IntRange(min=4), help="Generator: longest prompt.  [default: 256]")
+@click.option("--top-k", type=click.IntRange(min=1), help="Generator: sampling default.  [default: 10]")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0, min_open=True), help="Generator: sampling default.  [default: 1]"
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Generator: longest query.  [default: 32]")
+@click.option(
+    "--restrict-vocabulary",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="SAMPLE",
+    help="Generator: also write an output projection for each language, of the tokens that its writing can use; much "
+    "faster where the vocabulary is large. SAMPLE: some hundred questions in each, as for `xqg evaluate`.",
+)
+@click.pass_obj
+def export(
+    quiet: bool,
+    /,
+    checkpoint: str,
+    folder: Path | None,
+    revision: str | None,
+    dtype: str,
+    languages: str | None,
+    **given: Any,
+) -> None:
+    """Export a Hugging Face CHECKPOINT (local folder or hub id) to a model FOLDER, by default onnx/NAME.
+
+    Encoders: BERT, MiniLM, XLM-R. Generators: T5, mT5. The result is checked against transformers; a model that does
+    not compute the same leaves no folder behind. Needs: pip install 'xqg-qdrant[export]'
+    """
+    try:
+        from xqg_qdrant.export import export_checkpoint
+    except ModuleNotFoundError as error:
+        raise InputError(f"xqg export needs {error.name}: install it with: pip install 'xqg-qdrant[export]'") from error
+    from xqg_qdrant.languages import LANGUAGES, parse_languages
+
+    given["languages"] = parse_languages(languages, tuple(LANGUAGES)) if languages is not None else None
+    if not quiet:
+        click.echo(f"exporting {checkpoint}; the check against transformers takes a while …", err=True)
+    start = time.perf_counter()
+    exported = export_checkpoint(checkpoint, folder, revision=revision, dtype=dtype, **given)
+    for measured in dict.fromkeys(("float32", dtype)):
+        figures = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in exported.parity[measured].items())
+        click.echo(
+            f"{measured} against {exported.parity['reference']} on {exported.parity['inputs']} inputs: {figures}"
+        )
+    click.echo(f"{exported.folder}: {exported.kind}, exported in {time.perf_counter() - start:.0f} s")
