@@ -73,7 +73,8 @@ def write_direct(shard: engine.EdgeShard, chunk: list[AugmentedPassage]) -> floa
                 "title": point.passage.title,
                 "metadata": point.passage.metadata,
                 "generated_queries": [
-                    {"language": query.language, "text": query.text} for query in point.generated_queries
+                    {"language": query.language, "text": query.text, "number": query.number}
+                    for query in point.generated_queries
                 ],
                 "content_hash": point.content_hash,
                 "recipe": point.recipe,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.errors import InputError, ModelError, StoreError
+from xqg_qdrant.errors import InputError, MismatchError, ModelError, StoreError
 from xqg_qdrant.generator import Generation, Generator, Sampling
 from xqg_qdrant.ingest import (
     CHEAP_CHUNK_SIZE,
@@ -258,6 +258,47 @@ def test_an_error_of_the_store_surfaces() -> None:
     with pytest.raises(StoreError, match="the disk is full"):
         list(run(corpus, FakeStore(refuse), FakeGenerator(), workers=2))
     assert corpus.read == 2 * CHUNKS_IN_FLIGHT * CHUNK_SIZE
+
+
+def test_an_ingest_that_another_one_forestalls_at_the_creation_goes_on() -> None:
+    forestalled = FakeStore()
+    list(run(passages(1), forestalled, FakeGenerator()))
+    hidden = [None]
+    read_fingerprint = forestalled.read_fingerprint
+
+    def read_late(collection: str) -> dict[str, Any] | None:
+        return hidden.pop() if hidden else read_fingerprint(collection)
+
+    def refuse(*_: object) -> None:
+        raise StoreError("it already exists")
+
+    forestalled.read_fingerprint = read_late  # type: ignore[method-assign]
+    forestalled.create_collection = refuse  # type: ignore[method-assign, assignment]
+    assert sum(progress.stored for progress in run(passages(3), forestalled, FakeGenerator())) == 2
+
+
+def test_an_ingest_ends_when_somebody_changes_the_recipe_meanwhile() -> None:
+    store = FakeStore()
+
+    def retune() -> None:
+        store._fingerprint = {**(store._fingerprint or {}), "recipe.alpha": 0.5}
+
+    store._before_upsert = retune
+    with pytest.raises(MismatchError, match=r"recipe\.alpha: stored 0\.5, now 0\.01"):
+        list(run(passages(9 * CHUNK_SIZE), store, FakeGenerator()))
+    assert len(store.writes) == 1
+
+
+def test_an_ingest_ends_when_somebody_deletes_the_collection_meanwhile() -> None:
+    store = FakeStore()
+
+    def delete() -> None:
+        store._fingerprint = None
+
+    store._before_upsert = delete
+    with pytest.raises(StoreError, match=r"was deleted while it was filled\. Cure: "):
+        list(run(passages(9 * CHUNK_SIZE), store, FakeGenerator()))
+    assert len(store.writes) == 1
 
 
 def test_an_error_of_the_corpus_surfaces() -> None:

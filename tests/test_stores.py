@@ -40,6 +40,7 @@ from xqg_qdrant.stores import client as client_module
 from xqg_qdrant.stores import edge as edge_module
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores import wire as wire_module
+from xqg_qdrant.stores.sidecar import SIDECAR
 
 pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
 
@@ -104,7 +105,11 @@ class RestQdrant(ThreadingHTTPServer):
         if not client.collection_exists(name):
             raise LookupError(name)
         if (method, rest) == ("PATCH", ""):
-            return client.update_collection(name, quantization_config=body["quantization_config"])
+            return client.update_collection(name, **body)
+        if (method, rest) == ("DELETE", ""):
+            return client.delete_collection(name)
+        if rest == "points/delete":
+            return client.delete(name, models.PointIdsList(points=body["points"]))
         if rest == "":
             return client.get_collection(name)
         if rest == "index":
@@ -170,6 +175,9 @@ class RestHandler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_PATCH(self) -> None:
+        self.do_GET()
+
+    def do_DELETE(self) -> None:
         self.do_GET()
 
 
@@ -369,6 +377,92 @@ def test_an_upsert_replaces_the_whole_point(place: Place) -> None:
     store.upsert(place.collection, [new])
     assert store.count(place.collection) == 2
     assert_same(next(point for point in store.scroll(place.collection) if point.passage.passage_id == "a"), new)
+
+
+def test_points_are_read_by_passage_id(place: Place) -> None:
+    store = place.open_with_collection()
+    points = make_random_points(5)
+    store.upsert(place.collection, points)
+    wanted = {point.passage.passage_id: point for point in points[1:3]}
+    found = store.read_points(place.collection, [*wanted, "unknown"])
+    assert found.keys() == wanted.keys()
+    for passage_id, point in found.items():
+        assert_same(point, wanted[passage_id])
+
+
+def test_what_made_each_point_is_read_in_the_order_of_the_points(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge_module, "READ_BATCH", 3)
+    monkeypatch.setattr(client_module, "READ_BATCH", 3)
+    store = place.open_with_collection()
+    points = make_random_points(8)
+    store.upsert(place.collection, points)
+    expected = {(point.passage.passage_id, point.content_hash, point.recipe) for point in points}
+    found = list(store.scroll_stored(place.collection))
+    assert len(found) == len(points)
+    assert {tuple(stored) for stored in found} == expected
+    point_ids = [layout.make_point_id(stored.passage_id) for stored in found]
+    assert point_ids == sorted(point_ids)
+
+
+def test_deleted_points_are_gone_and_the_others_stay(place: Place) -> None:
+    store = place.open_with_collection()
+    points = make_random_points(6)
+    store.upsert(place.collection, points)
+    gone = [point.passage.passage_id for point in points[:4]]
+    store.delete(place.collection, [*gone, "unknown"])
+    kept = {point.passage.passage_id: point.content_hash for point in points[4:]}
+    assert store.read_content_hashes(place.collection, [point.passage.passage_id for point in points]) == kept
+    assert store.count(place.collection) == 2
+    store.delete(place.collection, [])
+    assert store.count(place.collection) == 2
+
+
+def test_points_may_be_deleted_while_they_are_scrolled(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge_module, "READ_BATCH", 3)
+    monkeypatch.setattr(client_module, "READ_BATCH", 3)
+    store = place.open_with_collection()
+    store.upsert(place.collection, make_random_points(10))
+    seen = []
+    for stored in store.scroll_stored(place.collection):
+        store.delete(place.collection, [stored.passage_id])
+        seen.append(stored.passage_id)
+    assert len(set(seen)) == len(seen) == 10
+    assert store.count(place.collection) == 0
+
+
+def test_a_deleted_collection_is_gone_and_its_name_is_free(place: Place) -> None:
+    store = place.open_with_collection()
+    store.upsert(place.collection, make_random_points(2))
+    store.delete_collection(place.collection)
+    assert place.collection not in store.collections()
+    assert store.read_fingerprint(place.collection) is None
+    with pytest.raises(StoreError, match=r"no collection '.*Cure: "):
+        store.delete_collection(place.collection)
+    store.create_collection(place.collection, DIM + 1, {"recipe.alpha": 0.5})
+    assert store.read_fingerprint(place.collection) == {"recipe.alpha": 0.5}
+    assert store.count(place.collection) == 0
+
+
+def test_a_collection_that_xqg_did_not_create_is_not_deleted(place: Place) -> None:
+    store = place.open_with_foreign_collection()
+    with pytest.raises(MismatchError, match="not created by xqg"):
+        store.delete_collection(place.collection)
+    assert place.collection in store.collections()
+
+
+def test_a_fingerprint_is_replaced_whole(lasting_place: Place) -> None:
+    place = lasting_place
+    store = place.open_with_collection()
+    store.upsert(place.collection, make_random_points(2))
+    changed = {"recipe.alpha": 0.5, "retuning": {"recipe.alpha": 0.7}}
+    store.write_fingerprint(place.collection, changed)
+    assert store.read_fingerprint(place.collection) == changed
+    store.write_fingerprint(place.collection, FINGERPRINT)
+    if place.kind != "rest":
+        store.close()
+        store = place.open()
+    assert store.read_fingerprint(place.collection) == FINGERPRINT
+    assert store.count(place.collection) == 2
 
 
 def test_of_a_passage_given_twice_the_last_is_stored(place: Place) -> None:
@@ -711,7 +805,8 @@ except StoreError as error:
     print(error)
 """
     run = run_python(code, place.location)
-    assert re.search(r"in use by another process.*Cure: ", run.stdout), run.stderr
+    holder = {"edge": rf"process {os.getpid()} on \S+ \(.+\) since \d{{4}}-", "local": "another process"}[kind]
+    assert re.search(rf"in use by {holder}.*Cure: ", run.stdout), run.stderr
     place.close()
     assert run_python(code, place.location).stdout == ""
 
@@ -772,7 +867,7 @@ def test_a_kill_while_a_collection_is_created_leaves_no_dead_end(
     code = """
 import os, signal, sys
 from xqg_qdrant.stores import edge, open_store
-edge._write_durably = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+edge.write_sidecar = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 open_store(sys.argv[1]).create_collection("passages", 8, {})
 """
     assert run_python(code, tmp_path).returncode == -signal.SIGKILL
@@ -796,7 +891,7 @@ def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     place = make_place("edge", tmp_path)
-    monkeypatch.setattr(edge_module, "_write_durably", fail)
+    monkeypatch.setattr(edge_module, "write_sidecar", fail)
     with pytest.raises(StoreError, match=r"cannot create collection 'passages'.*No space left.*Cure: "):
         place.open_with_collection()
     assert list((tmp_path / "store").iterdir()) == []
@@ -813,7 +908,7 @@ def test_an_empty_directory_may_become_a_collection(tmp_path: Path) -> None:
 def test_a_damaged_sidecar_is_named(tmp_path: Path, content: str) -> None:
     place = make_place("edge", tmp_path)
     place.open_with_collection().close()
-    (tmp_path / "store" / "passages" / edge_module.SIDECAR).write_text(content)
+    (tmp_path / "store" / "passages" / SIDECAR).write_text(content)
     with pytest.raises(StoreError, match=r"cannot read .*collection\.json.*Cure: "):
         place.open().read_fingerprint("passages")
 
@@ -946,7 +1041,7 @@ def test_points_that_the_server_only_queued_are_not_called_stored(rest: RestQdra
     assert store.count("passages") == 0
     queued = {"result": {"operation_id": 1, "status": "acknowledged"}, "status": "ok", "time": 0.0}
     rest.script = [lambda _: (200, {}, json.dumps(queued).encode())]
-    with pytest.raises(StoreError, match=r"did not apply them\. Cure: run the same again"):
+    with pytest.raises(StoreError, match=r"did not apply it\. Cure: run the same again"):
         store.upsert("passages", make_random_points(1))
     store.close()
 

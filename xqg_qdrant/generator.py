@@ -121,7 +121,8 @@ class Generator:
         rows = self.generate_ids(passages, languages, noise, sampling.temperature, sampling.vocabulary)
         texts = self._tokenizer.decode_batch(rows, skip_special_tokens=True)
         queries = [
-            GeneratedQuery(languages[row // count % len(languages)], text.strip()) for row, text in enumerate(texts)
+            GeneratedQuery(languages[row // count % len(languages)], text.strip(), row % count)
+            for row, text in enumerate(texts)
         ]
         size = len(languages) * count
         return [

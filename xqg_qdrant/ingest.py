@@ -23,8 +23,8 @@ import numpy as np
 
 from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion, fuse
 from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.errors import InputError
-from xqg_qdrant.fingerprint import hash_content, hash_recipe, make_fingerprint, refuse_mismatch
+from xqg_qdrant.errors import InputError, StoreError
+from xqg_qdrant.fingerprint import Fingerprint, hash_content, hash_recipe, make_fingerprint, refuse_mismatch
 from xqg_qdrant.generator import Generation, Generator, Sampling
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
@@ -204,7 +204,7 @@ def ingest(
     unread = iter(rows)
     first = list(islice(unread, 1))
     if stored is None:
-        store.create_collection(collection, encoder.dim, fingerprint)
+        _create(store, collection, encoder.dim, fingerprint)
 
     cheap = generator is None or generator.device != "cpu"
     chunks = batched(chain(first, unread), CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
@@ -229,10 +229,30 @@ def ingest(
                 points = [point for augmented in done for point in augmented.points]
                 # One write for all that wait: each pays for a flush to the disk.
                 if points:
+                    _check_unchanged(store, collection, fingerprint)
                     store.upsert(collection, points)
                 yield from (augmented.progress for augmented in done)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _create(store: Store, collection: str, dim: int, fingerprint: Fingerprint) -> None:
+    try:
+        store.create_collection(collection, dim, fingerprint)
+    except StoreError:
+        # Another ingest may have been faster; where it is one of the same recipe, both make the same points.
+        stored = store.read_fingerprint(collection)
+        if stored is None:
+            raise
+        refuse_mismatch(collection, stored, fingerprint)
+
+
+def _check_unchanged(store: Store, collection: str, fingerprint: Fingerprint) -> None:
+    """Make sure that nobody has deleted or retuned the collection since: a server lets others at it."""
+    stored = store.read_fingerprint(collection)
+    if stored is None:
+        raise StoreError(f"collection {collection!r} was deleted while it was filled. Cure: run the same again.")
+    refuse_mismatch(collection, stored, fingerprint)
 
 
 def _look_up(

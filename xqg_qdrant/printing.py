@@ -100,5 +100,5 @@ def _hit_to_json(rank: int, hit: Hit) -> Mapping[str, Any]:
         "title": passage.title,
         "text": passage.text,
         "metadata": dict(passage.metadata),
-        "best_query": hit.best_query._asdict() if hit.best_query else None,
+        "best_query": {"language": hit.best_query.language, "text": hit.best_query.text} if hit.best_query else None,
     }

@@ -29,10 +29,15 @@ class Passage:
 
 
 class GeneratedQuery(NamedTuple):
-    """A question that a generator wrote for a passage; the language of a given one may be unknown, then it is empty."""
+    """A question that a generator wrote for a passage.
+
+    `number` counts from 0 what the generator wrote for the passage in this language; some of it may have been dropped.
+    Of a query that was given it means nothing, and the language may be unknown, then it is empty.
+    """
 
     language: str
     text: str
+    number: int = 0
 
 
 class QueriedPassage(NamedTuple):
@@ -70,6 +75,14 @@ class AugmentedPassage:
     passage: Passage
     generated_queries: tuple[GeneratedQuery, ...]
     vectors: Mapping[str, FloatArray]
+    content_hash: str
+    recipe: str
+
+
+class StoredPassage(NamedTuple):
+    """What a store tells of a point without its text and vectors: what made it, as hashes."""
+
+    passage_id: str
     content_hash: str
     recipe: str
 

@@ -15,7 +15,7 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 from xqg_qdrant.errors import MismatchError, StoreError
-from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, FloatArray, ScoredPassage
+from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.protocol import Indexing
 from xqg_qdrant.stores.wire import NotFoundError, Wire, check_key, check_url
@@ -91,6 +91,12 @@ class ClientStore:
         info = self._read_info(collection)
         return None if info is None else self._read_ours(collection, info)[0]
 
+    def write_fingerprint(self, collection: str, fingerprint: Mapping[str, Any]) -> None:
+        """Replace the fingerprint in the collection's metadata; its other keys stay."""
+        metadata = {FINGERPRINT_KEY: layout.check_creation(collection, self._read_dim(collection), fingerprint)}
+        action = f"write the fingerprint of {collection!r}"
+        self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
+
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each of these passages that is stored; transfers no vector and no text."""
         self._read_dim(collection)
@@ -121,9 +127,7 @@ class ClientStore:
                 points=batch,
                 wait=True,
             )
-            if result.status != models.UpdateStatus.COMPLETED:
-                cure = "Cure: run the same again later, what is sent twice is stored once"
-                raise StoreError(f"{self.location} took points for {collection!r} but did not apply them. {cure}.")
+            self._check_applied(result, collection)
 
     def search(
         self, collection: str, vectors: FloatArray, vector_name: str, limit: int, exact: bool = False
@@ -150,24 +154,56 @@ class ClientStore:
 
         return layout.search_in_batches(fetch, vectors, limit, SEARCH_BATCH)
 
-    def scroll(self, collection: str) -> Iterator[AugmentedPassage]:
-        """Yield every point with its vectors, a few at a time."""
+    def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
+        """Return each of these passages that is stored, with its vectors."""
         self._read_dim(collection)
-        offset = None
-        while True:
-            records, offset = self._wire.ask(
+        found = {}
+        for ids in layout.batched(map(layout.make_point_id, passage_ids), SCROLL_BATCH):
+            records = self._wire.ask(
                 f"read collection {collection!r}",
-                self._client.scroll,
+                self._client.retrieve,
                 collection_name=collection,
-                limit=SCROLL_BATCH,
-                offset=offset,
+                ids=ids,
                 with_payload=True,
                 with_vectors=list(layout.VECTOR_NAMES),
             )
             for record in records:
-                yield layout.read_point(record.payload or {}, record.vector)
-            if offset is None:
-                return
+                point = layout.read_point(record.payload or {}, record.vector)
+                found[point.passage.passage_id] = point
+        return found
+
+    def scroll(self, collection: str) -> Iterator[AugmentedPassage]:
+        """Yield every point with its vectors, a few at a time."""
+        for record in self._scroll(collection, SCROLL_BATCH, True, list(layout.VECTOR_NAMES)):
+            yield layout.read_point(record.payload or {}, record.vector)
+
+    def scroll_stored(self, collection: str) -> Iterator[StoredPassage]:
+        """Yield what made each point, a few at a time."""
+        for record in self._scroll(collection, READ_BATCH, list(StoredPassage._fields), False):
+            yield layout.read_stored_passage(record.payload or {})
+
+    def delete(self, collection: str, passage_ids: Sequence[str]) -> None:
+        """Delete points in requests that a server accepts; each is acknowledged as applied."""
+        self._read_dim(collection)
+        for ids in layout.batched(map(layout.make_point_id, passage_ids), READ_BATCH):
+            result = self._wire.ask(
+                f"delete from collection {collection!r}",
+                self._client.delete,
+                collection_name=collection,
+                points_selector=models.PointIdsList(points=list(ids)),
+                wait=True,
+            )
+            self._check_applied(result, collection)
+
+    def delete_collection(self, collection: str) -> None:
+        """Delete the collection, once it is known to be one of ours."""
+        self._read_dim(collection)
+        action = f"delete collection {collection!r}"
+        # Where only the answer was lost, the second request finds nothing: what counts is that it is gone.
+        self._wire.ask(action, self._client.delete_collection, collection_name=collection)
+        del self._dims[collection]
+        if self._read_info(collection) is not None:
+            raise StoreError(f"cannot {action} in {self.location}: it is still there. Cure: try again.")
 
     def count(self, collection: str) -> int:
         """Return the exact number of points."""
@@ -194,6 +230,30 @@ class ClientStore:
     def close(self) -> None:
         """Close the connections, or unlock the directory."""
         self._client.close()
+
+    def _check_applied(self, result: models.UpdateResult, collection: str) -> None:
+        if result.status != models.UpdateStatus.COMPLETED:
+            cure = "Cure: run the same again later, what is sent twice is done once"
+            raise StoreError(f"{self.location} took a change of {collection!r} but did not apply it. {cure}.")
+
+    def _scroll(
+        self, collection: str, limit: int, payload: bool | list[str], vectors: bool | list[str]
+    ) -> Iterator[models.Record]:
+        self._read_dim(collection)
+        offset = None
+        while True:
+            records, offset = self._wire.ask(
+                f"read collection {collection!r}",
+                self._client.scroll,
+                collection_name=collection,
+                limit=limit,
+                offset=offset,
+                with_payload=payload,
+                with_vectors=vectors,
+            )
+            yield from records
+            if offset is None:
+                return
 
     def _connect(self) -> QdrantClient:
         if self._remote:

@@ -9,8 +9,6 @@ which besides it only `edge_index` imports. Knows nothing of servers.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import threading
 import time
@@ -23,12 +21,20 @@ from typing import Any, NamedTuple
 import qdrant_edge as engine
 
 from xqg_qdrant.errors import MismatchError, StoreError
-from xqg_qdrant.records import AugmentedPassage, FloatArray, ScoredPassage
+from xqg_qdrant.records import AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.edge_index import build_index
 from xqg_qdrant.stores.protocol import Indexing
+from xqg_qdrant.stores.sidecar import (
+    SIDECAR,
+    describe_holder,
+    forget_holder,
+    note_holder,
+    read_sidecar,
+    sync_directory,
+    write_sidecar,
+)
 
-SIDECAR = "collection.json"
 ENGINE_FILE = "edge_config.json"
 ENGINE_SCRATCH = "temp_segments"
 UNFINISHED_PREFIX = ".unfinished-"
@@ -63,16 +69,16 @@ class EdgeStore:
         path = self._path(collection)
         if self._exists(path):
             raise StoreError(f"collection {collection!r} already exists in {self.location}. Cure: choose another name.")
-        sidecar = {"dim": dim, "fingerprint": layout.check_creation(collection, dim, fingerprint)}
+        kept = layout.check_creation(collection, dim, fingerprint)
         with self._wrapped(f"create collection {collection!r}"):
             self._directory.mkdir(parents=True, exist_ok=True)
             self._sweep()
             unfinished = self._directory / f"{UNFINISHED_PREFIX}{uuid.uuid4().hex}"
             try:
                 engine.EdgeShard.create(str(unfinished), _make_config(dim)).close()
-                _write_durably(unfinished / SIDECAR, sidecar)
+                write_sidecar(unfinished, dim, kept)
                 unfinished.rename(path)
-                _sync_directory(self._directory)
+                sync_directory(self._directory)
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
@@ -81,6 +87,13 @@ class EdgeStore:
         """Return the fingerprint, None where there is no such collection; needs no lock."""
         sidecar = self._read_sidecar(collection)
         return None if sidecar is None else sidecar[1]
+
+    def write_fingerprint(self, collection: str, fingerprint: Mapping[str, Any]) -> None:
+        """Replace the sidecar by a whole new one."""
+        _, dim = self._open(collection)
+        kept = layout.check_creation(collection, dim, fingerprint)
+        with self._wrapped(f"write the fingerprint of {collection!r}"):
+            write_sidecar(self._path(collection), dim, kept)
 
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each of these passages that is stored; reads no vector and no text."""
@@ -138,20 +151,46 @@ class EdgeStore:
 
         return layout.search_in_batches(fetch, vectors, limit, SEARCH_BATCH)
 
+    def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
+        """Return each of these passages that is stored, with its vectors."""
+        shard, _ = self._open(collection)
+        found = {}
+        for ids in layout.batched(map(layout.make_point_id, passage_ids), SCROLL_BATCH):
+            with self._wrapped(f"read collection {collection!r}"):
+                records = shard.retrieve([*ids], True, list(layout.VECTOR_NAMES))
+            for record in records:
+                point = layout.read_point(record.payload or {}, record.vector)
+                found[point.passage.passage_id] = point
+        return found
+
     def scroll(self, collection: str) -> Iterator[AugmentedPassage]:
         """Yield every point with its vectors, a few at a time."""
+        for record in self._scroll(collection, SCROLL_BATCH, True, list(layout.VECTOR_NAMES)):
+            yield layout.read_point(record.payload or {}, record.vector)
+
+    def scroll_stored(self, collection: str) -> Iterator[StoredPassage]:
+        """Yield what made each point, a few at a time."""
+        for record in self._scroll(collection, READ_BATCH, list(StoredPassage._fields), False):
+            yield layout.read_stored_passage(record.payload or {})
+
+    def delete(self, collection: str, passage_ids: Sequence[str]) -> None:
+        """Delete points; that they are gone is on the disk when this returns."""
         shard, _ = self._open(collection)
-        offset: engine.PointId | None = None
-        while True:
-            request = engine.ScrollRequest(
-                offset=offset, limit=SCROLL_BATCH, with_payload=True, with_vector=list(layout.VECTOR_NAMES)
-            )
-            with self._wrapped(f"read collection {collection!r}"):
-                records, offset = shard.scroll(request)
-            for record in records:
-                yield layout.read_point(record.payload or {}, record.vector)
-            if offset is None:
-                return
+        with self._wrapped(f"delete from collection {collection!r}"):
+            for ids in layout.batched(map(layout.make_point_id, passage_ids), READ_BATCH):
+                shard.update(engine.UpdateOperation.delete_points([*ids]))
+            shard.flush()
+
+    def delete_collection(self, collection: str) -> None:
+        """Put the collection aside, then remove it: it is there complete, or not at all."""
+        # Only whoever holds the lock knows that nobody else is at it.
+        self._open(collection)
+        self._release(collection)
+        removed = self._directory / f"{UNFINISHED_PREFIX}{uuid.uuid4().hex}"
+        with self._wrapped(f"delete collection {collection!r}"):
+            self._path(collection).rename(removed)
+            sync_directory(self._directory)
+            shutil.rmtree(removed)
 
     def count(self, collection: str) -> int:
         """Return the exact number of points."""
@@ -177,7 +216,22 @@ class EdgeStore:
         with self._lock, self._wrapped("close the store"):
             self._closed = True
             while self._shards:
-                self._shards.popitem()[1][0].close()
+                collection, (shard, _) = self._shards.popitem()
+                forget_holder(self._path(collection))
+                shard.close()
+
+    def _scroll(
+        self, collection: str, limit: int, payload: bool | list[str], vectors: bool | list[str]
+    ) -> Iterator[engine.Record]:
+        shard, _ = self._open(collection)
+        offset: engine.PointId | None = None
+        while True:
+            request = engine.ScrollRequest(offset=offset, limit=limit, with_payload=payload, with_vector=vectors)
+            with self._wrapped(f"read collection {collection!r}"):
+                records, offset = shard.scroll(request)
+            yield from records
+            if offset is None:
+                return
 
     def _path(self, collection: str) -> Path:
         layout.check_collection_name(collection)
@@ -195,12 +249,7 @@ class EdgeStore:
         if not (path / SIDECAR).exists():
             cure = "Cure: choose another collection name"
             raise MismatchError(f"{path} was not created by xqg: it has no {SIDECAR}. {cure}. Nothing was changed.")
-        try:
-            sidecar = json.loads((path / SIDECAR).read_text(encoding="utf-8"))
-            return int(sidecar["dim"]), dict(sidecar["fingerprint"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            cure = "Cure: restore it from a backup, or ingest into a new collection"
-            raise StoreError(f"cannot read {path / SIDECAR}: {error!r}. {cure}.") from error
+        return read_sidecar(path)
 
     def _open(self, collection: str) -> tuple[engine.EdgeShard, int]:
         with self._lock:
@@ -214,13 +263,14 @@ class EdgeStore:
                     raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}. {cure}.")
                 path = self._path(collection)
                 with self._wrapped(f"open collection {collection!r}"):
-                    self._shards[collection] = (engine.EdgeShard.load(str(path)), sidecar[0])
+                    self._shards[collection] = (_load(path), sidecar[0])
                 # What a killed child left of an index; the lock is ours, so nobody is at it.
                 shutil.rmtree(path / ENGINE_SCRATCH, ignore_errors=True)
             return self._shards[collection]
 
     def _release(self, collection: str) -> None:
         with self._lock, self._wrapped(f"close collection {collection!r}"):
+            forget_holder(self._path(collection))
             self._shards.pop(collection)[0].close()
 
     def _sweep(self) -> None:
@@ -241,11 +291,6 @@ class EdgeStore:
             # The engine raises bare Exceptions; a panic in it arrives as a BaseException of a type without a home.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            if "WouldBlock" in str(error):
-                cure = "Cure: wait for the other process or end it, or use a Qdrant server, which many can share"
-                raise StoreError(
-                    f"cannot {action}: {self.location} is in use by another process, or twice by this one. {cure}."
-                ) from error
             cure = "Cure: check the disk's free space and the directory's permissions, or restore it from a backup"
             raise StoreError(f"cannot {action} in {self.location}: {error}. {cure}.") from error
 
@@ -261,25 +306,22 @@ class _Hit(NamedTuple):
         return self.record.payload
 
 
+def _load(path: Path) -> engine.EdgeShard:
+    try:
+        shard = engine.EdgeShard.load(str(path))
+    except Exception as error:
+        if "WouldBlock" not in str(error):
+            raise
+        cure = "Cure: wait for it or end it, or use a Qdrant server, which many can share"
+        raise StoreError(
+            f"collection {path.name!r} in edge:{path.parent} is in use by {describe_holder(path)}. {cure}."
+        ) from error
+    note_holder(path)
+    return shard
+
+
 def _make_config(dim: int, quantised: bool = False) -> engine.EdgeConfig:
     vector = engine.EdgeVectorParams(size=dim, distance=engine.Distance.Dot)
     codes = engine.ScalarQuantizationConfig(engine.ScalarType.Int8) if quantised else None
     vectors = dict.fromkeys(layout.VECTOR_NAMES, vector)
     return engine.EdgeConfig(vectors=vectors, quantization_config=codes, wal_enabled=True)
-
-
-def _write_durably(path: Path, value: Mapping[str, Any]) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, allow_nan=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name == "posix":  # elsewhere a directory cannot be opened
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from xqg_qdrant.records import AugmentedPassage, FloatArray, ScoredPassage
+from xqg_qdrant.records import AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
 
 
 class Indexing(NamedTuple):
@@ -38,6 +38,9 @@ class Store(Protocol):
         Raises:
             MismatchError: there is a collection of this name, but xqg did not create it.
         """
+
+    def write_fingerprint(self, collection: str, fingerprint: Mapping[str, Any]) -> None:
+        """Replace the fingerprint of a collection, wholly or not at all."""
 
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each of these passages that is stored."""
@@ -71,8 +74,30 @@ class Store(Protocol):
         notice.
         """
 
+    def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
+        """Return each of these passages that is stored, with its vectors."""
+
     def scroll(self, collection: str) -> Iterator[AugmentedPassage]:
-        """Yield every point with its vectors, in no particular order."""
+        """Yield every point with its vectors, in the order of the point ids.
+
+        Points may be replaced meanwhile.
+        """
+
+    def scroll_stored(self, collection: str) -> Iterator[StoredPassage]:
+        """Yield what made each point, in the order of the point ids; reads no vector and no text.
+
+        Points may be deleted meanwhile.
+        """
+
+    def delete(self, collection: str, passage_ids: Sequence[str]) -> None:
+        """Delete the points of these passages, where they are; when this returns they are gone for good."""
+
+    def delete_collection(self, collection: str) -> None:
+        """Delete a collection that xqg created, with all its points.
+
+        Raises:
+            StoreError: there is none, or another process uses it.
+        """
 
     def count(self, collection: str) -> int:
         """Return the exact number of points."""
