@@ -14,6 +14,7 @@ import pytest
 from checkpoints import ENCODERS, corpus, encoder_checkpoint, exported_encoder
 from tokenizers import Tokenizer
 
+from xqg_qdrant.demo import read_demo_queries
 from xqg_qdrant.encoder import Encoder, cut_batches
 from xqg_qdrant.errors import ModelError
 from xqg_qdrant.session import Session
@@ -182,3 +183,10 @@ def test_encoding_needs_neither_torch_nor_transformers_and_gives_the_same_bits_i
     assert not {"torch", "transformers", "onnx", "huggingface_hub", "scipy"} & set(modules)
     expected: Any = open_encoder("minilm", "int8").encode_queries(["Missä?", "Где?"])
     np.testing.assert_array_equal(np.array(vectors, dtype=np.float32), expected)
+
+
+def test_the_shipped_encoder_gives_a_text_the_same_bits_alone_and_beside_others(demo_encoder: Encoder) -> None:
+    questions = [query.text for query in read_demo_queries()[:80]]
+    alone = np.concatenate([demo_encoder.encode_queries([question]) for question in questions])
+    np.testing.assert_array_equal(demo_encoder.encode_queries(questions), alone)
+    np.testing.assert_array_equal(demo_encoder.encode_queries(questions[::3]), alone[::3])
