@@ -23,8 +23,16 @@ import numpy as np
 
 from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion, fuse
 from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.errors import InputError, StoreError
-from xqg_qdrant.fingerprint import Fingerprint, hash_content, hash_recipe, make_fingerprint, refuse_mismatch
+from xqg_qdrant.errors import InputError, MismatchError, StoreError
+from xqg_qdrant.fingerprint import (
+    GIVEN,
+    QUERIES_FIELD,
+    Fingerprint,
+    hash_content,
+    hash_recipe,
+    make_fingerprint,
+    refuse_mismatch,
+)
 from xqg_qdrant.generator import Generation, Generator, Sampling
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
@@ -38,6 +46,8 @@ from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
 
 Row: TypeAlias = Passage | QueriedPassage | Reject
+
+RECIPE_PREFIX = "recipe."
 
 # A chunk is a few seconds of work: what a kill costs each worker.
 CHUNK_SIZE = 16
@@ -148,6 +158,27 @@ def make_recipe(generator: Generator | None, languages: Sequence[str] = (), **se
     generator.check_vocabulary(recipe.languages, sampling.vocabulary)
     check_fusion(recipe.alpha, recipe.fusion)
     return recipe
+
+
+def read_recipe(fingerprint: Fingerprint) -> Recipe:
+    """Return the recipe that a collection was made with.
+
+    Raises:
+        MismatchError: the fingerprint does not tell it: another version of xqg wrote it.
+    """
+    fields = {
+        name.removeprefix(RECIPE_PREFIX): fingerprint[name] for name in fingerprint if name.startswith(RECIPE_PREFIX)
+    }
+    try:
+        if fingerprint.get(QUERIES_FIELD) == GIVEN:
+            return Recipe(**fields)
+        sampling = Sampling(**{name: fields.pop(name) for name in Sampling._fields})
+        return Recipe(tuple(fields.pop("languages")), sampling, **fields)
+    except (KeyError, TypeError) as error:
+        raise MismatchError(
+            f"the collection was made by another version of xqg, whose recipe this one cannot read ({error}). "
+            "Cure: use that version, or ingest into a new collection"
+        ) from error
 
 
 def count_workers(device: str, threads: int = 0) -> int:

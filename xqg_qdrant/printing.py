@@ -13,6 +13,7 @@ from typing import Any
 
 from xqg_qdrant.ingest import Progress
 from xqg_qdrant.search import Hit
+from xqg_qdrant.status import Status
 
 SNIPPET_CHARACTERS = 160
 
@@ -61,6 +62,15 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_status(status: Status) -> str:
+    """Return what a collection holds, and the fields of its fingerprint, one a line."""
+    lines = [f"collection {status.collection!r} in {status.store}: {status.passages} passages"]
+    if status.current < status.passages:
+        lines.append(f"  {status.passages - status.current} of them were made by another recipe than this one:")
+    lines += [f"  {name}: {value}" for name, value in status.fingerprint.items()]
+    return "\n".join(lines)
 
 
 def format_hits(hits: Sequence[Hit]) -> str:

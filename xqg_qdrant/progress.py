@@ -22,13 +22,17 @@ from tqdm import tqdm
 from xqg_qdrant.corpus import write_dead_letters
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
+from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generator import Generator
 from xqg_qdrant.ingest import Recipe, Row, count_workers, ingest
 from xqg_qdrant.printing import Totals, format_seconds
 from xqg_qdrant.records import Query, ScoredPassage
 from xqg_qdrant.search import search
+from xqg_qdrant.status import Status, read_existing_fingerprint, read_status
 from xqg_qdrant.stores import Store
 from xqg_qdrant.stores.protocol import Indexing
+from xqg_qdrant.sync import Comparison, compare, delete_left
+from xqg_qdrant.text_set import TextSet
 
 QUERIES_AT_ONCE = 64
 
@@ -83,6 +87,42 @@ def run_optimise(store: Store, collection: str, above: int, quiet: bool) -> bool
     if last.changed and not quiet:
         click.echo(f"{points} points indexed in {format_seconds(last.seconds)}.", err=True)
     return last.changed
+
+
+def run_status(store: Store, collection: str, quiet: bool) -> Status:
+    """Count a collection's points with a progress bar."""
+    read_existing_fingerprint(store, collection)
+    with _make_bar(store.count(collection), " passages", quiet) as bar:
+        for status in read_status(store, collection):
+            bar.update(status.passages - bar.n)
+    return status
+
+
+def run_compare(
+    rows: Iterable[Row],
+    total: int | None,
+    store: Store,
+    collection: str,
+    fingerprint: Fingerprint,
+    seen: TextSet,
+    quiet: bool,
+) -> Comparison:
+    """Compare a corpus with a collection, with a progress bar."""
+    found = Comparison()
+    with _make_bar(total, " rows compared", quiet) as bar:
+        for found in compare(rows, store, collection, fingerprint, seen):
+            bar.update(found.rows - bar.n)
+    return found
+
+
+def run_delete_left(store: Store, collection: str, seen: TextSet, total: int, quiet: bool) -> int:
+    """Delete what left the corpus with a progress bar; return how many passages went."""
+    deleted = 0
+    with _make_bar(total, " passages deleted", quiet) as bar:
+        for count in delete_left(store, collection, seen):
+            deleted += count
+            bar.update(count)
+    return deleted
 
 
 class Interruption:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import refuse_mismatch
 from xqg_qdrant.records import GeneratedQuery, ScoredPassage
+from xqg_qdrant.status import read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Store
 
 
@@ -29,13 +29,7 @@ def check_collection(store: Store, collection: str, encoder: Encoder) -> None:
         InputError: there is no such collection.
         MismatchError: the collection was made with another encoder.
     """
-    stored = store.read_fingerprint(collection)
-    if stored is None:
-        others = ", ".join(store.collections()) or "none"
-        raise InputError(
-            f"there is no collection {collection!r} in {store.location} (there: {others}). "
-            f"Make it with: xqg ingest FILE --collection {collection}"
-        )
+    stored = read_existing_fingerprint(store, collection)
     wanted = {f"encoder.{name}": value for name, value in encoder.describe().items()}
     refuse_mismatch(collection, stored, wanted, part="encoder")
 

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import click
 
 from xqg_qdrant.cli.group import main
-from xqg_qdrant.cli.options import collection_option, opened_store, quantisation_option, store_option
+from xqg_qdrant.cli.options import (
+    collection_option,
+    confirm,
+    id_field_option,
+    open_corpus,
+    opened_store,
+    quantisation_option,
+    queries_option,
+    store_option,
+    yes_option,
+)
+
+if TYPE_CHECKING:
+    from xqg_qdrant.stores import Store
 
 
 @main.command()
@@ -27,3 +45,100 @@ def optimise(quiet: bool, /, collection: str, location: str, quantisation: str |
             store.quantise(collection)
         run_optimise(store, collection, 0, quiet)
         click.echo(measure_recall(store, collection))
+
+
+@main.command()
+@collection_option()
+@store_option
+@click.option("--corpus", "file", help="Compare with this file: what is new, changed, or no longer in it.")
+@queries_option
+@id_field_option
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.pass_obj
+def status(
+    quiet: bool,
+    /,
+    collection: str | None,
+    location: str,
+    file: str | None,
+    queries: str | None,
+    id_field: str | None,
+    as_json: bool,
+) -> None:
+    """Tell what is stored, by which recipe it was made, and what is missing against a corpus.
+
+    Without --collection the collections are listed.
+    """
+    from xqg_qdrant.corpus import count_rows
+    from xqg_qdrant.printing import format_status
+    from xqg_qdrant.progress import run_compare, run_status
+    from xqg_qdrant.sync import check_queries
+    from xqg_qdrant.text_set import TextSet
+
+    if collection is None and file is not None:
+        raise click.UsageError("Give --collection with --corpus.")
+    with opened_store(location) as store:
+        if collection is None:
+            _list_collections(store, as_json)
+            return
+        found = run_status(store, collection, quiet)
+        told = found.to_json()
+        lines = format_status(found)
+        if file is not None:
+            check_queries(collection, found.fingerprint, given=queries is not None)
+            total = None if quiet else count_rows(file)
+            with open_corpus(file, queries, id_field) as rows:
+                compared = run_compare(rows, total, store, collection, found.fingerprint, TextSet(), quiet)
+            told["corpus"] = {"file": file, **compared._asdict()}
+            lines += f"\nagainst {file}: {compared}"
+    click.echo(json.dumps(told, ensure_ascii=False, indent=2) if as_json else lines)
+
+
+def _list_collections(store: Store, as_json: bool) -> None:
+    from xqg_qdrant.errors import MismatchError
+
+    counts: dict[str, int | None] = {}
+    for name in store.collections():
+        try:
+            counts[name] = store.count(name)
+        except MismatchError:
+            counts[name] = None
+    if as_json:
+        click.echo(json.dumps({"store": store.location, "collections": counts}, ensure_ascii=False, indent=2))
+        return
+    click.echo(f"Collections in {store.location}: {len(counts)}")
+    for name, count in counts.items():
+        click.echo(f"  {name}: " + ("not created by xqg" if count is None else f"{count} passages"))
+
+
+@main.command()
+@click.argument("passage_ids", metavar="[PASSAGE_ID...]", nargs=-1)
+@collection_option(required=True)
+@store_option
+@yes_option
+def delete(passage_ids: tuple[str, ...], collection: str, location: str, yes: bool) -> None:
+    """Delete passages by their ids, or, where none is given, the whole collection.
+
+    With - in the place of the ids they are read from standard input, one a line.
+    """
+    from xqg_qdrant.status import read_existing_fingerprint
+    from xqg_qdrant.stores.points import batched
+
+    with opened_store(location) as store:
+        read_existing_fingerprint(store, collection)
+        if not passage_ids:
+            count = store.count(collection)
+            confirm(f"Delete collection {collection!r} in {store.location} with its {count} passages?", yes)
+            store.delete_collection(collection)
+            click.echo(f"collection {collection!r} with {count} passages deleted")
+            return
+        given: Iterable[str] = passage_ids
+        if passage_ids == ("-",):
+            given = (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        deleted = unknown = 0
+        for batch in batched(given, 1000):
+            stored = store.read_content_hashes(collection, batch)
+            store.delete(collection, list(stored))
+            deleted += len(stored)
+            unknown += len(set(batch)) - len(stored)
+    click.echo(f"{deleted} passages deleted, {unknown} ids not stored")

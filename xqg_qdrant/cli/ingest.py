@@ -1,26 +1,35 @@
-"""`xqg ingest`: passages into a collection."""
+"""`xqg ingest` and `xqg sync`: a corpus into a collection."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     collection_option,
+    dead_letters_option,
     device_option,
     encoder_option,
+    generator_option,
+    id_field_option,
     load_encoder,
     load_generator,
+    open_corpus,
     opened_store,
     quantisation_option,
+    queries_option,
     store_option,
+    workers_option,
 )
 from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE
+
+if TYPE_CHECKING:
+    from xqg_qdrant.printing import Totals
+    from xqg_qdrant.stores import Store
 
 
 @main.command()
@@ -29,18 +38,8 @@ from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE
 @click.option("--languages", help="Languages to generate queries in, such as ar,ja,ru.  [default: all the generator's]")
 @store_option
 @encoder_option
-@click.option(
-    "--generator",
-    "generator_folder",
-    type=click.Path(path_type=Path),
-    help="Model folder of the generator.  [default: the demo generator]",
-)
-@click.option(
-    "--queries",
-    metavar="corpus|PATH",
-    help="Generate none, take queries that are there: corpus for the field generated_queries of FILE, or a JSONL file "
-    "of rows {id, language, text} in any order.",
-)
+@generator_option
+@queries_option
 @click.option("--queries-per-language", type=int, help="Queries generated a language.  [default: 5]")
 @click.option(
     "--fusion",
@@ -71,20 +70,11 @@ from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE
     "--restrict-vocabulary.  [default: restricted, where it was]",
 )
 @click.option("--seed", type=int, help="Seed of the sampling.  [default: 0]")
-@click.option("--id-field", help="Field of the passage id, where it is none of id, _id, passage_id, docid.")
-@click.option(
-    "--dead-letters",
-    type=click.Path(path_type=Path),
-    help="File for the rows that were rejected, rewritten by each run.  [default: ./NAME.rejected.jsonl]",
-)
+@id_field_option
+@dead_letters_option
 @quantisation_option
 @device_option
-@click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    default=0,
-    help="CPU threads: as many chunks of passages are in work at once.  [default: one a core]",
-)
+@workers_option
 @click.pass_obj
 def ingest(
     quiet: bool,
@@ -109,25 +99,14 @@ def ingest(
     on where it stopped; run on an edited file, it redoes what changed. Rows that cannot be used are written to the
     dead-letter file with their line and the reason; then the exit code is 3.
     """
-    from xqg_qdrant.corpus import count_rows, read_generated_queries, read_passages, read_queried_passages
-    from xqg_qdrant.indexing import EXACT_UP_TO, measure_recall
-    from xqg_qdrant.ingest import Row, make_recipe
+    from xqg_qdrant.corpus import count_rows
+    from xqg_qdrant.ingest import make_recipe
     from xqg_qdrant.languages import parse_languages
-    from xqg_qdrant.progress import run_ingest, run_optimise
-    from xqg_qdrant.query_index import QueryIndex
+    from xqg_qdrant.progress import run_ingest
 
     if queries is not None and generator_folder is not None:
         raise click.UsageError("Give --generator or --queries, not both.")
-    index = None
-    rows: Iterator[Row]
-    if queries == "corpus":
-        rows = read_queried_passages(file, id_field=id_field)
-    else:
-        rows = passages = read_passages(file, id_field=id_field)
-        if queries is not None:
-            index = QueryIndex(read_generated_queries(queries, id_field=id_field))
-            rows = index.join(passages)
-    with opened_store(location) as store:
+    with open_corpus(file, queries, id_field) as rows, opened_store(location) as store:
         # One thread an operator: the workers of the ingest are the threads.
         encoder = load_encoder(encoder_folder, device, 1)
         generator = load_generator(generator_folder, device, 1) if queries is None else None
@@ -140,11 +119,92 @@ def ingest(
         totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
         if quantisation:
             store.quantise(collection)
-        indexed = (totals.stored or quantisation) and run_optimise(store, collection, EXACT_UP_TO, quiet)
-        if indexed and not quiet:
-            click.echo(measure_recall(store, collection), err=True)
-    if index is not None and index.left_over:
-        click.echo(f"Queries of {queries} that belong to no passage of {file}: {index.left_over}", err=True)
+        if totals.stored or quantisation:
+            _index(store, collection, quiet)
+    _end(totals, letters)
+
+
+@main.command()
+@click.argument("file")
+@collection_option(required=True)
+@click.option("--delete", is_flag=True, help="Delete the passages that FILE no longer holds.")
+@click.option("--dry-run", is_flag=True, help="Only tell what there is to do.")
+@store_option
+@encoder_option
+@generator_option
+@queries_option
+@id_field_option
+@dead_letters_option
+@device_option
+@workers_option
+@click.pass_obj
+def sync(
+    quiet: bool,
+    /,
+    file: str,
+    collection: str,
+    delete: bool,
+    dry_run: bool,
+    location: str,
+    encoder_folder: Path | None,
+    generator_folder: Path | None,
+    queries: str | None,
+    id_field: str | None,
+    dead_letters: Path | None,
+    device: str,
+    threads: int,
+) -> None:
+    """Bring a collection to what FILE holds, by the recipe that it was made with.
+
+    What there is to do is counted and told first. New passages are inserted and changed ones replaced; with --delete
+    those that left FILE are deleted. Where rows of FILE are rejected none is deleted, because what seems to have left
+    may only be damaged; the exit code is then 3.
+    """
+    from xqg_qdrant.corpus import count_rows
+    from xqg_qdrant.ingest import read_recipe
+    from xqg_qdrant.printing import Totals
+    from xqg_qdrant.progress import run_compare, run_delete_left, run_ingest
+    from xqg_qdrant.status import read_existing_fingerprint
+    from xqg_qdrant.sync import check_queries
+    from xqg_qdrant.text_set import TextSet
+
+    if file == "-":
+        raise click.UsageError("FILE is read twice, so it cannot be standard input.")
+    seen, totals, total = TextSet(), Totals(), count_rows(file)
+    letters = dead_letters or Path(f"{collection}.rejected.jsonl")
+    with opened_store(location) as store:
+        fingerprint = read_existing_fingerprint(store, collection)
+        check_queries(collection, fingerprint, given=queries is not None)
+        recipe = read_recipe(fingerprint)
+        with open_corpus(file, queries, id_field) as rows:
+            found = run_compare(rows, total, store, collection, fingerprint, seen, quiet)
+        click.echo(found)
+        if dry_run:
+            return
+        if found.rows > found.unchanged:
+            encoder = load_encoder(encoder_folder, device, 1)
+            generator = load_generator(generator_folder, device, 1) if queries is None else None
+            with open_corpus(file, queries, id_field) as rows:
+                totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
+        if delete and totals.rejected:
+            click.echo("Nothing was deleted, as rows were rejected. Correct them, and run the same again.", err=True)
+        elif delete:
+            deleted = run_delete_left(store, collection, seen, found.left, quiet)
+            click.echo(f"{deleted} passages deleted")
+        if totals.stored:
+            _index(store, collection, quiet)
+    _end(totals, letters)
+
+
+def _index(store: Store, collection: str, quiet: bool) -> None:
+    from xqg_qdrant.indexing import EXACT_UP_TO, measure_recall
+    from xqg_qdrant.progress import run_optimise
+
+    if run_optimise(store, collection, EXACT_UP_TO, quiet) and not quiet:
+        click.echo(measure_recall(store, collection), err=True)
+
+
+def _end(totals: Totals, letters: Path) -> None:
     if totals.rejected:
         click.echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters}", err=True)
         sys.exit(ROWS_REJECTED_EXIT_CODE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.encoder import Encoder
     from xqg_qdrant.evaluation.report import Report
     from xqg_qdrant.generator import Generator
+    from xqg_qdrant.ingest import Row
     from xqg_qdrant.stores import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,6 +52,42 @@ def encoder_option(command: F) -> F:
     )(command)
 
 
+def generator_option(command: F) -> F:
+    """Add --generator, as `generator_folder`."""
+    return click.option(
+        "--generator",
+        "generator_folder",
+        type=click.Path(path_type=Path),
+        help="Model folder of the generator.  [default: the demo generator]",
+    )(command)
+
+
+def queries_option(command: F) -> F:
+    """Add --queries."""
+    return click.option(
+        "--queries",
+        metavar="corpus|PATH",
+        help="Generate none, take queries that are there: corpus for the field generated_queries of FILE, or a JSONL "
+        "file of rows {id, language, text} in any order.",
+    )(command)
+
+
+def id_field_option(command: F) -> F:
+    """Add --id-field."""
+    return click.option("--id-field", help="Field of the passage id, where it is none of id, _id, passage_id, docid.")(
+        command
+    )
+
+
+def dead_letters_option(command: F) -> F:
+    """Add --dead-letters."""
+    return click.option(
+        "--dead-letters",
+        type=click.Path(path_type=Path),
+        help="File for the rows that were rejected, rewritten by each run.  [default: ./NAME.rejected.jsonl]",
+    )(command)
+
+
 def quantisation_option(command: F) -> F:
     """Add --quantisation."""
     return click.option(
@@ -74,6 +112,16 @@ def device_options(command: F) -> F:
     """Add --device and --threads."""
     threads = click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads.  [default: all]")
     return device_option(threads(command))
+
+
+def workers_option(command: F) -> F:
+    """Add --threads of an ingest, whose workers are the threads."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=0),
+        default=0,
+        help="CPU threads: as many chunks of passages are in work at once.  [default: one a core]",
+    )(command)
 
 
 def echo_report(report: Report, as_json: bool) -> None:
@@ -113,3 +161,39 @@ def load_generator(folder: Path | None, device: str, threads: int) -> Generator:
     from xqg_qdrant.model_folder import DEMO_GENERATOR, shipped_model
 
     return Generator(folder or shipped_model(DEMO_GENERATOR), device, threads)
+
+
+@contextmanager
+def open_corpus(file: str, queries: str | None, id_field: str | None) -> Iterator[Iterator[Row]]:
+    """Read the rows of a corpus, with their queries where there are any, and tell which queries were of no use."""
+    from xqg_qdrant.corpus import read_generated_queries, read_passages, read_queried_passages
+    from xqg_qdrant.query_index import QueryIndex
+
+    if queries is None:
+        yield read_passages(file, id_field=id_field)
+    elif queries == "corpus":
+        yield read_queried_passages(file, id_field=id_field)
+    else:
+        index = QueryIndex(read_generated_queries(queries, id_field=id_field))
+        yield index.join(read_passages(file, id_field=id_field))
+        if index.left_over:
+            click.echo(f"Queries of {queries} that belong to no passage of {file}: {index.left_over}", err=True)
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask before what cannot be undone; `yes` is the answer that --yes gives.
+
+    Raises:
+        UsageError: there is nobody to ask.
+        Abort: the answer is no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{question} Give --yes to go on without being asked.")
+    click.confirm(question, abort=True, err=True)
+
+
+def yes_option(command: F) -> F:
+    """Add --yes."""
+    return click.option("--yes", is_flag=True, help="Do not ask.")(command)
