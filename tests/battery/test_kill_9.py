@@ -1,0 +1,188 @@
+"""A kill at any moment costs only the chunks in flight: run again, a command ends where an uninterrupted one does.
+
+Each case ends the command one to three times, by SIGKILL, at calls of a named function that the seed draws, then lets
+it run to its end. What must be equal is all that it leaves: points, bit for bit, fingerprints, dead letters.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from xqg_qdrant.demo import read_demo_passages
+from xqg_qdrant.records import AugmentedPassage, Passage
+from xqg_qdrant.stores import open_store
+
+KILLED = Path(__file__).with_name("killed.py")
+FEW_QUERIES = ["--languages", "fi,ru", "--queries-per-language", "1", "--max-new-tokens", "4"]
+PASSAGES = 40
+INDEX_DIM, INDEX_POINTS = 4096, 700
+
+EDGE = "xqg_qdrant.stores.edge"
+# name of a point → the function at which the process ends, before or after its work
+POINTS = {
+    "reading": ("xqg_qdrant.ingest", "_look_up", "before"),
+    "generated": ("xqg_qdrant.generator", "Generator.generate", "after"),
+    "passages encoded": ("xqg_qdrant.encoder", "Encoder.encode_passages", "after"),
+    "queries encoded": ("xqg_qdrant.encoder", "Encoder.encode_queries", "after"),
+    "before an upsert": (EDGE, "EdgeStore.upsert", "before"),
+    "within an upsert": (EDGE, "engine.UpdateOperation.upsert_points", "before"),
+    "after an upsert": (EDGE, "EdgeStore.upsert", "after"),
+    "before dead letters": ("xqg_qdrant.progress", "write_dead_letters", "before"),
+    "before the fingerprint": (EDGE, "write_sidecar", "before"),
+    "before the fingerprint has its name": ("pathlib", "Path.replace", "before"),
+    "before a collection has its name": ("pathlib", "Path.rename", "before"),
+    "after a collection has its name": ("pathlib", "Path.rename", "after"),
+    "before a deletion": (EDGE, "EdgeStore.delete", "before"),
+    "after a deletion": (EDGE, "EdgeStore.delete", "after"),
+    "indexing": ("xqg_qdrant.stores.edge_index", "Indexing", "before"),
+}
+
+
+class Scenario(NamedTuple):
+    """What lies in the folder beforehand, the command that is killed, and its exit code when it is not."""
+
+    prepare: Callable[[Path], None]
+    arguments: tuple[str, ...]
+    exit_code: int = 0
+
+
+def to_row(passage: Passage, **changes: Any) -> str:
+    return json.dumps({"id": passage.passage_id, "title": passage.title, "text": passage.text, **changes}) + "\n"
+
+
+def write_corpus(folder: Path) -> None:
+    """Write passages of one sentence and a few rows that are rejected."""
+    rows = [to_row(p, text=p.text.split(". ")[0]) for p in read_demo_passages()[:PASSAGES]]
+    for place in (3, 20, 33):
+        rows.insert(place, '{"id": "no text"}\n')
+    (folder / "corpus.jsonl").write_text("".join(rows))
+
+
+def write_edited_corpus(folder: Path) -> None:
+    """Store a corpus, then take passages out of it, change some, and add others."""
+    passages = read_demo_passages()
+    text = {p.passage_id: p.text.split(". ")[0] for p in passages}
+    old = [to_row(p, text=text[p.passage_id]) for p in passages[:PASSAGES]]
+    (folder / "corpus.jsonl").write_text("".join(old))
+    run_xqg(folder, ("ingest", "corpus.jsonl", "--collection", "docs", *FEW_QUERIES))
+    changed = [to_row(p, text=f"{text[p.passage_id]}, so they say") for p in passages[10:25]]
+    new = [to_row(p, text=text[p.passage_id]) for p in passages[PASSAGES : PASSAGES + 20]]
+    (folder / "corpus.jsonl").write_text("".join([*changed, *old[25:], *new]))
+
+
+def store_unindexed(folder: Path) -> None:
+    store = open_store(str(folder / "xqg_data"))
+    store.create_collection("docs", INDEX_DIM, {})
+    vectors = np.random.default_rng(0).standard_normal((INDEX_POINTS, INDEX_DIM)).astype(np.float32)
+    store.upsert(
+        "docs",
+        [
+            AugmentedPassage(Passage(str(number), "text"), (), {"xqg": vector, "passage": -vector}, "", "")
+            for number, vector in enumerate(vectors)
+        ],
+    )
+    store.close()
+
+
+SCENARIOS = {
+    "ingest": Scenario(write_corpus, ("ingest", "corpus.jsonl", "--collection", "docs", *FEW_QUERIES), 3),
+    "sync": Scenario(write_edited_corpus, ("sync", "corpus.jsonl", "--collection", "docs", "--delete")),
+    "optimise": Scenario(store_unindexed, ("optimise", "--collection", "docs")),
+}
+CASES = [
+    *[("ingest", point) for point in POINTS if point not in ("before a deletion", "after a deletion", "indexing")],
+    *[("sync", point) for point in ("before an upsert", "after an upsert", "before a deletion", "after a deletion")],
+    ("optimise", "indexing"),
+]
+
+
+def run_xqg(folder: Path, arguments: tuple[str, ...], point: str = "", call: int = 0) -> tuple[int, str]:
+    """Run the command in a folder; return its exit code and what it said on stderr."""
+    command = [sys.executable, str(KILLED), json.dumps(POINTS), point, str(call), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    return done.returncode, done.stderr
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return everything that a command has left in its folder."""
+    store = open_store(str(folder / "xqg_data"))
+    state: dict[str, Any] = {}
+    for name in store.collections():
+        points = {
+            point.passage.passage_id: (
+                point.passage,
+                point.generated_queries,
+                point.content_hash,
+                point.recipe,
+                {vector: values.tobytes() for vector, values in point.vectors.items()},
+            )
+            for point in store.scroll(name)
+        }
+        state[name] = (store.read_fingerprint(name), store.count(name), points)
+    store.close()
+    for letters in folder.glob("*.rejected.jsonl"):
+        state[letters.name] = letters.read_text()
+    return state
+
+
+class Reference(NamedTuple):
+    """The folder before the command, what the command leaves when nobody kills it, and how often it passes a point."""
+
+    before: Path
+    state: dict[str, Any]
+    calls: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def reference_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reference]:
+    @cache
+    def make(name: str) -> Reference:
+        scenario = SCENARIOS[name]
+        before = tmp_path_factory.mktemp("before")
+        scenario.prepare(before)
+        folder = tmp_path_factory.mktemp("after") / "folder"
+        shutil.copytree(before, folder)
+        code, said = run_xqg(folder, (*scenario.arguments, *threads_of(name, 0)))
+        assert code == scenario.exit_code, said
+        return Reference(before, read_state(folder), json.loads(said.splitlines()[-1]))
+
+    return make
+
+
+def threads_of(name: str, seed: int) -> tuple[str, ...]:
+    return ("--threads", str(1 + seed % 2)) if name in ("ingest", "sync") else ()
+
+
+@pytest.mark.parametrize(("name", "point"), CASES)
+def test_a_command_that_is_killed_and_run_again_ends_where_an_uninterrupted_one_does(
+    name: str, point: str, seed: int, reference_of: Callable[[str], Reference], tmp_path: Path
+) -> None:
+    scenario, reference = SCENARIOS[name], reference_of(name)
+    calls = reference.calls[point]
+    assert calls > 0, "the command does not pass this point"
+    draw = random.Random(f"{name} {point} {seed}")
+    folder = tmp_path / "folder"
+    shutil.copytree(reference.before, folder)
+    arguments = (*scenario.arguments, *threads_of(name, seed))
+
+    # The first kill always strikes; a later run may have less to do than the call that was drawn.
+    code, said = run_xqg(folder, arguments, point, draw.randint(1, calls))
+    assert code == -signal.SIGKILL, said
+    for _ in range(draw.randint(0, 2) if seed else 0):
+        code, said = run_xqg(folder, arguments, point, draw.randint(1, calls))
+        assert code in (-signal.SIGKILL, scenario.exit_code), said
+    code, said = run_xqg(folder, arguments)
+    assert code == scenario.exit_code, said
+    assert read_state(folder) == reference.state
