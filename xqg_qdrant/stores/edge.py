@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,10 +71,10 @@ class EdgeStore:
         kept = layout.check_creation(collection, dim, fingerprint)
         with self._wrapped(f"create collection {collection!r}"):
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._sweep()
             unfinished = self._directory / f"{UNFINISHED_PREFIX}{uuid.uuid4().hex}"
             try:
                 engine.EdgeShard.create(str(unfinished), _make_config(dim)).close()
+                self._sweep(unfinished.stat().st_mtime)
                 write_sidecar(unfinished, dim, kept)
                 unfinished.rename(path)
                 sync_directory(self._directory)
@@ -273,11 +272,14 @@ class EdgeStore:
             forget_holder(self._path(collection))
             self._shards.pop(collection)[0].close()
 
-    def _sweep(self) -> None:
-        """Remove what killed processes left of collections that never came to be."""
+    def _sweep(self, now: float) -> None:
+        """Remove what killed processes left of collections that never came to be.
+
+        `now` is the time of the file system: other machines that write there may have other clocks.
+        """
         for path in self._directory.glob(f"{UNFINISHED_PREFIX}*"):
             # A younger one may be another process at work.
-            if time.time() - path.stat().st_mtime > UNFINISHED_SECONDS:
+            if now - path.stat().st_mtime > UNFINISHED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
