@@ -1,7 +1,6 @@
 """One suite over every place that can hold a collection, then what is particular to one of them.
 
-`rest` is our client talking HTTP to a server of this file, which answers from qdrant-client's own emulation: it proves
-what travels and what is sent again, not what a real Qdrant does. `server` is a real one, where QDRANT_URL names it.
+`rest` is our client talking HTTP to the server of `rest_qdrant`. `server` is a real one, where QDRANT_URL names it.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, TypeAlias
-from urllib.parse import unquote
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +27,8 @@ import pytest
 import qdrant_edge
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 from qdrant_client import QdrantClient, models
+from rest_qdrant import Json, RestQdrant, Script, answer, hang
 
 from xqg_qdrant.errors import InputError, MismatchError, StoreError, XqgError
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage
@@ -47,138 +44,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure
 DIM = 8
 FINGERPRINT = {"encoder.pooling": "mean", "recipe.alpha": 0.01, "recipe.languages": ["ja", "ru"], "recipe.k": None}
 SECRET = "sk-verysecret-0123456789"
-
-Json: TypeAlias = Any
-Script: TypeAlias = Callable[["RestQdrant"], tuple[int, dict[str, str], bytes]]
-
-
-def answer(status: int, reason: str, **headers: str) -> Script:
-    """Answer a request with an error, as Qdrant words it, before anything is done."""
-    body = json.dumps({"status": {"error": reason}, "time": 0.0}).encode()
-    return lambda _: (status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
-
-
-def hang(rest: RestQdrant) -> tuple[int, dict[str, str], bytes]:
-    """Answer only when the server is closed."""
-    rest.closing.wait(30)
-    return 503, {}, b""
-
-
-class RestQdrant(ThreadingHTTPServer):
-    """The few endpoints that we use, over a socket, answered by the client's in-memory emulation."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), RestHandler)
-        self.client = QdrantClient(":memory:")
-        self.version = "1.16.0"
-        self.script: list[Script] = []
-        self.lose_answers = 0
-        self.requests: list[tuple[str, str, int]] = []
-        self.lock = threading.Lock()
-        self.closing = threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
-        self.thread.start()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Stay silent when a client hangs up."""
-
-    def close(self) -> None:
-        self.closing.set()
-        self.shutdown()
-        self.server_close()
-        self.thread.join()
-        self.client.close()
-
-    def respond(self, method: str, path: str, body: Json) -> Json:
-        client = self.client
-        if path == "/":
-            return {"title": "qdrant", "version": self.version}
-        if path == "/collections":
-            return client.get_collections()
-        name, _, rest = path.removeprefix("/collections/").partition("/")
-        if (method, rest) == ("PUT", ""):
-            vectors = TypeAdapter(dict[str, models.VectorParams]).validate_python(body["vectors"])
-            return client.create_collection(name, vectors, metadata=body.get("metadata"))
-        if not client.collection_exists(name):
-            raise LookupError(name)
-        if (method, rest) == ("PATCH", ""):
-            return client.update_collection(name, **body)
-        if (method, rest) == ("DELETE", ""):
-            return client.delete_collection(name)
-        if rest == "points/delete":
-            return client.delete(name, models.PointIdsList(points=body["points"]))
-        if rest == "":
-            return client.get_collection(name)
-        if rest == "index":
-            return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
-        if (method, rest) == ("PUT", "points"):
-            return client.upsert(name, TypeAdapter(list[models.PointStruct]).validate_python(body["points"]))
-        if rest == "points":
-            return client.retrieve(name, body["ids"], body["with_payload"], body["with_vector"])
-        if rest == "points/count":
-            return client.count(name, exact=body["exact"])
-        if rest == "points/scroll":
-            options = {"with_payload": body["with_payload"], "with_vectors": body["with_vector"]}
-            records, offset = client.scroll(name, limit=body["limit"], offset=body.get("offset"), **options)
-            return {"points": TypeAdapter(Any).dump_python(records, mode="json"), "next_page_offset": offset}
-        assert rest == "points/query/batch", path
-        return client.query_batch_points(name, TypeAdapter(list[models.QueryRequest]).validate_python(body["searches"]))
-
-
-class RestHandler(BaseHTTPRequestHandler):
-    server: RestQdrant
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args: object) -> None:
-        """Write nothing."""
-
-    def do_GET(self) -> None:
-        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = unquote(self.path.partition("?")[0])
-        rest = self.server
-        with rest.lock:
-            rest.requests.append((self.command, self.path, len(raw)))
-            script = rest.script.pop(0) if rest.script else None
-        if script:
-            status, headers, content = script(rest)
-            content = content.replace(b"<api-key>", self.headers.get("api-key", "").encode())
-        else:
-            headers = {}
-            with rest.lock:
-                status, value = self.run(path, json.loads(raw) if raw else {})
-                if self.command != "GET" and rest.lose_answers:
-                    rest.lose_answers -= 1
-                    status, value = 503, {"status": {"error": "lost on the way"}}
-            content = json.dumps(value).encode()
-        self.send_response(status)
-        for name, header in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, header)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def run(self, path: str, body: Json) -> tuple[int, Json]:
-        try:
-            result = TypeAdapter(Any).dump_python(self.server.respond(self.command, path, body), mode="json")
-        except LookupError as error:
-            return 404, {"status": {"error": f"Not found: Collection `{error}` doesn't exist!"}, "time": 0.0}
-        except ValueError as error:
-            return 409, {"status": {"error": str(error)}, "time": 0.0}
-        return 200, result if path == "/" else {"result": result, "status": "ok", "time": 0.0}
-
-    def do_PUT(self) -> None:
-        self.do_GET()
-
-    def do_POST(self) -> None:
-        self.do_GET()
-
-    def do_PATCH(self) -> None:
-        self.do_GET()
-
-    def do_DELETE(self) -> None:
-        self.do_GET()
 
 
 @dataclass
