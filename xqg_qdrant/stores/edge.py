@@ -38,6 +38,8 @@ ENGINE_FILE = "edge_config.json"
 ENGINE_SCRATCH = "temp_segments"
 UNFINISHED_PREFIX = ".unfinished-"
 UNFINISHED_SECONDS = 3600.0
+# The engine writes through mapped memory: where the disk has no more room for it, the process is killed (SIGBUS).
+SPARE_BYTES = 64 * 2**20
 UPSERT_BATCH = 256
 SCROLL_BATCH = 256
 READ_BATCH = 1000
@@ -71,6 +73,7 @@ class EdgeStore:
         kept = layout.check_creation(collection, dim, fingerprint)
         with self._wrapped(f"create collection {collection!r}"):
             self._directory.mkdir(parents=True, exist_ok=True)
+            self._check_space()
             unfinished = self._directory / f"{UNFINISHED_PREFIX}{uuid.uuid4().hex}"
             try:
                 engine.EdgeShard.create(str(unfinished), _make_config(dim)).close()
@@ -110,6 +113,7 @@ class EdgeStore:
         """Check all points, then store them; they are on the disk when this returns."""
         shard, dim = self._open(collection)
         checked = layout.check_points(points, dim)
+        self._check_space()
         records = (
             engine.Point(point_id, {name: vector.tolist() for name, vector in point.vectors.items()}, payload)
             for point_id, (point, payload) in checked.items()
@@ -271,6 +275,20 @@ class EdgeStore:
         with self._lock, self._wrapped(f"close collection {collection!r}"):
             forget_holder(self._path(collection))
             self._shards.pop(collection)[0].close()
+
+    def _check_space(self) -> None:
+        """Refuse to write to a disk that is nearly full.
+
+        Raises:
+            StoreError: says how much is free, and how much there should be.
+        """
+        free = shutil.disk_usage(self._directory).free
+        if free < SPARE_BYTES:
+            cure = "Cure: make room, or move the store, and run the same again"
+            raise StoreError(
+                f"the disk of {self.location} is nearly full: {free >> 20} MiB are free, {SPARE_BYTES >> 20} are needed "
+                f"to write safely. {cure}."
+            )
 
     def _sweep(self, now: float) -> None:
         """Remove what killed processes left of collections that never came to be.

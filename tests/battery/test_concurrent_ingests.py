@@ -1,0 +1,147 @@
+"""Two to eight ingests of one collection at once, on clocks a day apart: one state in the end, or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rest_qdrant import RestQdrant
+
+from xqg_qdrant.demo import read_demo_passages
+from xqg_qdrant.stores import Store, open_store
+
+CLOCK = Path(__file__).with_name("shifted_clock.py")
+FEW_QUERIES = ["--languages", "fi", "--queries-per-language", "1", "--max-new-tokens", "4", "--threads", "1"]
+PASSAGES = 40
+DAY = 24 * 3600
+OK, MISMATCH, IN_USE = 0, 4, 5
+
+
+@contextmanager
+def opened_place(kind: str, folder: Path) -> Iterator[str]:
+    """Yield the location of an empty store that several processes can be told."""
+    if kind != "rest":
+        yield f"{kind}:{folder / kind}"
+        return
+    rest = RestQdrant()
+    try:
+        yield rest.url
+    finally:
+        rest.close()
+
+
+def write_corpus(folder: Path) -> Path:
+    rows = [
+        json.dumps({"id": p.passage_id, "title": p.title, "text": p.text.split(". ")[0]}) + "\n"
+        for p in read_demo_passages()[:PASSAGES]
+    ]
+    path = folder / "corpus.jsonl"
+    path.write_text("".join(rows))
+    return path
+
+
+def start(corpus: Path, location: str, clock: int, number: int, *options: str) -> subprocess.Popen[str]:
+    folder = corpus.parent / str(number)
+    folder.mkdir()
+    arguments = ["ingest", str(corpus), "--collection", "docs", "--store", location, *FEW_QUERIES, *options]
+    command = [sys.executable, str(CLOCK), str(clock), *arguments]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, said = process.communicate(timeout=240)
+    return process.returncode, said
+
+
+def read_points(location: str) -> dict[str, Any]:
+    with opened(location) as store:
+        points = {
+            point.passage.passage_id: (
+                point.passage,
+                point.generated_queries,
+                point.content_hash,
+                point.recipe,
+                {name: vector.tobytes() for name, vector in point.vectors.items()},
+            )
+            for point in store.scroll("docs")
+        }
+        assert store.count("docs") == len(points)
+    return points
+
+
+def read_alpha(location: str) -> float:
+    with opened(location) as store:
+        fingerprint = store.read_fingerprint("docs")
+    assert fingerprint is not None
+    return float(fingerprint["recipe.alpha"])
+
+
+@contextmanager
+def opened(location: str) -> Iterator[Store]:
+    store = open_store(location)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[float, dict[str, Any]]:
+    """What one ingest alone gives, for each of two recipes."""
+    states = {}
+    for alpha in (0.1, 0.2):
+        folder = tmp_path_factory.mktemp("alone")
+        code, said = end(start(write_corpus(folder), f"edge:{folder / 'data'}", 0, 0, "--alpha", str(alpha)))
+        assert code == OK, said
+        states[alpha] = read_points(f"edge:{folder / 'data'}")
+    return states
+
+
+@pytest.mark.parametrize("kind", ["edge", "local", "rest"])
+def test_ingests_of_one_recipe_end_in_one_state_or_say_who_holds_the_collection(
+    kind: str, seed: int, expected: dict[float, dict[str, Any]], tmp_path: Path
+) -> None:
+    draw = random.Random(f"{kind} {seed}")
+    corpus, count = write_corpus(tmp_path), 2 + (seed + 1) % 7
+    with opened_place(kind, tmp_path) as location:
+        processes = [
+            start(corpus, location, draw.choice([-DAY, 0, DAY]), number, "--alpha", "0.1") for number in range(count)
+        ]
+        ends = [end(process) for process in processes]
+        assert OK in [code for code, _ in ends], ends
+        for code, said in ends:
+            if code != OK:
+                assert kind != "rest", said
+                assert code == IN_USE, said
+                assert "in use by " in said, said
+                assert "Cure: " in said, said
+        assert read_points(location) == expected[0.1]
+
+
+@pytest.mark.parametrize("kind", ["edge", "rest"])
+def test_ingests_of_two_recipes_end_in_one_of_them(
+    kind: str, seed: int, expected: dict[float, dict[str, Any]], tmp_path: Path
+) -> None:
+    draw = random.Random(f"two {kind} {seed}")
+    corpus, count = write_corpus(tmp_path), 2 + seed % 7
+    with opened_place(kind, tmp_path) as location:
+        alphas = [0.1, 0.2, *draw.choices([0.1, 0.2], k=count - 2)]
+        processes = [
+            start(corpus, location, draw.choice([-DAY, 0, DAY]), number, "--alpha", str(alpha))
+            for number, alpha in enumerate(alphas)
+        ]
+        ends = [end(process) for process in processes]
+        alpha = read_alpha(location)
+        for asked, (code, said) in zip(alphas, ends, strict=True):
+            if asked != alpha:
+                assert code in ((MISMATCH,) if kind == "rest" else (MISMATCH, IN_USE)), said
+                assert "Cure: " in said, said
+        assert OK in [code for asked, (code, _) in zip(alphas, ends, strict=True) if asked == alpha], ends
+        assert read_points(location) == expected[alpha]
