@@ -286,8 +286,8 @@ class EdgeStore:
         if free < SPARE_BYTES:
             cure = "Cure: make room, or move the store, and run the same again"
             raise StoreError(
-                f"the disk of {self.location} is nearly full: {free >> 20} MiB are free, {SPARE_BYTES >> 20} are needed "
-                f"to write safely. {cure}."
+                f"the disk of {self.location} is nearly full: {free >> 20} MiB are free, to write safely takes "
+                f"{SPARE_BYTES >> 20} MiB. {cure}."
             )
 
     def _sweep(self, now: float) -> None:
