@@ -1,8 +1,8 @@
 """Whatever is done to a collection in whatever order, it holds what a dictionary says it should.
 
-A state machine edits a corpus, ingests it, is interrupted, fails, synchronises, deletes, retunes and copies, on the real
-engine with the real encoder; a model that knows numpy and no code of ours says what each point must be. With `--seeds N`
-it takes 500 N steps.
+A state machine edits a corpus, ingests it, is interrupted, fails, synchronises, deletes, retunes and copies, on the
+real engine with the real encoder; a model that knows numpy and no code of ours says what each point must be. With
+`--seeds N` it takes 500 N steps.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from xqg_qdrant import ingest as ingest_module
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import StoreError
 from xqg_qdrant.ingest import Recipe, ingest, make_recipe, read_recipe
@@ -35,7 +36,7 @@ from xqg_qdrant.text_set import TextSet
 STEPS_A_RUN = 50
 RUNS_A_SEED = 10
 
-IDS = [f"p{number}" for number in range(40)]
+IDS = [f"p{number}" for number in range(16)]
 TEXTS = [
     "The Danube rises in Germany.",
     "Nile",
@@ -63,11 +64,13 @@ class RememberingEncoder:
 
     @cache  # noqa: B019 - one encoder lives as long as the tests
     def _passage(self, text: str) -> FloatArray:
-        return self._encoder.encode_passages([text])[0]
+        vector: FloatArray = self._encoder.encode_passages([text])[0]
+        return vector
 
     @cache  # noqa: B019
     def _query(self, text: str) -> FloatArray:
-        return self._encoder.encode_queries([text])[0]
+        vector: FloatArray = self._encoder.encode_queries([text])[0]
+        return vector
 
     def encode_passages(self, passages: Sequence[str]) -> FloatArray:
         return np.array([self._passage(text) for text in passages], np.float32).reshape(-1, self.dim)
@@ -215,7 +218,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def delete_all(self) -> None:
-        if self.exists and len(self.stored) > 20:
+        if self.exists and len(self.stored) > 10:
             self.store.delete_collection(self.collection)
             self.stored, self.exists = {}, False
 
@@ -236,10 +239,13 @@ class Life(RuleBasedStateMachine):
             np.testing.assert_allclose(point.vectors["xqg"], fused, rtol=1e-6, atol=1e-9)
 
 
-def test_a_collection_holds_what_a_dictionary_says(seed: int, request: pytest.FixtureRequest) -> None:
+def test_a_collection_holds_what_a_dictionary_says(
+    seed: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest_module, "CHEAP_CHUNK_SIZE", 4)
     everything = request.config.getoption("--seeds") > 1
     once = settings(
-        max_examples=RUNS_A_SEED if everything else 4,
+        max_examples=RUNS_A_SEED if everything else 6,
         stateful_step_count=STEPS_A_RUN,
         deadline=None,
         database=None,
