@@ -77,6 +77,13 @@ class Session:
         self.input_names = tuple(node.name for node in self._session.get_inputs())
         self.output_names = tuple(node.name for node in self._session.get_outputs())
         self.input_shapes = {node.name: tuple(node.shape) for node in self._session.get_inputs()}
+        self.output_shapes = {node.name: tuple(node.shape) for node in self._session.get_outputs()}
+        foreign = [node for node in self._session.get_inputs() if node.type not in _DTYPES]
+        if foreign:
+            raise ModelError(
+                f"{path} takes {foreign[0].name!r} as {foreign[0].type}, which no model of xqg does. "
+                "Cure: export the model again."
+            )
         self.input_dtypes = {node.name: _DTYPES[node.type] for node in self._session.get_inputs()}
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
