@@ -105,7 +105,7 @@ def _check_file(path: Path, links_allowed: bool) -> int:
     try:
         found = path.lstat()
     except FileNotFoundError as error:
-        raise ModelError(f"{path.parent} lacks {path.name}: it is no model folder, or half written. {again}") from error
+        raise ModelError(f"{path.parent} lacks {path.name}: it is half written, or no model folder. {again}") from error
     own_files = f"Cure: copy the folder, so that it has files of its own: cp -rL {path.parent} COPY"
     if stat.S_ISLNK(found.st_mode):
         raise ModelError(f"{path} is a symbolic link to {os.readlink(path)!r}, which may lead anywhere. {own_files}")
