@@ -567,6 +567,7 @@ def test_an_unknown_feed_forward_is_refused(tmp_path: Path) -> None:
 GENERATOR_REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("t5", {"languages": ("fi",)}, "does not say how it is prompted; give --prompt with {text} in it"),
     ("t5", {"languages": ("fi",), "prompt": "{title}"}, "does not say how it is prompted"),
+    ("t5", {"languages": ("fi",), "prompt": "{text} {body}"}, "the prompt '{text} {body}' has {body}, which"),
     ("t5", {"prompt": "{text}"}, "does not say which languages it writes; give --languages"),
     ("t5", {"prompt": "{text}", "languages": ("xx",)}, "unknown language 'xx'; known are ar, bn"),
     ("mt5", {"languages": ("fi", "ko")}, "has tokens for the languages fi, ja, ru alone"),

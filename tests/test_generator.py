@@ -171,6 +171,13 @@ def test_the_noise_of_a_query_has_its_own_key(monkeypatch: pytest.MonkeyPatch) -
     assert len({key[:16] for key in keys}) == len(keys) == 4 * 3 * 11
 
 
+def test_a_prompt_is_filled_in_one_pass_so_that_a_title_cannot_ask_for_the_text() -> None:
+    generator = Generator(exported_generator("t5"), device="cpu", threads=1)
+    passage = Passage("1", "the text, {title}", title="On {text} and {language}")
+    filled = generator.fill_prompt(passage, "fi")
+    assert filled == "Finnish, Finnish, Finnish: On {text} and {language} the text, {title}"
+
+
 def read_probabilities(passage: Passage, top_k: int, temperature: float) -> dict[tuple[int, ...], float]:
     """Return the probability of every pair of first ids that top-k sampling can draw, in float64 from transformers."""
     model: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(generator_checkpoint("mt5")).eval()

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from xqg_qdrant.model_folder import TOKENIZER_FILE, read_model_folder
+from xqg_qdrant.errors import ModelError
+from xqg_qdrant.model_description import TOKENIZER_FILE
+from xqg_qdrant.model_folder import read_model_folder
 from xqg_qdrant.records import FloatArray
 from xqg_qdrant.session import Session
+from xqg_qdrant.tokenizer import Tokenizer, open_tokenizer
 
 # Short texts gain from company, longer ones do not: on a CPU caches are small.
 CPU_TOKENS_A_RUN = 128
@@ -52,6 +54,7 @@ class Encoder:
             pool.submit(self._tokenizer, self._max_query_tokens).result()
         self._session = session.result()
         self.device = self._session.device
+        self._check_graph()
 
     def describe(self) -> dict[str, Any]:
         """Return what of this model decides the vectors, for a fingerprint."""
@@ -67,6 +70,14 @@ class Encoder:
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
         """Encode questions; float32 of shape `(len(texts), dim)`."""
         return self._encode([self._query_prefix + text for text in texts], self._max_query_tokens)
+
+    def _check_graph(self) -> None:
+        inputs, outputs = set(self._session.input_names), list(self._session.output_shapes.values())
+        if "input_ids" not in inputs or inputs - {"input_ids", "attention_mask"} or outputs[0][1:] != (self.dim,):
+            raise ModelError(
+                f"{self.folder.path / 'model.onnx'} gives {outputs[0]} from {sorted(inputs)}, which is no encoder of "
+                f"dim {self.dim}. Cure: export it again: xqg export CHECKPOINT {self.folder.path}"
+            )
 
     def _encode(self, texts: list[str], max_tokens: int) -> FloatArray:
         rows = [encoding.ids for encoding in self._tokenizer(max_tokens).encode_batch(texts)]
@@ -85,10 +96,7 @@ class Encoder:
         """Return the tokenizer that cuts at a length: one for each, as another thread may be using the other one."""
         with self._lock:
             if max_tokens not in self._tokenizers:
-                tokenizer = Tokenizer.from_file(str(self.folder.path / TOKENIZER_FILE))
-                tokenizer.no_padding()
-                tokenizer.enable_truncation(max_tokens)
-                self._tokenizers[max_tokens] = tokenizer
+                self._tokenizers[max_tokens] = open_tokenizer(self.folder.path / TOKENIZER_FILE, max_tokens)
             return self._tokenizers[max_tokens]
 
 

@@ -6,24 +6,28 @@ Knows prompts, language tokens, seeds and batches. The graphs' memory is `decode
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from xqg_qdrant.decoder_step import DecoderStep, Graphs, Memory, bytes_of_row, bytes_of_token
+from xqg_qdrant.decoder_step import DecoderStep, Graphs, Memory, bytes_of_row, bytes_of_token, check_graphs
 from xqg_qdrant.decoding import Noise, decode, gumbel_noise
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.languages import LANGUAGES, is_written_in
-from xqg_qdrant.model_folder import TOKENIZER_FILE, read_model_folder
+from xqg_qdrant.model_description import (
+    FULL_VOCABULARY,
+    RESTRICTED_VOCABULARY,
+    TOKENIZER_FILE,
+    VOCABULARIES,
+    head_file,
+)
+from xqg_qdrant.model_folder import read_model_folder
 from xqg_qdrant.records import GeneratedQuery, Passage
 from xqg_qdrant.session import Session
-
-FULL_VOCABULARY = "full"
-RESTRICTED_VOCABULARY = "restricted"
-VOCABULARIES = (FULL_VOCABULARY, RESTRICTED_VOCABULARY)
+from xqg_qdrant.tokenizer import open_tokenizer
 
 # More rows share the reading of the weights; beyond, caches outgrow what is gained.
 BATCH_ROWS = 320
@@ -83,16 +87,15 @@ class Generator:
         self.restricted_languages: tuple[str, ...] = tuple(about["restricted_languages"])
         self.sampling = Sampling(**about["sampling"])
         self.max_output_tokens: int = about["max_output_tokens"]
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-        self._tokenizer.enable_truncation(self._max_input_tokens)
-        self._tokenizer.no_padding()
+        self._tokenizer = open_tokenizer(folder / TOKENIZER_FILE, self._max_input_tokens)
         self.vocabulary_size = self._tokenizer.get_vocab_size()
-        files = {FULL_VOCABULARY: "head.onnx", **{code: f"head-{code}.onnx" for code in self.restricted_languages}}
+        files = {FULL_VOCABULARY: "head.onnx", **{code: head_file(code) for code in self.restricted_languages}}
         self._graphs = Graphs(
             Session(folder / "encoder.onnx", device, threads),
             Session(folder / "decoder.onnx", device, threads),
             {name: Session(folder / file, device, threads) for name, file in files.items()},
         )
+        check_graphs(self._graphs, folder)
         self._idle_memories: list[Memory] = []
         self.device = self._graphs.decoder.device
 
@@ -172,8 +175,9 @@ class Generator:
 
     def fill_prompt(self, passage: Passage, language: str) -> str:
         """Return the encoder's input."""
-        filled = self._prompt.replace("{language}", LANGUAGES[language].name)
-        return filled.replace("{title}", passage.title).replace("{text}", passage.text).strip()
+        fields = {"{language}": LANGUAGES[language].name, "{title}": passage.title, "{text}": passage.text}
+        # In one pass: a title may hold what looks like a field.
+        return re.sub("|".join(map(re.escape, fields)), lambda found: fields[found[0]], self._prompt).strip()
 
     def check_vocabulary(self, languages: Sequence[str], vocabulary: str) -> None:
         """Make sure that the model has this vocabulary of each language.

@@ -9,11 +9,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xqg_qdrant.ingest import Progress
 from xqg_qdrant.search import Hit
 from xqg_qdrant.status import Status
+
+if TYPE_CHECKING:
+    from xqg_qdrant.doctor import Check
 
 SNIPPET_CHARACTERS = 160
 
@@ -54,6 +57,15 @@ class Totals:
         if self.bare:
             lines.append(f"{self.bare} of the stored passages have no query.")
         return "\n".join(lines)
+
+
+def format_check(check: Check) -> str:
+    """Return a check as one line: its state, what was found, how long its steps took, and the cure."""
+    times = ", ".join(f"{step} {1000 * seconds:.0f} ms" for step, seconds in check.seconds.items())
+    line = f"{check.state:<8} {check.name:<10} {check.detail}{f'; {times}' if times else ''}"
+    # What a model folder or a server says must not steer the terminal.
+    line = "".join(character if character.isprintable() else " " for character in line)
+    return f"{line.removesuffix('.')}. Cure: {check.cure.removesuffix('.')}." if check.cure else line
 
 
 def format_seconds(seconds: float) -> str:

@@ -6,6 +6,7 @@ Knows ONNX files, providers and arrays. Knows nothing of texts, tokens or poolin
 from __future__ import annotations
 
 import ctypes
+import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,8 +41,10 @@ class Session:
     `device` is `"cuda"` or `"cpu"`: the one that the runtime really chose, not the one that was asked for.
     """
 
-    def __init__(self, path: Path, device: str = "auto", threads: int = 0) -> None:
+    def __init__(self, path: Path, device: str = "auto", threads: int = 0, profile: Path | None = None) -> None:
         """Open the graph; `threads` is for one operator, 0 leaves it to the runtime.
+
+        Into the folder `profile` the runtime writes what ran, for `count_operators`.
 
         Raises:
             ModelError: the file is not a usable graph, or CUDA was asked for and does not run.
@@ -50,15 +53,17 @@ class Session:
 
         if device not in DEVICES:
             raise ModelError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
-        cuda_built_in = CUDA_PROVIDER in onnxruntime.get_available_providers()
-        if device == "cuda" and not cuda_built_in:
+        if device == "cuda" and CUDA_PROVIDER not in onnxruntime.get_available_providers():
             raise ModelError(NO_CUDA)
-        cuda_wanted = device == "cuda" or (device == "auto" and cuda_built_in and _cuda_driver_loads())
+        cuda_wanted = device == "cuda" or (device == "auto" and is_cuda_at_hand())
         if cuda_wanted:
             onnxruntime.preload_dlls()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile / "profile")
         # A decoder step is too short for threads that wait by spinning: they take the core that the others need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = [CUDA_PROVIDER, "CPUExecutionProvider"] if cuda_wanted else ["CPUExecutionProvider"]
@@ -77,6 +82,13 @@ class Session:
         self.input_names = tuple(node.name for node in self._session.get_inputs())
         self.output_names = tuple(node.name for node in self._session.get_outputs())
         self.input_shapes = {node.name: tuple(node.shape) for node in self._session.get_inputs()}
+        self.output_shapes = {node.name: tuple(node.shape) for node in self._session.get_outputs()}
+        foreign = [node for node in self._session.get_inputs() if node.type not in _DTYPES]
+        if foreign:
+            raise ModelError(
+                f"{path} takes {foreign[0].name!r} as {foreign[0].type}, which no model of xqg does. "
+                "Cure: export the model again."
+            )
         self.input_dtypes = {node.name: _DTYPES[node.type] for node in self._session.get_inputs()}
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
@@ -87,6 +99,12 @@ class Session:
             shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in feeds.items())
             raise ModelError(f"the model failed on inputs of shape {shapes}: {error}") from error
         return results
+
+    def count_operators(self) -> dict[str, int]:
+        """Return how many operators ran on each device so far, by the runtime's own profile; ends the profile."""
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        ran = [event["args"]["provider"] for event in events if "provider" in event.get("args", {})]
+        return {_name_device(provider): ran.count(provider) for provider in sorted(set(ran))}
 
     def buffer(self, array: Array) -> Buffer:
         """Make memory where the graph runs from an array in C order."""
@@ -141,6 +159,17 @@ def runtime_version() -> str:
     import onnxruntime
 
     return str(onnxruntime.__version__)
+
+
+def is_cuda_at_hand() -> bool:
+    """Tell whether the installed runtime knows CUDA and this machine has its driver."""
+    import onnxruntime
+
+    return CUDA_PROVIDER in onnxruntime.get_available_providers() and _cuda_driver_loads()
+
+
+def _name_device(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider").lower()
 
 
 def _cuda_driver_loads() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import click
 
 from xqg_qdrant.cli.group import main
+from xqg_qdrant.cli.options import device_option, encoder_option, generator_option, store_option
 from xqg_qdrant.errors import InputError
 
 
@@ -77,3 +80,40 @@ def export(
             f"{measured} against {exported.parity['reference']} on {exported.parity['inputs']} inputs: {figures}"
         )
     click.echo(f"{exported.folder}: {exported.kind}, exported in {time.perf_counter() - start:.0f} s")
+
+
+@main.command()
+@store_option
+@encoder_option
+@generator_option
+@device_option
+@click.option("--json", "as_json", is_flag=True, help="All checks as one JSON object.")
+def doctor(
+    location: str, encoder_folder: Path | None, generator_folder: Path | None, device: str, as_json: bool
+) -> None:
+    """Check that everything works here: versions, memory, disk, models, devices, the store, and one passage's way.
+
+    Each part is really used: a batch through each model, a scratch collection that is written, searched and deleted.
+    The exit code is 0, or that of the first failure; warnings do not fail.
+    """
+    import json
+
+    from xqg_qdrant.doctor import FAILED, examine
+    from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
+    from xqg_qdrant.printing import format_check
+    from xqg_qdrant.stores import open_store
+
+    folders = encoder_folder or shipped_model(DEMO_ENCODER), generator_folder or shipped_model(DEMO_GENERATOR)
+    checks = []
+    for check in examine(location, lambda: open_store(location, os.environ.get("QDRANT_API_KEY")), *folders, device):
+        checks.append(check)
+        if not as_json:
+            click.echo(format_check(check))
+    exit_code = next((check.exit_code for check in checks if check.state == FAILED), 0)
+    if as_json:
+        told = {
+            "exit_code": exit_code,
+            "checks": [{**check._asdict(), "seconds": dict(check.seconds)} for check in checks],
+        }
+        click.echo(json.dumps(told, ensure_ascii=False, indent=2))
+    sys.exit(exit_code)

@@ -6,7 +6,6 @@ Knows the steps. The graphs are `bert`'s and `t5`'s, the files `checkpoint`'s, t
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from xqg_qdrant.corpus import read_queries
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, ModelError
+from xqg_qdrant.export.aside import built_aside
 from xqg_qdrant.export.bert import build_bert
 from xqg_qdrant.export.checkpoint import (
     Checkpoint,
@@ -27,15 +27,22 @@ from xqg_qdrant.export.checkpoint import (
     read_licence,
 )
 from xqg_qdrant.export.emulate import EMULATION, emulate_folder
-from xqg_qdrant.export.graph import DTYPES, Array
+from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.reference import Reference, cosines
 from xqg_qdrant.export.t5 import LONGEST_OUTPUT, Model, build_t5_decoder, build_t5_encoder, build_t5_head
 from xqg_qdrant.export.t5_smoothing import smooth_t5
 from xqg_qdrant.export.vocabulary import restrict_vocabulary
-from xqg_qdrant.generator import FULL_VOCABULARY, RESTRICTED_VOCABULARY, Generator
+from xqg_qdrant.generator import Generator
 from xqg_qdrant.languages import LANGUAGES
-from xqg_qdrant.model_folder import TOKENIZER_FILE, write_description
+from xqg_qdrant.model_description import (
+    DTYPES,
+    FULL_VOCABULARY,
+    RESTRICTED_VOCABULARY,
+    TOKENIZER_FILE,
+    head_file,
+)
+from xqg_qdrant.model_folder import write_description
 from xqg_qdrant.records import FloatArray, Passage
 from xqg_qdrant.session import runtime_version
 
@@ -92,10 +99,8 @@ def export_checkpoint(
     settings = {name: given.get(name) for name in options}
     export_kind = _export_encoder if checkpoint.kind == "encoder" else _export_generator
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        parity = export_kind(checkpoint, Path(temporary), settings, dtype)
-        shutil.move(str(Path(temporary) / "final"), folder)
+    with built_aside(folder) as temporary:
+        parity = export_kind(checkpoint, temporary, settings, dtype)
     return Export(folder, checkpoint.kind, parity)
 
 
@@ -193,7 +198,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
         build_t5_decoder(model, reference.scales_head()).save(folder / "decoder.onnx")
         build_t5_head(model, settings.suppressed_ids).save(folder / "head.onnx")
         for language, ids in vocabularies.items():
-            build_t5_head(model, only_ids=ids).save(folder / f"head-{language}.onnx")
+            build_t5_head(model, only_ids=ids).save(folder / head_file(language))
 
     checked = -(-CHECKED_INPUTS // len(settings.languages))
     sampled = -(-SAMPLED_INPUTS // len(settings.languages))

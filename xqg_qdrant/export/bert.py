@@ -31,9 +31,9 @@ from xqg_qdrant.export.quantise import (
     quantise_twice,
     repeat_columns,
 )
+from xqg_qdrant.model_description import POOLINGS
 
 MODEL_TYPES = ("bert", "xlm-roberta", "roberta")
-POOLINGS = ("cls", "mean", "last")
 PROJECTIONS = ("query", "key", "value")
 FLOATS = {"float16": np.dtype(np.float16)}
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

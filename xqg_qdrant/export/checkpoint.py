@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export import bert, t5
+from xqg_qdrant.model_description import POOLINGS, unknown_prompt_fields
 
 LONGEST_DEFAULT = 512
 
@@ -93,8 +94,8 @@ def read_encoder_settings(checkpoint: Checkpoint, **given: Any) -> EncoderSettin
     pooling = given["pooling"] or _read_pooling(path)
     if pooling is None:
         raise InputError(f"{checkpoint.source} does not say how it pools; give --pooling cls, mean or last")
-    if pooling not in bert.POOLINGS:
-        raise InputError(f"pooling must be {', '.join(bert.POOLINGS)}, was: {pooling!r}")
+    if pooling not in POOLINGS:
+        raise InputError(f"pooling must be {', '.join(POOLINGS)}, was: {pooling!r}")
     normalise = given["normalise"] if given["normalise"] is not None else "Normalize" in modules
     prompts = (_read_json(path / "config_sentence_transformers.json") or {}).get("prompts") or {}
     positions = checkpoint.config["max_position_embeddings"]
@@ -140,6 +141,9 @@ def read_generator_settings(checkpoint: Checkpoint, **given: Any) -> GeneratorSe
             f"{checkpoint.source} does not say how it is prompted; give --prompt with {{text}} in it, such as "
             "--prompt 'Generate a {language} question for this passage: {title} {text}'"
         )
+    unknown = unknown_prompt_fields(prompt)
+    if unknown:
+        raise InputError(f"the prompt {prompt!r} has {unknown[0]}, which nothing fills in; write {{title}}, {{text}}")
     if "{language}" in prompt[prompt.index("{text}") :]:
         raise InputError(
             f"the prompt {prompt!r} names the language behind the text, where a long passage is cut; "
@@ -176,7 +180,7 @@ def _read_pooling(path: Path) -> str | None:
     flags = [name.removeprefix(prefix) for name, value in config.items() if name.startswith(prefix) and value]
     modes = flags or [str(config.get("pooling_mode"))]
     mode = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}.get(modes[0], modes[0])
-    return mode if len(modes) == 1 and mode in bert.POOLINGS else None
+    return mode if len(modes) == 1 and mode in POOLINGS else None
 
 
 def _read_json(path: Path) -> Any:  # noqa: ANN401

@@ -14,7 +14,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from xqg_qdrant.model_folder import TOKENIZER_FILE, read_model_folder, write_description
+from xqg_qdrant.model_description import TOKENIZER_FILE
+from xqg_qdrant.model_folder import read_model_folder, write_description
 
 EMULATION = "the graph on a CPU, its products and attention in fp32, rounded to bfloat16"
 # The operators that a CPU lacks, and how many of their inputs are bfloat16.

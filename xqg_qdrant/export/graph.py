@@ -29,7 +29,6 @@ LARGEST_GRAPH_BYTES = 1_000_000
 
 
 HALVES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-DTYPES = ("float32", "int8", *HALVES)
 
 
 class QuantisedRows(NamedTuple):

@@ -6,12 +6,14 @@ Knows how a location is written. The engines are imported when one is opened.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.stores.protocol import Store
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "find_directory", "open_store"]
 
+EDGE, LOCAL = "edge:", "local:"
 FORMS = "edge:DIR, DIR, local:DIR, :memory:, http://HOST:PORT or https://HOST:PORT"
 
 
@@ -27,14 +29,27 @@ def open_store(location: str, api_key: str | None = None) -> Store:
         InputError: the location has none of these forms.
         StoreError: the directory of `local:` cannot be opened.
     """
-    if location == ":memory:" or re.match(r"local:.|https?://.", location):
+    if find_directory(location) is None or location.startswith(LOCAL):
         from xqg_qdrant.stores.client import ClientStore
 
         return ClientStore(location, api_key)
-    directory = location.removeprefix("edge:")
-    # A typing error must not become a directory named `htp:`; one letter before a colon is a Windows drive.
-    if not directory or (directory == location and re.match(r":|[A-Za-z][\w+.-]+:", location)):
-        raise InputError(f"the store {location!r} is none that xqg knows. Cure: write {FORMS}.")
     from xqg_qdrant.stores.edge import EdgeStore
 
-    return EdgeStore(directory)
+    return EdgeStore(location.removeprefix(EDGE))
+
+
+def find_directory(location: str) -> Path | None:
+    """Return the directory of a store on this machine, None for one that is elsewhere or in memory.
+
+    Raises:
+        InputError: the location has none of the forms that `open_store` knows.
+    """
+    if location == ":memory:" or re.match(r"https?://.", location):
+        return None
+    directory = location.removeprefix(LOCAL).removeprefix(EDGE)
+    # A typing error must not become a directory named `htp:`; one letter before a colon is a Windows drive.
+    if not directory or (directory == location and re.match(r":|[A-Za-z][\w+.-]+:", location)):
+        # What looks like a user's name and password is not shown.
+        shown = re.sub(r"//[^/]*@", "//***@", location)
+        raise InputError(f"the store {shown!r} is none that xqg knows. Cure: write {FORMS}.")
+    return Path(directory).expanduser()

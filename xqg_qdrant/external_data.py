@@ -1,0 +1,179 @@
+"""Which files an ONNX graph names: read from the bytes, before a runtime opens any of them.
+
+An ONNX file may keep a tensor's values in another file, by a path that the runtime would follow. This walks the
+file's protobuf messages from the model to each of its tensors, wherever they stand: weights, sparse weights, constants
+in nodes' attributes, nested graphs, functions and training. What is not on the way is skipped; what a parser could
+read in two ways is refused.
+
+Knows the wire format and the numbers of ONNX's fields. Knows nothing of operators, folders or what may be named.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from xqg_qdrant.errors import ModelError
+
+# message → the numbers of its fields that can hold a tensor, and what those hold
+ONNX_FIELDS: dict[str, dict[int, str]] = {
+    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: "TensorProto", 6: "GraphProto", 10: "TensorProto", 11: "GraphProto", 22: "SparseTensorProto",
+        23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+    "TensorProto": {},
+}  # fmt: skip
+GRAPH = 7
+EXTERNAL_DATA, DATA_LOCATION = 13, 14
+KEY, VALUE = 1, 2
+TENSOR_KEYS = frozenset({"location", "offset", "length", "checksum"})
+
+VARINT, LENGTH_DELIMITED = 0, 2
+FIXED_SIZES = {1: 8, 5: 4}
+LONGEST_VARINT = 10
+LARGEST_TAG = 2**32 - 1
+# Protobuf itself stops at 100 messages in one another; the exports here need 6.
+DEEPEST = 64
+# The largest exports have some ten thousand fields on the way to their tensors; more would only cost time.
+MOST_FIELDS = 5_000_000
+LONGEST_ENTRY = 1024
+
+
+class ExternalData(NamedTuple):
+    """Where a tensor's values lie: a file, from where, and how many bytes (None: as many as the tensor needs)."""
+
+    location: str
+    offset: int
+    length: int | None
+
+
+def read_external_data(path: Path) -> list[ExternalData]:
+    """Return where the values of all tensors lie that an ONNX file does not hold itself.
+
+    Raises:
+        ModelError: the file is not a whole ONNX model, or describes a tensor's place in a way that is not ONNX's.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return list(_Walk(data).model())
+    except ValueError as error:
+        # An empty file is one too: it cannot be mapped.
+        raise ModelError(f"{path} is not a whole ONNX model: {error}. Cure: export the model again.") from error
+
+
+class _Walk:
+    """One pass through a model's bytes; everything that is not the wire format is a `ValueError`."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._fields_left = MOST_FIELDS
+
+    def model(self) -> Iterator[ExternalData]:
+        if not any(number == GRAPH for number, *_ in self._fields(0, len(self._data))):
+            raise ValueError("it holds no graph")
+        yield from self._message("ModelProto", 0, len(self._data), DEEPEST)
+
+    def _message(self, name: str, start: int, end: int, depth: int) -> Iterator[ExternalData]:
+        if not depth:
+            raise ValueError(f"its messages stand deeper than {DEEPEST} in one another")
+        if name == "TensorProto":
+            yield from self._tensor(start, end)
+            return
+        inner = ONNX_FIELDS[name]
+        for number, wire_type, first, last in self._fields(start, end):
+            if number in inner:
+                _check_message(wire_type, first)
+                yield from self._message(inner[number], first, last, depth - 1)
+
+    def _tensor(self, start: int, end: int) -> Iterator[ExternalData]:
+        entries: dict[str, str] = {}
+        external = False
+        for number, wire_type, first, last in self._fields(start, end):
+            if number == EXTERNAL_DATA:
+                _check_message(wire_type, first)
+                key, value = self._entry(first, last)
+                if key not in TENSOR_KEYS or key in entries:
+                    raise ValueError(
+                        f"external data has the key {key!r}, which is none of ONNX's or stands there twice"
+                    )
+                entries[key] = value
+            elif number == DATA_LOCATION and wire_type == VARINT:
+                # Parsers keep 32 bits of it.
+                external = self._varint(first, last)[0] & 0xFFFFFFFF != 0
+        # A place that the runtime would not look at, as the tensor has its values inside, is judged all the same.
+        if external or entries:
+            if "location" not in entries:
+                raise ValueError("the values of a tensor lie in a file that is not named")
+            length = entries.get("length")
+            offset = _parse_bytes(entries.get("offset", "0"))
+            yield ExternalData(entries["location"], offset, None if length is None else _parse_bytes(length))
+
+    def _entry(self, start: int, end: int) -> tuple[str, str]:
+        texts = {KEY: "", VALUE: ""}
+        for number, wire_type, first, last in self._fields(start, end):
+            if number in texts:
+                _check_message(wire_type, first)
+                if last - first > LONGEST_ENTRY:
+                    raise ValueError(f"a text of external data is {last - first} bytes long")
+                texts[number] = self._data[first:last].decode("utf-8")
+        return texts[KEY], texts[VALUE]
+
+    def _fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield for each field of a message its number, its wire type, and from where to where its value stands."""
+        place = start
+        while place < end:
+            self._fields_left -= 1
+            if self._fields_left < 0:
+                raise ValueError(f"it has more than {MOST_FIELDS} fields")
+            tag, first = self._varint(place, end)
+            number, wire_type = tag >> 3, tag & 7
+            if not number or tag > LARGEST_TAG:
+                raise ValueError(f"there is no field at byte {place}")
+            if wire_type == LENGTH_DELIMITED:
+                size, first = self._varint(first, end)
+                last = first + size
+            elif wire_type == VARINT:
+                last = self._varint(first, end)[1]
+            elif wire_type in FIXED_SIZES:
+                last = first + FIXED_SIZES[wire_type]
+            else:
+                raise ValueError(f"the field at byte {place} has the wire type {wire_type}, which ONNX does not use")
+            if last > end:
+                raise ValueError(f"the field at byte {place} ends behind the message that it is in")
+            yield number, wire_type, first, last
+            place = last
+
+    def _varint(self, place: int, end: int) -> tuple[int, int]:
+        """Return a number and the place behind it."""
+        data = self._data
+        value = 0
+        for shift in range(0, 7 * LONGEST_VARINT, 7):
+            if place >= end:
+                break
+            byte = data[place]
+            place += 1
+            if byte < 0x80:
+                return value | byte << shift, place
+            value |= (byte & 0x7F) << shift
+        raise ValueError(f"the number before byte {place} does not end")
+
+
+def _check_message(wire_type: int, place: int) -> None:
+    # A parser would skip it as unknown; another one might not.
+    if wire_type != LENGTH_DELIMITED:
+        raise ValueError(f"the field before byte {place} has the wire type {wire_type}, where ONNX has a message")
+
+
+def _parse_bytes(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,19}", text):
+        raise ValueError(f"external data has the offset or length {text!r}")
+    return int(text)

@@ -1,0 +1,30 @@
+"""The only door to the tokenizers of model folders.
+
+Knows `tokenizer.json` and lengths. Knows nothing of prompts, prefixes or graphs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from xqg_qdrant.errors import ModelError
+
+__all__ = ["Tokenizer", "open_tokenizer"]
+
+
+def open_tokenizer(path: Path, max_tokens: int) -> Tokenizer:
+    """Open a `tokenizer.json` so that it cuts texts at a length, and pads none.
+
+    Raises:
+        ModelError: the file is no tokenizer, or one of a kind that the installed library does not know.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_tokens)
+    except Exception as error:  # the library raises nothing narrower
+        cure = f"Cure: export it again: xqg export CHECKPOINT {path.parent}"
+        raise ModelError(f"{path} is no tokenizer that cuts at {max_tokens} tokens: {error}. {cure}") from error
+    return tokenizer
