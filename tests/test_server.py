@@ -28,8 +28,11 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from rest_qdrant import Json, RestQdrant, Script, answer
 
 from xqg_qdrant.cli import main
+from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import StoreError
-from xqg_qdrant.records import AugmentedPassage, Passage
+from xqg_qdrant.generator import Generator
+from xqg_qdrant.ingest import ingest, make_recipe
+from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, QueriedPassage
 from xqg_qdrant.stores import Store, open_store, sends_key_in_clear
 from xqg_qdrant.stores import server_load as load_module
 from xqg_qdrant.stores import wire as wire_module
@@ -446,6 +449,20 @@ def test_a_collection_deleted_during_its_load_is_no_error_of_the_index(rest: Res
     with store.bulk_load("passages", fast=True):
         store.delete_collection("passages")
     assert store.collections() == []
+
+
+def test_an_ingest_of_given_queries_is_indexed_at_its_end_and_one_that_generates_as_it_goes(
+    store: Store, sent: list[tuple[str, str, Json]], demo_encoder: Encoder, demo_generator: Generator
+) -> None:
+    row = QueriedPassage(Passage("a", "Tonava"), (GeneratedQuery("fi", "Missä?"),))
+    list(ingest([row], store, "given", demo_encoder, None, make_recipe(None)))
+    order = [body.get("optimizers_config") or path for method, path, body in sent if method in ("PATCH", "PUT")]
+    paused, points, resumed = {"indexing_threshold": 0}, "/collections/given/points", {"indexing_threshold": 10_000}
+    assert [step for step in order if step in (paused, points, resumed)] == [paused, points, resumed]
+    sent.clear()
+    recipe = make_recipe(demo_generator, ("fi",), queries_per_language=1)
+    list(ingest([row.passage], store, "generated", demo_encoder, demo_generator, recipe))
+    assert not any(method == "PATCH" for method, _, _ in sent)
 
 
 def watch(rest: RestQdrant, store: Store, *statuses: str) -> list[Indexing]:

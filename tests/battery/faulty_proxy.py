@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 STATUSES = {429: "Too Many Requests", 500: "Internal Server Error", 502: "Bad Gateway", 503: "Service Unavailable"}
 STATUSES |= {504: "Gateway Timeout"}
 DRIPS = 8
-DRIP_SECONDS = 0.02
 
 
 class Exchange:
@@ -165,11 +164,15 @@ def stall(exchange: Exchange) -> None:
 
 
 def truncate(exchange: Exchange) -> None:
-    """Answer with the beginning of the answer, which says of itself that it is longer, or that it is whole."""
+    """Answer with the beginning of the answer, which says of itself that it is longer, or that it is whole.
+
+    An error that calls itself whole is taken at its word: what the client cannot read of a 4xx is not sent again.
+    """
     exchange.read_body()
     status, reason, body = exchange.forward()
     cut = body[: exchange.random.randrange(len(body))]
-    exchange.send(status, reason, cut, length=len(body) if exchange.random.random() < 0.5 else len(cut))
+    lies = status == 200 and exchange.random.random() < 0.5
+    exchange.send(status, reason, cut, length=len(cut) if lies else len(body))
 
 
 def lose_answer(exchange: Exchange) -> None:
@@ -189,9 +192,10 @@ def drip(exchange: Exchange) -> None:
     status, reason, body = exchange.forward()
     whole = exchange.make_head(status, reason, len(body)) + body
     size = max(1, len(whole) // DRIPS)
+    seconds = exchange.random.choice([0.002, 0.002, 0.04])  # eight of the last are longer than a request may be silent
     for start in range(0, len(whole), size):
         exchange.connection.sendall(whole[start : start + size])
-        time.sleep(DRIP_SECONDS)
+        time.sleep(seconds)
 
 
 def answer_version(version: str) -> Fault:

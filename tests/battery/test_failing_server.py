@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 from faulty_proxy import (
@@ -29,11 +30,13 @@ from faulty_proxy import (
     stall,
     truncate,
 )
+from qdrant_client import QdrantClient
 from rest_qdrant import RestQdrant
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.stores.client import ClientStore
 
 KINDS: dict[str, Fault] = {
     "429 with Retry-After": refuse_with_a_time,
@@ -52,6 +55,7 @@ PASSAGES = 9
 # An ingest of so few passages sends at least so many requests, however its writes fall together.
 REQUESTS = 14
 CASE_SECONDS = 30
+SILENCE_SECONDS = 0.25
 
 Stored: TypeAlias = dict[str, tuple[str, dict[str, bytes]]]
 
@@ -63,7 +67,14 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xqg_qdrant.stores.wire.MAX_DELAY_SECONDS", 0.02)
     monkeypatch.setattr("xqg_qdrant.stores.wire.PATIENCE_SECONDS", 8.0)
     monkeypatch.setattr("xqg_qdrant.stores.wire.FIRST_PATIENCE_SECONDS", 8.0)
-    monkeypatch.setattr("xqg_qdrant.stores.client.REQUEST_SECONDS", 1)  # the client knows whole seconds only
+    connect = ClientStore._connect
+
+    def connect_impatiently(store: ClientStore) -> QdrantClient:
+        client = connect(store)
+        client.http.client._client.timeout = httpx.Timeout(SILENCE_SECONDS)  # the client knows whole seconds only
+        return client
+
+    monkeypatch.setattr(ClientStore, "_connect", connect_impatiently)
     monkeypatch.setattr("xqg_qdrant.ingest.CHEAP_CHUNK_SIZE", 2)
 
 
@@ -145,6 +156,13 @@ def read_stored(rest: RestQdrant) -> Stored:
     return stored
 
 
+def assert_settings(rest: RestQdrant) -> None:
+    """Make sure that the payload index is there, and that vectors are indexed again after the load."""
+    settings = rest.settings["docs"]
+    assert (settings.indexing_threshold, set(settings.indexes)) == (10_000, {"passage_id"})
+    assert set(rest.client.get_collection("docs").config.metadata or {}) == {"xqg_fingerprint"}
+
+
 @pytest.mark.usefixtures("models_at_hand")
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_ingest_into_a_failing_server_ends_with_every_point_once(
@@ -167,8 +185,7 @@ def test_an_ingest_into_a_failing_server_ends_with_every_point_once(
     assert (result.exit_code, result.exception) == (0, None), result.stderr
     assert proxy.harmed > 0
     assert read_stored(rest) == expected
-    settings = rest.settings["docs"]
-    assert (settings.indexing_threshold, set(settings.indexes)) == (10_000, {"passage_id"})
+    assert_settings(rest)
 
 
 @pytest.mark.usefixtures("models_at_hand")
@@ -198,6 +215,7 @@ def test_an_ingest_that_gives_up_says_so_and_ends_rightly_when_it_is_run_again(
     result = xqg_ingest(corpus, proxy.url)
     assert (result.exit_code, result.exception) == (0, None), result.stderr
     assert read_stored(rest) == expected
+    assert_settings(rest)
 
 
 @pytest.mark.usefixtures("models_at_hand")
