@@ -330,7 +330,7 @@ class ClientStore:
         if collection not in self._dims:
             info = self._read_info(collection)
             if info is None:
-                known = ", ".join(self.collections()) or "none"
+                known = self._wire.hide(", ".join(self.collections())) or "none"
                 cure = "Cure: check the name, or ingest first"
                 raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}. {cure}.")
             self._dims[collection] = self._read_ours(collection, info)[1]

@@ -45,10 +45,11 @@ class ServerLoad:
         Raises:
             StoreError: names both versions, and the cure.
         """
-        version = re.findall(r"\d+", self._wire.ask("read the version", self._client.info).version)[:3]
-        if tuple(map(int, version[:2])) < first:
+        told = self._wire.ask("read the version", self._client.info).version
+        version = re.match(r"(\d{1,3})\.(\d{1,3})(\.\d{1,3})?\b", told)
+        if version is None or (int(version[1]), int(version[2])) < first:
             cure = "Cure: upgrade the server, or use the embedded store edge:DIR"
-            found, needed = ".".join(version) or "of an unknown version", ".".join(map(str, first))
+            found, needed = version[0] if version else "of an unknown version", ".".join(map(str, first))
             raise StoreError(f"{self._location} is Qdrant {found}; {feature} need {needed} or later. {cure}.")
 
     def prepare(self, collection: str, dim: int) -> None:

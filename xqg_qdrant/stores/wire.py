@@ -57,7 +57,7 @@ class Wire:
     def __init__(self, location: str, api_key: str | None, *, remote: bool) -> None:
         self._location = location
         self._remote = remote
-        self._hide = make_redactor(api_key)
+        self.hide = make_redactor(api_key)
         self._reached = False
         # The local mode breaks when two threads write.
         self._guard: AbstractContextManager[object] = nullcontext() if remote else threading.Lock()
@@ -94,7 +94,7 @@ class Wire:
     def explain(self, error: Exception, action: str, tried: str = "") -> StoreError:
         """Return what to raise, outside of any `except`, for an exception of the client."""
         failure = _read_failure(error)
-        what = " ".join(self._hide(failure.what).split())
+        what = " ".join(self.hide(failure.what).split())
         what = "".join(char if char.isprintable() else "?" for char in what[:SHOWN_CHARACTERS])
         explained = failure.kind(f"cannot {action} in {self._location}: {what}{tried}. Cure: {failure.cure}.")
         # What a server sent back may hold the key; all that is of use in it is said above.
