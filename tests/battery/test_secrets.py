@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from faulty_proxy import Exchange, Fault, FaultyProxy
+from qdrant_client import models
 from rest_qdrant import RestQdrant
 
 from xqg_qdrant.cli import main
@@ -229,6 +230,21 @@ def test_no_exception_holds_the_key_anywhere(seed: int, rest: RestQdrant, proxy:
         if "new" in rest.settings:
             rest.client.delete_collection("new")
             del rest.settings["new"]
+
+
+@pytest.mark.usefixtures("no_patience")
+def test_what_a_server_calls_its_collections_and_its_version_does_not_show_the_key(
+    key: str, rest: RestQdrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = models.CollectionsResponse(collections=[models.CollectionDescription(name=key)])
+    monkeypatch.setattr(rest.client, "get_collections", lambda: named)
+    rest.version = key
+    store = open_store(rest.url, key)
+    for call in (store.count, lambda name: store.create_collection(name, 8, {})):
+        with pytest.raises(StoreError, match=r"which has: \*\*\*|of an unknown version|is Qdrant \d") as caught:
+            call("unknown")
+        assert_silent("".join(traceback.format_exception(caught.value)), key)
+    store.close()
 
 
 def xqg(key: str, *arguments: object) -> Result:

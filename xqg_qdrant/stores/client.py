@@ -19,6 +19,7 @@ from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, FloatArray, ScoredP
 from xqg_qdrant.stores import limits
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.api_key import check_key, check_url
+from xqg_qdrant.stores.grpc_upserts import GRPC_PORT, GrpcUpserts, read_authorities
 from xqg_qdrant.stores.limits import fit
 from xqg_qdrant.stores.protocol import Indexing
 from xqg_qdrant.stores.server_load import ServerLoad
@@ -52,6 +53,7 @@ class ClientStore:
         if failed:  # raised inside of the `except` it would have an exception of the client as its context
             raise self._wire.explain(failed, "open the store")
         self._load = ServerLoad(self._wire, self._client, location)
+        self._grpc = GrpcUpserts(self._client, location, REQUEST_SECONDS) if self._remote else None
 
     def collections(self) -> list[str]:
         """Return the names of the collections, sorted."""
@@ -118,7 +120,7 @@ class ClientStore:
         checked = layout.check_points(points, dim)
         self._prepare(collection)
         for batch in limits.split_points(checked, dim, self._strict[collection]):
-            result = self._wire.ask(
+            result = (self._grpc and self._grpc.try_upsert(collection, batch)) or self._wire.ask(
                 f"write to collection {collection!r}",
                 self._client.upsert,
                 collection_name=collection,
@@ -290,7 +292,12 @@ class ClientStore:
                 warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
                 # The client's own check of versions needs a thread and a connection before anything was asked.
                 client = QdrantClient(
-                    url=self.location, api_key=self._api_key, timeout=REQUEST_SECONDS, check_compatibility=False
+                    url=self.location,
+                    api_key=self._api_key,
+                    timeout=REQUEST_SECONDS,
+                    check_compatibility=False,
+                    grpc_port=GRPC_PORT,
+                    grpc_options=read_authorities(),
                 )
             client.http.client.add_middleware(keep_retry_after)
             return client
