@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,6 +19,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as messages
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from rest_qdrant import Json, RestQdrant
+from test_server import make_certificate
 
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
 from xqg_qdrant.stores import Store, grpc_upserts, open_store
@@ -28,7 +31,7 @@ KEY = "sk-verysecret-0123456789"
 class GrpcQdrant:
     """The three calls that we make, answered from the points of a server of REST."""
 
-    def __init__(self, rest: RestQdrant) -> None:
+    def __init__(self, rest: RestQdrant, credentials: grpc.ServerCredentials | None = None) -> None:
         self.rest = rest
         self.title = "qdrant - vector search engine"
         self.calls: list[tuple[str, str | None]] = []
@@ -49,7 +52,10 @@ class GrpcQdrant:
                 for name, (method, request) in methods.items()
             }
             self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        here = "127.0.0.1:0"
+        self.port = (
+            self.server.add_secure_port(here, credentials) if credentials else self.server.add_insecure_port(here)
+        )
         self.server.start()
 
     def close(self) -> None:
@@ -88,12 +94,17 @@ def rest() -> Iterator[RestQdrant]:
     server.close()
 
 
+def pair(rest: RestQdrant, beside: GrpcQdrant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the ports of the two those that Qdrant comes with."""
+    monkeypatch.setattr(grpc_upserts, "REST_PORT", rest.server_address[1])
+    for module in ("grpc_upserts", "client"):
+        monkeypatch.setattr(f"xqg_qdrant.stores.{module}.GRPC_PORT", beside.port)
+
+
 @pytest.fixture
 def beside(rest: RestQdrant, monkeypatch: pytest.MonkeyPatch) -> Iterator[GrpcQdrant]:
     server = GrpcQdrant(rest)
-    monkeypatch.setattr(grpc_upserts, "REST_PORT", rest.server_address[1])
-    for module in ("grpc_upserts", "client"):
-        monkeypatch.setattr(f"xqg_qdrant.stores.{module}.GRPC_PORT", server.port)
+    pair(rest, server, monkeypatch)
     yield server
     server.close()
 
@@ -224,3 +235,29 @@ def test_beside_another_port_of_rest_and_behind_a_proxy_grpc_is_not_looked_for(
     assert way.try_upsert("passages", []) is None
     assert beside.calls == []
     client.close()
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_grpc_trusts_the_authority_that_rest_trusts_and_no_other(
+    trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, chain = make_certificate(tmp_path, "127.0.0.1")
+    (tmp_path / "other").mkdir()
+    _, other_chain = make_certificate(tmp_path / "other", "127.0.0.1")
+    pem = (chain if trusted else other_chain).read_bytes()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain)
+    rest = RestQdrant(context)
+    beside = GrpcQdrant(rest, grpc.ssl_server_credentials([(pem, pem)]))
+    pair(rest, beside, monkeypatch)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    store = open_store(rest.url, KEY)
+    store.create_collection("passages", DIM, {"recipe.alpha": 0.01})
+    points = make_points(3)
+    store.upsert("passages", points)
+    assert count_upserts(rest, beside) == ((0, 1) if trusted else (1, 0))
+    assert trusted or beside.calls == []
+    assert_stored(store, points)
+    store.close()
+    beside.close()
+    rest.close()
