@@ -6,8 +6,10 @@ It proves what travels and what is sent again, not what a real Qdrant does. No b
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 from urllib.parse import unquote
@@ -31,21 +33,38 @@ def hang(rest: RestQdrant) -> tuple[int, dict[str, str], bytes]:
     return 503, {}, b""
 
 
+@dataclass
+class Settings:
+    """What of a collection the emulation does not keep."""
+
+    strict_mode: models.StrictModeConfigOutput | None
+    indexing_threshold: int | None = 10_000
+    prevent_unoptimized: bool | None = None
+    indexes: dict[str, models.PayloadIndexInfo] = field(default_factory=dict)
+    # What the next descriptions give as status; none left means green.
+    statuses: list[str] = field(default_factory=list)
+
+
 class RestQdrant(ThreadingHTTPServer):
     """The few endpoints that we use, over a socket, answered by the client's in-memory emulation."""
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), RestHandler)
+        if tls is not None:
+            # The handshake belongs to the thread of the connection: a client that breaks it off must not block others.
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.client = QdrantClient(":memory:")
+        self.settings: dict[str, Settings] = {}
+        self.strict_mode: models.StrictModeConfigOutput | None = None  # of collections that are created
         self.version = "1.16.0"
         self.script: list[Script] = []
         self.lose_answers = 0
         self.requests: list[tuple[str, str, int]] = []
         self.lock = threading.Lock()
         self.closing = threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.server_address[1]}"
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
         self.thread.start()
 
@@ -59,6 +78,16 @@ class RestQdrant(ThreadingHTTPServer):
         self.thread.join()
         self.client.close()
 
+    def describe(self, name: str) -> models.CollectionInfo:
+        info = self.client.get_collection(name)
+        settings = self.settings.get(name) or Settings(None)
+        info.config.strict_mode_config = settings.strict_mode
+        info.config.optimizer_config.indexing_threshold = settings.indexing_threshold
+        info.config.optimizer_config.prevent_unoptimized = settings.prevent_unoptimized
+        info.payload_schema = settings.indexes
+        info.status = models.CollectionStatus(settings.statuses.pop(0) if settings.statuses else "green")
+        return info
+
     def respond(self, method: str, path: str, body: Json) -> Json:
         client = self.client
         if path == "/":
@@ -68,18 +97,26 @@ class RestQdrant(ThreadingHTTPServer):
         name, _, rest = path.removeprefix("/collections/").partition("/")
         if (method, rest) == ("PUT", ""):
             vectors = TypeAdapter(dict[str, models.VectorParams]).validate_python(body["vectors"])
-            return client.create_collection(name, vectors, metadata=body.get("metadata"))
+            created = client.create_collection(name, vectors, metadata=body.get("metadata"))
+            self.settings[name] = Settings(self.strict_mode)
+            return created
         if not client.collection_exists(name):
             raise LookupError(name)
         if (method, rest) == ("PATCH", ""):
+            changed = body.pop("optimizers_config", None) or {}
+            self.settings[name].indexing_threshold = changed.get(
+                "indexing_threshold", self.settings[name].indexing_threshold
+            )
             return client.update_collection(name, **body)
         if (method, rest) == ("DELETE", ""):
             return client.delete_collection(name)
         if rest == "points/delete":
             return client.delete(name, models.PointIdsList(points=body["points"]))
         if rest == "":
-            return client.get_collection(name)
+            return self.describe(name)
         if rest == "index":
+            schema = models.PayloadIndexInfo(data_type=body["field_schema"], points=0)
+            self.settings[name].indexes[body["field_name"]] = schema
             return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
         if (method, rest) == ("PUT", "points"):
             return client.upsert(name, TypeAdapter(list[models.PointStruct]).validate_python(body["points"]))
@@ -92,7 +129,9 @@ class RestQdrant(ThreadingHTTPServer):
             records, offset = client.scroll(name, limit=body["limit"], offset=body.get("offset"), **options)
             return {"points": TypeAdapter(Any).dump_python(records, mode="json"), "next_page_offset": offset}
         assert rest == "points/query/batch", path
-        return client.query_batch_points(name, TypeAdapter(list[models.QueryRequest]).validate_python(body["searches"]))
+        # The emulation warns of parameters that it does not need; in a test that would break the connection off.
+        searches = [{**search, "params": None} for search in body["searches"]]
+        return client.query_batch_points(name, TypeAdapter(list[models.QueryRequest]).validate_python(searches))
 
 
 class RestHandler(BaseHTTPRequestHandler):

@@ -94,7 +94,7 @@ OWNERS: dict[str, set[str]] = {
     "transformers": {"export/reference"},
     "huggingface_hub": {"export/checkpoint"},
     "qdrant_edge": {"stores/edge", "stores/edge_index"},
-    "qdrant_client": {"stores/client", "stores/wire"},
+    "qdrant_client": {"stores/client", "stores/grpc_upserts", "stores/limits", "stores/server_load", "stores/wire"},
     "tokenizers": {"export/reference", "export/vocabulary", "tokenizer"},
     "pytrec_eval": {"evaluation/measures"},
     "nltk": {"evaluation/official"},

@@ -243,26 +243,27 @@ def ingest(
     reading = True
     pool = ThreadPoolExecutor(workers, "xqg")
     try:
-        while reading or in_flight:
-            if stop is not None and stop.is_set():
-                reading = False
-                while in_flight and in_flight[-1].cancel():
-                    in_flight.pop()
-            if reading and len(in_flight) < CHUNKS_IN_FLIGHT * workers:
-                chunk = next(chunks, None)
-                if chunk is None:
+        with store.bulk_load(collection, fast=generator is None):
+            while reading or in_flight:
+                if stop is not None and stop.is_set():
                     reading = False
+                    while in_flight and in_flight[-1].cancel():
+                        in_flight.pop()
+                if reading and len(in_flight) < CHUNKS_IN_FLIGHT * workers:
+                    chunk = next(chunks, None)
+                    if chunk is None:
+                        reading = False
+                    else:
+                        looked_up = _look_up(chunk, store, collection, generator, recipe_hash)
+                        in_flight.append(pool.submit(_augment, looked_up, encoder, generator, recipe, recipe_hash))
                 else:
-                    looked_up = _look_up(chunk, store, collection, generator, recipe_hash)
-                    in_flight.append(pool.submit(_augment, looked_up, encoder, generator, recipe, recipe_hash))
-            else:
-                done = _take_done(in_flight, CHUNKS_IN_FLIGHT * workers // 2)
-                points = [point for augmented in done for point in augmented.points]
-                # One write for all that wait: each pays for a flush to the disk.
-                if points:
-                    _check_unchanged(store, collection, fingerprint)
-                    store.upsert(collection, points)
-                yield from (augmented.progress for augmented in done)
+                    done = _take_done(in_flight, CHUNKS_IN_FLIGHT * workers // 2)
+                    points = [point for augmented in done for point in augmented.points]
+                    # One write for all that wait: each pays for a flush to the disk.
+                    if points:
+                        _check_unchanged(store, collection, fingerprint)
+                        store.upsert(collection, points)
+                    yield from (augmented.progress for augmented in done)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -35,7 +35,7 @@ def optimise(quiet: bool, /, collection: str, location: str, quantisation: str |
     """Index a collection, and tell how many of the exact best passages a search then finds.
 
     xqg ingest indexes a collection of the embedded store by itself when it holds more than 50,000 passages. A server
-    indexes in the background, whenever it wants: there only the recall is measured.
+    indexes in the background, by itself: it is waited for.
     """
     from xqg_qdrant.indexing import measure_recall
     from xqg_qdrant.progress import run_optimise

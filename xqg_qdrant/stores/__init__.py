@@ -5,13 +5,15 @@ Knows how a location is written. The engines are imported when one is opened.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.stores.protocol import Store
 
-__all__ = ["Store", "find_directory", "open_store"]
+__all__ = ["Store", "find_directory", "open_store", "sends_key_in_clear"]
 
 EDGE, LOCAL = "edge:", "local:"
 FORMS = "edge:DIR, DIR, local:DIR, :memory:, http://HOST:PORT or https://HOST:PORT"
@@ -49,7 +51,19 @@ def find_directory(location: str) -> Path | None:
     directory = location.removeprefix(LOCAL).removeprefix(EDGE)
     # A typing error must not become a directory named `htp:`; one letter before a colon is a Windows drive.
     if not directory or (directory == location and re.match(r":|[A-Za-z][\w+.-]+:", location)):
-        # What looks like a user's name and password is not shown.
-        shown = re.sub(r"//[^/]*@", "//***@", location)
-        raise InputError(f"the store {shown!r} is none that xqg knows. Cure: write {FORMS}.")
+        # With a typing error in the scheme this may still be a URL with a password.
+        shown = "given" if any(char in location for char in "@?#") else repr(location)
+        raise InputError(f"the store {shown} is none that xqg knows. Cure: write {FORMS}.")
     return Path(directory).expanduser()
+
+
+def sends_key_in_clear(location: str, api_key: str | None) -> bool:
+    """Tell whether a key would cross a network unencrypted."""
+    parts = urlsplit(location) if location.startswith("http://") else None
+    if parts is None or not (api_key or "").strip():
+        return False
+    host = parts.hostname or ""
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"

@@ -6,9 +6,9 @@ Knows nothing of the embedded engine.
 
 from __future__ import annotations
 
-import json
-import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,16 @@ from qdrant_client import QdrantClient, models
 
 from xqg_qdrant.errors import MismatchError, StoreError
 from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
+from xqg_qdrant.stores import limits
 from xqg_qdrant.stores import points as layout
+from xqg_qdrant.stores.api_key import check_key, check_url
+from xqg_qdrant.stores.grpc_upserts import GRPC_PORT, GrpcUpserts, read_authorities
+from xqg_qdrant.stores.limits import fit
 from xqg_qdrant.stores.protocol import Indexing
-from xqg_qdrant.stores.wire import NotFoundError, Wire, check_key, check_url
+from xqg_qdrant.stores.server_load import ServerLoad
+from xqg_qdrant.stores.wire import NotFoundError, Wire, keep_retry_after
 
 FINGERPRINT_KEY = "xqg_fingerprint"
-FIRST_VERSION = (1, 16)  # the first server that keeps a collection's metadata
-
-UPSERT_BATCH = 256
-UPSERT_BYTES = 16 * 2**20  # half of what a server takes in one request
-FLOAT_BYTES = 24  # the longest float32 in JSON, with its comma
 SCROLL_BATCH = 256
 READ_BATCH = 1000
 SEARCH_BATCH = 32
@@ -44,10 +44,16 @@ class ClientStore:
             check_url(location)
         self._wire = Wire(location, self._api_key, remote=self._remote)
         self._dims: dict[str, int] = {}
+        self._strict: dict[str, models.StrictModeConfigOutput] = {}
+        failed: Exception | None = None
         try:
             self._client = self._connect()
         except Exception as error:
-            raise self._wire.explain(error, "open the store") from error
+            failed = error
+        if failed:  # raised inside of the `except` it would have an exception of the client as its context
+            raise self._wire.explain(failed, "open the store")
+        self._load = ServerLoad(self._wire, self._client, location)
+        self._grpc = GrpcUpserts(self._client, location, REQUEST_SECONDS) if self._remote else None
 
     def collections(self) -> list[str]:
         """Return the names of the collections, sorted."""
@@ -60,7 +66,7 @@ class ClientStore:
         if self._read_info(collection) is not None:
             raise StoreError(f"collection {collection!r} already exists in {self.location}. Cure: choose another name.")
         if self._remote:
-            self._check_version()
+            self._load.require_version("fingerprints", (1, 16))
         action = f"create collection {collection!r}"
         vector = models.VectorParams(size=dim, distance=models.Distance.DOT)
         try:
@@ -76,15 +82,7 @@ class ClientStore:
             info = self._read_info(collection)
             if info is None or info.config.metadata != metadata:
                 raise
-        if self._remote:
-            self._wire.ask(
-                action,
-                self._client.create_payload_index,
-                collection_name=collection,
-                field_name="passage_id",
-                field_schema=models.PayloadSchemaType.KEYWORD,
-                wait=True,
-            )
+        self._prepare(collection)
 
     def read_fingerprint(self, collection: str) -> dict[str, Any] | None:
         """Return the fingerprint, None where there is no such collection."""
@@ -101,7 +99,8 @@ class ClientStore:
         """Return the content hash of each of these passages that is stored; transfers no vector and no text."""
         self._read_dim(collection)
         hashes = {}
-        for ids in layout.batched(passage_ids, READ_BATCH):
+        size = fit(READ_BATCH, self._strict[collection].read_rate_limit)
+        for ids in layout.batched(passage_ids, size):
             by_point = {layout.make_point_id(passage_id): passage_id for passage_id in ids}
             records = self._wire.ask(
                 f"read collection {collection!r}",
@@ -119,8 +118,9 @@ class ClientStore:
         """Check all points, then send them in requests that a server accepts; each is acknowledged as applied."""
         dim = self._read_dim(collection)
         checked = layout.check_points(points, dim)
-        for batch in _split(checked, dim):
-            result = self._wire.ask(
+        self._prepare(collection)
+        for batch in limits.split_points(checked, dim, self._strict[collection]):
+            result = (self._grpc and self._grpc.try_upsert(collection, batch)) or self._wire.ask(
                 f"write to collection {collection!r}",
                 self._client.upsert,
                 collection_name=collection,
@@ -134,7 +134,10 @@ class ClientStore:
     ) -> list[list[ScoredPassage]]:
         """Return for each query vector the `limit` best passages, best first."""
         layout.check_search(vectors, self._read_dim(collection), vector_name, limit)
-        rescoring = models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=layout.OVERSAMPLING)
+        strict = self._strict[collection]
+        limits.check_search(f"collection {collection!r} in {self.location}", strict, limit, exact)
+        oversampling = min(layout.OVERSAMPLING, strict.search_max_oversampling or layout.OVERSAMPLING)
+        rescoring = models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=oversampling)
         # The local mode is always exact, and warns of every parameter that it ignores.
         params = models.SearchParams(exact=exact, quantization=rescoring) if self._remote else None
 
@@ -145,20 +148,27 @@ class ClientStore:
                 collection_name=collection,
                 requests=[
                     models.QueryRequest(
-                        query=vector.tolist(), using=vector_name, limit=count, with_payload=True, params=params
+                        query=vector.tolist(),
+                        using=vector_name,
+                        limit=fit(count, strict.max_query_limit),
+                        with_payload=True,
+                        params=params,
                     )
                     for vector in batch
                 ],
             )
             return [answer.points for answer in answers]
 
-        return layout.search_in_batches(fetch, vectors, limit, SEARCH_BATCH)
+        return layout.search_in_batches(
+            fetch, vectors, limit, fit(SEARCH_BATCH, strict.search_max_batchsize, strict.read_rate_limit)
+        )
 
     def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
         """Return each of these passages that is stored, with its vectors."""
         self._read_dim(collection)
         found = {}
-        for ids in layout.batched(map(layout.make_point_id, passage_ids), SCROLL_BATCH):
+        size = fit(SCROLL_BATCH, self._strict[collection].read_rate_limit)
+        for ids in layout.batched(map(layout.make_point_id, passage_ids), size):
             records = self._wire.ask(
                 f"read collection {collection!r}",
                 self._client.retrieve,
@@ -185,7 +195,8 @@ class ClientStore:
     def delete(self, collection: str, passage_ids: Sequence[str]) -> None:
         """Delete points in requests that a server accepts; each is acknowledged as applied."""
         self._read_dim(collection)
-        for ids in layout.batched(map(layout.make_point_id, passage_ids), READ_BATCH):
+        size = fit(READ_BATCH, self._strict[collection].write_rate_limit)
+        for ids in layout.batched(map(layout.make_point_id, passage_ids), size):
             result = self._wire.ask(
                 f"delete from collection {collection!r}",
                 self._client.delete,
@@ -202,19 +213,37 @@ class ClientStore:
         # Where only the answer was lost, the second request finds nothing: what counts is that it is gone.
         self._wire.ask(action, self._client.delete_collection, collection_name=collection)
         del self._dims[collection]
+        self._load.forget(collection)
         if self._read_info(collection) is not None:
             raise StoreError(f"cannot {action} in {self.location}: it is still there. Cure: try again.")
 
     def count(self, collection: str) -> int:
         """Return the exact number of points."""
         self._read_dim(collection)
+        if self._strict[collection].search_allow_exact is False:  # forbids exact counts as well
+            return sum(1 for _ in self._scroll(collection, READ_BATCH, False, False))
         action = f"count collection {collection!r}"
         return self._wire.ask(action, self._client.count, collection_name=collection, exact=True).count
 
     def optimise(self, collection: str, above: int = 0) -> Iterator[Indexing]:
-        """Do nothing: a server does it by itself, and the local mode has no index."""
+        """Wait until the server, which indexes by itself, has done so; the local mode has no index."""
         self._read_dim(collection)
-        yield from ()
+        if self._remote:
+            self._load.resume(collection)
+            if self.count(collection) > above:
+                yield from self._load.watch(collection)
+
+    @contextmanager
+    def bulk_load(self, collection: str, fast: bool) -> Iterator[None]:
+        """Keep the server from indexing what is not there yet; the local mode has no index."""
+        self._read_dim(collection)
+        self._prepare(collection)
+        # What points that come slowly save is not worth slow searches meanwhile.
+        if self._remote and fast and self.count(collection) == 0:
+            with self._load.paused(collection):
+                yield
+        else:
+            yield
 
     def quantise(self, collection: str) -> None:
         """Tell the server, which makes the codes by itself; the local mode takes no notice."""
@@ -240,6 +269,7 @@ class ClientStore:
         self, collection: str, limit: int, payload: bool | list[str], vectors: bool | list[str]
     ) -> Iterator[models.Record]:
         self._read_dim(collection)
+        limit = fit(limit, self._strict[collection].max_query_limit)
         offset = None
         while True:
             records, offset = self._wire.ask(
@@ -257,21 +287,28 @@ class ClientStore:
 
     def _connect(self) -> QdrantClient:
         if self._remote:
-            # The client's own check of versions needs a thread and a connection before anything was asked.
-            return QdrantClient(
-                url=self.location, api_key=self._api_key, timeout=REQUEST_SECONDS, check_compatibility=False
-            )
+            with warnings.catch_warnings():
+                # Whether a key may travel unencrypted is for the command line to say.
+                warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
+                # The client's own check of versions needs a thread and a connection before anything was asked.
+                client = QdrantClient(
+                    url=self.location,
+                    api_key=self._api_key,
+                    timeout=REQUEST_SECONDS,
+                    check_compatibility=False,
+                    grpc_port=GRPC_PORT,
+                    grpc_options=read_authorities(),
+                )
+            client.http.client.add_middleware(keep_retry_after)
+            return client
         if self.location == ":memory:":
             return QdrantClient(location=":memory:")
         directory = Path(self.location.removeprefix("local:")).expanduser()
         return QdrantClient(path=str(directory), force_disable_check_same_thread=True)
 
-    def _check_version(self) -> None:
-        version = self._wire.ask("read the version", self._client.info).version
-        numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-        if numbers < FIRST_VERSION:
-            cure = "Cure: upgrade the server, or use the embedded store edge:DIR"
-            raise StoreError(f"{self.location} is Qdrant {version}, which keeps no fingerprint; 1.16 does. {cure}.")
+    def _prepare(self, collection: str) -> None:
+        if self._remote:
+            self._load.prepare(collection, self._read_dim(collection))
 
     def _read_info(self, collection: str) -> models.CollectionInfo | None:
         layout.check_collection_name(collection)
@@ -300,26 +337,9 @@ class ClientStore:
         if collection not in self._dims:
             info = self._read_info(collection)
             if info is None:
-                known = ", ".join(self.collections()) or "none"
+                known = self._wire.hide(", ".join(self.collections())) or "none"
                 cure = "Cure: check the name, or ingest first"
                 raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}. {cure}.")
             self._dims[collection] = self._read_ours(collection, info)[1]
+            self._strict[collection] = limits.read_strict_mode(info)
         return self._dims[collection]
-
-
-def _split(
-    points: Mapping[str, tuple[AugmentedPassage, dict[str, Any]]], dim: int
-) -> Iterator[list[models.PointStruct]]:
-    """Yield the points in lists that are short and small enough for one request."""
-    batch: list[models.PointStruct] = []
-    filled = 0
-    for point_id, (point, payload) in points.items():
-        size = len(json.dumps(payload)) + len(point.vectors) * dim * FLOAT_BYTES
-        if batch and (len(batch) == UPSERT_BATCH or filled + size > UPSERT_BYTES):
-            yield batch
-            batch, filled = [], 0
-        vector: models.VectorStruct = {name: values.tolist() for name, values in point.vectors.items()}
-        batch.append(models.PointStruct(id=point_id, vector=vector, payload=payload))
-        filled += size
-    if batch:
-        yield batch

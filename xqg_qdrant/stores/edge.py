@@ -201,6 +201,12 @@ class EdgeStore:
         with self._wrapped(f"count collection {collection!r}"):
             return shard.count(engine.CountRequest(exact=True))
 
+    @contextmanager
+    def bulk_load(self, collection: str, fast: bool) -> Iterator[None]:
+        """Do nothing: the index is made when it is asked for."""
+        self._open(collection)
+        yield
+
     def optimise(self, collection: str, above: int = 0) -> Iterator[Indexing]:
         """Index in a child process; the collection is closed until then."""
         if self.count(collection) > above:

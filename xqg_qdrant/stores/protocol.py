@@ -6,6 +6,7 @@ Knows records. Knows nothing of Qdrant: `edge` and `client` do.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from xqg_qdrant.records import AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
@@ -61,10 +62,17 @@ class Store(Protocol):
         also where the engine has an index that is faster and nearly as good.
         """
 
+    def bulk_load(self, collection: str, fast: bool) -> AbstractContextManager[None]:
+        """Make a collection ready for many upserts, and end them well whatever happens.
+
+        What a server's limits would refuse later is refused here. Where points come `fast` and the collection is
+        empty, a server indexes none before all are there. The other stores need nothing.
+        """
+
     def optimise(self, collection: str, above: int = 0) -> Iterator[Indexing]:
         """Index a collection of more than `above` points; yield while it goes on.
 
-        Servers index by themselves, and the client's local mode has no index: there nothing is done or yielded.
+        Servers index by themselves, and are waited for; the client's local mode has no index.
         """
 
     def quantise(self, collection: str) -> None:

@@ -7,24 +7,31 @@ from __future__ import annotations
 
 import json
 import random
+import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import httpx
-from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from xqg_qdrant.errors import InputError, StoreError
+from xqg_qdrant.errors import StoreError
+from xqg_qdrant.stores.api_key import make_redactor
 
 # How long a failing request is repeated: a restart of the server is waited for, a wrong URL is told at once.
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 FIRST_PATIENCE_SECONDS = 3.0
 FIRST_DELAY_SECONDS = 0.5
 MAX_DELAY_SECONDS = 15.0
+
+# What the same request may survive later. Of the 500s these will not change by waiting: not implemented, the wrong
+# version of HTTP, a full disk.
+PASSING_STATUSES = frozenset({408, 429, *range(500, 600)} - {501, 505, 507})
+SHOWN_CHARACTERS = 400
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,12 +41,23 @@ class NotFoundError(StoreError):
     """The server says that there is no such collection."""
 
 
+class Failure(NamedTuple):
+    """Why a request failed: `passing` where it is worth sending again, which the server wants only `after` seconds."""
+
+    what: str
+    cure: str
+    passing: bool = False
+    after: float = 0.0
+    kind: type[StoreError] = StoreError
+
+
 class Wire:
     """Calls a client's methods; every request of ours may be sent twice."""
 
     def __init__(self, location: str, api_key: str | None, *, remote: bool) -> None:
         self._location = location
-        self._api_key = api_key
+        self._remote = remote
+        self.hide = make_redactor(api_key)
         self._reached = False
         # The local mode breaks when two threads write.
         self._guard: AbstractContextManager[object] = nullcontext() if remote else threading.Lock()
@@ -50,107 +68,110 @@ class Wire:
         Raises:
             StoreError: says what was tried, where, what came back, and the cure.
         """
-        patience = PATIENCE_SECONDS if self._reached else FIRST_PATIENCE_SECONDS
-        started = time.monotonic()
-        delay = FIRST_DELAY_SECONDS
+        started, delay, tries = time.monotonic(), FIRST_DELAY_SECONDS, 0
         while True:
+            tries += 1
             try:
                 with self._guard:
                     answer = method(*args, **kwargs)
-            except Exception as error:
-                if isinstance(error, (UnexpectedResponse, QdrantException)):
-                    self._reached, patience = True, PATIENCE_SECONDS
-                wait = _choose_wait(error, delay)
-                if wait is None or time.monotonic() - started + wait > patience:
-                    explained = self.explain(error, action)
-                    # The cause is shown with -v: it must not repeat a key that a server sent back.
-                    raise explained from (None if self._api_key and self._api_key in str(error) else error)
-                time.sleep(wait)
-                delay = min(2 * delay, MAX_DELAY_SECONDS)
-            else:
                 self._reached = True
+            except Exception as error:
+                self._reached = self._reached or isinstance(error, UnexpectedResponse)
+                failure, cause = _read_failure(error), error
+            else:
                 return answer
+            patience = PATIENCE_SECONDS if self._reached else FIRST_PATIENCE_SECONDS
+            wait = failure.after + delay * random.uniform(0.5, 1.0)  # many workers must not come back at one moment
+            spent = time.monotonic() - started
+            if not failure.passing or spent + wait > patience:
+                tried = f" (tried {tries} times in {spent:.0f} s)" if tries > 1 else ""
+                # Here and not where it is caught, where Python would keep the client's exception as the context.
+                raise self.explain(cause, action, tried)
+            del cause
+            time.sleep(wait)
+            delay = min(2 * delay, MAX_DELAY_SECONDS)
 
-    def explain(self, error: Exception, action: str) -> StoreError:
-        """Return what to raise for an exception of the client, without the key."""
-        what, cure, kind = _describe(error)
-        if self._api_key:
-            what = what.replace(self._api_key, "***")
-        return kind(f"cannot {action} in {self._location}: {what}. Cure: {cure}.")
-
-
-def check_url(url: str) -> None:
-    """Refuse a URL that is none, or that holds what belongs into a key.
-
-    Raises:
-        InputError: a secret is not shown.
-    """
-    if "@" in url or "?" in url:
-        raise InputError("the store's URL holds a user name, a password or a query. Cure: set QDRANT_API_KEY instead.")
-    try:
-        parts = urlsplit(url)
-        usable = parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise InputError(f"{url!r} is no URL of a server. Cure: write it like http://localhost:6333.")
+    def explain(self, error: Exception, action: str, tried: str = "") -> StoreError:
+        """Return what to raise, outside of any `except`, for an exception of the client."""
+        failure = _read_failure(error)
+        what = " ".join(self.hide(failure.what).split())
+        what = "".join(char if char.isprintable() else "?" for char in what[:SHOWN_CHARACTERS])
+        explained = failure.kind(f"cannot {action} in {self._location}: {what}{tried}. Cure: {failure.cure}.")
+        # What a server sent back may hold the key; all that is of use in it is said above.
+        explained.__cause__ = None if self._remote else error
+        return explained
 
 
-def check_key(api_key: str | None) -> str | None:
-    """Return the key without white space around it, None for an empty one.
-
-    Raises:
-        InputError: the key cannot be sent; the key itself is not shown.
-    """
-    key = (api_key or "").strip()
-    # Otherwise the HTTP library refuses the header with a message that holds the key.
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError("the API key holds a character that cannot be sent. Cure: look at QDRANT_API_KEY.")
-    return key or None
+def keep_retry_after(request: httpx.Request, send: Callable[[httpx.Request], httpx.Response]) -> httpx.Response:
+    """Send a request; raise a 429 with its headers, of which the client itself reads no Retry-After that is a date."""
+    response = send(request)
+    if response.status_code == 429:
+        raise UnexpectedResponse.for_response(response)
+    return response
 
 
-def _choose_wait(error: Exception, delay: float) -> float | None:
-    """Return how long to wait before the request is sent again, None where it would fail again."""
-    backoff = delay * random.uniform(0.5, 1.0)  # many workers must not come back at the same moment
-    if isinstance(error, QdrantException):  # 429 with a Retry-After, which may be a date that the client cannot read
-        return max(0.0, float(getattr(error, "retry_after_s", 0.0))) + backoff
+def _read_failure(error: Exception) -> Failure:
     if isinstance(error, UnexpectedResponse):
-        status = error.status_code or 0
-        return backoff if status == 429 or status >= 500 else None
-    if isinstance(error, ResponseHandlingException) and isinstance(error.source, httpx.TransportError):
-        return backoff
-    return None
-
-
-def _describe(error: Exception) -> tuple[str, str, type[StoreError]]:
-    """Return what happened, the cure, and which error to raise."""
-    if isinstance(error, QdrantException):
-        return f"too many requests: {error}", "try again later, or with fewer workers", StoreError
-    if isinstance(error, ResponseHandlingException):
-        source = error.source
-        what = f"{type(source).__name__}: {source}"
-        if isinstance(source, httpx.TimeoutException):
-            return what, "try again when the server is less busy; what is sent twice is stored once", StoreError
-        return what, "check that the server runs, and its URL and port", StoreError
-    if isinstance(error, UnexpectedResponse):
-        return _describe_response(error.status_code or 0, error.content)
+        return _read_response(error.status_code or 0, error.content, error.headers)
+    source = error.source if isinstance(error, ResponseHandlingException) else error
+    what = f"{type(source).__name__}: {source}"
+    if isinstance(source, httpx.TimeoutException):
+        return Failure(what, "try again when the server is less busy; what is sent twice is stored once", passing=True)
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(source)):
+        cure = "set SSL_CERT_FILE to the certificate of the authority that signed the server's, or renew the server's"
+        return Failure(what, cure)
+    if isinstance(source, (httpx.TransportError, httpx.DecodingError)):
+        return Failure(what, "check that the server runs, and its URL and port", passing=True)
+    if isinstance(source, (json.JSONDecodeError, UnicodeDecodeError)):
+        # Cut off on the way, or from something that is no Qdrant.
+        cure = "check that this is the URL of a Qdrant server, and the proxies before it"
+        return Failure("the answer is no JSON", cure, passing=True)
+    if isinstance(error, (ResponseHandlingException, AssertionError)):
+        cure = "upgrade qdrant-client and the server to versions that are at most one minor apart"
+        return Failure(f"the answer is not one that qdrant-client knows ({type(source).__name__})", cure)
+    if isinstance(source, (FileNotFoundError, ssl.SSLError)):
+        return Failure(what, "let SSL_CERT_FILE name a file of certificates, or unset it")
     if "already accessed by another instance" in str(error):
-        return "in use by another process", "wait for it or end it, or use a Qdrant server", StoreError
-    return f"{type(error).__name__}: {error}", "check that the directory is one that QdrantClient wrote", StoreError
+        return Failure("in use by another process", "wait for it or end it, or use a Qdrant server")
+    return Failure(what, "check that the directory is one that QdrantClient wrote")
 
 
-def _describe_response(status: int, content: bytes) -> tuple[str, str, type[StoreError]]:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _read_response(status: int, content: bytes, headers: httpx.Headers) -> Failure:
     cures = {
         401: "set QDRANT_API_KEY to the server's key",
         403: "set QDRANT_API_KEY to a key that may do this",
         404: "check the name of the collection",
         429: "try again later, or with fewer workers",
+        507: "free space on the server's disk, or raise its quota",
     }
+    if 300 <= status < 400:
+        what = f"HTTP {status}: it points to {headers.get('Location', '')!r}"
+        return Failure(what, "give --store the URL that answers by itself")
+    passing, after, kind = status in PASSING_STATUSES, _read_retry_after(headers), StoreError
     try:
         what = f"HTTP {status}: {json.loads(content)['status']['error']}"
+        kind = NotFoundError if status == 404 else StoreError
+        cure = "look at the server's log"
     except (ValueError, KeyError, TypeError):
         # Not how Qdrant answers: a proxy before it, or another server. Its 404 does not mean an unknown collection.
         del cures[404]
-        what = f"HTTP {status}: {content[:200].decode(errors='replace')!r}"
-        return what, cures.get(status, "check that this is the URL of a Qdrant server, and that it runs"), StoreError
-    return what, cures.get(status, "look at the server's log"), NotFoundError if status == 404 else StoreError
+        what = f"HTTP {status}: {content.decode(errors='replace')!r}"
+        cure = "check that this is the URL of a Qdrant server, and that it runs"
+    return Failure(what, cures.get(status, cure), passing, after, kind)
+
+
+def _read_retry_after(headers: httpx.Headers) -> float:
+    """Return the seconds that the server wants to be left alone, 0 where it does not say so."""
+    value = headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):  # a date without a time zone is none either
+        return 0.0
