@@ -88,14 +88,15 @@ def test_a_kill_at_any_step_leaves_the_whole_folder_or_none_and_does_not_stop_th
 
 
 def test_what_a_kill_left_behind_is_removed_a_day_later_and_nothing_else(tmp_path: Path) -> None:
-    old = time.time() - LEFTOVER_SECONDS - 60
-    for name in (".model.unfinished-old", ".model.unfinished-young", ".model[1].unfinished-old", "model.unfinished-x"):
-        (tmp_path / name / "final").mkdir(parents=True)
-        if not name.endswith("young"):
-            os.utime(tmp_path / name, (old, old))
-    build(tmp_path / "model")
+    now = time.time()
+    for name, age in (("old", LEFTOVER_SECONDS + 60), ("young", LEFTOVER_SECONDS - 60)):
+        for prefix in (".model[1].unfinished-", ".model1.unfinished-", "model[1].unfinished-"):
+            (tmp_path / f"{prefix}{name}" / "final").mkdir(parents=True)
+            os.utime(tmp_path / f"{prefix}{name}", (now - age, now - age))
+    before = {path.name for path in tmp_path.iterdir()}
+    build(tmp_path / "model[1]")
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"model", ".model.unfinished-young", ".model[1].unfinished-old", "model.unfinished-x"}
+    assert left == before - {".model[1].unfinished-old"} | {"model[1]"}
 
 
 def test_files_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

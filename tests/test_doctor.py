@@ -163,7 +163,8 @@ def test_a_store_that_gives_back_something_else_is_told(monkeypatch: pytest.Monk
     monkeypatch.setattr(EdgeStore, "search", search)
     result = run_doctor("--store", "data")
     assert result.exit_code == 5
-    assert "gave back another passage than was stored" in result.stdout
+    [line] = [line for line in result.stdout.splitlines() if line.startswith("failed")]
+    assert line.startswith("failed   store      edge:data gave back another passage than was stored")
 
 
 def test_two_runtimes_beside_each_other_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
