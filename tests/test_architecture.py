@@ -38,11 +38,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text_set": set(),
     "sync": {"fingerprint", "ingest", "stores", "text_set"},
     "indexing": {"stores"},
+    "copying": {"fingerprint", "status", "stores"},
     "evaluation": {"corpus"},
     "demo": {"corpus", "evaluation"},
     "export": {"corpus", "demo", "encoder", "generator", "languages", "model_folder", "session"},
     "printing": {"ingest", "search", "status"},
     "progress": {
+        "copying",
         "corpus",
         "encoder",
         "fingerprint",

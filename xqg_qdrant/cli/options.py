@@ -136,11 +136,11 @@ def echo_report(report: Report, as_json: bool) -> None:
 
 
 @contextmanager
-def opened_store(location: str) -> Iterator[Store]:
+def opened_store(location: str, key_variable: str = "QDRANT_API_KEY") -> Iterator[Store]:
     """Open a store and close it again; its key comes from the environment."""
     from xqg_qdrant.stores import open_store
 
-    store = open_store(location, os.environ.get("QDRANT_API_KEY"))
+    store = open_store(location, os.environ.get(key_variable))
     try:
         yield store
     finally:

@@ -6,12 +6,15 @@ Knows how a location is written. The engines are imported when one is opened.
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.stores.protocol import Store
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "is_same_place", "is_server", "open_store"]
 
+DEFAULT_PORT = 6333
 FORMS = "edge:DIR, DIR, local:DIR, :memory:, http://HOST:PORT or https://HOST:PORT"
 
 
@@ -38,3 +41,23 @@ def open_store(location: str, api_key: str | None = None) -> Store:
     from xqg_qdrant.stores.edge import EdgeStore
 
     return EdgeStore(directory)
+
+
+def is_server(location: str) -> bool:
+    """Tell whether a location is that of a server."""
+    return location.startswith(("http://", "https://"))
+
+
+def is_same_place(left: str, right: str) -> bool:
+    """Tell whether two locations are one, written differently; two names of one server are not noticed."""
+    return _normalise(left) == _normalise(right)
+
+
+def _normalise(location: str) -> tuple[object, ...]:
+    if is_server(location):
+        parts = urlsplit(location)
+        return parts.scheme, parts.hostname, parts.port or DEFAULT_PORT, parts.path.rstrip("/")
+    if location == ":memory:":
+        return (location,)
+    kind = "local" if location.startswith("local:") else "edge"
+    return kind, Path(location.removeprefix(f"{kind}:")).expanduser().resolve()
