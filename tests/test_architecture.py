@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text_set": set(),
     "sync": {"fingerprint", "ingest", "stores", "text_set"},
     "indexing": {"stores"},
+    "copying": {"fingerprint", "status", "stores"},
     "evaluation": {"corpus"},
     "demo": {"corpus", "evaluation"},
     "export": {"corpus", "demo", "encoder", "generator", "languages", "model_description", "model_folder", "session"},
@@ -66,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "printing": {"doctor", "ingest", "search", "status"},
     "progress": {
+        "copying",
         "corpus",
         "encoder",
         "fingerprint",

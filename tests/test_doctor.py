@@ -123,7 +123,7 @@ def test_a_server_that_is_too_old_is_told(rest: RestQdrant) -> None:
     rest.version = "1.15.2"
     result = run_doctor("--store", rest.url)
     assert result.exit_code == 5
-    assert "is Qdrant 1.15.2, which keeps no fingerprint" in result.stdout
+    assert "is Qdrant 1.15.2; fingerprints need 1.16 or later" in result.stdout
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])

@@ -255,6 +255,24 @@ def test_points_are_read_by_passage_id(place: Place) -> None:
         assert_same(point, wanted[passage_id])
 
 
+def test_fields_that_others_added_to_a_point_come_back_with_it(place: Place) -> None:
+    store = place.open_with_collection()
+    point = make_point("a", np.ones(DIM), other_fields={"tags": ["seen", {"by": None}], "été": 1.5})
+    store.upsert(place.collection, [point])
+    [found] = store.scroll(place.collection)
+    assert_same(found, point)
+    assert_same(store.read_points(place.collection, ["a"])["a"], point)
+    with pytest.raises(StoreError, match="passage 'a': tags is nan"):
+        store.upsert(place.collection, [replace(point, other_fields={"tags": float("nan")})])
+
+
+def test_the_length_of_the_vectors_is_told(place: Place) -> None:
+    store = place.open_with_collection()
+    assert store.read_dim(place.collection) == DIM
+    with pytest.raises(StoreError, match=r"no collection 'other'.*Cure: "):
+        store.read_dim("other")
+
+
 def test_what_made_each_point_is_read_in_the_order_of_the_points(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edge_module, "READ_BATCH", 3)
     monkeypatch.setattr(client_module, "READ_BATCH", 3)

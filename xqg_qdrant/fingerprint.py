@@ -56,12 +56,17 @@ def hash_content(passage: Passage, recipe_hash: str, given: Sequence[GeneratedQu
 
 
 def refuse_mismatch(
-    collection: str, stored: Mapping[str, Any], wanted: Mapping[str, Any], part: str | None = None
+    collection: str,
+    stored: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    part: str | None = None,
+    cure: str | None = None,
 ) -> None:
     """Raise for the first field in which two fingerprints differ.
 
     With `part` (`"encoder"` for a search) only its fields are compared. Given queries against generated ones is named
-    alone: the settings of the generation, which one side does not have, would only hide it.
+    alone: the settings of the generation, which one side does not have, would only hide it. `cure` is said in the place
+    of what cures a mismatch of the models or the recipe at hand.
 
     Raises:
         MismatchError: names every field that differs, both values, and the cure.
@@ -75,7 +80,7 @@ def refuse_mismatch(
         stored, wanted = ({QUERIES_FIELD: side.get(QUERIES_FIELD, GENERATED)} for side in (stored, wanted))
     lines = [f"  {name}: stored {stored.get(name)!r}, now {wanted.get(name)!r}" for name in differing]
     topic = stored[QUERIES_FIELD] if QUERIES_FIELD in differing else differing[0].split(".")[0]
-    cure = CURES.get(topic, "ingest into a new collection")
+    cure = cure or CURES.get(topic, "ingest into a new collection")
     raise MismatchError(
         f"collection {collection!r} was made differently:\n"
         + "\n".join(lines)

@@ -19,6 +19,7 @@ from typing import NoReturn
 import click
 from tqdm import tqdm
 
+from xqg_qdrant.copying import copy_collection
 from xqg_qdrant.corpus import write_dead_letters
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
@@ -123,6 +124,40 @@ def run_delete_left(store: Store, collection: str, seen: TextSet, total: int, qu
             deleted += count
             bar.update(count)
     return deleted
+
+
+def run_copy(source: Store, collection: str, target: Store, name: str, quiet: bool) -> None:
+    """Copy a collection with progress bars and a summary.
+
+    Raises:
+        SystemExit: 130, after Ctrl-C, when the batch in work is stored.
+    """
+    start = time.perf_counter()
+    read = written = verified = rounded = 0
+    read_existing_fingerprint(source, collection)
+    total = source.count(collection)
+    with (
+        Interruption() as asked,
+        _make_bar(total, " points", quiet) as copying,
+        _make_bar(total, " points verified", quiet) as verifying,
+        closing(copy_collection(source, collection, target, name, asked)) as steps,
+    ):
+        for step in steps:
+            read, written = read + step.read, written + step.written
+            verified, rounded = verified + step.verified, rounded + step.rounded
+            copying.update(step.read)
+            verifying.update(step.verified)
+    if not quiet:
+        counts = f"{written} points written, {read - written} already there"
+        click.echo(f"{counts}, {verified} verified, in {format_seconds(time.perf_counter() - start)}.", err=True)
+    if asked.is_set():
+        click.echo("Interrupted; the same command goes on from here.", err=True)
+        sys.exit(INTERRUPTED_EXIT_CODE)
+    if rounded:
+        click.echo(
+            f"Of {rounded} points the payload holds numbers of more than 15 digits, whose last one Qdrant changed.",
+            err=True,
+        )
 
 
 class Interruption:

@@ -69,7 +69,8 @@ class AugmentedPassage:
     """What becomes a point: a passage, its generated queries, and its vectors.
 
     `vectors` maps a named vector to a float32 array of shape `(dim,)`. `content_hash` covers the passage and the
-    recipe: a stored point with the same hash needs no work. `recipe` is the recipe's own hash.
+    recipe: a stored point with the same hash needs no work. `recipe` is the recipe's own hash. `other_fields` is what
+    other programs added to a stored point's payload.
     """
 
     passage: Passage
@@ -77,6 +78,7 @@ class AugmentedPassage:
     vectors: Mapping[str, FloatArray]
     content_hash: str
     recipe: str
+    other_fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StoredPassage(NamedTuple):

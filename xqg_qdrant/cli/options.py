@@ -136,11 +136,11 @@ def echo_report(report: Report, as_json: bool) -> None:
 
 
 @contextmanager
-def opened_store(location: str) -> Iterator[Store]:
+def opened_store(location: str, key_variable: str = "QDRANT_API_KEY") -> Iterator[Store]:
     """Open a store and close it again; its key comes from the environment."""
     from xqg_qdrant.stores import open_store, sends_key_in_clear
 
-    api_key = os.environ.get("QDRANT_API_KEY")
+    api_key = os.environ.get(key_variable)
     store = open_store(location, api_key)
     if sends_key_in_clear(location, api_key) and not click.get_current_context().obj:
         click.echo(f"Warning: the API key travels unencrypted to {store.location}; use https where you can.", err=True)

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.stores.protocol import Store
 
-__all__ = ["Store", "find_directory", "open_store", "sends_key_in_clear"]
+__all__ = ["Store", "find_directory", "is_same_place", "is_server", "open_store", "sends_key_in_clear"]
 
+DEFAULT_PORT = 6333
 EDGE, LOCAL = "edge:", "local:"
 FORMS = "edge:DIR, DIR, local:DIR, :memory:, http://HOST:PORT or https://HOST:PORT"
 
@@ -67,3 +68,21 @@ def sends_key_in_clear(location: str, api_key: str | None) -> bool:
         return not ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host != "localhost"
+
+
+def is_server(location: str) -> bool:
+    """Tell whether a location is that of a server."""
+    return location.startswith(("http://", "https://"))
+
+
+def is_same_place(left: str, right: str) -> bool:
+    """Tell whether two locations are one, written differently; two names of one server are not noticed."""
+    return _normalise(left) == _normalise(right)
+
+
+def _normalise(location: str) -> tuple[object, ...]:
+    if is_server(location):
+        parts = urlsplit(location)
+        return parts.scheme, parts.hostname, parts.port or DEFAULT_PORT, parts.path.rstrip("/")
+    directory = find_directory(location)
+    return location.startswith(LOCAL), None if directory is None else directory.resolve()

@@ -95,6 +95,10 @@ class ClientStore:
         action = f"write the fingerprint of {collection!r}"
         self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
 
+    def read_dim(self, collection: str) -> int:
+        """Return the length of the collection's vectors."""
+        return self._read_dim(collection)
+
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each of these passages that is stored; transfers no vector and no text."""
         self._read_dim(collection)

@@ -97,6 +97,10 @@ class EdgeStore:
         with self._wrapped(f"write the fingerprint of {collection!r}"):
             write_sidecar(self._path(collection), dim, kept)
 
+    def read_dim(self, collection: str) -> int:
+        """Return the length of the collection's vectors."""
+        return self._open(collection)[1]
+
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each of these passages that is stored; reads no vector and no text."""
         shard, _ = self._open(collection)

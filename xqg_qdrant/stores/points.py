@@ -28,6 +28,7 @@ from xqg_qdrant.records import (
 )
 
 VECTOR_NAMES = (XQG_VECTOR, PASSAGE_VECTOR)
+PAYLOAD_FIELDS = frozenset({"passage_id", "text", "title", "metadata", "generated_queries", "content_hash", "recipe"})
 
 # Changing this constant would give every stored passage a second point.
 POINT_NAMESPACE = uuid.UUID("6a8f2c1e-94d7-5b36-8e0a-d1c75f3b20e9")
@@ -182,15 +183,16 @@ def make_payload(point: AugmentedPassage) -> dict[str, Any]:
         "recipe": point.recipe,
     }
     where = f"passage {passage.passage_id!r}: "
+    others = {name: to_json(value, where + name) for name, value in point.other_fields.items()}
     texts = [passage.passage_id, passage.text, passage.title, point.content_hash, point.recipe]
     queries = chain.from_iterable((query.language, query.text) for query in point.generated_queries)
     try:
         # All texts at once: looking at each of a hundred took a fifth of the time of an upsert.
         "".join(chain(texts, queries)).encode()
     except (TypeError, UnicodeEncodeError):
-        return {field: to_json(value, where + field) for field, value in payload.items()}
+        return others | {field: to_json(value, where + field) for field, value in payload.items()}
     payload["metadata"] = to_json(passage.metadata, where + "metadata")
-    return payload
+    return others | payload
 
 
 def to_json(value: object, where: str, depth: int = MAX_METADATA_DEPTH) -> Json:
@@ -260,7 +262,8 @@ def read_point(payload: Mapping[str, Any], vectors: object) -> AugmentedPassage:
             f"passage {passage.passage_id!r} lacks one of the vectors {', '.join(VECTOR_NAMES)}. {cure}."
         )
     arrays = {name: np.asarray(vectors[name], dtype=np.float32) for name in VECTOR_NAMES}
-    return AugmentedPassage(passage, queries, arrays, payload["content_hash"], payload["recipe"])
+    others = {name: value for name, value in payload.items() if name not in PAYLOAD_FIELDS}
+    return AugmentedPassage(passage, queries, arrays, payload["content_hash"], payload["recipe"], others)
 
 
 def read_stored_passage(payload: Mapping[str, Any]) -> StoredPassage:

@@ -43,6 +43,9 @@ class Store(Protocol):
     def write_fingerprint(self, collection: str, fingerprint: Mapping[str, Any]) -> None:
         """Replace the fingerprint of a collection, wholly or not at all."""
 
+    def read_dim(self, collection: str) -> int:
+        """Return the length of a collection's vectors."""
+
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each of these passages that is stored."""
 
