@@ -11,17 +11,17 @@ Knows the order of the steps. Knows nothing of file formats, models' insides or 
 
 from __future__ import annotations
 
-import os
-from collections import Counter, abc, deque
+from collections import Counter, abc
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from itertools import chain, islice
 from threading import Event
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion, fuse
+from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion, fuse, keep_relevant
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import (
@@ -44,6 +44,7 @@ from xqg_qdrant.records import (
 )
 from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.workers import work_in_order
 
 Row: TypeAlias = Passage | QueriedPassage | Reject
 
@@ -53,18 +54,15 @@ RECIPE_PREFIX = "recipe."
 CHUNK_SIZE = 16
 # The same where a passage is cheap: no queries are generated, or a GPU does it.
 CHEAP_CHUNK_SIZE = 128
-# While the one half of the chunks in flight is written, the workers are at the other half.
-CHUNKS_IN_FLIGHT = 4
-# One is computed while the results of the other become text.
-CUDA_WORKERS = 2
 
 
 class Recipe(NamedTuple):
     """How passages are augmented; all of it decides the vectors, and is part of the fingerprint.
 
     `alpha` is the weight of the generated queries, `fusion` one of `sum` (as published) and `mean`; `renormalise` gives
-    the augmented vector the length of the plain one. The others say how queries are generated; where they are given,
-    `sampling` is None and the rest means nothing.
+    the augmented vector the length of the plain one. Queries whose dot product with the plain vector is below
+    `min_score` are stored and take no part; None lets all take part. The others say how queries are generated; where
+    they are given, `sampling` is None and the rest means nothing.
     """
 
     languages: tuple[str, ...] = ()
@@ -74,14 +72,17 @@ class Recipe(NamedTuple):
     fusion: str = "sum"
     renormalise: bool = False
     seed: int = 0
+    min_score: float | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return every setting that decides the vectors as JSON values, for a fingerprint."""
+        # Without a filter the fingerprint is that of the collections made before there was one.
+        filtered = {} if self.min_score is None else {"min_score": self.min_score}
+        fused = {"alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise, **filtered}
         if self.sampling is None:
-            return {"alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise}
-        flat = {**self._asdict(), **self.sampling._asdict(), "languages": list(self.languages)}
-        del flat["sampling"]
-        return flat
+            return fused
+        asked = {"languages": list(self.languages), "queries_per_language": self.queries_per_language}
+        return {**asked, **self.sampling._asdict(), **fused, "seed": self.seed}
 
 
 class Progress(NamedTuple):
@@ -89,7 +90,7 @@ class Progress(NamedTuple):
 
     `stored` passages were written, `unchanged` ones were there already, `rejects` could not be used. `asked` and
     `kept` count generated queries by language; of given ones, which nobody asked for, `kept` alone. `bare` is how many
-    of the written passages have no query.
+    of the written passages have no query, `left_out` how many of the kept queries the filter lets take no part.
     """
 
     stored: int
@@ -98,6 +99,7 @@ class Progress(NamedTuple):
     asked: Mapping[str, int]
     kept: Mapping[str, int]
     bare: int = 0
+    left_out: int = 0
 
     @property
     def rows(self) -> int:
@@ -134,7 +136,7 @@ def make_recipe(generator: Generator | None, languages: Sequence[str] = (), **se
             if name in given or (name == "languages" and languages):
                 raise InputError(f"{name} says how queries are generated, but they are given here; leave it out")
         recipe = Recipe(**given)
-        check_fusion(recipe.alpha, recipe.fusion)
+        check_fusion(recipe.alpha, recipe.fusion, recipe.min_score)
         return recipe
     sampled = {name: given.pop(name) for name in Sampling._fields if name in given}
     sampling = generator.sampling._replace(**sampled)
@@ -156,7 +158,7 @@ def make_recipe(generator: Generator | None, languages: Sequence[str] = (), **se
     if not sampling.temperature > 0:
         raise InputError(f"temperature must be above 0, was: {sampling.temperature}")
     generator.check_vocabulary(recipe.languages, sampling.vocabulary)
-    check_fusion(recipe.alpha, recipe.fusion)
+    check_fusion(recipe.alpha, recipe.fusion, recipe.min_score)
     return recipe
 
 
@@ -179,17 +181,6 @@ def read_recipe(fingerprint: Fingerprint) -> Recipe:
             f"the collection was made by another version of xqg, whose recipe this one cannot read ({error}). "
             "Cure: use that version, or ingest into a new collection"
         ) from error
-
-
-def count_workers(device: str, threads: int = 0) -> int:
-    """Return how many workers keep a device busy: on the CPU one for each of the threads, by default for each core.
-
-    There the models are to be opened with one thread each.
-    """
-    if device != "cpu":
-        return CUDA_WORKERS
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return threads or cores or 1
 
 
 def ingest(
@@ -216,7 +207,7 @@ def ingest(
         encoder: called from `workers` threads at once.
         generator: the same; None where the rows bring their queries, which are then taken as they are.
         recipe: of `make_recipe`, for the same generator.
-        workers: how many chunks are in work at once; at most `CHUNKS_IN_FLIGHT` times as many are in memory.
+        workers: how many chunks are in work at once; at most four times as many are in memory.
         stop: once set, no more is read, and the chunks that workers are at are finished and stored.
 
     Raises:
@@ -239,33 +230,19 @@ def ingest(
 
     cheap = generator is None or generator.device != "cpu"
     chunks = batched(chain(first, unread), CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
-    in_flight: deque[Future[_Augmented]] = deque()
-    reading = True
-    pool = ThreadPoolExecutor(workers, "xqg")
-    try:
-        with store.bulk_load(collection, fast=generator is None):
-            while reading or in_flight:
-                if stop is not None and stop.is_set():
-                    reading = False
-                    while in_flight and in_flight[-1].cancel():
-                        in_flight.pop()
-                if reading and len(in_flight) < CHUNKS_IN_FLIGHT * workers:
-                    chunk = next(chunks, None)
-                    if chunk is None:
-                        reading = False
-                    else:
-                        looked_up = _look_up(chunk, store, collection, generator, recipe_hash)
-                        in_flight.append(pool.submit(_augment, looked_up, encoder, generator, recipe, recipe_hash))
-                else:
-                    done = _take_done(in_flight, CHUNKS_IN_FLIGHT * workers // 2)
-                    points = [point for augmented in done for point in augmented.points]
-                    # One write for all that wait: each pays for a flush to the disk.
-                    if points:
-                        _check_unchanged(store, collection, fingerprint)
-                        store.upsert(collection, points)
-                    yield from (augmented.progress for augmented in done)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    looked_up = (_look_up(chunk, store, collection, generator, recipe_hash) for chunk in chunks)
+    work = partial(_augment, encoder=encoder, generator=generator, recipe=recipe, recipe_hash=recipe_hash)
+    with (
+        closing(work_in_order(work, looked_up, workers, stop)) as batches,
+        store.bulk_load(collection, fast=generator is None),
+    ):
+        for done in batches:
+            points = [point for augmented in done for point in augmented.points]
+            # One write for all that wait: each pays for a flush to the disk.
+            if points:
+                _check_unchanged(store, collection, fingerprint)
+                store.upsert(collection, points)
+            yield from (augmented.progress for augmented in done)
 
 
 def _create(store: Store, collection: str, dim: int, fingerprint: Fingerprint) -> None:
@@ -306,14 +283,6 @@ def _look_up(
     return _Chunk(missing, len(passages) - len(missing), rejects)
 
 
-def _take_done(in_flight: deque[Future[_Augmented]], limit: int) -> list[_Augmented]:
-    """Wait for the first chunk, and take with it those behind it that are done too."""
-    done = [in_flight.popleft().result()]
-    while in_flight and in_flight[0].done() and len(done) < limit:
-        done.append(in_flight.popleft().result())
-    return done
-
-
 def _augment(
     chunk: _Chunk, encoder: Encoder, generator: Generator | None, recipe: Recipe, recipe_hash: str
 ) -> _Augmented:
@@ -327,13 +296,15 @@ def _augment(
     counts = [len(generation.queries) for generation in generations]
     vectors = np.split(encoder.encode_queries(texts), np.cumsum(counts)[:-1])
 
-    points, rejects, asked, kept = [], list(chunk.rejects), Counter[str](), Counter[str]()
+    points, rejects, asked, kept, left_out = [], list(chunk.rejects), Counter[str](), Counter[str](), 0
     for (row, content_hash), generation, vector, queries in zip(
         chunk.missing, generations, plain, vectors, strict=True
     ):
         asked.update(dict.fromkeys(recipe.languages, generation.asked))
         kept.update(query.language for query in generation.queries)
-        fused = fuse(vector, queries, recipe.alpha, recipe.fusion, recipe.renormalise)
+        relevant = keep_relevant(vector, queries, recipe.min_score)
+        left_out += len(queries) - len(relevant)
+        fused = fuse(vector, relevant, recipe.alpha, recipe.fusion, recipe.renormalise)
         if np.isfinite(vector).all() and np.isfinite(fused).all():
             named = {XQG_VECTOR: fused, PASSAGE_VECTOR: vector}
             points.append(AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash))
@@ -341,7 +312,7 @@ def _augment(
             reason = "the encoder gave a vector that is not finite"
             rejects.append(Reject(row.passage.passage_id, 0, reason, row.passage.text))
     bare = sum(not point.generated_queries for point in points)
-    return _Augmented(points, Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare))
+    return _Augmented(points, Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out))
 
 
 def _find_queries(rows: Sequence[QueriedPassage], generator: Generator | None, recipe: Recipe) -> Sequence[Generation]:

@@ -14,8 +14,10 @@ from xqg_qdrant.cli.options import (
     dead_letters_option,
     device_option,
     encoder_option,
+    fusion_options,
     generator_option,
     id_field_option,
+    index_large,
     load_encoder,
     load_generator,
     open_corpus,
@@ -29,37 +31,18 @@ from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE
 
 if TYPE_CHECKING:
     from xqg_qdrant.printing import Totals
-    from xqg_qdrant.stores import Store
 
 
 @main.command()
 @click.argument("file")
 @collection_option(required=True)
-@click.option("--languages", help="Languages to generate queries in, such as ar,ja,ru.  [default: all the generator's]")
 @store_option
 @encoder_option
 @generator_option
 @queries_option
+@click.option("--languages", help="Languages to generate queries in, such as ar,ja,ru.  [default: all the generator's]")
 @click.option("--queries-per-language", type=int, help="Queries generated a language.  [default: 5]")
-@click.option(
-    "--fusion",
-    type=click.Choice(["sum", "mean"]),
-    default="sum",
-    show_default=True,
-    help="sum as published; mean makes alpha independent of the number of queries.",
-)
-@click.option(
-    "--alpha",
-    type=float,
-    default=0.01,
-    show_default=True,
-    help="Weight of the generated queries, from 0 to 1; with --fusion mean try 0.2.",
-)
-@click.option(
-    "--renormalise",
-    is_flag=True,
-    help="Give augmented vectors the length of the plain ones; for encoders made for cosine. Not so published.",
-)
+@fusion_options
 @click.option("--top-k", type=int, help="Sample among the k most probable tokens; 1 is greedy.  [default: the model's]")
 @click.option("--temperature", type=float, help="Sampling temperature.  [default: the model's]")
 @click.option("--max-new-tokens", type=int, help="Longest query, in tokens.  [default: the model's]")
@@ -93,7 +76,7 @@ def ingest(
     quantisation: str | None,
     **settings: Any,
 ) -> None:
-    """Store the passages of FILE with augmented vectors.
+    """Store the passages of FILE with augmented vectors; as published, where no option says otherwise.
 
     FILE is JSONL, TSV or Parquet, a BEIR folder, or - for JSONL on standard input. Interrupted and run again, it goes
     on where it stopped; run on an edited file, it redoes what changed. Rows that cannot be used are written to the
@@ -120,7 +103,7 @@ def ingest(
         if quantisation:
             store.quantise(collection)
         if totals.stored or quantisation:
-            _index(store, collection, quiet)
+            index_large(store, collection, quiet)
     _end(totals, letters)
 
 
@@ -165,7 +148,7 @@ def sync(
     from xqg_qdrant.printing import Totals
     from xqg_qdrant.progress import run_compare, run_delete_left, run_ingest
     from xqg_qdrant.status import read_existing_fingerprint
-    from xqg_qdrant.sync import check_queries
+    from xqg_qdrant.sync import check_comparable
     from xqg_qdrant.text_set import TextSet
 
     if file == "-":
@@ -174,7 +157,7 @@ def sync(
     letters = dead_letters or Path(f"{collection}.rejected.jsonl")
     with opened_store(location) as store:
         fingerprint = read_existing_fingerprint(store, collection)
-        check_queries(collection, fingerprint, given=queries is not None)
+        check_comparable(collection, fingerprint, given=queries is not None)
         recipe = read_recipe(fingerprint)
         with open_corpus(file, queries, id_field) as rows:
             found = run_compare(rows, total, store, collection, fingerprint, seen, quiet)
@@ -192,16 +175,8 @@ def sync(
             deleted = run_delete_left(store, collection, seen, found.left, quiet)
             click.echo(f"{deleted} passages deleted")
         if totals.stored:
-            _index(store, collection, quiet)
+            index_large(store, collection, quiet)
     _end(totals, letters)
-
-
-def _index(store: Store, collection: str, quiet: bool) -> None:
-    from xqg_qdrant.indexing import EXACT_UP_TO, measure_recall
-    from xqg_qdrant.progress import run_optimise
-
-    if run_optimise(store, collection, EXACT_UP_TO, quiet) and not quiet:
-        click.echo(measure_recall(store, collection), err=True)
 
 
 def _end(totals: Totals, letters: Path) -> None:

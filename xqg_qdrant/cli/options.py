@@ -1,4 +1,4 @@
-"""The options that several commands share, and how what they name is opened."""
+"""The options that several commands share, how what they name is opened, and what several commands do alike."""
 
 from __future__ import annotations
 
@@ -86,6 +86,31 @@ def dead_letters_option(command: F) -> F:
         type=click.Path(path_type=Path),
         help="File for the rows that were rejected, rewritten by each run.  [default: ./NAME.rejected.jsonl]",
     )(command)
+
+
+def fusion_options(command: F) -> F:
+    """Add --fusion, --alpha, --renormalise and --min-score, each None where it is not given."""
+    fusion = click.option(
+        "--fusion",
+        type=click.Choice(["sum", "mean"]),
+        help="sum is as published; mean makes alpha independent of the number of queries.",
+    )
+    alpha = click.option(
+        "--alpha",
+        type=float,
+        help="Weight of the generated queries, from 0 to 1: 0.01 as published; with --fusion mean try 0.2.",
+    )
+    renormalise = click.option(
+        "--renormalise/--no-renormalise",
+        default=None,
+        help="Give augmented vectors the length of the plain ones; for encoders made for cosine. Not so published.",
+    )
+    min_score = click.option(
+        "--min-score",
+        type=float,
+        help="Queries whose dot product with their passage's vector is below this are stored, but take no part.",
+    )
+    return fusion(alpha(renormalise(min_score(command))))
 
 
 def quantisation_option(command: F) -> F:
@@ -181,6 +206,15 @@ def open_corpus(file: str, queries: str | None, id_field: str | None) -> Iterato
         yield index.join(read_passages(file, id_field=id_field))
         if index.left_over:
             click.echo(f"Queries of {queries} that belong to no passage of {file}: {index.left_over}", err=True)
+
+
+def index_large(store: Store, collection: str, quiet: bool) -> None:
+    """Index a collection that is large enough for it, and tell the recall."""
+    from xqg_qdrant.indexing import EXACT_UP_TO, measure_recall
+    from xqg_qdrant.progress import run_optimise
+
+    if run_optimise(store, collection, EXACT_UP_TO, quiet) and not quiet:
+        click.echo(measure_recall(store, collection), err=True)
 
 
 def confirm(question: str, yes: bool) -> None:
