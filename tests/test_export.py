@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 import torch
 import transformers
@@ -42,7 +43,7 @@ from xqg_qdrant.export.emulate import EMULATION, emulate_folder, emulate_graph
 from xqg_qdrant.export.graph import Graph, QuantisedRows, quantise_rows
 from xqg_qdrant.export.quantise import round_weight, split_columns
 from xqg_qdrant.export.reference import Reference
-from xqg_qdrant.export.t5 import Model, build_t5_decoder, relative_buckets
+from xqg_qdrant.export.t5 import LONGEST_INPUT, Model, _encoder_bias, build_t5_decoder, relative_buckets
 from xqg_qdrant.export.t5_smoothing import Smoothed, smooth_t5
 from xqg_qdrant.generator import Generator
 from xqg_qdrant.model_folder import read_model_folder
@@ -437,6 +438,45 @@ def test_position_buckets_are_those_of_transformers(bidirectional: bool) -> None
     for count, furthest in ((32, 128), (8, 20), (64, 256)):
         expected = bucket(torch.from_numpy(distances), bidirectional, count, furthest)
         np.testing.assert_array_equal(relative_buckets(distances, count, furthest, bidirectional), expected.numpy())
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 40, LONGEST_INPUT - 1, LONGEST_INPUT])
+def test_the_position_bias_of_an_encoder_is_that_of_transformers_at_any_length(tokens: int, tmp_path: Path) -> None:
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    config = transformers.T5Config(num_heads=3, relative_attention_num_buckets=32, relative_attention_max_distance=128)
+    attention: Any = T5Attention(config, has_relative_attention_bias=True)
+    torch.nn.init.normal_(attention.relative_attention_bias.weight)
+    name = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    graph = Graph("bias")
+    ids = graph.input("ids", np.int64, ["batch", "tokens"])
+    weights = {name: attention.relative_attention_bias.weight.detach().numpy()}
+    bias = _encoder_bias(graph, weights, config.to_dict(), graph.node("Shape", ids, start=1, end=2))
+    graph.output(bias, "bias", np.float32, [1, 3, "tokens", "tokens"])
+    graph.save(tmp_path / "bias.onnx")
+
+    [found] = Session(tmp_path / "bias.onnx", "cpu").run({"ids": np.zeros((1, tokens), dtype=np.int64)})
+    with torch.no_grad():
+        expected = attention.compute_bias(tokens, tokens).numpy()
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_tied_table_is_stored_by_tokens_and_turned_only_when_the_model_is_opened(dtype: str, tmp_path: Path) -> None:
+    folder = exported_generator("t5", dtype)
+    model: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(generator_checkpoint("t5"))
+    table = model.shared.weight.detach().numpy()
+    stored = quantise_rows(table)[0] if dtype == "int8" else table
+    assert (folder / "embedding.data").read_bytes() == stored.tobytes()
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "opened.onnx")
+    onnxruntime.InferenceSession(str(folder / "head.onnx"), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "opened.onnx").graph
+    assert "Transpose" in {
+        node.op_type for node in onnx.load(folder / "head.onnx", load_external_data=False).graph.node
+    }
+    assert "Transpose" not in {node.op_type for node in graph.node}
 
 
 def test_quantised_rows_differ_by_at_most_half_a_step() -> None:

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -33,6 +33,7 @@ from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.generator import Generation, Generator, Sampling
 from xqg_qdrant.records import GeneratedQuery, Passage
+from xqg_qdrant.session import Buffer, Session
 
 SAMPLING = Sampling(top_k=8, temperature=0.9, max_new_tokens=NEW_TOKENS)
 COUNT = 4
@@ -125,6 +126,25 @@ def test_fewer_queries_and_languages_are_those_of_more_with_lower_numbers(
 
 def test_the_shipped_generator_writes_fewer_queries_as_a_part_of_more(demo_generator: Generator) -> None:
     assert_fewer_are_a_part_of_more(demo_generator, read_demo_passages()[:20], demo_generator.sampling)
+
+
+@pytest.mark.parametrize(("form", "beginnings"), [("t5", 12), ("mt5", 9), ("mt5-prompted", 6)])
+def test_the_first_step_is_computed_once_for_all_samples_of_a_passage_in_a_language(
+    form: str, beginnings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    bind = Session.bind
+
+    def record(session: Session, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Callable[[], None]:
+        if "ids" in inputs:
+            computed.append(len(inputs["ids"].array))
+        return bind(session, inputs, outputs)
+
+    generator = open_generator(form)
+    monkeypatch.setattr(Session, "bind", record)
+    assert beginnings == 3 * len(generator.languages)
+    generator.generate_ids(passages()[:3], generator.languages, draw_noise(beginnings * COUNT, 2, 8))
+    assert computed[:2] == [beginnings, beginnings * COUNT]
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1 << 40), (COUNT * 3 + 1, 1 << 40), (1000, 1)])

@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
@@ -93,6 +94,9 @@ class FakeStore:
         self.threads.add(threading.get_ident())
         wanted = set(passage_ids)
         return {p.passage.passage_id: p.content_hash for p in self.points if p.passage.passage_id in wanted}
+
+    def bulk_load(self, collection: str, fast: bool) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def upsert(self, collection: str, points: Sequence[AugmentedPassage]) -> None:
         self.threads.add(threading.get_ident())

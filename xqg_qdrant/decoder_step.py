@@ -80,19 +80,16 @@ class DecoderStep:
         self._temperature = graphs.decoder.buffer(np.array(temperature, dtype=np.float32))
         self._step = np.zeros(1, dtype=np.int64)
         self._crosses = self._encode(prompts)
-        self._capacity = FIRST_CAPACITY
-        self._caches = {
-            name: graphs.decoder.buffer(self._take_cache(name))
-            for name in graphs.decoder.input_names
-            if name.startswith("past_")
-        }
-        self._bind()
+        self._caches: dict[str, Buffer] = {}
 
     def __call__(self, ids: Ids, noise: Noise) -> Ids:
         """Run one step."""
-        if self._step[0] == self._capacity:
-            self._grow()
-        self._ids.array[...] = ids
+        is_first = not self._step[0]
+        if is_first:
+            self._begin(ids)
+        elif self._step[0] == self._capacity:
+            self._grow(self._capacity * 2)
+        self._ids.array[...] = ids[self._computed]
         self._ids.push()
         self._run_decoder()
         next_ids = np.empty_like(ids)
@@ -106,11 +103,14 @@ class DecoderStep:
             next_ids[choice.rows] = choice.next_ids.array
         self._step += 1
         self._step_buffer.push()
+        if is_first:
+            self._grow(FIRST_CAPACITY)
         return next_ids
 
     def keep(self, places: Ids) -> None:
         """Drop the other rows, and the prompts that no row is left of."""
         self._row_groups, self._row_heads = self._row_groups[places], self._row_heads[places]
+        self._computed = self._copied = np.arange(len(places))
         self._caches = _keep(self._graphs.decoder, self._caches, places)
         live = np.zeros(len(self._crosses["attention_mask"].array), dtype=bool)
         live[self._row_groups] = True
@@ -163,29 +163,47 @@ class DecoderStep:
             if name.startswith("cross_")
         }
 
-    def _take_cache(self, name: str) -> Array:
+    def _begin(self, ids: Ids) -> None:
+        """Make ready for the first step, which is the same for the rows of one prompt that begin with one id.
+
+        One row of each such set is computed; `_copied` tells for every row which of the computed ones it is.
+        """
+        pairs = np.stack([self._row_groups, ids], axis=1)
+        _, self._computed, copied = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+        self._copied = copied.reshape(-1)
+        self._capacity = 1
+        names = [name for name in self._graphs.decoder.input_names if name.startswith("past_")]
+        self._caches = {
+            name: self._graphs.decoder.buffer(self._take_cache(name, len(self._computed), 0)) for name in names
+        }
+        self._bind()
+
+    def _take_cache(self, name: str, rows: int, filled: int) -> Array:
+        """Return memory for a cache whose first places the caller fills."""
         _, heads, _, head_dim = self._graphs.decoder.input_shapes[name]
-        shape = (len(self._row_groups), heads, self._capacity, head_dim)
+        shape = (rows, heads, self._capacity, head_dim)
         cache = self._memory.take(f"{name} of {self._capacity}", shape, self._graphs.decoder.input_dtypes[name])
         # What is not written yet is masked, but a NaN left there would come through.
-        cache[...] = 0
+        cache[:, :, filled:] = 0
         return cache
 
-    def _grow(self) -> None:
-        filled = self._capacity
-        self._capacity *= 2
+    def _grow(self, capacity: int) -> None:
+        """Enlarge the caches, and from then on compute every row."""
+        filled, self._capacity = self._capacity, capacity
         for name, cache in self._caches.items():
             cache.pull()
-            larger = self._take_cache(name)
-            larger[:, :, :filled] = cache.array
+            larger = self._take_cache(name, len(self._row_groups), filled)
+            larger[:, :, :filled] = cache.array[self._copied]
             self._caches[name] = self._graphs.decoder.buffer(larger)
+        self._computed = self._copied = np.arange(len(self._row_groups))
         self._bind()
 
     def _bind(self) -> None:
         """Bind the decoder's graph to the memory of the rows that are left."""
         decoder = self._graphs.decoder
-        rows = len(self._row_groups)
-        places, row_places = _place_rows(self._row_groups, len(self._crosses["attention_mask"].array))
+        rows = len(self._computed)
+        groups = len(self._crosses["attention_mask"].array)
+        places, row_places = _place_rows(self._row_groups[self._computed], groups)
         self._ids = decoder.buffer(np.zeros(rows, dtype=np.int64))
         self._step_buffer = decoder.buffer(self._step)
         width = self._graphs.heads[str(self._row_heads[0])].input_shapes["hidden"][1]
@@ -209,7 +227,7 @@ class DecoderStep:
             noise = head.buffer(np.zeros((len(rows), top_k), dtype=np.float32))
             next_ids = head.buffer(np.zeros(len(rows), dtype=np.int64))
             inputs = {
-                "hidden": self._hidden, "chosen_rows": head.buffer(rows), "noise": noise,
+                "hidden": self._hidden, "chosen_rows": head.buffer(self._copied[rows]), "noise": noise,
                 "temperature": self._temperature,
             }  # fmt: skip
             self._choices.append(_Choice(rows, noise, next_ids, head.bind(inputs, {"next_ids": next_ids})))

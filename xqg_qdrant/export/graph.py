@@ -40,11 +40,10 @@ class QuantisedRows(NamedTuple):
 
 
 class Table(NamedTuple):
-    """An embedding table: its values and in int8 their scales, one a row; `transposed` is the layout of a product."""
+    """An embedding table: its values and in int8 their scales, one a row, or the same turned for a product."""
 
     values: str
     scales: str
-    transposed: bool
 
 
 class Graph:
@@ -115,18 +114,18 @@ class Graph:
         """Add a reshape; 0 keeps a dimension, -1 infers one."""
         return self.node("Reshape", value, self.ints(*shape))
 
-    def table(self, weight: Array, transposed: bool = False, file: str = "") -> Table:
-        """Add an embedding table of shape `(rows, dim)`; transposed, it can be the weight of `linear` as well."""
-        values, scales = quantise_rows(weight) if self._int8 else (weight, None)
-        dtype = values.dtype if self._int8 else self._half
-        name = self.constant(values.T if transposed else values, dtype, file)
-        return Table(name, "" if scales is None else self.constant(scales), transposed)
+    def table(self, weight: Array, file: str = "") -> Table:
+        """Add an embedding table of shape `(rows, dim)`."""
+        values, scales = self._stored(weight)
+        return Table(self.constant(values, values.dtype, file), scales)
+
+    def transpose(self, table: Table) -> Table:
+        """Turn a table for a product; the runtime does it once, when it opens the graph."""
+        return table._replace(values=self.node("Transpose", table.values, perm=(1, 0)))
 
     def look_up(self, ids: str, table: Table) -> str:
-        """Look rows up by ids, of one dimension where the table is transposed."""
-        rows = self.node("Gather", table.values, ids, axis=int(table.transposed))
-        if table.transposed:
-            rows = self.node("Transpose", rows, perm=(1, 0))
+        """Look the rows of a table up by ids."""
+        rows = self.node("Gather", table.values, ids)
         if self._half:
             return self.node("Cast", rows, to=TensorProto.FLOAT)
         if not self._int8:
@@ -142,13 +141,16 @@ class Graph:
 
     def product(self, rows: QuantisedRows, weight: Array | Table) -> str:
         """Multiply rows as `linear` does, but leave their scales to the caller; in fp32 there are none."""
-        table = weight if isinstance(weight, Table) else self.table(weight, transposed=True)
+        if isinstance(weight, Table):
+            values, scales = weight
+        else:
+            stored, scales = self._stored(weight)
+            values = self.constant(stored.T, stored.dtype)
         if not self._int8:
-            product = self.node("MatMul", rows.values, table.values)
+            product = self.node("MatMul", rows.values, values)
             return self.node("Cast", product, to=TensorProto.FLOAT) if self._half else product
         step, middle = self.constant(np.float32(rows.step)), self.constant(np.uint8(128), np.uint8)
-        inputs = (rows.values, table.values, step, table.scales, middle)
-        return self.node("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
+        return self.node("MatMulIntegerToFloat", rows.values, values, step, scales, middle, domain=MICROSOFT)
 
     def scale(self, value: str, scales: str) -> str:
         """Multiply by scales, where there are any."""
@@ -190,6 +192,13 @@ class Graph:
             onnx.save_model(model, path, save_as_external_data=True, location=location, size_threshold=1024)
         else:
             onnx.save_model(model, path)
+
+    def _stored(self, weight: Array) -> tuple[Array, str]:
+        """Return a matrix in the type it is stored in, and in int8 the scales of its rows."""
+        if not self._int8:
+            return weight.astype(self._half or self._floats, copy=False), ""
+        values, scales = quantise_rows(weight)
+        return values, self.constant(scales)
 
     def _constant_in_file(self, array: Array, file: str) -> str:
         tensor = TensorProto(

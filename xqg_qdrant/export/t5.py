@@ -73,11 +73,10 @@ def build_t5_encoder(model: Model) -> Graph:
         update = _feed_forward(graph, model, normed, f"{name}.1.DenseReluDense")
         normed, hidden = _add_and_norm(graph, hidden, update, norms[layer + 1], config)
 
+    # The keys and values of padding become zeros, which in int8 move no scale.
+    visible = graph.reshape(graph.node("Cast", mask, to=TensorProto.FLOAT), -1, 1)
+    normed = graph.node("Mul", normed, visible)
     rows = _quantise(graph, model, normed, "decoder.block.0.layer.1.EncDecAttention.k.weight")
-    if model.dtype == "int8":
-        # The keys and values of padding become zeros, which move no scale.
-        visible = graph.reshape(graph.node("Cast", mask, to=TensorProto.FLOAT), -1, 1)
-        rows = rows._replace(scales=visible)
     for layer in range(config["num_decoder_layers"]):
         for part in ("key", "value"):
             weight = weights[f"decoder.block.{layer}.layer.1.EncDecAttention.{part[0]}.weight"]
@@ -88,16 +87,22 @@ def build_t5_encoder(model: Model) -> Graph:
 
 def _encoder_bias(graph: Graph, weights: Mapping[str, Array], config: Mapping[str, Any], tokens: str) -> str:
     """Return the position bias of every query and key, shape `(1, heads, tokens, tokens)`."""
-    # distances run from -(LONGEST_INPUT - 1); the bias of query i and key j lies at j - i
-    distances = np.arange(-(LONGEST_INPUT - 1), LONGEST_INPUT)
+    # The bias of query i and key j depends on j - i alone. A line of 2n biases, those of distances 0 to n-1 and -n to
+    # -1, is repeated n times and cut into rows of 2n-1: each row starts one place earlier in the line. Looking every
+    # distance up takes ten times as long.
+    distances = np.arange(-LONGEST_INPUT, LONGEST_INPUT)
     table = graph.constant(_relative_bias(weights, config, "encoder", distances, bidirectional=True))
-    zero, one = graph.constant(np.int64(0), np.int64), graph.constant(np.int64(1), np.int64)
-    places = graph.node("Range", zero, graph.node("Squeeze", tokens, graph.ints(0)), one)
-    offsets = graph.node(
-        "Sub", graph.node("Unsqueeze", places, graph.ints(0)), graph.node("Unsqueeze", places, graph.ints(1))
+    middle, one = graph.ints(LONGEST_INPUT), graph.ints(1)
+    ahead = graph.node("Slice", table, middle, graph.node("Add", middle, tokens), one)
+    behind = graph.node("Slice", table, graph.node("Sub", middle, tokens), middle, one)
+    line = graph.node("Unsqueeze", graph.node("Concat", ahead, behind, axis=1), one)
+    lines = graph.node("Expand", line, graph.node("Concat", one, tokens, one, axis=0))
+    width = graph.node("Sub", graph.node("Add", tokens, tokens), one)
+    flat = graph.node(
+        "Slice", graph.node("Flatten", lines, axis=1), graph.ints(0), graph.node("Mul", tokens, width), one
     )
-    offsets = graph.node("Add", offsets, graph.constant(np.int64(LONGEST_INPUT - 1), np.int64))
-    return graph.node("Unsqueeze", graph.node("Gather", table, offsets, axis=1), graph.ints(0))
+    rows = graph.node("Reshape", flat, graph.node("Concat", graph.ints(1, config["num_heads"], -1), width, axis=0))
+    return graph.node("Slice", rows, graph.ints(0), tokens, graph.ints(3))
 
 
 def _write_cross(graph: Graph, projected: str, label: str, layer: int, model: Model, tokens: str) -> None:
@@ -258,9 +263,9 @@ def build_t5_head(model: Model, suppressed_ids: Sequence[int] = (), only_ids: Ar
     noise = graph.input("noise", np.float32, ["rows", "top_k"])
     rows = graph.quantise(graph.node("Gather", hidden, chosen_rows, axis=0))
     if only_ids is None:
-        table = _shared_table(graph, model.weights)
+        tied = np.shares_memory(model.weights["shared.weight"], head)
         # A row's scale does not change the order of its logits, so it waits until few are left.
-        logits = graph.product(rows, table if table.transposed else head)
+        logits = graph.product(rows, graph.transpose(_shared_table(graph, model.weights)) if tied else head)
         if suppressed_ids:
             bias = np.zeros(len(head), dtype=np.float32)
             bias[list(suppressed_ids)] = MASKED
@@ -298,9 +303,8 @@ def _top_k(graph: Graph, values: str, count: int, top_k: str) -> list[str]:
 
 
 def _shared_table(graph: Graph, weights: Mapping[str, Array]) -> Table:
-    """Add the embedding table, which both graphs read from one file, and a tied output projection reads too."""
-    tied = np.shares_memory(weights["shared.weight"], weights["lm_head.weight"])
-    return graph.table(weights["shared.weight"], transposed=tied, file=EMBEDDING_FILE)
+    """Add the embedding table, which all graphs that read it share as one file."""
+    return graph.table(weights["shared.weight"], file=EMBEDDING_FILE)
 
 
 def _rms_norm(graph: Graph, value: str, weight: Array, config: Mapping[str, Any]) -> str:
