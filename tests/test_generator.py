@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +29,7 @@ from checkpoints import (
 from scipy import stats
 
 from xqg_qdrant.decoding import Noise, gumbel_noise
+from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.generator import Generation, Generator, Sampling
 from xqg_qdrant.records import GeneratedQuery, Passage
@@ -95,6 +97,34 @@ def test_a_query_is_the_same_to_the_last_bit_whatever_is_generated_beside_it(for
             rows = [next(expected) for _ in range(COUNT)]
             assert generator.generate_ids([passage], (language,), by_place[number, place]) == rows
             assert generator.generate_ids([passage], (language,), by_place[number, place, :1]) == rows[:1]
+
+
+def assert_fewer_are_a_part_of_more(generator: Generator, passages: Sequence[Passage], sampling: Sampling) -> None:
+    languages = sorted(generator.languages)
+    more = generator.generate(passages, languages, COUNT, 0, sampling)
+    assert any(len(generation.queries) < COUNT * len(languages) for generation in more)  # some repeat others
+    for fewer, count in ((languages, 1), (languages[:1], 1), (languages[1:], 2), (languages[1:2], COUNT)):
+        found = generator.generate(passages, fewer, count, 0, sampling)
+        assert [generation.queries for generation in found] == [
+            tuple(query for query in generation.queries if query.language in fewer and query.number < count)
+            for generation in more
+        ]
+
+
+@pytest.mark.parametrize(("form", "dtype"), FORMS)
+def test_fewer_queries_and_languages_are_those_of_more_with_lower_numbers(
+    form: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The random models write no language's script.
+    monkeypatch.setattr("xqg_qdrant.generator.is_written_in", lambda text, language: True)
+    generator = open_generator(form, dtype)
+    # So near to greedy that a query is often drawn twice, and the one with the higher number dropped.
+    assert_fewer_are_a_part_of_more(generator, passages(), SAMPLING._replace(top_k=2, temperature=0.01))
+    assert_fewer_are_a_part_of_more(generator, passages()[:1], SAMPLING._replace(top_k=2, temperature=0.01))
+
+
+def test_the_shipped_generator_writes_fewer_queries_as_a_part_of_more(demo_generator: Generator) -> None:
+    assert_fewer_are_a_part_of_more(demo_generator, read_demo_passages()[:20], demo_generator.sampling)
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1 << 40), (COUNT * 3 + 1, 1 << 40), (1000, 1)])
