@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from xqg_qdrant.augment import FUSIONS, PUBLISHED_ALPHA, fuse
+from xqg_qdrant.augment import FUSIONS, PUBLISHED_ALPHA, check_fusion, fuse, keep_relevant
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import FloatArray
 
@@ -63,6 +63,35 @@ def test_fusion_leaves_its_inputs_alone() -> None:
     fuse(passage, queries, 0.5)
     assert passage.tolist() == ONE.tolist()
     assert queries.tolist() == TWO.tolist()
+
+
+def test_queries_below_the_least_score_are_left_out() -> None:
+    # (1, 2)·(10, 20) = 50, (1, 2)·(30, 60) = 150, (1, 2)·(-1, 0) = -1
+    queries = np.array([[10, 20], [30, 60], [-1, 0]], dtype=np.float32)
+    assert keep_relevant(ONE, queries, 51).tolist() == [[30, 60]]
+    assert keep_relevant(ONE, queries, 50).tolist() == [[10, 20], [30, 60]]
+    assert keep_relevant(ONE, queries, -1).tolist() == queries.tolist()
+    assert keep_relevant(ONE, queries, 151).shape == (0, 2)
+    assert keep_relevant(ONE, NONE, 0).shape == (0, 2)
+
+
+def test_without_a_least_score_all_queries_take_part() -> None:
+    assert keep_relevant(ONE, -TWO, None).tolist() == [[-10, -20], [-30, -60]]
+
+
+def test_a_score_does_not_depend_on_the_other_queries_in_any_bit() -> None:
+    rows = np.random.default_rng(0).standard_normal((36, 64)).astype(np.float32)
+    passage, queries = rows[0], rows[1:]
+    for query in queries.astype(np.float64):
+        min_score = float(query @ passage.astype(np.float64))
+        alone = [keep_relevant(passage, other[None], min_score) for other in queries]
+        assert keep_relevant(passage, queries, min_score).tolist() == np.concatenate(alone).tolist()
+
+
+@pytest.mark.parametrize("min_score", [float("nan"), float("inf"), float("-inf")])
+def test_a_least_score_that_is_no_number_is_refused(min_score: float) -> None:
+    with pytest.raises(InputError, match=f"min_score must be a finite number, was: {min_score}"):
+        check_fusion(0.5, "sum", min_score)
 
 
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, float("nan"), float("inf")])

@@ -288,6 +288,20 @@ def test_queries_of_the_corpus_and_of_a_file_give_the_same_points_without_any_ge
 
 
 @pytest.mark.usefixtures("no_generator")
+def test_given_queries_are_filtered_too_and_the_command_tells_how_many() -> None:
+    rows = demo_rows(2)
+    corpus = write("c.jsonl", corpus_rows(rows, with_queries=True))
+    result = xqg(corpus, "--queries", "corpus", "--min-score", "1000000", "--fusion", "mean")
+    assert result.exit_code == 0, result.stderr
+    count = sum(len(row.queries) for row in rows)
+    assert f"{count} of the {count} queries score below --min-score, and take no part." in result.stderr
+    for row in rows:
+        point = stored()[row.passage.passage_id]
+        assert point.generated_queries == row.queries
+        np.testing.assert_array_equal(point.vectors["xqg"], point.vectors["passage"])
+
+
+@pytest.mark.usefixtures("no_generator")
 def test_the_command_tells_of_queries_without_a_passage_and_of_bad_rows() -> None:
     rows = demo_rows(3)
     corpus = write("c.jsonl", corpus_rows(rows, with_queries=False))

@@ -77,6 +77,49 @@ def test_a_point_holds_the_passage_its_queries_and_the_published_sum_of_their_ve
     np.testing.assert_allclose(point.vectors["xqg"], expected, atol=1e-7)
 
 
+@pytest.mark.parametrize("fusion", ["sum", "mean"])
+def test_queries_below_the_least_score_are_stored_and_take_no_part(
+    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe, fusion: str
+) -> None:
+    passages = read_demo_passages()[:3]
+    plain = demo_encoder.encode_passages([f"{passage.title} {passage.text}" for passage in passages])
+    generations = demo_generator.generate(
+        passages, recipe.languages, 2, 0, demo_generator.sampling._replace(max_new_tokens=8)
+    )
+    queries = [demo_encoder.encode_queries([query.text for query in found.queries]) for found in generations]
+    scores = [vectors.astype(float) @ vector.astype(float) for vectors, vector in zip(queries, plain, strict=True)]
+    least = float(np.mean([scores[0].max(), scores[1].max()]))  # all of one of the two are below
+    (step,) = ingest(
+        passages, store, "docs", demo_encoder, demo_generator, recipe._replace(fusion=fusion, min_score=least)
+    )
+    assert step.left_out == sum(int((found < least).sum()) for found in scores) > 0
+    for passage, generation, vector, vectors, found in zip(passages, generations, plain, queries, scores, strict=True):
+        point = read_points(store)[passage.passage_id]
+        assert point.generated_queries == generation.queries
+        kept = vectors[found >= least].astype(float)
+        weight = 0.01 if fusion == "sum" else 0.01 / max(1, len(kept))
+        share = 1.0 if fusion == "mean" and not len(kept) else 0.99
+        np.testing.assert_allclose(point.vectors["xqg"], share * vector + weight * kept.sum(axis=0), atol=1e-7)
+
+
+def test_a_filter_is_in_the_fingerprint_and_none_leaves_it_as_it_was(
+    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe
+) -> None:
+    list(ingest(read_demo_passages()[:1], store, "docs", demo_encoder, demo_generator, recipe))
+    filtered = make_recipe(demo_generator, ["fi", "ru"], queries_per_language=2, max_new_tokens=8, min_score=0.25)
+    list(ingest(read_demo_passages()[:1], store, "filtered", demo_encoder, demo_generator, filtered))
+    stored = store.read_fingerprint("docs")
+    assert stored is not None
+    assert {name for name in stored if name.startswith("recipe.")} == {
+        f"recipe.{name}"
+        for name in (
+            "languages", "queries_per_language", "alpha", "fusion", "renormalise", "seed", "top_k", "temperature",
+            "max_new_tokens", "vocabulary",
+        )
+    }  # fmt: skip
+    assert store.read_fingerprint("filtered") == {**stored, "recipe.min_score": 0.25}
+
+
 def test_any_number_of_workers_gives_the_same_points(
     demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -142,6 +185,7 @@ def test_points_do_not_depend_on_the_order_of_the_corpus_or_of_the_languages(
         ({"fusion": "mean"}, "recipe.fusion: stored 'sum', now 'mean'"),
         ({"renormalise": True}, "recipe.renormalise: stored False, now True"),
         ({"seed": 1}, "recipe.seed: stored 0, now 1"),
+        ({"min_score": 0.2}, "recipe.min_score: stored None, now 0.2"),
         ({"languages": ("fi",)}, "recipe.languages: stored ['fi', 'ru'], now ['fi']"),
     ],
 )
@@ -211,6 +255,7 @@ def test_the_yield_counts_what_was_asked_for_and_what_was_kept(
         ({"top_k": 10**9}, "top_k must be at most"),
         ({"max_new_tokens": 10**9}, "max_new_tokens must be at most"),
         ({"fusion": "max"}, "fusion must be one of sum, mean, was: 'max'"),
+        ({"min_score": float("nan")}, "min_score must be a finite number, was: nan"),
     ],
 )
 def test_settings_out_of_range_are_refused_with_their_value(

@@ -1,10 +1,14 @@
-"""The fusion of a passage's vector with those of its generated queries. Numpy only, no I/O.
+"""The fusion of a passage's vector with those of its generated queries, and which take part. Numpy only, no I/O.
 
 Source of the formulas: Zhuang, Shou, Zuccon, "Augmenting Passage Representations with Query Generation for Enhanced
 Cross-Lingual Dense Retrieval", SIGIR 2023: `E = (1 - alpha) * E(p) + alpha * sum_i E(q_i)`, scored by dot product.
+Of the filter: Gospodinov, MacAvaney, Macdonald, "Doc2Query--: When Less is More", ECIR 2023; there a cross-encoder
+judges which queries are relevant to their passage, here it is the encoder.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -47,13 +51,34 @@ def fuse(
     return result
 
 
-def check_fusion(alpha: float, fusion: str) -> None:
-    """Refuse settings that `fuse` cannot use.
+def keep_relevant(passage: FloatArray, queries: FloatArray, min_score: float | None) -> FloatArray:
+    """Return, in their order, the queries that are near enough to their passage.
+
+    Args:
+        passage: the passage's vector, shape `(dim,)`.
+        queries: the vectors of its generated queries, shape `(n, dim)`.
+        min_score: the least dot product with the passage's vector, computed in float64; None keeps all.
+
+    Returns:
+        array of shape `(kept, dim)`.
+    """
+    if min_score is None:
+        return queries
+    # Not a product of matrices: there the last bits of a row may depend on how many there are.
+    scores = (queries.astype(np.float64) * passage.astype(np.float64)).sum(axis=1)
+    kept: FloatArray = queries[scores >= min_score]
+    return kept
+
+
+def check_fusion(alpha: float, fusion: str, min_score: float | None = None) -> None:
+    """Refuse settings that `fuse` and `keep_relevant` cannot use.
 
     Raises:
-        InputError: alpha is out of its range, or the fusion is unknown.
+        InputError: alpha is out of its range, the fusion is unknown, or the least score is no number.
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha must be between 0 and 1 (inclusive), was: {alpha}")
     if fusion not in FUSIONS:
         raise InputError(f"fusion must be one of {', '.join(FUSIONS)}, was: {fusion!r}")
+    if min_score is not None and not math.isfinite(min_score):
+        raise InputError(f"min_score must be a finite number, was: {min_score}")

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion, fuse
+from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion, fuse, keep_relevant
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import (
@@ -63,8 +63,9 @@ class Recipe(NamedTuple):
     """How passages are augmented; all of it decides the vectors, and is part of the fingerprint.
 
     `alpha` is the weight of the generated queries, `fusion` one of `sum` (as published) and `mean`; `renormalise` gives
-    the augmented vector the length of the plain one. The others say how queries are generated; where they are given,
-    `sampling` is None and the rest means nothing.
+    the augmented vector the length of the plain one. Queries whose dot product with the plain vector is below
+    `min_score` are stored and take no part; None lets all take part. The others say how queries are generated; where
+    they are given, `sampling` is None and the rest means nothing.
     """
 
     languages: tuple[str, ...] = ()
@@ -74,14 +75,17 @@ class Recipe(NamedTuple):
     fusion: str = "sum"
     renormalise: bool = False
     seed: int = 0
+    min_score: float | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return every setting that decides the vectors as JSON values, for a fingerprint."""
+        # Without a filter the fingerprint is that of the collections made before there was one.
+        filtered = {} if self.min_score is None else {"min_score": self.min_score}
+        fused = {"alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise, **filtered}
         if self.sampling is None:
-            return {"alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise}
-        flat = {**self._asdict(), **self.sampling._asdict(), "languages": list(self.languages)}
-        del flat["sampling"]
-        return flat
+            return fused
+        asked = {"languages": list(self.languages), "queries_per_language": self.queries_per_language}
+        return {**asked, **self.sampling._asdict(), **fused, "seed": self.seed}
 
 
 class Progress(NamedTuple):
@@ -89,7 +93,7 @@ class Progress(NamedTuple):
 
     `stored` passages were written, `unchanged` ones were there already, `rejects` could not be used. `asked` and
     `kept` count generated queries by language; of given ones, which nobody asked for, `kept` alone. `bare` is how many
-    of the written passages have no query.
+    of the written passages have no query, `left_out` how many of the kept queries the filter lets take no part.
     """
 
     stored: int
@@ -98,6 +102,7 @@ class Progress(NamedTuple):
     asked: Mapping[str, int]
     kept: Mapping[str, int]
     bare: int = 0
+    left_out: int = 0
 
     @property
     def rows(self) -> int:
@@ -134,7 +139,7 @@ def make_recipe(generator: Generator | None, languages: Sequence[str] = (), **se
             if name in given or (name == "languages" and languages):
                 raise InputError(f"{name} says how queries are generated, but they are given here; leave it out")
         recipe = Recipe(**given)
-        check_fusion(recipe.alpha, recipe.fusion)
+        check_fusion(recipe.alpha, recipe.fusion, recipe.min_score)
         return recipe
     sampled = {name: given.pop(name) for name in Sampling._fields if name in given}
     sampling = generator.sampling._replace(**sampled)
@@ -156,7 +161,7 @@ def make_recipe(generator: Generator | None, languages: Sequence[str] = (), **se
     if not sampling.temperature > 0:
         raise InputError(f"temperature must be above 0, was: {sampling.temperature}")
     generator.check_vocabulary(recipe.languages, sampling.vocabulary)
-    check_fusion(recipe.alpha, recipe.fusion)
+    check_fusion(recipe.alpha, recipe.fusion, recipe.min_score)
     return recipe
 
 
@@ -327,13 +332,15 @@ def _augment(
     counts = [len(generation.queries) for generation in generations]
     vectors = np.split(encoder.encode_queries(texts), np.cumsum(counts)[:-1])
 
-    points, rejects, asked, kept = [], list(chunk.rejects), Counter[str](), Counter[str]()
+    points, rejects, asked, kept, left_out = [], list(chunk.rejects), Counter[str](), Counter[str](), 0
     for (row, content_hash), generation, vector, queries in zip(
         chunk.missing, generations, plain, vectors, strict=True
     ):
         asked.update(dict.fromkeys(recipe.languages, generation.asked))
         kept.update(query.language for query in generation.queries)
-        fused = fuse(vector, queries, recipe.alpha, recipe.fusion, recipe.renormalise)
+        relevant = keep_relevant(vector, queries, recipe.min_score)
+        left_out += len(queries) - len(relevant)
+        fused = fuse(vector, relevant, recipe.alpha, recipe.fusion, recipe.renormalise)
         if np.isfinite(vector).all() and np.isfinite(fused).all():
             named = {XQG_VECTOR: fused, PASSAGE_VECTOR: vector}
             points.append(AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash))
@@ -341,7 +348,7 @@ def _augment(
             reason = "the encoder gave a vector that is not finite"
             rejects.append(Reject(row.passage.passage_id, 0, reason, row.passage.text))
     bare = sum(not point.generated_queries for point in points)
-    return _Augmented(points, Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare))
+    return _Augmented(points, Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out))
 
 
 def _find_queries(rows: Sequence[QueriedPassage], generator: Generator | None, recipe: Recipe) -> Sequence[Generation]:

@@ -25,7 +25,7 @@ class Totals:
     """The sum of an ingest's progress."""
 
     def __init__(self) -> None:
-        self.stored = self.unchanged = self.rejected = self.bare = 0
+        self.stored = self.unchanged = self.rejected = self.bare = self.left_out = 0
         self.asked: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
 
@@ -35,6 +35,7 @@ class Totals:
         self.unchanged += progress.unchanged
         self.rejected += len(progress.rejects)
         self.bare += progress.bare
+        self.left_out += progress.left_out
         self.asked.update(progress.asked)
         self.kept.update(progress.kept)
 
@@ -54,6 +55,10 @@ class Totals:
         elif self.kept:
             counts = "  ".join(f"{name or 'of no language'} {count}" for name, count in sorted(self.kept.items()))
             lines.append(f"{self.kept.total()} given queries encoded: {counts}")
+        if self.left_out:
+            lines.append(
+                f"{self.left_out} of the {self.kept.total()} queries score below --min-score, and take no part."
+            )
         if self.bare:
             lines.append(f"{self.bare} of the stored passages have no query.")
         return "\n".join(lines)

@@ -14,6 +14,7 @@ from xqg_qdrant.cli.options import (
     dead_letters_option,
     device_option,
     encoder_option,
+    fusion_options,
     generator_option,
     id_field_option,
     load_encoder,
@@ -35,31 +36,13 @@ if TYPE_CHECKING:
 @main.command()
 @click.argument("file")
 @collection_option(required=True)
-@click.option("--languages", help="Languages to generate queries in, such as ar,ja,ru.  [default: all the generator's]")
 @store_option
 @encoder_option
 @generator_option
 @queries_option
+@click.option("--languages", help="Languages to generate queries in, such as ar,ja,ru.  [default: all the generator's]")
 @click.option("--queries-per-language", type=int, help="Queries generated a language.  [default: 5]")
-@click.option(
-    "--fusion",
-    type=click.Choice(["sum", "mean"]),
-    default="sum",
-    show_default=True,
-    help="sum as published; mean makes alpha independent of the number of queries.",
-)
-@click.option(
-    "--alpha",
-    type=float,
-    default=0.01,
-    show_default=True,
-    help="Weight of the generated queries, from 0 to 1; with --fusion mean try 0.2.",
-)
-@click.option(
-    "--renormalise",
-    is_flag=True,
-    help="Give augmented vectors the length of the plain ones; for encoders made for cosine. Not so published.",
-)
+@fusion_options
 @click.option("--top-k", type=int, help="Sample among the k most probable tokens; 1 is greedy.  [default: the model's]")
 @click.option("--temperature", type=float, help="Sampling temperature.  [default: the model's]")
 @click.option("--max-new-tokens", type=int, help="Longest query, in tokens.  [default: the model's]")
@@ -93,7 +76,7 @@ def ingest(
     quantisation: str | None,
     **settings: Any,
 ) -> None:
-    """Store the passages of FILE with augmented vectors.
+    """Store the passages of FILE with augmented vectors; as published, where no option says otherwise.
 
     FILE is JSONL, TSV or Parquet, a BEIR folder, or - for JSONL on standard input. Interrupted and run again, it goes
     on where it stopped; run on an edited file, it redoes what changed. Rows that cannot be used are written to the

@@ -88,6 +88,31 @@ def dead_letters_option(command: F) -> F:
     )(command)
 
 
+def fusion_options(command: F) -> F:
+    """Add --fusion, --alpha, --renormalise and --min-score, each None where it is not given."""
+    fusion = click.option(
+        "--fusion",
+        type=click.Choice(["sum", "mean"]),
+        help="sum is as published; mean makes alpha independent of the number of queries.",
+    )
+    alpha = click.option(
+        "--alpha",
+        type=float,
+        help="Weight of the generated queries, from 0 to 1: 0.01 as published; with --fusion mean try 0.2.",
+    )
+    renormalise = click.option(
+        "--renormalise/--no-renormalise",
+        default=None,
+        help="Give augmented vectors the length of the plain ones; for encoders made for cosine. Not so published.",
+    )
+    min_score = click.option(
+        "--min-score",
+        type=float,
+        help="Queries whose dot product with their passage's vector is below this are stored, but take no part.",
+    )
+    return fusion(alpha(renormalise(min_score(command))))
+
+
 def quantisation_option(command: F) -> F:
     """Add --quantisation."""
     return click.option(
