@@ -44,8 +44,9 @@ def ours(cores: int, generator_shape: str, encoder_shape: str, dtype: str, langu
     from xqg_qdrant import generator as room
     from xqg_qdrant.encoder import Encoder
     from xqg_qdrant.generator import Generator
-    from xqg_qdrant.ingest import count_workers, ingest, make_recipe
+    from xqg_qdrant.ingest import ingest, make_recipe
     from xqg_qdrant.stores import open_store
+    from xqg_qdrant.workers import count_workers
 
     clock = ModelClock()
     encoder = Encoder(models.exported(encoder_shape, dtype), device="cpu", threads=1)

@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "augment": set(),
     "fingerprint": set(),
     "stores": set(),
+    "workers": set(),
     "encoder": {"model_description", "model_folder", "session", "tokenizer"},
     "decoder_step": {"decoding", "session"},
     "generator": {
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "session",
         "tokenizer",
     },
-    "ingest": {"augment", "corpus", "encoder", "fingerprint", "generator", "stores"},
+    "ingest": {"augment", "corpus", "encoder", "fingerprint", "generator", "stores", "workers"},
     "status": {"fingerprint", "stores"},
     "search": {"encoder", "fingerprint", "status", "stores"},
     "text_set": set(),
@@ -79,6 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "stores",
         "sync",
         "text_set",
+        "workers",
     },
 }
 ANYTHING = {"cli"}

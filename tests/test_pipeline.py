@@ -18,15 +18,13 @@ from xqg_qdrant.generator import Generation, Generator, Sampling
 from xqg_qdrant.ingest import (
     CHEAP_CHUNK_SIZE,
     CHUNK_SIZE,
-    CHUNKS_IN_FLIGHT,
-    CUDA_WORKERS,
     Progress,
     Recipe,
-    count_workers,
     ingest,
 )
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, QueriedPassage, Reject
 from xqg_qdrant.stores import Store
+from xqg_qdrant.workers import ITEMS_IN_FLIGHT
 
 RECIPE = Recipe(languages=("fi", "ru"), sampling=Sampling(1, 1.0, 8), queries_per_language=1)
 PATIENCE = 30
@@ -183,12 +181,12 @@ def test_no_more_is_read_ahead_than_the_chunks_in_flight() -> None:
         assert at_the_gate.acquire(timeout=PATIENCE)
     gate.set()
     consumer.join(PATIENCE)
-    assert corpus.read == 2 * CHUNKS_IN_FLIGHT * CHUNK_SIZE
+    assert corpus.read == 2 * ITEMS_IN_FLIGHT * CHUNK_SIZE
     # What is written makes room for as much again, and no more.
     for _ in range(20):
         next(steps)
     steps.close()
-    assert corpus.read <= (21 + 2 * CHUNKS_IN_FLIGHT) * CHUNK_SIZE
+    assert corpus.read <= (21 + 2 * ITEMS_IN_FLIGHT) * CHUNK_SIZE
 
 
 def test_the_store_is_used_by_the_consuming_thread_alone() -> None:
@@ -199,7 +197,7 @@ def test_the_store_is_used_by_the_consuming_thread_alone() -> None:
 
 def test_chunks_that_wait_are_written_together_and_told_only_then() -> None:
     store, later = FakeStore(), threading.Semaphore(0)
-    in_flight = 2 * CHUNKS_IN_FLIGHT
+    in_flight = 2 * ITEMS_IN_FLIGHT
 
     def be_last_with_the_first(chunk: Sequence[Passage]) -> None:
         if chunk[0].passage_id != "p0":
@@ -232,7 +230,7 @@ def test_an_error_of_the_generator_surfaces_ends_the_reading_and_leaves_a_whole_
         list(run(corpus, store, generator, workers=2))
     assert [point.passage.passage_id for point in store.points] == [f"p{i + 1}" for i in range(len(store.points))]
     assert len(store.points) <= 4 * CHUNK_SIZE
-    assert corpus.read <= (5 + 2 * CHUNKS_IN_FLIGHT) * CHUNK_SIZE
+    assert corpus.read <= (5 + 2 * ITEMS_IN_FLIGHT) * CHUNK_SIZE
     read = corpus.read
     assert threads_of_the_ingest() == []
     assert corpus.read == read
@@ -257,7 +255,7 @@ def test_an_error_of_the_store_surfaces() -> None:
     corpus = Corpus()
     with pytest.raises(StoreError, match="the disk is full"):
         list(run(corpus, FakeStore(refuse), FakeGenerator(), workers=2))
-    assert corpus.read == 2 * CHUNKS_IN_FLIGHT * CHUNK_SIZE
+    assert corpus.read == 2 * ITEMS_IN_FLIGHT * CHUNK_SIZE
 
 
 def test_an_ingest_that_another_one_forestalls_at_the_creation_goes_on() -> None:
@@ -376,9 +374,3 @@ def test_chunks_are_larger_where_passages_are_cheap() -> None:
     generator.device = "cuda"
     steps = run([row.passage for row in rows], FakeStore(), generator)
     assert [step.rows for step in steps] == [CHEAP_CHUNK_SIZE, 1]
-
-
-def test_a_cpu_gets_a_worker_for_each_thread_and_a_gpu_two() -> None:
-    assert count_workers("cpu", 3) == 3
-    assert count_workers("cpu") >= 1
-    assert count_workers("cuda", 3) == CUDA_WORKERS == 2

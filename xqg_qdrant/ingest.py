@@ -11,10 +11,10 @@ Knows the order of the steps. Knows nothing of file formats, models' insides or 
 
 from __future__ import annotations
 
-import os
-from collections import Counter, abc, deque
+from collections import Counter, abc
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from itertools import chain, islice
 from threading import Event
 from typing import Any, NamedTuple, TypeAlias
@@ -44,6 +44,7 @@ from xqg_qdrant.records import (
 )
 from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.workers import work_in_order
 
 Row: TypeAlias = Passage | QueriedPassage | Reject
 
@@ -53,10 +54,6 @@ RECIPE_PREFIX = "recipe."
 CHUNK_SIZE = 16
 # The same where a passage is cheap: no queries are generated, or a GPU does it.
 CHEAP_CHUNK_SIZE = 128
-# While the one half of the chunks in flight is written, the workers are at the other half.
-CHUNKS_IN_FLIGHT = 4
-# One is computed while the results of the other become text.
-CUDA_WORKERS = 2
 
 
 class Recipe(NamedTuple):
@@ -186,17 +183,6 @@ def read_recipe(fingerprint: Fingerprint) -> Recipe:
         ) from error
 
 
-def count_workers(device: str, threads: int = 0) -> int:
-    """Return how many workers keep a device busy: on the CPU one for each of the threads, by default for each core.
-
-    There the models are to be opened with one thread each.
-    """
-    if device != "cpu":
-        return CUDA_WORKERS
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return threads or cores or 1
-
-
 def ingest(
     rows: Iterable[Row],
     store: Store,
@@ -221,7 +207,7 @@ def ingest(
         encoder: called from `workers` threads at once.
         generator: the same; None where the rows bring their queries, which are then taken as they are.
         recipe: of `make_recipe`, for the same generator.
-        workers: how many chunks are in work at once; at most `CHUNKS_IN_FLIGHT` times as many are in memory.
+        workers: how many chunks are in work at once; at most four times as many are in memory.
         stop: once set, no more is read, and the chunks that workers are at are finished and stored.
 
     Raises:
@@ -244,33 +230,19 @@ def ingest(
 
     cheap = generator is None or generator.device != "cpu"
     chunks = batched(chain(first, unread), CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
-    in_flight: deque[Future[_Augmented]] = deque()
-    reading = True
-    pool = ThreadPoolExecutor(workers, "xqg")
-    try:
-        with store.bulk_load(collection, fast=generator is None):
-            while reading or in_flight:
-                if stop is not None and stop.is_set():
-                    reading = False
-                    while in_flight and in_flight[-1].cancel():
-                        in_flight.pop()
-                if reading and len(in_flight) < CHUNKS_IN_FLIGHT * workers:
-                    chunk = next(chunks, None)
-                    if chunk is None:
-                        reading = False
-                    else:
-                        looked_up = _look_up(chunk, store, collection, generator, recipe_hash)
-                        in_flight.append(pool.submit(_augment, looked_up, encoder, generator, recipe, recipe_hash))
-                else:
-                    done = _take_done(in_flight, CHUNKS_IN_FLIGHT * workers // 2)
-                    points = [point for augmented in done for point in augmented.points]
-                    # One write for all that wait: each pays for a flush to the disk.
-                    if points:
-                        _check_unchanged(store, collection, fingerprint)
-                        store.upsert(collection, points)
-                    yield from (augmented.progress for augmented in done)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    looked_up = (_look_up(chunk, store, collection, generator, recipe_hash) for chunk in chunks)
+    work = partial(_augment, encoder=encoder, generator=generator, recipe=recipe, recipe_hash=recipe_hash)
+    with (
+        closing(work_in_order(work, looked_up, workers, stop)) as batches,
+        store.bulk_load(collection, fast=generator is None),
+    ):
+        for done in batches:
+            points = [point for augmented in done for point in augmented.points]
+            # One write for all that wait: each pays for a flush to the disk.
+            if points:
+                _check_unchanged(store, collection, fingerprint)
+                store.upsert(collection, points)
+            yield from (augmented.progress for augmented in done)
 
 
 def _create(store: Store, collection: str, dim: int, fingerprint: Fingerprint) -> None:
@@ -309,14 +281,6 @@ def _look_up(
     hashed = [(row, hash_content(row.passage, recipe_hash, None if generator else row.queries)) for row in passages]
     missing = [(row, content) for row, content in hashed if stored.get(row.passage.passage_id) != content]
     return _Chunk(missing, len(passages) - len(missing), rejects)
-
-
-def _take_done(in_flight: deque[Future[_Augmented]], limit: int) -> list[_Augmented]:
-    """Wait for the first chunk, and take with it those behind it that are done too."""
-    done = [in_flight.popleft().result()]
-    while in_flight and in_flight[0].done() and len(done) < limit:
-        done.append(in_flight.popleft().result())
-    return done
 
 
 def _augment(

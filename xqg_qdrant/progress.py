@@ -25,7 +25,7 @@ from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import Recipe, Row, count_workers, ingest
+from xqg_qdrant.ingest import Recipe, Row, ingest
 from xqg_qdrant.printing import Totals, format_seconds
 from xqg_qdrant.records import Query, ScoredPassage
 from xqg_qdrant.search import search
@@ -34,6 +34,7 @@ from xqg_qdrant.stores import Store
 from xqg_qdrant.stores.protocol import Indexing
 from xqg_qdrant.sync import Comparison, compare, delete_left
 from xqg_qdrant.text_set import TextSet
+from xqg_qdrant.workers import count_workers
 
 QUERIES_AT_ONCE = 64
 

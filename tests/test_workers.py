@@ -1,0 +1,46 @@
+"""What is promised of things that are in work side by side; more of it, as the ingest uses it, in `test_pipeline`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import Event
+
+import pytest
+
+from xqg_qdrant.workers import CUDA_WORKERS, count_workers, work_in_order
+
+
+def test_results_come_in_the_order_of_the_items() -> None:
+    batches = list(work_in_order(lambda number: number * number, range(50), workers=3))
+    assert [result for batch in batches for result in batch] == [number * number for number in range(50)]
+    assert all(batches)
+
+
+def test_no_items_give_nothing() -> None:
+    assert list(work_in_order(str, [], workers=2)) == []
+
+
+def test_nothing_is_taken_when_it_is_to_stop_from_the_start() -> None:
+    stop = Event()
+    stop.set()
+
+    def take() -> Iterator[int]:
+        raise AssertionError("taken")
+        yield 1
+
+    assert list(work_in_order(str, take(), 2, stop)) == []
+
+
+def test_an_error_of_the_items_surfaces() -> None:
+    def take() -> Iterator[int]:
+        yield 1
+        raise ValueError("unreadable")
+
+    with pytest.raises(ValueError, match="unreadable"):
+        list(work_in_order(str, take(), workers=1))
+
+
+def test_a_cpu_gets_a_worker_for_each_thread_and_a_gpu_two() -> None:
+    assert count_workers("cpu", 3) == 3
+    assert count_workers("cpu") >= 1
+    assert count_workers("cuda", 3) == CUDA_WORKERS == 2
