@@ -19,6 +19,8 @@ Fingerprint: TypeAlias = dict[str, Any]
 # Which queries a collection was made with; written down for given ones alone.
 QUERIES_FIELD = "queries"
 GIVEN, GENERATED = "given", "generated"
+# While a retune is unfinished, the whole fingerprint that the collection is on its way to.
+RETUNING_FIELD = "retuning"
 
 CURES = {
     GIVEN: "give this corpus's queries too (--queries), or ingest into a new collection",
@@ -45,14 +47,19 @@ def hash_json(value: object) -> str:
 
 
 def hash_recipe(fingerprint: Mapping[str, Any]) -> str:
-    """Return the hash of everything that decides the vectors."""
-    return hash_json(fingerprint)
+    """Return the hash of everything that decides the vectors of passages that are not retuned yet."""
+    return hash_json({name: value for name, value in fingerprint.items() if name != RETUNING_FIELD})
 
 
 def hash_content(passage: Passage, recipe_hash: str, given: Sequence[GeneratedQuery] | None = None) -> str:
     """Return the hash by which a stored point shows that it is up to date; it covers queries that were given."""
     content = [passage.passage_id, passage.title, passage.text, dict(passage.metadata), recipe_hash]
     return hash_json(content if given is None else [*content, given])
+
+
+def find_differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return the names of the fields in which two fingerprints differ."""
+    return [name for name in {**stored, **wanted} if stored.get(name) != wanted.get(name)]
 
 
 def refuse_mismatch(
@@ -65,16 +72,22 @@ def refuse_mismatch(
     """Raise for the first field in which two fingerprints differ.
 
     With `part` (`"encoder"` for a search) only its fields are compared. Given queries against generated ones is named
-    alone: the settings of the generation, which one side does not have, would only hide it. `cure` is said in the place
-    of what cures a mismatch of the models or the recipe at hand.
+    alone: the settings of the generation, which one side does not have, would only hide it. So is an unfinished retune.
+    `cure` is said in the place of what cures a mismatch of the models or the recipe at hand.
 
     Raises:
         MismatchError: names every field that differs, both values, and the cure.
     """
-    fields = [name for name in {**stored, **wanted} if part is None or name.startswith(f"{part}.")]
-    differing = [name for name in fields if stored.get(name) != wanted.get(name)]
+    differing = [name for name in find_differing(stored, wanted) if part is None or name.startswith(f"{part}.")]
     if not differing:
         return
+    if RETUNING_FIELD in differing and RETUNING_FIELD in stored:
+        raise MismatchError(
+            f"collection {collection!r} is being retuned:\n"
+            + "\n".join(describe_retune(stored))
+            + f"\nCure: wait for it, or if it was interrupted finish it: xqg retune --collection {collection}. "
+            "Nothing was changed."
+        )
     if QUERIES_FIELD in differing:
         differing = [QUERIES_FIELD]
         stored, wanted = ({QUERIES_FIELD: side.get(QUERIES_FIELD, GENERATED)} for side in (stored, wanted))
@@ -86,3 +99,13 @@ def refuse_mismatch(
         + "\n".join(lines)
         + f"\nCure: {cure}. Nothing was changed."
     )
+
+
+def describe_retune(stored: Mapping[str, Any]) -> list[str]:
+    """Return a line for each field that the unfinished retune of a collection changes."""
+    wanted = stored[RETUNING_FIELD]
+    return [
+        f"  {name}: from {stored.get(name)!r} to {wanted.get(name)!r}"
+        for name in find_differing(stored, wanted)
+        if name != RETUNING_FIELD
+    ]

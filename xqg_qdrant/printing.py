@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from xqg_qdrant.fingerprint import RETUNING_FIELD, describe_retune
 from xqg_qdrant.ingest import Progress
 from xqg_qdrant.search import Hit
 from xqg_qdrant.status import Status
@@ -56,9 +57,7 @@ class Totals:
             counts = "  ".join(f"{name or 'of no language'} {count}" for name, count in sorted(self.kept.items()))
             lines.append(f"{self.kept.total()} given queries encoded: {counts}")
         if self.left_out:
-            lines.append(
-                f"{self.left_out} of the {self.kept.total()} queries score below --min-score, and take no part."
-            )
+            lines.append(format_left_out(self.left_out, self.kept.total()))
         if self.bare:
             lines.append(f"{self.bare} of the stored passages have no query.")
         return "\n".join(lines)
@@ -73,6 +72,11 @@ def format_check(check: Check) -> str:
     return f"{line.removesuffix('.')}. Cure: {check.cure.removesuffix('.')}." if check.cure else line
 
 
+def format_left_out(left_out: int, queries: int) -> str:
+    """Return what the filter did."""
+    return f"{left_out} of the {queries} queries score below --min-score, and take no part."
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration for people: `8.1 s`, `2 min 05 s`, `3 h 12 min`."""
     if seconds < 60:
@@ -84,9 +88,13 @@ def format_seconds(seconds: float) -> str:
 def format_status(status: Status) -> str:
     """Return what a collection holds, and the fields of its fingerprint, one a line."""
     lines = [f"collection {status.collection!r} in {status.store}: {status.passages} passages"]
-    if status.current < status.passages:
-        lines.append(f"  {status.passages - status.current} of them were made by another recipe than this one:")
-    lines += [f"  {name}: {value}" for name, value in status.fingerprint.items()]
+    if status.retuned is not None:
+        lines.append(f"  {status.retuned} of them are retuned; finish it: xqg retune --collection {status.collection}")
+        lines += [f"  {line}" for line in describe_retune(status.fingerprint)]
+    others = status.passages - status.current - (status.retuned or 0)
+    if others:
+        lines.append(f"  {others} of them were made by another recipe than this one:")
+    lines += [f"  {name}: {value}" for name, value in status.fingerprint.items() if name != RETUNING_FIELD]
     return "\n".join(lines)
 
 

@@ -26,8 +26,9 @@ from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generator import Generator
 from xqg_qdrant.ingest import Recipe, Row, ingest
-from xqg_qdrant.printing import Totals, format_seconds
+from xqg_qdrant.printing import Totals, format_left_out, format_seconds
 from xqg_qdrant.records import Query, ScoredPassage
+from xqg_qdrant.retune import Plan, retune
 from xqg_qdrant.search import search
 from xqg_qdrant.status import Status, read_existing_fingerprint, read_status
 from xqg_qdrant.stores import Store
@@ -159,6 +160,32 @@ def run_copy(source: Store, collection: str, target: Store, name: str, quiet: bo
             f"Of {rounded} points the payload holds numbers of more than 15 digits, whose last one Qdrant changed.",
             err=True,
         )
+
+
+def run_retune(store: Store, plan: Plan, encoder: Encoder, threads: int, quiet: bool) -> None:
+    """Retune with a progress bar and a summary.
+
+    Raises:
+        SystemExit: 130, after Ctrl-C, when the chunks that workers were at are stored.
+    """
+    passages = queries = left_out = 0
+    start = time.perf_counter()
+    with (
+        Interruption() as asked,
+        _make_bar(plan.passages, " passages", quiet) as bar,
+        closing(retune(store, plan, encoder, count_workers(encoder.device, threads), asked)) as steps,
+    ):
+        for done in steps:
+            passages, queries, left_out = passages + done.passages, queries + done.queries, left_out + done.left_out
+            bar.update(done.passages)
+    if not quiet:
+        took = format_seconds(time.perf_counter() - start)
+        click.echo(f"{passages} passages retuned, {queries} queries encoded, in {took}.", err=True)
+        if left_out:
+            click.echo(format_left_out(left_out, queries), err=True)
+    if asked.is_set():
+        click.echo(f"Interrupted; finish it with: xqg retune --collection {plan.collection}", err=True)
+        sys.exit(INTERRUPTED_EXIT_CODE)
 
 
 class Interruption:

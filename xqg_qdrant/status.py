@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.fingerprint import Fingerprint, hash_recipe
+from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_recipe
 from xqg_qdrant.records import StoredPassage
 from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
@@ -35,6 +35,12 @@ class Status(NamedTuple):
     def current(self) -> int:
         """Return how many of them were made by the recipe of the fingerprint."""
         return self.recipes[hash_recipe(self.fingerprint)]
+
+    @property
+    def retuned(self) -> int | None:
+        """Return how many of them an unfinished retune has reached; None where there is none."""
+        wanted = self.fingerprint.get(RETUNING_FIELD)
+        return None if wanted is None else self.recipes[hash_recipe(wanted)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as JSON values."""

@@ -9,7 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.fingerprint import GIVEN, QUERIES_FIELD, Fingerprint, hash_content, hash_recipe, refuse_mismatch
+from xqg_qdrant.fingerprint import (
+    GIVEN,
+    QUERIES_FIELD,
+    RETUNING_FIELD,
+    Fingerprint,
+    hash_content,
+    hash_recipe,
+    refuse_mismatch,
+)
 from xqg_qdrant.ingest import Row
 from xqg_qdrant.records import Passage, QueriedPassage, Reject
 from xqg_qdrant.stores.points import batched
@@ -44,13 +52,13 @@ class Comparison(NamedTuple):
         )
 
 
-def check_queries(collection: str, fingerprint: Fingerprint, given: bool) -> None:
-    """Make sure that a corpus brings queries where the collection was made of given ones, and none elsewhere.
+def check_comparable(collection: str, fingerprint: Fingerprint, given: bool) -> None:
+    """Make sure that a collection is by one recipe, and that a corpus brings queries where it was made of given ones.
 
     Raises:
         MismatchError: says which, and the cure.
     """
-    wanted = {name: value for name, value in fingerprint.items() if name != QUERIES_FIELD}
+    wanted = {name: value for name, value in fingerprint.items() if name not in (QUERIES_FIELD, RETUNING_FIELD)}
     refuse_mismatch(collection, fingerprint, wanted | ({QUERIES_FIELD: GIVEN} if given else {}))
 
 

@@ -42,6 +42,7 @@ POINTS = {
     "before dead letters": ("xqg_qdrant.progress", "write_dead_letters", "before"),
     "before the fingerprint": (EDGE, "write_sidecar", "before"),
     "before the fingerprint has its name": ("pathlib", "Path.replace", "before"),
+    "after the fingerprint": (EDGE, "EdgeStore.write_fingerprint", "after"),
     "before a collection has its name": ("pathlib", "Path.rename", "before"),
     "after a collection has its name": ("pathlib", "Path.rename", "after"),
     "before a deletion": (EDGE, "EdgeStore.delete", "before"),
@@ -82,6 +83,12 @@ def write_edited_corpus(folder: Path) -> None:
     (folder / "corpus.jsonl").write_text("".join([*changed, *old[25:], *new]))
 
 
+def store_corpus(folder: Path) -> None:
+    write_corpus(folder)
+    run_xqg(folder, ("ingest", "corpus.jsonl", "--collection", "docs", *FEW_QUERIES))
+    (folder / "docs.rejected.jsonl").unlink()
+
+
 def store_unindexed(folder: Path) -> None:
     store = open_store(str(folder / "xqg_data"))
     store.create_collection("docs", INDEX_DIM, {})
@@ -99,11 +106,26 @@ def store_unindexed(folder: Path) -> None:
 SCENARIOS = {
     "ingest": Scenario(write_corpus, ("ingest", "corpus.jsonl", "--collection", "docs", *FEW_QUERIES), 3),
     "sync": Scenario(write_edited_corpus, ("sync", "corpus.jsonl", "--collection", "docs", "--delete")),
+    "retune": Scenario(
+        store_corpus,
+        ("retune", "--collection", "docs", "--alpha", "0.3", "--languages", "fi", "--min-score", "0.3", "--yes"),
+    ),
     "optimise": Scenario(store_unindexed, ("optimise", "--collection", "docs")),
 }
+NOT_OF_AN_INGEST = ("before a deletion", "after a deletion", "after the fingerprint", "indexing")
+RETUNE_POINTS = [
+    "queries encoded",
+    "before an upsert",
+    "within an upsert",
+    "after an upsert",
+    "before the fingerprint",
+    "before the fingerprint has its name",
+    "after the fingerprint",
+]
 CASES = [
-    *[("ingest", point) for point in POINTS if point not in ("before a deletion", "after a deletion", "indexing")],
+    *[("ingest", point) for point in POINTS if point not in NOT_OF_AN_INGEST],
     *[("sync", point) for point in ("before an upsert", "after an upsert", "before a deletion", "after a deletion")],
+    *[("retune", point) for point in RETUNE_POINTS],
     ("optimise", "indexing"),
 ]
 
@@ -162,7 +184,7 @@ def reference_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Re
 
 
 def threads_of(name: str, seed: int) -> tuple[str, ...]:
-    return ("--threads", str(1 + seed % 2)) if name in ("ingest", "sync") else ()
+    return ("--threads", str(1 + seed % 2)) if name in ("ingest", "sync", "retune") else ()
 
 
 @pytest.mark.parametrize(("name", "point"), CASES)

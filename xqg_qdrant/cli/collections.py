@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,12 +14,18 @@ from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     collection_option,
     confirm,
+    device_option,
+    encoder_option,
+    fusion_options,
     id_field_option,
+    index_large,
+    load_encoder,
     open_corpus,
     opened_store,
     quantisation_option,
     queries_option,
     store_option,
+    workers_option,
     yes_option,
 )
 
@@ -72,7 +79,7 @@ def status(
     from xqg_qdrant.corpus import count_rows
     from xqg_qdrant.printing import format_status
     from xqg_qdrant.progress import run_compare, run_status
-    from xqg_qdrant.sync import check_queries
+    from xqg_qdrant.sync import check_comparable
     from xqg_qdrant.text_set import TextSet
 
     if collection is None and file is not None:
@@ -85,7 +92,7 @@ def status(
         told = found.to_json()
         lines = format_status(found)
         if file is not None:
-            check_queries(collection, found.fingerprint, given=queries is not None)
+            check_comparable(collection, found.fingerprint, given=queries is not None)
             total = None if quiet else count_rows(file)
             with open_corpus(file, queries, id_field) as rows:
                 compared = run_compare(rows, total, store, collection, found.fingerprint, TextSet(), quiet)
@@ -142,3 +149,60 @@ def delete(passage_ids: tuple[str, ...], collection: str, location: str, yes: bo
             deleted += len(stored)
             unknown += len(set(batch)) - len(stored)
     click.echo(f"{deleted} passages deleted, {unknown} ids not stored")
+
+
+@main.command()
+@collection_option(required=True)
+@store_option
+@encoder_option
+@fusion_options
+@click.option("--no-min-score", is_flag=True, help="Let all stored queries take part again.")
+@click.option("--languages", help="Keep the queries in these languages alone, such as ar,ja; the others are dropped.")
+@click.option("--queries-per-language", type=int, help="Keep so many queries a language; the others are dropped.")
+@yes_option
+@device_option
+@workers_option
+@click.pass_obj
+def retune(
+    quiet: bool,
+    /,
+    collection: str,
+    location: str,
+    encoder_folder: Path | None,
+    no_min_score: bool,
+    languages: str | None,
+    yes: bool,
+    device: str,
+    threads: int,
+    **settings: Any,
+) -> None:
+    """Give a stored collection another recipe, as if it had been ingested with it.
+
+    What is not named stays as it is. Passages are not encoded again and no query is generated, so there can be fewer
+    queries and languages, not more. Searches go on meanwhile. Interrupted, it is finished by the same command, or
+    by one that names no setting.
+    """
+    from xqg_qdrant.languages import LANGUAGES, parse_languages
+    from xqg_qdrant.progress import run_retune
+    from xqg_qdrant.retune import plan_retune
+
+    if no_min_score and settings["min_score"] is not None:
+        raise click.UsageError("Give --min-score or --no-min-score, not both.")
+    changes = {name: value for name, value in settings.items() if value is not None}
+    if no_min_score:
+        changes["min_score"] = None
+    if languages is not None:
+        changes["languages"] = parse_languages(languages, tuple(LANGUAGES))
+    with opened_store(location) as store:
+        # One thread an operator: the workers are the threads.
+        encoder = load_encoder(encoder_folder, device, 1)
+        plan = plan_retune(store, collection, encoder, changes)
+        before, after = plan.asked
+        if after < before and not plan.begun:
+            confirm(
+                f"This drops {before - after} of the {before} queries that were generated for each of {plan.passages} "
+                "passages, for good?",
+                yes,
+            )
+        run_retune(store, plan, encoder, threads, quiet)
+        index_large(store, collection, quiet)

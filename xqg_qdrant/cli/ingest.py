@@ -17,6 +17,7 @@ from xqg_qdrant.cli.options import (
     fusion_options,
     generator_option,
     id_field_option,
+    index_large,
     load_encoder,
     load_generator,
     open_corpus,
@@ -30,7 +31,6 @@ from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE
 
 if TYPE_CHECKING:
     from xqg_qdrant.printing import Totals
-    from xqg_qdrant.stores import Store
 
 
 @main.command()
@@ -103,7 +103,7 @@ def ingest(
         if quantisation:
             store.quantise(collection)
         if totals.stored or quantisation:
-            _index(store, collection, quiet)
+            index_large(store, collection, quiet)
     _end(totals, letters)
 
 
@@ -148,7 +148,7 @@ def sync(
     from xqg_qdrant.printing import Totals
     from xqg_qdrant.progress import run_compare, run_delete_left, run_ingest
     from xqg_qdrant.status import read_existing_fingerprint
-    from xqg_qdrant.sync import check_queries
+    from xqg_qdrant.sync import check_comparable
     from xqg_qdrant.text_set import TextSet
 
     if file == "-":
@@ -157,7 +157,7 @@ def sync(
     letters = dead_letters or Path(f"{collection}.rejected.jsonl")
     with opened_store(location) as store:
         fingerprint = read_existing_fingerprint(store, collection)
-        check_queries(collection, fingerprint, given=queries is not None)
+        check_comparable(collection, fingerprint, given=queries is not None)
         recipe = read_recipe(fingerprint)
         with open_corpus(file, queries, id_field) as rows:
             found = run_compare(rows, total, store, collection, fingerprint, seen, quiet)
@@ -175,16 +175,8 @@ def sync(
             deleted = run_delete_left(store, collection, seen, found.left, quiet)
             click.echo(f"{deleted} passages deleted")
         if totals.stored:
-            _index(store, collection, quiet)
+            index_large(store, collection, quiet)
     _end(totals, letters)
-
-
-def _index(store: Store, collection: str, quiet: bool) -> None:
-    from xqg_qdrant.indexing import EXACT_UP_TO, measure_recall
-    from xqg_qdrant.progress import run_optimise
-
-    if run_optimise(store, collection, EXACT_UP_TO, quiet) and not quiet:
-        click.echo(measure_recall(store, collection), err=True)
 
 
 def _end(totals: Totals, letters: Path) -> None:

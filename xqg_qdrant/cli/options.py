@@ -1,4 +1,4 @@
-"""The options that several commands share, and how what they name is opened."""
+"""The options that several commands share, how what they name is opened, and what several commands do alike."""
 
 from __future__ import annotations
 
@@ -206,6 +206,15 @@ def open_corpus(file: str, queries: str | None, id_field: str | None) -> Iterato
         yield index.join(read_passages(file, id_field=id_field))
         if index.left_over:
             click.echo(f"Queries of {queries} that belong to no passage of {file}: {index.left_over}", err=True)
+
+
+def index_large(store: Store, collection: str, quiet: bool) -> None:
+    """Index a collection that is large enough for it, and tell the recall."""
+    from xqg_qdrant.indexing import EXACT_UP_TO, measure_recall
+    from xqg_qdrant.progress import run_optimise
+
+    if run_optimise(store, collection, EXACT_UP_TO, quiet) and not quiet:
+        click.echo(measure_recall(store, collection), err=True)
 
 
 def confirm(question: str, yes: bool) -> None:

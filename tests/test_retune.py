@@ -1,0 +1,517 @@
+"""What a retune promises: the points of an ingest with the new recipe, without the passages and without a generator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from rest_qdrant import RestQdrant
+
+from xqg_qdrant import retune as retune_module
+from xqg_qdrant.cli import main
+from xqg_qdrant.demo import read_demo_passages
+from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.errors import InputError, MismatchError, StoreError
+from xqg_qdrant.fingerprint import Fingerprint, hash_recipe
+from xqg_qdrant.generator import Generator
+from xqg_qdrant.ingest import Recipe, Row, ingest, make_recipe
+from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, QueriedPassage
+from xqg_qdrant.retune import Plan, Retuned, plan_retune, retune
+from xqg_qdrant.search import answer
+from xqg_qdrant.stores import Store, open_store
+
+LANGUAGES, QUERIES_PER_LANGUAGE, PASSAGES = ["fi", "ja", "ru"], 3, 5
+# Between the scores of the demo passages' queries.
+MIN_SCORE = 0.35
+CHANGES: list[dict[str, Any]] = [
+    {"alpha": 0.3},
+    {"fusion": "mean", "alpha": 0.3},
+    {"renormalise": True},
+    {"min_score": MIN_SCORE},
+    {"min_score": MIN_SCORE, "fusion": "mean", "renormalise": True, "alpha": 0.5},
+    {"min_score": 1000.0, "fusion": "mean"},
+    {"languages": ("ru", "fi")},
+    {"queries_per_language": 1},
+    {"languages": ("ja",), "queries_per_language": 2, "alpha": 1.0, "renormalise": True, "min_score": MIN_SCORE},
+]
+GIVEN_CHANGES = [changes for changes in CHANGES if not {"languages", "queries_per_language"} & set(changes)]
+
+
+@cache
+def rows() -> list[Row]:
+    metadata = {"year": 1984, "weights": [0.1, 1e-7, 3.0], "nested": {"名": None, "b": True}}
+    passages = read_demo_passages()[:PASSAGES]
+    return [replace(passage, text=passage.text.split(". ")[0], metadata=metadata) for passage in passages]
+
+
+@cache
+def given_rows() -> list[Row]:
+    repeated = GeneratedQuery("fi", "Missä Tonava alkaa?")
+    queries: list[tuple[GeneratedQuery, ...]] = [
+        (repeated, GeneratedQuery("", "where does it begin"), repeated),
+        (),
+        (GeneratedQuery("ru", "Где начинается Дунай?"), GeneratedQuery("zz", "?", 7)),
+    ]
+    return [QueriedPassage(row, queries[place % 3]) for place, row in enumerate(rows())]  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=["edge", "memory", "rest"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    rest = RestQdrant() if request.param == "rest" else None
+    opened = open_store({"edge": f"edge:{tmp_path / 'store'}", "memory": ":memory:"}.get(request.param) or rest.url)  # type: ignore[union-attr]
+    yield opened
+    opened.close()
+    if rest:
+        rest.close()
+
+
+@pytest.fixture
+def edge(tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(str(tmp_path / "store"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def remembered(demo_generator: Generator) -> Iterator[None]:
+    """Have the generator write the same queries once: what is tested is what becomes of them."""
+    generate, known = demo_generator.generate, {}
+
+    def remember(*arguments: Any) -> Any:  # noqa: ANN401
+        key = repr(arguments)
+        if key not in known:
+            known[key] = generate(*arguments)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_generator, "generate", remember)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retune_module, "CHUNK_SIZE", 3)
+
+
+def recipe_of(generator: Generator | None, **settings: Any) -> Recipe:
+    if generator is None:
+        return make_recipe(None, **settings)
+    generated = {"languages": LANGUAGES, "queries_per_language": QUERIES_PER_LANGUAGE, "max_new_tokens": 8, **settings}
+    return make_recipe(generator, **generated)
+
+
+def fill(store: Store, collection: str, encoder: Encoder, generator: Generator | None, **settings: Any) -> int:
+    """Ingest, and return how many passages were stored."""
+    given = rows() if generator else given_rows()
+    steps = ingest(given, store, collection, encoder, generator, recipe_of(generator, **settings))
+    return sum(step.stored for step in steps)
+
+
+def run(store: Store, encoder: Encoder, changes: Mapping[str, Any], workers: int = 1) -> list[Retuned]:
+    return list(retune(store, plan_retune(store, "docs", encoder, changes), encoder, workers))
+
+
+def begin(store: Store, encoder: Encoder, changes: Mapping[str, Any]) -> Plan:
+    """Retune until something is written, and leave it there."""
+    plan = plan_retune(store, "docs", encoder, changes)
+    steps = retune(store, plan, encoder)
+    next(steps)
+    steps.close()
+    return plan
+
+
+def read_points(store: Store, collection: str) -> dict[str, AugmentedPassage]:
+    return {point.passage.passage_id: point for point in store.scroll(collection)}
+
+
+def assert_equal(store: Store, collection: str, other: str) -> None:
+    """Compare all that is stored, the vectors bit for bit."""
+    assert store.read_fingerprint(collection) == store.read_fingerprint(other)
+    found, expected = read_points(store, collection), read_points(store, other)
+    assert len(expected) == PASSAGES
+    assert found.keys() == expected.keys()
+    for passage_id, point in expected.items():
+        assert replace(found[passage_id], vectors={}) == replace(point, vectors={})
+        assert {name: vector.tobytes() for name, vector in found[passage_id].vectors.items()} == {
+            name: vector.tobytes() for name, vector in point.vectors.items()
+        }
+
+
+# What it ends with
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_a_retuned_collection_is_that_of_an_ingest_with_the_new_recipe(
+    store: Store, demo_encoder: Encoder, demo_generator: Generator, changes: dict[str, Any]
+) -> None:
+    fill(store, "docs", demo_encoder, demo_generator)
+    fill(store, "fresh", demo_encoder, demo_generator, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_generator, "generate", None)
+        patch.setattr(demo_encoder, "encode_passages", None)
+        steps = run(store, demo_encoder, changes)
+    assert sum(step.passages for step in steps) == PASSAGES
+    stored = [query for point in read_points(store, "fresh").values() for query in point.generated_queries]
+    assert sum(step.queries for step in steps) == len(stored)
+    assert (sum(step.left_out for step in steps) > 0) == ("min_score" in changes)
+    assert_equal(store, "docs", "fresh")
+    assert fill(store, "docs", demo_encoder, demo_generator, **changes) == 0
+
+
+@pytest.mark.parametrize("changes", GIVEN_CHANGES, ids=str)
+def test_a_collection_of_given_queries_is_retuned_too(
+    store: Store, demo_encoder: Encoder, changes: dict[str, Any]
+) -> None:
+    fill(store, "docs", demo_encoder, None)
+    fill(store, "fresh", demo_encoder, None, **changes)
+    run(store, demo_encoder, changes)
+    assert_equal(store, "docs", "fresh")
+    assert fill(store, "docs", demo_encoder, None, **changes) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_filter_can_be_taken_back_and_any_number_of_workers_gives_the_same(
+    edge: Store, demo_encoder: Encoder, demo_generator: Generator, workers: int
+) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator, min_score=MIN_SCORE, alpha=0.4, renormalise=True)
+    fill(edge, "fresh", demo_encoder, demo_generator, fusion="mean")
+    back = {"min_score": None, "alpha": 0.01, "renormalise": False, "fusion": "mean"}
+    run(edge, demo_encoder, back, workers)
+    assert_equal(edge, "docs", "fresh")
+
+
+def test_the_same_recipe_again_is_nothing_to_do(edge: Store, demo_encoder: Encoder, demo_generator: Generator) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    before = edge.read_fingerprint("docs")
+    changes = {"alpha": 0.01, "languages": LANGUAGES[::-1], "queries_per_language": QUERIES_PER_LANGUAGE}
+    plan = plan_retune(edge, "docs", demo_encoder, changes)
+    assert (plan.before, plan.after, plan.passages) == (before, before, 0)
+    assert list(retune(edge, plan, demo_encoder)) == []
+    assert edge.read_fingerprint("docs") == before
+
+
+def test_a_plan_tells_how_many_queries_it_drops(edge: Store, demo_encoder: Encoder, demo_generator: Generator) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    plan = plan_retune(edge, "docs", demo_encoder, {"languages": ["fi", "ja"], "queries_per_language": 2})
+    assert (plan.passages, plan.begun, plan.asked) == (PASSAGES, False, (9, 4))
+    assert plan_retune(edge, "docs", demo_encoder, {"alpha": 0.5}).asked == (9, 9)
+    fill(edge, "given", demo_encoder, None)
+    assert plan_retune(edge, "given", demo_encoder, {"alpha": 0.5}).asked == (0, 0)
+
+
+# While it goes on
+
+
+def test_meanwhile_both_recipes_are_told_and_each_point_says_which_made_it(
+    store: Store, demo_encoder: Encoder, demo_generator: Generator
+) -> None:
+    fill(store, "docs", demo_encoder, demo_generator)
+    before = store.read_fingerprint("docs")
+    assert before is not None
+    plan = begin(store, demo_encoder, {"alpha": 0.3, "languages": ["fi"]})
+    after: Fingerprint = {**before, "recipe.alpha": 0.3, "recipe.languages": ["fi"]}
+    assert plan.after == after
+    assert store.read_fingerprint("docs") == {**before, "retuning": after}
+    made = [stored.recipe for stored in store.scroll_stored("docs")]
+    assert made == [hash_recipe(after)] * 3 + [hash_recipe(before)] * (PASSAGES - 3)
+
+
+def test_meanwhile_questions_are_answered(edge: Store, demo_encoder: Encoder, demo_generator: Generator) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    begin(edge, demo_encoder, {"alpha": 0.3})
+    hits = answer(edge, "docs", demo_encoder, "Where does the Danube end?", PASSAGES, "xqg")
+    assert {hit.found.passage.passage_id for hit in hits} == set(read_points(edge, "docs"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"alpha": 0.3}], ids=["old recipe", "new recipe"])
+def test_meanwhile_an_ingest_is_refused_with_the_cure_by_either_recipe(
+    edge: Store, demo_encoder: Encoder, demo_generator: Generator, changes: dict[str, Any]
+) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    begin(edge, demo_encoder, {"alpha": 0.3})
+    points, fingerprint = read_points(edge, "docs").keys(), edge.read_fingerprint("docs")
+    with pytest.raises(MismatchError) as caught:
+        fill(edge, "docs", demo_encoder, demo_generator, **changes)
+    assert str(caught.value).splitlines() == [
+        "collection 'docs' is being retuned:",
+        "  recipe.alpha: from 0.01 to 0.3",
+        "Cure: wait for it, or if it was interrupted finish it: xqg retune --collection docs. Nothing was changed.",
+    ]
+    assert (read_points(edge, "docs").keys(), edge.read_fingerprint("docs")) == (points, fingerprint)
+
+
+@pytest.mark.parametrize("again", [{}, {"alpha": 0.3, "languages": ["fi"]}], ids=["no settings", "the same"])
+def test_an_unfinished_retune_is_finished_and_does_nothing_twice(
+    store: Store, demo_encoder: Encoder, demo_generator: Generator, again: dict[str, Any]
+) -> None:
+    fill(store, "docs", demo_encoder, demo_generator)
+    fill(store, "fresh", demo_encoder, demo_generator, alpha=0.3, languages=["fi"])
+    begin(store, demo_encoder, {"alpha": 0.3, "languages": ["fi"]})
+    plan = plan_retune(store, "docs", demo_encoder, again)
+    assert (plan.begun, plan.passages) == (True, PASSAGES - 3)
+    assert sum(step.passages for step in retune(store, plan, demo_encoder)) == PASSAGES - 3
+    assert_equal(store, "docs", "fresh")
+
+
+@pytest.mark.parametrize("changes", [{"alpha": 0.4}, {"alpha": 0.01}, {"alpha": 0.3, "fusion": "mean"}], ids=str)
+def test_an_unfinished_retune_refuses_another_and_also_the_way_back(
+    edge: Store, demo_encoder: Encoder, demo_generator: Generator, changes: dict[str, Any]
+) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    begin(edge, demo_encoder, {"alpha": 0.3})
+    with pytest.raises(MismatchError, match=r"alpha: from 0\.01 to 0\.3\nCure: .*xqg retune --collection docs"):
+        plan_retune(edge, "docs", demo_encoder, changes)
+    run(edge, demo_encoder, {})
+    run(edge, demo_encoder, changes)
+    fill(edge, "fresh", demo_encoder, demo_generator, **changes)
+    assert_equal(edge, "docs", "fresh")
+
+
+def test_asked_to_stop_it_leaves_whole_chunks_and_stays_unfinished(
+    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    fill(edge, "fresh", demo_encoder, demo_generator, alpha=0.3)
+    stop, plan = Event(), plan_retune(edge, "docs", demo_encoder, {"alpha": 0.3})
+    steps = retune(edge, plan, demo_encoder, 1, stop)
+    next(steps)
+    stop.set()
+    list(steps)
+    assert "retuning" in (edge.read_fingerprint("docs") or {})
+    run(edge, demo_encoder, {})
+    assert_equal(edge, "docs", "fresh")
+
+
+def test_what_a_late_ingest_wrote_is_retuned_before_the_end(
+    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    fill(edge, "fresh", demo_encoder, demo_generator, alpha=0.3)
+    old = next(iter(edge.scroll("docs")))
+    steps = retune(edge, plan_retune(edge, "docs", demo_encoder, {"alpha": 0.3}), demo_encoder)
+    next(steps)
+    edge.upsert("docs", [old])
+    assert sum(step.passages for step in steps) == PASSAGES - 3 + 1
+    assert_equal(edge, "docs", "fresh")
+
+
+def test_a_passage_that_is_deleted_meanwhile_stays_deleted(
+    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    plan = plan_retune(edge, "docs", demo_encoder, {"alpha": 0.3})
+    last = list(edge.scroll_stored("docs"))[-1].passage_id
+    read = retune_module._find_left
+    with pytest.MonkeyPatch.context() as patch:
+
+        def find_then_delete(store: Store, plan: Plan) -> Iterator[Any]:
+            for stored in read(store, plan):
+                yield stored
+                edge.delete("docs", [last])
+
+        patch.setattr(retune_module, "_find_left", find_then_delete)
+        list(retune(edge, plan, demo_encoder))
+    assert len(read_points(edge, "docs")) == PASSAGES - 1
+    assert edge.read_fingerprint("docs") == plan.after
+
+
+def test_a_retune_ends_when_somebody_begins_another_meanwhile(
+    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    plan, other = (plan_retune(edge, "docs", demo_encoder, {"alpha": alpha}) for alpha in (0.3, 0.4))
+    steps = retune(edge, plan, demo_encoder)
+    next(steps)
+    edge.write_fingerprint("docs", other.marked)
+    with pytest.raises(MismatchError, match=r"is being retuned:\n  recipe\.alpha: from 0\.01 to 0\.4"):
+        list(steps)
+    # The points of the one are of no use to the other.
+    with pytest.raises(MismatchError, match=r"made by another recipe than the collection\. Cure: delete it"):
+        list(retune(edge, other, demo_encoder))
+
+
+def test_a_retune_that_another_process_finished_meanwhile_ends_well(
+    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    fill(edge, "fresh", demo_encoder, demo_generator, alpha=0.3)
+    plan = plan_retune(edge, "docs", demo_encoder, {"alpha": 0.3})
+    steps = retune(edge, plan, demo_encoder)
+    next(steps)
+    list(retune(edge, plan, demo_encoder))
+    list(steps)
+    assert_equal(edge, "docs", "fresh")
+
+
+def test_a_collection_that_is_deleted_meanwhile_ends_it(
+    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    plan = plan_retune(edge, "docs", demo_encoder, {"alpha": 0.3})
+    edge.delete_collection("docs")
+    with pytest.raises(StoreError, match=r"'docs' was deleted while it was retuned\. Cure: "):
+        list(retune(edge, plan, demo_encoder))
+
+
+def test_a_passage_whose_payload_was_edited_is_left_for_the_next_ingest(
+    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    fill(edge, "fresh", demo_encoder, demo_generator, alpha=0.3)
+    point = read_points(edge, "docs")[rows()[2].passage_id]  # type: ignore[union-attr]
+    edge.upsert("docs", [replace(point, passage=replace(point.passage, text="edited"))])
+    run(edge, demo_encoder, {"alpha": 0.3})
+    assert read_points(edge, "docs")[point.passage.passage_id].content_hash == point.content_hash
+    assert fill(edge, "docs", demo_encoder, demo_generator, alpha=0.3) == 1
+    assert_equal(edge, "docs", "fresh")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"languages": ["fi", "ko"]}, "languages of 'docs' cannot be retuned: stored ('fi', 'ja', 'ru'), wanted ('fi'"),
+        ({"queries_per_language": 4}, "queries_per_language of 'docs' cannot be retuned: stored 3, wanted 4, which"),
+        ({"seed": 1}, "seed of 'docs' cannot be retuned: stored 0, wanted 1, which takes queries that are not stored"),
+        ({"temperature": 2.0}, "temperature of 'docs' cannot be retuned: stored 0.6, wanted 2.0"),
+        ({"queries_per_language": 0}, "queries_per_language must be at least 1, was: 0"),
+        ({"alpha": 1.5}, "alpha must be between 0 and 1 (inclusive), was: 1.5"),
+        ({"fusion": "max"}, "fusion must be one of sum, mean, was: 'max'"),
+        ({"min_score": float("nan")}, "min_score must be a finite number, was: nan"),
+        ({}, "no retune of 'docs' is unfinished, and no setting is given. Cure: name what to change"),
+    ],
+)
+def test_what_the_stored_queries_do_not_allow_is_refused_with_both_values_and_the_cure(
+    edge: Store, demo_encoder: Encoder, demo_generator: Generator, changes: dict[str, Any], message: str
+) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    before, points = edge.read_fingerprint("docs"), read_points(edge, "docs").keys()
+    with pytest.raises(InputError) as caught:
+        run(edge, demo_encoder, changes)
+    assert message in str(caught.value)
+    assert (edge.read_fingerprint("docs"), read_points(edge, "docs").keys()) == (before, points)
+
+
+@pytest.mark.parametrize("changes", [{"languages": ["fi"]}, {"queries_per_language": 1}], ids=str)
+def test_of_given_queries_there_are_no_languages_and_numbers(
+    edge: Store, demo_encoder: Encoder, changes: dict[str, Any]
+) -> None:
+    fill(edge, "docs", demo_encoder, None)
+    with pytest.raises(InputError, match=r"says how queries are generated, but those of 'docs' were given\. Cure: "):
+        run(edge, demo_encoder, changes)
+
+
+def test_another_encoder_and_an_unknown_collection_are_refused(
+    edge: Store, demo_encoder: Encoder, demo_generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    with pytest.raises(InputError, match="there is no collection 'other'"):
+        plan_retune(edge, "other", demo_encoder, {"alpha": 0.3})
+    described = demo_encoder.describe()
+    monkeypatch.setattr(demo_encoder, "describe", lambda: {**described, "pooling": "cls"})
+    with pytest.raises(MismatchError, match=r"encoder\.pooling: stored 'mean', now 'cls'"):
+        plan_retune(edge, "docs", demo_encoder, {"alpha": 0.3})
+
+
+# The command
+
+
+def xqg(command: str, *arguments: object) -> Result:
+    return CliRunner().invoke(main, [command, *map(str, arguments), "--collection", "docs", "--store", "store"])
+
+
+@pytest.fixture
+def ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sequence[str]:
+    """Go to a folder with a collection, and return the command line that made it."""
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps({"id": p.passage_id, "text": p.title}) for p in read_demo_passages()[:PASSAGES]]
+    Path("corpus.jsonl").write_text("\n".join(lines))
+    command = ["corpus.jsonl", "--languages", "fi,ru", "--max-new-tokens", "8", "--threads", "1"]
+    result = xqg("ingest", *command, "--queries-per-language", 3)
+    assert result.exit_code == 0, result.stderr
+    return command
+
+
+def test_the_command_retunes_and_tells_what_it_did(ingested: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("xqg_qdrant.generator.Generator.__init__", None)
+        result = xqg("retune", "--alpha", 0.2, "--fusion", "mean", "--renormalise", "--min-score", 1000)
+        assert result.exit_code == 0, result.stderr
+        assert f"{PASSAGES} passages retuned, " in result.stderr
+        assert "queries score below --min-score, and take no part." in result.stderr
+        result = xqg("retune", "--no-min-score", "--no-renormalise", "--threads", 2)
+        assert result.exit_code == 0, result.stderr
+        assert "take no part" not in result.stderr
+    again = xqg("ingest", *ingested, "--queries-per-language", 3, "--alpha", 0.2, "--fusion", "mean")
+    assert f"0 passages stored, {PASSAGES} unchanged" in again.stderr
+
+
+def test_queries_are_not_dropped_for_good_without_a_yes(ingested: Sequence[str]) -> None:
+    fewer = ["--languages", "fi", "--queries-per-language", 2]
+    result = xqg("retune", *fewer)
+    assert result.exit_code == 2
+    assert (
+        f"This drops 4 of the 6 queries that were generated for each of {PASSAGES} passages, for good? Give --yes"
+        in result.stderr
+    )
+    assert "recipe.languages: ['fi', 'ru']" in xqg("status").stdout
+    assert xqg("retune", *fewer, "--yes").exit_code == 0
+    again = xqg("ingest", "corpus.jsonl", *fewer, "--max-new-tokens", 8)
+    assert f"0 passages stored, {PASSAGES} unchanged" in again.stderr
+
+
+def test_an_unfinished_retune_is_told_by_the_status_and_finished_without_asking_again(
+    ingested: Sequence[str], demo_encoder: Encoder
+) -> None:
+    store = open_store("store")
+    begin(store, demo_encoder, {"languages": ["fi"], "alpha": 0.3})
+    store.close()
+    lines = xqg("status").stdout.splitlines()
+    assert lines[1:4] == [
+        "  3 of them are retuned; finish it: xqg retune --collection docs",
+        "    recipe.languages: from ['fi', 'ru'] to ['fi']",
+        "    recipe.alpha: from 0.01 to 0.3",
+    ]
+    assert "retuning" not in "".join(lines)
+    told = json.loads(xqg("status", "--json").stdout)
+    assert sorted(told["recipes"].values()) == sorted([3, PASSAGES - 3])
+    assert told["fingerprint"]["retuning"]["recipe.alpha"] == 0.3
+
+    for command in (["sync", "corpus.jsonl"], ["status", "--corpus", "corpus.jsonl"], ["ingest", "corpus.jsonl"]):
+        result = xqg(*command)
+        assert result.exit_code == 4
+        assert "if it was interrupted finish it: xqg retune --collection docs" in result.stderr
+    result = xqg("retune", "--alpha", 0.4)
+    assert result.exit_code == 4
+
+    assert xqg("retune").exit_code == 0
+    assert "of them" not in xqg("status").stdout
+    settings = ["--languages", "fi", "--alpha", 0.3, "--queries-per-language", 3, "--max-new-tokens", 8]
+    again = xqg("ingest", "corpus.jsonl", *settings)
+    assert f"0 passages stored, {PASSAGES} unchanged" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--min-score", "1", "--no-min-score"], 2, "Give --min-score or --no-min-score, not both."),
+        ([], 2, "no retune of 'docs' is unfinished"),
+        (["--languages", "xx"], 2, "unknown language 'xx'"),
+        (["--languages", "ja"], 2, "languages of 'docs' cannot be retuned"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_do(
+    ingested: Sequence[str], options: list[str], code: int, message: str
+) -> None:
+    result = xqg("retune", *options)
+    assert result.exit_code == code
+    assert message in result.stderr
