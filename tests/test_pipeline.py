@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
@@ -99,6 +100,9 @@ class FakeStore:
         self._before_upsert()
         self.writes.append(len(points))
         self.points.extend(points)
+
+    def bulk_load(self, collection: str, fast: bool) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def passages(count: int) -> list[Passage]:
