@@ -104,6 +104,9 @@ class FakeStore:
         self.writes.append(len(points))
         self.points.extend(points)
 
+    def bulk_load(self, collection: str, fast: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
 
 def passages(count: int) -> list[Passage]:
     return [Passage(f"p{number}", "x" * (1 + number % 7)) for number in range(count)]
