@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, abc, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from threading import Event
@@ -221,7 +221,8 @@ def ingest(
 
     Raises:
         MismatchError: the collection was made with other models or another recipe.
-        InputError: the recipe is for given queries and there is a generator, or the other way round.
+        InputError: the recipe is for given queries and there is a generator, or the other way round; or the rows cannot
+            be read to their end, which is raised when those before are stored.
     """
     if (generator is None) != (recipe.sampling is None):
         raise InputError("the recipe was made for another generator; make it with make_recipe(generator)")
@@ -232,8 +233,11 @@ def ingest(
     if stored is not None:
         refuse_mismatch(collection, stored, fingerprint)
     # Files that cannot be used at all are noticed at their first row: then no collection is made.
-    unread = iter(rows)
+    damage: list[InputError] = []
+    unread = _until_damage(rows, damage)
     first = list(islice(unread, 1))
+    if damage:
+        raise damage[0]
     if stored is None:
         _create(store, collection, encoder.dim, fingerprint)
 
@@ -264,8 +268,18 @@ def ingest(
                         _check_unchanged(store, collection, fingerprint)
                         store.upsert(collection, points)
                     yield from (augmented.progress for augmented in done)
+        if damage:
+            raise damage[0]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _until_damage(rows: Iterable[Row], damage: list[InputError]) -> Iterator[Row]:
+    """Yield the rows up to where their file cannot be read any more, and keep the error for when they are stored."""
+    try:
+        yield from rows
+    except InputError as error:
+        damage.append(error)
 
 
 def _create(store: Store, collection: str, dim: int, fingerprint: Fingerprint) -> None:

@@ -38,6 +38,11 @@ class Totals:
         self.asked.update(progress.asked)
         self.kept.update(progress.kept)
 
+    @property
+    def rows(self) -> int:
+        """Return how many rows there were."""
+        return self.stored + self.unchanged + self.rejected
+
     def summary(self, seconds: float) -> str:
         """Return what was done, and which part of the generated queries was kept in each language."""
         lines = [

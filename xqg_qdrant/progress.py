@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -20,7 +19,7 @@ import click
 from tqdm import tqdm
 
 from xqg_qdrant.copying import copy_collection
-from xqg_qdrant.corpus import write_dead_letters
+from xqg_qdrant.dead_letters import DeadLetters
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
 from xqg_qdrant.fingerprint import Fingerprint
@@ -47,7 +46,7 @@ def run_ingest(
     generator: Generator | None,
     recipe: Recipe,
     threads: int,
-    dead_letters: Path,
+    letters: DeadLetters,
     quiet: bool,
 ) -> Totals:
     """Ingest with a progress bar and a summary; rejected rows go to the dead-letter file as they come.
@@ -56,22 +55,25 @@ def run_ingest(
         SystemExit: 130, after Ctrl-C, when the chunks that workers were at are stored.
     """
     totals, start = Totals(), time.perf_counter()
-    dead_letters.unlink(missing_ok=True)
     workers = count_workers(encoder.device, threads)
-    with (
-        Interruption() as asked,
-        _make_bar(total, " passages", quiet) as bar,
-        closing(ingest(rows, store, collection, encoder, generator, recipe, workers, asked)) as steps,
-    ):
-        for progress in steps:
-            totals.add(progress)
-            if progress.rejects:
-                write_dead_letters(dead_letters, progress.rejects)
-            bar.update(progress.rows)
-            queries = (totals.asked or totals.kept).total()
-            bar.set_postfix_str(f"{queries / (time.perf_counter() - start):.0f} queries/s")
-    if not quiet:
-        click.echo(totals.summary(time.perf_counter() - start), err=True)
+    try:
+        with (
+            letters,
+            Interruption() as asked,
+            _make_bar(total, " passages", quiet) as bar,
+            closing(ingest(rows, store, collection, encoder, generator, recipe, workers, asked)) as steps,
+        ):
+            for progress in steps:
+                totals.add(progress)
+                letters.write(progress.rejects)
+                bar.update(progress.rows)
+                queries = (totals.asked or totals.kept).total()
+                bar.set_postfix_str(f"{queries / (time.perf_counter() - start):.0f} queries/s")
+            letters.write(())
+    finally:
+        # Also where an error ends it: what came before that is stored or rejected.
+        if not quiet and (totals.rows or sys.exc_info()[0] is None):
+            click.echo(totals.summary(time.perf_counter() - start), err=True)
     if asked.is_set():
         click.echo("Interrupted; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED_EXIT_CODE)

@@ -69,9 +69,9 @@ def status(
 
     Without --collection the collections are listed.
     """
-    from xqg_qdrant.corpus import count_rows
     from xqg_qdrant.printing import format_status
     from xqg_qdrant.progress import run_compare, run_status
+    from xqg_qdrant.rows import count_rows
     from xqg_qdrant.sync import check_queries
     from xqg_qdrant.text_set import TextSet
 

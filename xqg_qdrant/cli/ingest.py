@@ -28,6 +28,7 @@ from xqg_qdrant.cli.options import (
 from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE
 
 if TYPE_CHECKING:
+    from xqg_qdrant.dead_letters import DeadLetters
     from xqg_qdrant.printing import Totals
     from xqg_qdrant.stores import Store
 
@@ -99,10 +100,11 @@ def ingest(
     on where it stopped; run on an edited file, it redoes what changed. Rows that cannot be used are written to the
     dead-letter file with their line and the reason; then the exit code is 3.
     """
-    from xqg_qdrant.corpus import count_rows
+    from xqg_qdrant.dead_letters import DeadLetters
     from xqg_qdrant.ingest import make_recipe
     from xqg_qdrant.languages import parse_languages
     from xqg_qdrant.progress import run_ingest
+    from xqg_qdrant.rows import count_rows
 
     if queries is not None and generator_folder is not None:
         raise click.UsageError("Give --generator or --queries, not both.")
@@ -115,7 +117,7 @@ def ingest(
             named = parse_languages(languages, generator.languages) if generator else (languages,)
         recipe = make_recipe(generator, named, **settings)
         total = None if quiet else count_rows(file)
-        letters = dead_letters or Path(f"{collection}.rejected.jsonl")
+        letters = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), file, queries)
         totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
         if quantisation:
             store.quantise(collection)
@@ -160,10 +162,11 @@ def sync(
     those that left FILE are deleted. Where rows of FILE are rejected none is deleted, because what seems to have left
     may only be damaged; the exit code is then 3.
     """
-    from xqg_qdrant.corpus import count_rows
+    from xqg_qdrant.dead_letters import DeadLetters
     from xqg_qdrant.ingest import read_recipe
     from xqg_qdrant.printing import Totals
     from xqg_qdrant.progress import run_compare, run_delete_left, run_ingest
+    from xqg_qdrant.rows import count_rows
     from xqg_qdrant.status import read_existing_fingerprint
     from xqg_qdrant.sync import check_queries
     from xqg_qdrant.text_set import TextSet
@@ -171,7 +174,7 @@ def sync(
     if file == "-":
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
     seen, totals, total = TextSet(), Totals(), count_rows(file)
-    letters = dead_letters or Path(f"{collection}.rejected.jsonl")
+    letters = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), file, queries)
     with opened_store(location) as store:
         fingerprint = read_existing_fingerprint(store, collection)
         check_queries(collection, fingerprint, given=queries is not None)
@@ -204,7 +207,7 @@ def _index(store: Store, collection: str, quiet: bool) -> None:
         click.echo(measure_recall(store, collection), err=True)
 
 
-def _end(totals: Totals, letters: Path) -> None:
+def _end(totals: Totals, letters: DeadLetters) -> None:
     if totals.rejected:
-        click.echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters}", err=True)
+        click.echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters.path}", err=True)
         sys.exit(ROWS_REJECTED_EXIT_CODE)

@@ -129,10 +129,10 @@ def evaluate(
     Either search a --collection with --questions, or score a file of --predictions against its --gold questions
     exactly as the official XOR-Retrieve script does.
     """
-    from xqg_qdrant.corpus import read_queries
     from xqg_qdrant.evaluation import files
     from xqg_qdrant.evaluation.report import evaluate_runs, predictions_of_run, report_predictions
     from xqg_qdrant.progress import search_all
+    from xqg_qdrant.questions import read_queries
     from xqg_qdrant.search import check_collection
 
     if (predictions is None) != (gold is None) or (predictions is None) == (collection is None):
