@@ -238,7 +238,7 @@ def test_content_hashes_are_read_only_for_passages_that_are_stored(place: Place)
 def test_an_upsert_replaces_the_whole_point(place: Place) -> None:
     store = place.open_with_collection()
     store.upsert(place.collection, [make_point("a", np.ones(DIM)), make_point("b", np.ones(DIM))])
-    new = make_point("a", np.zeros(DIM), passage=Passage("a", "new"), generated_queries=(), content_hash="new")
+    new = make_point("a", -np.ones(DIM), passage=Passage("a", "new"), generated_queries=(), content_hash="new")
     store.upsert(place.collection, [new])
     assert store.count(place.collection) == 2
     assert_same(next(point for point in store.scroll(place.collection) if point.passage.passage_id == "a"), new)

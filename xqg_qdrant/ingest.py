@@ -38,6 +38,7 @@ from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     XQG_VECTOR,
     AugmentedPassage,
+    FloatArray,
     Passage,
     QueriedPassage,
     Reject,
@@ -348,14 +349,24 @@ def _augment(
         asked.update(dict.fromkeys(recipe.languages, generation.asked))
         kept.update(query.language for query in generation.queries)
         fused = fuse(vector, queries, recipe.alpha, recipe.fusion, recipe.renormalise)
-        if np.isfinite(vector).all() and np.isfinite(fused).all():
+        if problem := _broken(vector, queries, fused):
+            rejects.append(Reject(row.passage.passage_id, 0, problem, row.passage.text))
+        else:
             named = {XQG_VECTOR: fused, PASSAGE_VECTOR: vector}
             points.append(AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash))
-        else:
-            reason = "the encoder gave a vector that is not finite"
-            rejects.append(Reject(row.passage.passage_id, 0, reason, row.passage.text))
     bare = sum(not point.generated_queries for point in points)
     return _Augmented(points, Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare))
+
+
+def _broken(plain: FloatArray, queries: FloatArray, fused: FloatArray) -> str:
+    """Say why a passage cannot be stored with these vectors; empty where it can."""
+    if not (np.isfinite(plain).all() and np.isfinite(queries).all()):
+        return "the encoder gave a vector that is not finite"
+    if not (plain.any() and queries.any(axis=1).all()):
+        return "the encoder gave a vector of zeros"
+    if not np.isfinite(fused).all():
+        return "the augmented vector is not finite"
+    return "" if fused.any() else "the augmented vector is all zeros"
 
 
 def _find_queries(rows: Sequence[QueriedPassage], generator: Generator | None, recipe: Recipe) -> Sequence[Generation]:
