@@ -21,6 +21,7 @@ PACKAGE = CHECKOUT / "xqg_qdrant"
 FOUNDATION = {"records", "errors"}
 # room → the rooms it may import besides records and errors
 MAY_IMPORT: dict[str, set[str]] = {
+    "terminal": set(),
     "lines": set(),
     "rows": {"lines"},
     "fields": set(),
@@ -79,7 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "session",
         "stores",
     },
-    "printing": {"doctor", "ingest", "search", "status"},
+    "printing": {"doctor", "ingest", "search", "status", "terminal"},
     "progress": {
         "copying",
         "dead_letters",
@@ -92,6 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "status",
         "stores",
         "sync",
+        "terminal",
         "text_set",
     },
 }
@@ -116,7 +118,7 @@ OWNERS: dict[str, set[str]] = {
     "nltk": {"evaluation/official"},
     "pyarrow": {"rows"},
     "httpx": {"stores/wire"},
-    "click": {*CLI_MODULES, "progress"},
+    "click": {*CLI_MODULES, "terminal"},
     "tqdm": {"progress"},
 }
 EVERYWHERE = {"numpy", "xqg_qdrant"}
@@ -180,6 +182,20 @@ def test_every_owner_imports_what_it_owns() -> None:
     for package, owners in OWNERS.items():
         for module in owners:
             assert package in {name.split(".")[0] for name in imports()[module]}
+
+
+PRINTS = {"click.echo", "click.secho", "click.confirm", "click.prompt", "click.echo_via_pager", "print", "input"}
+WRITES = ("sys.stdout.", "sys.stderr.write", "sys.stderr.buffer", "traceback.print_", "warnings.warn")
+
+
+@pytest.mark.parametrize("module", [name for name in imports() if name != "terminal"])
+def test_nothing_is_printed_past_the_room_that_makes_control_characters_visible(module: str) -> None:
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    called = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert [name for name in called if name in PRINTS or name.startswith(WRITES)] == []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "click":
+            assert PRINTS.isdisjoint(f"click.{alias.name}" for alias in node.names)
 
 
 def test_the_folder_of_models_never_becomes_a_package() -> None:

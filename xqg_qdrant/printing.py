@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from xqg_qdrant.ingest import Progress
 from xqg_qdrant.search import Hit
 from xqg_qdrant.status import Status
+from xqg_qdrant.terminal import one_line
 
 if TYPE_CHECKING:
     from xqg_qdrant.doctor import Check
@@ -57,7 +58,9 @@ class Totals:
                 f"{yields}"
             )
         elif self.kept:
-            counts = "  ".join(f"{name or 'of no language'} {count}" for name, count in sorted(self.kept.items()))
+            counts = "  ".join(
+                f"{one_line(name) or 'of no language'} {count}" for name, count in sorted(self.kept.items())
+            )
             lines.append(f"{self.kept.total()} given queries encoded: {counts}")
         if self.bare:
             lines.append(f"{self.bare} of the stored passages have no query.")
@@ -68,8 +71,7 @@ def format_check(check: Check) -> str:
     """Return a check as one line: its state, what was found, how long its steps took, and the cure."""
     times = ", ".join(f"{step} {1000 * seconds:.0f} ms" for step, seconds in check.seconds.items())
     line = f"{check.state:<8} {check.name:<10} {check.detail}{f'; {times}' if times else ''}"
-    # What a model folder or a server says must not steer the terminal.
-    line = "".join(character if character.isprintable() else " " for character in line)
+    line = one_line(line)  # it may repeat what a server says
     return f"{line.removesuffix('.')}. Cure: {check.cure.removesuffix('.')}." if check.cure else line
 
 
@@ -86,7 +88,7 @@ def format_status(status: Status) -> str:
     lines = [f"collection {status.collection!r} in {status.store}: {status.passages} passages"]
     if status.current < status.passages:
         lines.append(f"  {status.passages - status.current} of them were made by another recipe than this one:")
-    lines += [f"  {name}: {value}" for name, value in status.fingerprint.items()]
+    lines += [f"  {name}: {one_line(str(value))}" for name, value in status.fingerprint.items()]
     return "\n".join(lines)
 
 
@@ -97,11 +99,13 @@ def format_hits(hits: Sequence[Hit]) -> str:
     paragraphs = []
     for rank, (found, best_query) in enumerate(hits, start=1):
         passage = found.passage
-        lines = [f"{rank:>3}  {found.score:.4f}  {passage.title or passage.passage_id}  [{passage.passage_id}]"]
-        lines.append(f"     {shorten(passage.text, SNIPPET_CHARACTERS, placeholder=' …')}")
+        passage_id = one_line(passage.passage_id)
+        lines = [f"{rank:>3}  {found.score:.4f}  {one_line(passage.title) or passage_id}  [{passage_id}]"]
+        # Of a megabyte the beginning is enough.
+        lines.append(f"     {shorten(passage.text[: 10 * SNIPPET_CHARACTERS], SNIPPET_CHARACTERS, placeholder=' …')}")
         if best_query is not None:
-            language = f"  ({best_query.language})" if best_query.language else ""
-            lines.append(f"     matched best: {best_query.text}{language}")
+            language = f"  ({one_line(best_query.language)})" if best_query.language else ""
+            lines.append(f"     matched best: {one_line(best_query.text)}{language}")
         paragraphs.append("\n".join(lines))
     return "\n".join(paragraphs)
 

@@ -15,7 +15,6 @@ from contextlib import closing
 from types import FrameType
 from typing import NoReturn
 
-import click
 from tqdm import tqdm
 
 from xqg_qdrant.copying import copy_collection
@@ -32,6 +31,7 @@ from xqg_qdrant.status import Status, read_existing_fingerprint, read_status
 from xqg_qdrant.stores import Store
 from xqg_qdrant.stores.protocol import Indexing
 from xqg_qdrant.sync import Comparison, compare, delete_left
+from xqg_qdrant.terminal import echo
 from xqg_qdrant.text_set import TextSet
 
 QUERIES_AT_ONCE = 64
@@ -73,9 +73,9 @@ def run_ingest(
     finally:
         # Also where an error ends it: what came before that is stored or rejected.
         if not quiet and (totals.rows or sys.exc_info()[0] is None):
-            click.echo(totals.summary(time.perf_counter() - start), err=True)
+            echo(totals.summary(time.perf_counter() - start), err=True)
     if asked.is_set():
-        click.echo("Interrupted; the same command goes on from here.", err=True)
+        echo("Interrupted; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
     return totals
 
@@ -88,7 +88,7 @@ def run_optimise(store: Store, collection: str, above: int, quiet: bool) -> bool
         for last in store.optimise(collection, above):  # noqa: B007
             bar.update(0)
     if last.changed and not quiet:
-        click.echo(f"{points} points indexed in {format_seconds(last.seconds)}.", err=True)
+        echo(f"{points} points indexed in {format_seconds(last.seconds)}.", err=True)
     return last.changed
 
 
@@ -178,10 +178,10 @@ class Interruption:
     def _remember(self, _signal: int, _frame: FrameType | None) -> None:
         if self._asked.is_set():
             # An exception would wait for threads that compute; a kill costs the same, and is safe at any moment.
-            click.echo("Interrupted.", err=True)
+            echo("Interrupted.", err=True)
             os._exit(INTERRUPTED_EXIT_CODE)
         self._asked.set()
-        click.echo("\nFinishing the chunks in work; press Ctrl-C again to end at once.", err=True)
+        echo("\nFinishing the chunks in work; press Ctrl-C again to end at once.", err=True)
 
 
 def search_all(

@@ -18,6 +18,7 @@ from xqg_qdrant.cli.options import (
     opened_store,
     store_option,
 )
+from xqg_qdrant.terminal import echo
 
 if TYPE_CHECKING:
     from xqg_qdrant.encoder import Encoder
@@ -45,7 +46,7 @@ def demo(quiet: bool, location: str, collection: str, as_json: bool, device: str
     from xqg_qdrant.progress import run_ingest, search_all
 
     def tell(message: str) -> None:
-        click.echo(message, err=as_json)
+        echo(message, err=as_json)
 
     passages, queries = read_demo_passages(), read_demo_queries()
     with opened_store(location) as store:

@@ -26,6 +26,7 @@ from xqg_qdrant.cli.options import (
     workers_option,
 )
 from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE
+from xqg_qdrant.terminal import echo
 
 if TYPE_CHECKING:
     from xqg_qdrant.dead_letters import DeadLetters
@@ -181,7 +182,7 @@ def sync(
         recipe = read_recipe(fingerprint)
         with open_corpus(file, queries, id_field) as rows:
             found = run_compare(rows, total, store, collection, fingerprint, seen, quiet)
-        click.echo(found)
+        echo(found)
         if dry_run:
             return
         if found.rows > found.unchanged:
@@ -190,10 +191,10 @@ def sync(
             with open_corpus(file, queries, id_field) as rows:
                 totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
         if delete and totals.rejected:
-            click.echo("Nothing was deleted, as rows were rejected. Correct them, and run the same again.", err=True)
+            echo("Nothing was deleted, as rows were rejected. Correct them, and run the same again.", err=True)
         elif delete:
             deleted = run_delete_left(store, collection, seen, found.left, quiet)
-            click.echo(f"{deleted} passages deleted")
+            echo(f"{deleted} passages deleted")
         if totals.stored:
             _index(store, collection, quiet)
     _end(totals, letters)
@@ -204,10 +205,10 @@ def _index(store: Store, collection: str, quiet: bool) -> None:
     from xqg_qdrant.progress import run_optimise
 
     if run_optimise(store, collection, EXACT_UP_TO, quiet) and not quiet:
-        click.echo(measure_recall(store, collection), err=True)
+        echo(measure_recall(store, collection), err=True)
 
 
 def _end(totals: Totals, letters: DeadLetters) -> None:
     if totals.rejected:
-        click.echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters.path}", err=True)
+        echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters.path}", err=True)
         sys.exit(ROWS_REJECTED_EXIT_CODE)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from xqg_qdrant.terminal import ask, echo
+
 if TYPE_CHECKING:
     from xqg_qdrant.encoder import Encoder
     from xqg_qdrant.evaluation.report import Report
@@ -130,9 +132,7 @@ def echo_report(report: Report, as_json: bool) -> None:
 
     from xqg_qdrant.evaluation.report import format_table
 
-    click.echo(
-        json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else format_table(report), nl=as_json
-    )
+    echo(json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else format_table(report), nl=as_json)
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def open_corpus(file: str, queries: str | None, id_field: str | None) -> Iterato
         index = QueryIndex(read_generated_queries(queries, id_field=id_field))
         yield index.join(read_passages(file, id_field=id_field))
         if index.left_over:
-            click.echo(f"Queries of {queries} that belong to no passage of {file}: {index.left_over}", err=True)
+            echo(f"Queries of {queries} that belong to no passage of {file}: {index.left_over}", err=True)
 
 
 def confirm(question: str, yes: bool) -> None:
@@ -194,7 +194,8 @@ def confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise click.UsageError(f"{question} Give --yes to go on without being asked.")
-    click.confirm(question, abort=True, err=True)
+    if not ask(question):
+        raise click.Abort
 
 
 def yes_option(command: F) -> F:

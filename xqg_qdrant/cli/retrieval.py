@@ -21,6 +21,7 @@ from xqg_qdrant.cli.options import (
     store_option,
 )
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.terminal import echo
 
 if TYPE_CHECKING:
     from xqg_qdrant.evaluation.official import WordRules
@@ -67,7 +68,7 @@ def query(
         check_collection(store, collection, encoder)
         for question in (line.strip() for line in lines if line.strip()):
             hits = answer(store, collection, encoder, question, limit, vector)
-            click.echo(hits_to_json(question, vector, hits) if as_json else f"{question}\n{format_hits(hits)}")
+            echo(hits_to_json(question, vector, hits) if as_json else f"{question}\n{format_hits(hits)}")
 
 
 @main.command()
