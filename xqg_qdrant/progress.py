@@ -151,12 +151,12 @@ def run_copy(source: Store, collection: str, target: Store, name: str, quiet: bo
             verifying.update(step.verified)
     if not quiet:
         counts = f"{written} points written, {read - written} already there"
-        click.echo(f"{counts}, {verified} verified, in {format_seconds(time.perf_counter() - start)}.", err=True)
+        echo(f"{counts}, {verified} verified, in {format_seconds(time.perf_counter() - start)}.", err=True)
     if asked.is_set():
-        click.echo("Interrupted; the same command goes on from here.", err=True)
+        echo("Interrupted; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
     if rounded:
-        click.echo(
+        echo(
             f"Of {rounded} points the payload holds numbers of more than 15 digits, whose last one Qdrant changed.",
             err=True,
         )

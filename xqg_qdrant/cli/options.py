@@ -143,7 +143,7 @@ def opened_store(location: str, key_variable: str = "QDRANT_API_KEY") -> Iterato
     api_key = os.environ.get(key_variable)
     store = open_store(location, api_key)
     if sends_key_in_clear(location, api_key) and not click.get_current_context().obj:
-        click.echo(f"Warning: the API key travels unencrypted to {store.location}; use https where you can.", err=True)
+        echo(f"Warning: the API key travels unencrypted to {store.location}; use https where you can.", err=True)
     try:
         yield store
     finally:
