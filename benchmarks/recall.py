@@ -12,12 +12,13 @@ import numpy as np
 import shapes
 from harness import print_table
 
-from xqg_qdrant.corpus import read_passages, read_queries
+from xqg_qdrant.corpus import read_passages
 from xqg_qdrant.demo import DEMO_FOLDER
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.evaluation.files import read_qrels
 from xqg_qdrant.evaluation.measures import per_query_values
 from xqg_qdrant.evaluation.significance import paired_randomisation_test
+from xqg_qdrant.questions import read_queries
 from xqg_qdrant.records import FloatArray, Passage, Qrel, Query
 
 DTYPES = ("float32", "int8", "float16", "bfloat16")

@@ -1,8 +1,11 @@
-"""Fixtures that several test modules share: the shipped models, on one thread."""
+"""Fixtures that several test modules share: the shipped models on one thread, small files."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from writing import Write, writer
 
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.generator import Generator
@@ -17,6 +20,12 @@ def demo_encoder() -> Encoder:
 @pytest.fixture(scope="session")
 def demo_generator() -> Generator:
     return Generator(shipped_model(DEMO_GENERATOR), "cpu", threads=1)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """A function that writes a file into the folder of the test and returns its path."""
+    return writer(tmp_path)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

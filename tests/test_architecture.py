@@ -21,7 +21,13 @@ PACKAGE = CHECKOUT / "xqg_qdrant"
 FOUNDATION = {"records", "errors"}
 # room → the rooms it may import besides records and errors
 MAY_IMPORT: dict[str, set[str]] = {
-    "corpus": set(),
+    "terminal": set(),
+    "lines": set(),
+    "rows": {"lines"},
+    "fields": set(),
+    "corpus": {"fields", "lines", "rows"},
+    "questions": {"fields", "lines", "rows"},
+    "dead_letters": set(),
     "query_index": set(),
     "external_data": set(),
     "model_description": {"languages"},
@@ -44,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "session",
         "tokenizer",
     },
-    "ingest": {"augment", "corpus", "encoder", "fingerprint", "generator", "stores", "workers"},
+    "ingest": {"augment", "encoder", "fingerprint", "generator", "stores", "workers"},
     "status": {"fingerprint", "stores"},
     "search": {"encoder", "fingerprint", "status", "stores"},
     "text_set": set(),
@@ -52,9 +58,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "retune": {"augment", "encoder", "fingerprint", "ingest", "search", "status", "stores", "workers"},
     "indexing": {"stores"},
     "copying": {"fingerprint", "status", "stores"},
-    "evaluation": {"corpus"},
-    "demo": {"corpus", "evaluation"},
-    "export": {"corpus", "demo", "encoder", "generator", "languages", "model_description", "model_folder", "session"},
+    "evaluation": {"lines"},
+    "demo": {"corpus", "evaluation", "questions"},
+    "export": {
+        "demo",
+        "encoder",
+        "generator",
+        "languages",
+        "model_description",
+        "model_folder",
+        "questions",
+        "session",
+    },
     "doctor": {
         "augment",
         "demo",
@@ -67,10 +82,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "session",
         "stores",
     },
-    "printing": {"doctor", "fingerprint", "ingest", "search", "status"},
+    "printing": {"doctor", "fingerprint", "ingest", "search", "status", "terminal"},
     "progress": {
         "copying",
-        "corpus",
+        "dead_letters",
         "encoder",
         "fingerprint",
         "generator",
@@ -81,6 +96,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "status",
         "stores",
         "sync",
+        "terminal",
         "text_set",
         "workers",
     },
@@ -104,9 +120,9 @@ OWNERS: dict[str, set[str]] = {
     "tokenizers": {"export/reference", "export/vocabulary", "tokenizer"},
     "pytrec_eval": {"evaluation/measures"},
     "nltk": {"evaluation/official"},
-    "pyarrow": {"corpus"},
+    "pyarrow": {"rows"},
     "httpx": {"stores/wire"},
-    "click": {*CLI_MODULES, "progress"},
+    "click": {*CLI_MODULES, "terminal"},
     "tqdm": {"progress"},
 }
 EVERYWHERE = {"numpy", "xqg_qdrant"}
@@ -170,6 +186,20 @@ def test_every_owner_imports_what_it_owns() -> None:
     for package, owners in OWNERS.items():
         for module in owners:
             assert package in {name.split(".")[0] for name in imports()[module]}
+
+
+PRINTS = {"click.echo", "click.secho", "click.confirm", "click.prompt", "click.echo_via_pager", "print", "input"}
+WRITES = ("sys.stdout.", "sys.stderr.write", "sys.stderr.buffer", "traceback.print_", "warnings.warn")
+
+
+@pytest.mark.parametrize("module", [name for name in imports() if name != "terminal"])
+def test_nothing_is_printed_past_the_room_that_makes_control_characters_visible(module: str) -> None:
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    called = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert [name for name in called if name in PRINTS or name.startswith(WRITES)] == []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "click":
+            assert PRINTS.isdisjoint(f"click.{alias.name}" for alias in node.names)
 
 
 def test_the_folder_of_models_never_becomes_a_package() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -166,6 +169,43 @@ def test_a_repaired_file_leaves_no_dead_letters_of_an_earlier_run() -> None:
     assert ingest_lines(to_row(0), "{broken").exit_code == 3
     assert ingest_lines(to_row(0), to_row(1)).exit_code == 0
     assert not Path("docs.rejected.jsonl").exists()
+
+
+def test_dead_letters_of_an_earlier_run_outlive_one_that_is_refused() -> None:
+    assert ingest_lines(to_row(0), "{broken").exit_code == 3
+    letters = Path("docs.rejected.jsonl").read_bytes()
+    assert ingest_lines(to_row(0), options=("--alpha", 0.5)).exit_code == 4
+    assert xqg("ingest", "missing.jsonl", "--collection", "docs").exit_code == 2
+    assert Path("docs.rejected.jsonl").read_bytes() == letters
+
+
+def test_a_corpus_is_never_overwritten_with_its_own_rejects() -> None:
+    Path("docs.rejected.jsonl").write_text(to_row(0) + "\n{broken\n")
+    result = xqg("ingest", "docs.rejected.jsonl", "--collection", "docs", *FEW_QUERIES)
+    assert result.exit_code == 2
+    assert "name another file with --dead-letters" in result.stderr
+    assert Path("docs.rejected.jsonl").read_text() == to_row(0) + "\n{broken\n"
+
+
+def test_the_rows_before_the_damage_of_a_file_are_stored() -> None:
+    whole = gzip.compress("".join(to_row(number) + "\n" for number in range(3)).encode())
+    Path("corpus.jsonl.gz").write_bytes(whole + b"garbage")
+    result = xqg("ingest", "corpus.jsonl.gz", "--collection", "docs", *FEW_QUERIES)
+    assert result.exit_code == 2
+    assert "corpus.jsonl.gz: the gzip file is damaged" in result.stderr
+    assert "3 passages stored" in result.stderr
+    with closing(open_store("xqg_data")) as store:
+        assert store.count("docs") == 3
+
+
+def test_passages_are_read_from_a_pipe_that_can_be_read_once() -> None:
+    os.mkfifo("pipe.jsonl")
+    writer = threading.Thread(target=Path("pipe.jsonl").write_text, args=(to_row(0) + "\n",))
+    writer.start()
+    result = xqg("ingest", "pipe.jsonl", "--collection", "docs", *FEW_QUERIES)
+    writer.join()
+    assert result.exit_code == 0, result.stderr
+    assert "1 passages stored" in result.stderr
 
 
 def test_passages_are_read_from_stdin() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from shared_data import shared_file
 
-from xqg_qdrant.corpus import read_passages, read_queries
+from xqg_qdrant.corpus import read_passages
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import official
 from xqg_qdrant.evaluation.files import Prediction, read_qrels
@@ -20,6 +20,7 @@ from xqg_qdrant.evaluation.report import (
     report_predictions,
 )
 from xqg_qdrant.evaluation.significance import paired_randomisation_test
+from xqg_qdrant.questions import read_queries
 from xqg_qdrant.records import Passage, Qrel, Query, ScoredPassage
 
 needs_nltk = pytest.mark.skipif(not official.is_available(), reason="the tokenizer of R@kt is not installed")

@@ -107,9 +107,13 @@ def test_a_row_with_queries_that_cannot_be_used_is_rejected_with_the_reason(give
 
 
 def test_queries_in_a_corpus_that_nobody_asked_for_are_not_overlooked() -> None:
-    path = write("c.jsonl", [{"id": "1", "text": "a"}, {"id": "2", "text": "b", "generated_queries": ["c"]}])
-    with pytest.raises(InputError, match=r"c\.jsonl, line 2: brings generated_queries; use them with --queries corpus"):
-        list(read_passages(path))
+    brings = {"id": "2", "text": "b", "generated_queries": ["c"]}
+    with pytest.raises(InputError, match=r"line 1: brings generated_queries, which only --queries corpus uses"):
+        list(read_passages(write("c.jsonl", [brings])))
+    passage, reject = read_passages(write("c.jsonl", [{"id": "1", "text": "a"}, brings]))
+    assert passage == Passage("1", "a")
+    assert isinstance(reject, Reject)
+    assert (reject.line, reject.reason) == (2, "brings generated_queries, which only --queries corpus uses")
 
 
 # A file of queries
@@ -132,6 +136,7 @@ def test_queries_find_their_passages_in_any_order_and_keep_that_of_their_file(na
             {"id": "b", "language": "fi", "text": FI.text},
             {"id": "7", "language": "ru", "text": RU.text},
             {"id": "a", "text": " "},
+            {"id": "none", "generated_queries": []},
             {"id": "a", "query": FI.text, "title": "Danube", "text": "the passage, as some files repeat it"},
         ],
     )
@@ -147,14 +152,16 @@ def test_queries_of_passages_that_are_not_there_are_counted() -> None:
 
 
 def test_rows_of_queries_that_cannot_be_used_are_rejected_with_their_line_and_the_reason() -> None:
-    bad = ["{broken", '{"text": "q"}', '{"id": "a"}', '{"id": "a", "generated_queries": 7}']
+    bad = ["{broken", '{"text": "q"}', '{"id": "a"}', '{"id": "a", "generated_queries": 7}', r'{"id": "\ud800"}']
     path = write("q.jsonl", [*bad, '{"id": "a", "text": "q"}'])
     *rejects, passage = join(path, "a")[0]
     assert [(reject.source, reject.line, reject.row) for reject in rejects if isinstance(reject, Reject)] == [
         (path, number, line) for number, line in enumerate(bad, start=1)
     ]
     reasons = "\n".join(reject.reason for reject in rejects if isinstance(reject, Reject)).splitlines()
-    for reason, part in zip(reasons, ("malformed JSON", "no id", "without a text", "not a list"), strict=True):
+    for reason, part in zip(
+        reasons, ("malformed JSON", "no id", "without a text", "not a list", "id holds a"), strict=True
+    ):
         assert part in reason
     assert passage == QueriedPassage(Passage("a", "text"), (GeneratedQuery("", "q"),))
 
@@ -321,7 +328,10 @@ def test_the_command_tells_of_queries_without_a_passage_and_of_bad_rows() -> Non
         (["--queries", "none.jsonl"], "none.jsonl: there is no such file"),
         (["--queries", "corpus", "--languages", "fi"], "languages says how queries are generated"),
         (["--queries", "corpus", "--seed", "1"], "seed says how queries are generated"),
-        ([], "c.jsonl, line 1: brings generated_queries; use them with --queries corpus, or remove the field"),
+        (
+            [],
+            "c.jsonl, line 1: brings generated_queries, which only --queries corpus uses. Cure: ingest with --queries",
+        ),
         (["--queries", "q.jsonl"], "c.jsonl, line 1: brings generated_queries"),
     ],
 )

@@ -217,20 +217,30 @@ def test_rejected_rows_are_handed_on_and_the_rest_is_stored(
     assert store.count("docs") == 1
 
 
-def test_a_vector_that_is_not_finite_rejects_its_passage_alone(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(np.inf, "the encoder gave a vector that is not finite"), (0.0, "the encoder gave a vector of zeros")],
+)
+def test_a_vector_that_cannot_be_found_rejects_its_passage_alone(
+    store: Store,
+    demo_encoder: Encoder,
+    demo_generator: Generator,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+    reason: str,
 ) -> None:
     bad, good = read_demo_passages()[:2]
     encode = demo_encoder.encode_passages
 
     def encode_badly(texts: list[str]) -> FloatArray:
         vectors = encode(texts)
-        vectors[[bad.text in text for text in texts], 3] = np.inf
+        vectors[[bad.text in text for text in texts]] = value
         return vectors
 
     monkeypatch.setattr(demo_encoder, "encode_passages", encode_badly)
     (step,) = ingest([bad, good], store, "docs", demo_encoder, demo_generator, recipe)
-    assert [(reject.source, "not finite" in reject.reason) for reject in step.rejects] == [(bad.passage_id, True)]
+    assert step.rejects == (Reject(bad.passage_id, 0, reason, bad.text),)
     assert read_points(store).keys() == {good.passage_id}
 
 

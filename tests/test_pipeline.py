@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import abc
+from collections import abc, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -103,9 +103,6 @@ class FakeStore:
         self._before_upsert()
         self.writes.append(len(points))
         self.points.extend(points)
-
-    def bulk_load(self, collection: str, fast: bool) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def passages(count: int) -> list[Passage]:
@@ -306,13 +303,18 @@ def test_an_ingest_ends_when_somebody_deletes_the_collection_meanwhile() -> None
     assert len(store.writes) == 1
 
 
-def test_an_error_of_the_corpus_surfaces() -> None:
-    def damaged() -> Iterator[Passage]:
+def test_damage_of_the_corpus_surfaces_when_the_rows_before_it_are_stored_and_told() -> None:
+    def damaged() -> Iterator[Passage | Reject]:
         yield from passages(3 * CHUNK_SIZE)
+        yield Reject("corpus", 49, "bad", "")
         raise InputError("the gzip file is damaged")
 
+    store = FakeStore()
+    told: deque[Progress] = deque()
     with pytest.raises(InputError, match="the gzip file is damaged"):
-        list(run(damaged(), FakeStore(), FakeGenerator(), workers=2))
+        told.extend(run(damaged(), store, FakeGenerator(), workers=2))
+    assert [reject for step in told for reject in step.rejects] == [Reject("corpus", 49, "bad", "")]
+    assert [point.passage for point in store.points] == passages(3 * CHUNK_SIZE)
 
 
 def test_no_collection_is_made_for_a_corpus_that_fails_at_its_first_row() -> None:

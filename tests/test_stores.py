@@ -216,7 +216,7 @@ def test_equal_scores_are_ordered_by_passage_id_also_where_the_limit_cuts_them(p
     store = place.open_with_collection()
     first = [make_point("z first", [2.0] * DIM), make_point("y second", [1.5] * DIM)]
     equal = [make_point(f"{index:02}", [1.0] * DIM) for index in np.random.default_rng(1).permutation(20)]
-    last = [make_point("a last", [0.0] * DIM)]
+    last = [make_point("a last", [0.5] * DIM)]
     store.upsert(place.collection, last + equal + first)
     query = np.ones((1, DIM), np.float32)
     for limit in (1, 2, 3, 7, 22, 23, 100):
@@ -238,7 +238,7 @@ def test_content_hashes_are_read_only_for_passages_that_are_stored(place: Place)
 def test_an_upsert_replaces_the_whole_point(place: Place) -> None:
     store = place.open_with_collection()
     store.upsert(place.collection, [make_point("a", np.ones(DIM)), make_point("b", np.ones(DIM))])
-    new = make_point("a", np.zeros(DIM), passage=Passage("a", "new"), generated_queries=(), content_hash="new")
+    new = make_point("a", -np.ones(DIM), passage=Passage("a", "new"), generated_queries=(), content_hash="new")
     store.upsert(place.collection, [new])
     assert store.count(place.collection) == 2
     assert_same(next(point for point in store.scroll(place.collection) if point.passage.passage_id == "a"), new)
@@ -710,7 +710,7 @@ store = open_store(sys.argv[1])
 store.create_collection("passages", 8, {"recipe.alpha": 0.01})
 for batch in range(10**6):
     ids = [f"{batch}-{index}" for index in range(5)]
-    vectors = dict.fromkeys(("xqg", "passage"), np.full(8, batch, np.float32))
+    vectors = dict.fromkeys(("xqg", "passage"), np.full(8, 1 + batch, np.float32))
     store.upsert("passages", [AugmentedPassage(Passage(i, i * 50), (), vectors, f"hash of {i}", "") for i in ids])
     print(batch, flush=True)
 """

@@ -18,7 +18,7 @@ from xqg_qdrant.model_description import TOKENIZER_FILE
 from xqg_qdrant.model_folder import read_model_folder
 from xqg_qdrant.records import FloatArray
 from xqg_qdrant.session import Session
-from xqg_qdrant.tokenizer import Tokenizer, open_tokenizer
+from xqg_qdrant.tokenizer import Tokenizer, encode_ids, open_tokenizer
 
 # Short texts gain from company, longer ones do not: on a CPU caches are small.
 CPU_TOKENS_A_RUN = 128
@@ -80,7 +80,7 @@ class Encoder:
             )
 
     def _encode(self, texts: list[str], max_tokens: int) -> FloatArray:
-        rows = [encoding.ids for encoding in self._tokenizer(max_tokens).encode_batch(texts)]
+        rows = encode_ids(self._tokenizer(max_tokens), texts)
         padded = self.device == "cuda" and "attention_mask" in self._session.input_names
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         for batch in cut_batches([len(row) for row in rows], CUDA_TOKENS_A_RUN if padded else CPU_TOKENS_A_RUN, padded):

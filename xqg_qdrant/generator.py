@@ -27,7 +27,7 @@ from xqg_qdrant.model_description import (
 from xqg_qdrant.model_folder import read_model_folder
 from xqg_qdrant.records import GeneratedQuery, Passage
 from xqg_qdrant.session import Session
-from xqg_qdrant.tokenizer import open_tokenizer
+from xqg_qdrant.tokenizer import encode_ids, open_tokenizer
 
 # More rows share the reading of the weights; beyond, caches outgrow what is gained.
 BATCH_ROWS = 320
@@ -215,8 +215,8 @@ class Generator:
         prompts = [self.fill_prompt(passage, language) for passage in passages for language in together]
         size = samples * len(languages) // len(together)
         return [
-            _Group(encoding.ids, range(number * size, (number + 1) * size))
-            for number, encoding in enumerate(self._tokenizer.encode_batch(prompts))
+            _Group(ids, range(number * size, (number + 1) * size))
+            for number, ids in enumerate(encode_ids(self._tokenizer, prompts))
         ]
 
     def _batches(self, groups: Sequence[_Group], steps: int) -> Iterator[list[_Group]]:

@@ -12,7 +12,7 @@ Knows the order of the steps. Knows nothing of file formats, models' insides or 
 from __future__ import annotations
 
 from collections import Counter, abc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain, islice
@@ -38,6 +38,7 @@ from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     XQG_VECTOR,
     AugmentedPassage,
+    FloatArray,
     Passage,
     QueriedPassage,
     Reject,
@@ -212,7 +213,8 @@ def ingest(
 
     Raises:
         MismatchError: the collection was made with other models or another recipe.
-        InputError: the recipe is for given queries and there is a generator, or the other way round.
+        InputError: the recipe is for given queries and there is a generator, or the other way round; or the rows cannot
+            be read to their end, which is raised when those before are stored.
     """
     if (generator is None) != (recipe.sampling is None):
         raise InputError("the recipe was made for another generator; make it with make_recipe(generator)")
@@ -223,8 +225,11 @@ def ingest(
     if stored is not None:
         refuse_mismatch(collection, stored, fingerprint)
     # Files that cannot be used at all are noticed at their first row: then no collection is made.
-    unread = iter(rows)
+    damage: list[InputError] = []
+    unread = _until_damage(rows, damage)
     first = list(islice(unread, 1))
+    if damage:
+        raise damage[0]
     if stored is None:
         _create(store, collection, encoder.dim, fingerprint)
 
@@ -243,6 +248,16 @@ def ingest(
                 _check_unchanged(store, collection, fingerprint)
                 store.upsert(collection, points)
             yield from (augmented.progress for augmented in done)
+    if damage:
+        raise damage[0]
+
+
+def _until_damage(rows: Iterable[Row], damage: list[InputError]) -> Iterator[Row]:
+    """Yield the rows up to where their file cannot be read any more, and keep the error for when they are stored."""
+    try:
+        yield from rows
+    except InputError as error:
+        damage.append(error)
 
 
 def _create(store: Store, collection: str, dim: int, fingerprint: Fingerprint) -> None:
@@ -303,16 +318,26 @@ def _augment(
         asked.update(dict.fromkeys(recipe.languages, generation.asked))
         kept.update(query.language for query in generation.queries)
         relevant = keep_relevant(vector, queries, recipe.min_score)
-        left_out += len(queries) - len(relevant)
         fused = fuse(vector, relevant, recipe.alpha, recipe.fusion, recipe.renormalise)
-        if np.isfinite(vector).all() and np.isfinite(fused).all():
+        if problem := _broken(vector, queries, fused):
+            rejects.append(Reject(row.passage.passage_id, 0, problem, row.passage.text))
+        else:
+            left_out += len(queries) - len(relevant)
             named = {XQG_VECTOR: fused, PASSAGE_VECTOR: vector}
             points.append(AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash))
-        else:
-            reason = "the encoder gave a vector that is not finite"
-            rejects.append(Reject(row.passage.passage_id, 0, reason, row.passage.text))
     bare = sum(not point.generated_queries for point in points)
     return _Augmented(points, Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out))
+
+
+def _broken(plain: FloatArray, queries: FloatArray, fused: FloatArray) -> str:
+    """Say why a passage cannot be stored with these vectors; empty where it can."""
+    if not (np.isfinite(plain).all() and np.isfinite(queries).all()):
+        return "the encoder gave a vector that is not finite"
+    if not (plain.any() and queries.any(axis=1).all()):
+        return "the encoder gave a vector of zeros"
+    if not np.isfinite(fused).all():
+        return "the augmented vector is not finite"
+    return "" if fused.any() else "the augmented vector is all zeros"
 
 
 def _find_queries(rows: Sequence[QueriedPassage], generator: Generator | None, recipe: Recipe) -> Sequence[Generation]:

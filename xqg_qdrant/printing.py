@@ -15,6 +15,7 @@ from xqg_qdrant.fingerprint import RETUNING_FIELD, describe_retune
 from xqg_qdrant.ingest import Progress
 from xqg_qdrant.search import Hit
 from xqg_qdrant.status import Status
+from xqg_qdrant.terminal import one_line
 
 if TYPE_CHECKING:
     from xqg_qdrant.doctor import Check
@@ -40,6 +41,11 @@ class Totals:
         self.asked.update(progress.asked)
         self.kept.update(progress.kept)
 
+    @property
+    def rows(self) -> int:
+        """Return how many rows there were."""
+        return self.stored + self.unchanged + self.rejected
+
     def summary(self, seconds: float) -> str:
         """Return what was done, and which part of the generated queries was kept in each language."""
         lines = [
@@ -54,7 +60,9 @@ class Totals:
                 f"{yields}"
             )
         elif self.kept:
-            counts = "  ".join(f"{name or 'of no language'} {count}" for name, count in sorted(self.kept.items()))
+            counts = "  ".join(
+                f"{one_line(name) or 'of no language'} {count}" for name, count in sorted(self.kept.items())
+            )
             lines.append(f"{self.kept.total()} given queries encoded: {counts}")
         if self.left_out:
             lines.append(format_left_out(self.left_out, self.kept.total()))
@@ -67,8 +75,7 @@ def format_check(check: Check) -> str:
     """Return a check as one line: its state, what was found, how long its steps took, and the cure."""
     times = ", ".join(f"{step} {1000 * seconds:.0f} ms" for step, seconds in check.seconds.items())
     line = f"{check.state:<8} {check.name:<10} {check.detail}{f'; {times}' if times else ''}"
-    # What a model folder or a server says must not steer the terminal.
-    line = "".join(character if character.isprintable() else " " for character in line)
+    line = one_line(line)  # it may repeat what a server says
     return f"{line.removesuffix('.')}. Cure: {check.cure.removesuffix('.')}." if check.cure else line
 
 
@@ -90,11 +97,13 @@ def format_status(status: Status) -> str:
     lines = [f"collection {status.collection!r} in {status.store}: {status.passages} passages"]
     if status.retuned is not None:
         lines.append(f"  {status.retuned} of them are retuned; finish it: xqg retune --collection {status.collection}")
-        lines += [f"  {line}" for line in describe_retune(status.fingerprint)]
+        lines += [f"  {one_line(line)}" for line in describe_retune(status.fingerprint)]
     others = status.passages - status.current - (status.retuned or 0)
     if others:
         lines.append(f"  {others} of them were made by another recipe than this one:")
-    lines += [f"  {name}: {value}" for name, value in status.fingerprint.items() if name != RETUNING_FIELD]
+    lines += [
+        f"  {name}: {one_line(str(value))}" for name, value in status.fingerprint.items() if name != RETUNING_FIELD
+    ]
     return "\n".join(lines)
 
 
@@ -105,11 +114,13 @@ def format_hits(hits: Sequence[Hit]) -> str:
     paragraphs = []
     for rank, (found, best_query) in enumerate(hits, start=1):
         passage = found.passage
-        lines = [f"{rank:>3}  {found.score:.4f}  {passage.title or passage.passage_id}  [{passage.passage_id}]"]
-        lines.append(f"     {shorten(passage.text, SNIPPET_CHARACTERS, placeholder=' …')}")
+        passage_id = one_line(passage.passage_id)
+        lines = [f"{rank:>3}  {found.score:.4f}  {one_line(passage.title) or passage_id}  [{passage_id}]"]
+        # Of a megabyte the beginning is enough.
+        lines.append(f"     {shorten(passage.text[: 10 * SNIPPET_CHARACTERS], SNIPPET_CHARACTERS, placeholder=' …')}")
         if best_query is not None:
-            language = f"  ({best_query.language})" if best_query.language else ""
-            lines.append(f"     matched best: {best_query.text}{language}")
+            language = f"  ({one_line(best_query.language)})" if best_query.language else ""
+            lines.append(f"     matched best: {one_line(best_query.text)}{language}")
         paragraphs.append("\n".join(lines))
     return "\n".join(paragraphs)
 

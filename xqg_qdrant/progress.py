@@ -12,15 +12,13 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-import click
 from tqdm import tqdm
 
 from xqg_qdrant.copying import copy_collection
-from xqg_qdrant.corpus import write_dead_letters
+from xqg_qdrant.dead_letters import DeadLetters
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
 from xqg_qdrant.fingerprint import Fingerprint
@@ -34,6 +32,7 @@ from xqg_qdrant.status import Status, read_existing_fingerprint, read_status
 from xqg_qdrant.stores import Store
 from xqg_qdrant.stores.protocol import Indexing
 from xqg_qdrant.sync import Comparison, compare, delete_left
+from xqg_qdrant.terminal import echo
 from xqg_qdrant.text_set import TextSet
 from xqg_qdrant.workers import count_workers
 
@@ -49,7 +48,7 @@ def run_ingest(
     generator: Generator | None,
     recipe: Recipe,
     threads: int,
-    dead_letters: Path,
+    letters: DeadLetters,
     quiet: bool,
 ) -> Totals:
     """Ingest with a progress bar and a summary; rejected rows go to the dead-letter file as they come.
@@ -58,24 +57,27 @@ def run_ingest(
         SystemExit: 130, after Ctrl-C, when the chunks that workers were at are stored.
     """
     totals, start = Totals(), time.perf_counter()
-    dead_letters.unlink(missing_ok=True)
     workers = count_workers(encoder.device, threads)
-    with (
-        Interruption() as asked,
-        _make_bar(total, " passages", quiet) as bar,
-        closing(ingest(rows, store, collection, encoder, generator, recipe, workers, asked)) as steps,
-    ):
-        for progress in steps:
-            totals.add(progress)
-            if progress.rejects:
-                write_dead_letters(dead_letters, progress.rejects)
-            bar.update(progress.rows)
-            queries = (totals.asked or totals.kept).total()
-            bar.set_postfix_str(f"{queries / (time.perf_counter() - start):.0f} queries/s")
-    if not quiet:
-        click.echo(totals.summary(time.perf_counter() - start), err=True)
+    try:
+        with (
+            letters,
+            Interruption() as asked,
+            _make_bar(total, " passages", quiet) as bar,
+            closing(ingest(rows, store, collection, encoder, generator, recipe, workers, asked)) as steps,
+        ):
+            for progress in steps:
+                totals.add(progress)
+                letters.write(progress.rejects)
+                bar.update(progress.rows)
+                queries = (totals.asked or totals.kept).total()
+                bar.set_postfix_str(f"{queries / (time.perf_counter() - start):.0f} queries/s")
+            letters.write(())
+    finally:
+        # Also where an error ends it: what came before that is stored or rejected.
+        if not quiet and (totals.rows or sys.exc_info()[0] is None):
+            echo(totals.summary(time.perf_counter() - start), err=True)
     if asked.is_set():
-        click.echo("Interrupted; the same command goes on from here.", err=True)
+        echo("Interrupted; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
     return totals
 
@@ -88,7 +90,7 @@ def run_optimise(store: Store, collection: str, above: int, quiet: bool) -> bool
         for last in store.optimise(collection, above):  # noqa: B007
             bar.update(0)
     if last.changed and not quiet:
-        click.echo(f"{points} points indexed in {format_seconds(last.seconds)}.", err=True)
+        echo(f"{points} points indexed in {format_seconds(last.seconds)}.", err=True)
     return last.changed
 
 
@@ -151,12 +153,12 @@ def run_copy(source: Store, collection: str, target: Store, name: str, quiet: bo
             verifying.update(step.verified)
     if not quiet:
         counts = f"{written} points written, {read - written} already there"
-        click.echo(f"{counts}, {verified} verified, in {format_seconds(time.perf_counter() - start)}.", err=True)
+        echo(f"{counts}, {verified} verified, in {format_seconds(time.perf_counter() - start)}.", err=True)
     if asked.is_set():
-        click.echo("Interrupted; the same command goes on from here.", err=True)
+        echo("Interrupted; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
     if rounded:
-        click.echo(
+        echo(
             f"Of {rounded} points the payload holds numbers of more than 15 digits, whose last one Qdrant changed.",
             err=True,
         )
@@ -180,11 +182,11 @@ def run_retune(store: Store, plan: Plan, encoder: Encoder, threads: int, quiet: 
             bar.update(done.passages)
     if not quiet:
         took = format_seconds(time.perf_counter() - start)
-        click.echo(f"{passages} passages retuned, {queries} queries encoded, in {took}.", err=True)
+        echo(f"{passages} passages retuned, {queries} queries encoded, in {took}.", err=True)
         if left_out:
-            click.echo(format_left_out(left_out, queries), err=True)
+            echo(format_left_out(left_out, queries), err=True)
     if asked.is_set():
-        click.echo(f"Interrupted; finish it with: xqg retune --collection {plan.collection}", err=True)
+        echo(f"Interrupted; finish it with: xqg retune --collection {plan.collection}", err=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
 
 
@@ -204,10 +206,10 @@ class Interruption:
     def _remember(self, _signal: int, _frame: FrameType | None) -> None:
         if self._asked.is_set():
             # An exception would wait for threads that compute; a kill costs the same, and is safe at any moment.
-            click.echo("Interrupted.", err=True)
+            echo("Interrupted.", err=True)
             os._exit(INTERRUPTED_EXIT_CODE)
         self._asked.set()
-        click.echo("\nFinishing the chunks in work; press Ctrl-C again to end at once.", err=True)
+        echo("\nFinishing the chunks in work; press Ctrl-C again to end at once.", err=True)
 
 
 def search_all(

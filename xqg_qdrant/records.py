@@ -99,7 +99,10 @@ class ScoredPassage:
 
 
 class Reject(NamedTuple):
-    """A row of an input file that cannot be used: where it stands, why, and what it held."""
+    """A row of an input file that cannot be used: where it stands, why, and what it held.
+
+    Where no row is at fault but the vector that an encoder made of it, `source` is the passage's id and `line` is 0.
+    """
 
     source: str
     line: int

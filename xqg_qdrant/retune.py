@@ -162,6 +162,10 @@ def _change(collection: str, before: Fingerprint, changes: Mapping[str, Any]) ->
     # The order of the languages changes nothing, so it must not tell two recipes apart.
     wanted = wanted._replace(languages=tuple(sorted(wanted.languages)))
     check_fusion(wanted.alpha, wanted.fusion, wanted.min_score)
+    if wanted.alpha == 1 and wanted.fusion == "sum":
+        raise InputError(
+            f"alpha 1 with sum leaves nothing of a passage of {collection!r} that has no query. Cure: a smaller alpha."
+        )
     if wanted.queries_per_language < 1:
         raise InputError(f"queries_per_language must be at least 1, was: {wanted.queries_per_language}")
     if not set(wanted.languages) <= set(stored.languages):

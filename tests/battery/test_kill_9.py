@@ -39,7 +39,7 @@ POINTS = {
     "before an upsert": (EDGE, "EdgeStore.upsert", "before"),
     "within an upsert": (EDGE, "engine.UpdateOperation.upsert_points", "before"),
     "after an upsert": (EDGE, "EdgeStore.upsert", "after"),
-    "before dead letters": ("xqg_qdrant.progress", "write_dead_letters", "before"),
+    "before dead letters": ("xqg_qdrant.dead_letters", "DeadLetters.write", "before"),
     "before the fingerprint": (EDGE, "write_sidecar", "before"),
     "before the fingerprint has its name": ("pathlib", "Path.replace", "before"),
     "after the fingerprint": (EDGE, "EdgeStore.write_fingerprint", "after"),

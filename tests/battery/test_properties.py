@@ -49,7 +49,7 @@ QUERIES = ["Missä Tonava alkaa?", "Где Нил?", "一番深い湖は？", "M
 ids = st.sampled_from(IDS)
 texts = st.sampled_from(TEXTS)
 queries = st.lists(st.sampled_from(QUERIES), max_size=3).map(tuple)
-alphas = st.sampled_from([0.0, 0.01, 0.3, 1.0])
+alphas = st.sampled_from([0.0, 0.01, 0.3, 0.9])
 fusions = st.sampled_from(["sum", "mean"])
 
 

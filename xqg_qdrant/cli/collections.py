@@ -28,6 +28,7 @@ from xqg_qdrant.cli.options import (
     workers_option,
     yes_option,
 )
+from xqg_qdrant.terminal import echo, one_line
 
 if TYPE_CHECKING:
     from xqg_qdrant.stores import Store
@@ -51,7 +52,7 @@ def optimise(quiet: bool, /, collection: str, location: str, quantisation: str |
         if quantisation:
             store.quantise(collection)
         run_optimise(store, collection, 0, quiet)
-        click.echo(measure_recall(store, collection))
+        echo(measure_recall(store, collection))
 
 
 @main.command()
@@ -76,9 +77,9 @@ def status(
 
     Without --collection the collections are listed.
     """
-    from xqg_qdrant.corpus import count_rows
     from xqg_qdrant.printing import format_status
     from xqg_qdrant.progress import run_compare, run_status
+    from xqg_qdrant.rows import count_rows
     from xqg_qdrant.sync import check_comparable
     from xqg_qdrant.text_set import TextSet
 
@@ -98,7 +99,7 @@ def status(
                 compared = run_compare(rows, total, store, collection, found.fingerprint, TextSet(), quiet)
             told["corpus"] = {"file": file, **compared._asdict()}
             lines += f"\nagainst {file}: {compared}"
-    click.echo(json.dumps(told, ensure_ascii=False, indent=2) if as_json else lines)
+    echo(json.dumps(told, ensure_ascii=False, indent=2) if as_json else lines)
 
 
 def _list_collections(store: Store, as_json: bool) -> None:
@@ -111,11 +112,11 @@ def _list_collections(store: Store, as_json: bool) -> None:
         except MismatchError:
             counts[name] = None
     if as_json:
-        click.echo(json.dumps({"store": store.location, "collections": counts}, ensure_ascii=False, indent=2))
+        echo(json.dumps({"store": store.location, "collections": counts}, ensure_ascii=False, indent=2))
         return
-    click.echo(f"Collections in {store.location}: {len(counts)}")
+    echo(f"Collections in {store.location}: {len(counts)}")
     for name, count in counts.items():
-        click.echo(f"  {name}: " + ("not created by xqg" if count is None else f"{count} passages"))
+        echo(f"  {one_line(name)}: " + ("not created by xqg" if count is None else f"{count} passages"))
 
 
 @main.command()
@@ -137,7 +138,7 @@ def delete(passage_ids: tuple[str, ...], collection: str, location: str, yes: bo
             count = store.count(collection)
             confirm(f"Delete collection {collection!r} in {store.location} with its {count} passages?", yes)
             store.delete_collection(collection)
-            click.echo(f"collection {collection!r} with {count} passages deleted")
+            echo(f"collection {collection!r} with {count} passages deleted")
             return
         given: Iterable[str] = passage_ids
         if passage_ids == ("-",):
@@ -148,7 +149,7 @@ def delete(passage_ids: tuple[str, ...], collection: str, location: str, yes: bo
             store.delete(collection, list(stored))
             deleted += len(stored)
             unknown += len(set(batch)) - len(stored)
-    click.echo(f"{deleted} passages deleted, {unknown} ids not stored")
+    echo(f"{deleted} passages deleted, {unknown} ids not stored")
 
 
 @main.command()

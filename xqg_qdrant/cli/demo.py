@@ -18,6 +18,7 @@ from xqg_qdrant.cli.options import (
     opened_store,
     store_option,
 )
+from xqg_qdrant.terminal import echo
 
 if TYPE_CHECKING:
     from xqg_qdrant.encoder import Encoder
@@ -38,13 +39,14 @@ DEMO_LANGUAGES_SHOWN = ("fi", "ja", "ru")
 @click.pass_obj
 def demo(quiet: bool, location: str, collection: str, as_json: bool, device: str, threads: int) -> None:
     """Ingest the demo corpus with the shipped models, search it, and measure what the augmentation gave."""
+    from xqg_qdrant.dead_letters import DeadLetters
     from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_qrels, read_demo_queries
     from xqg_qdrant.evaluation.report import evaluate_runs
     from xqg_qdrant.ingest import make_recipe
     from xqg_qdrant.progress import run_ingest, search_all
 
     def tell(message: str) -> None:
-        click.echo(message, err=as_json)
+        echo(message, err=as_json)
 
     passages, queries = read_demo_passages(), read_demo_queries()
     with opened_store(location) as store:
@@ -55,7 +57,7 @@ def demo(quiet: bool, location: str, collection: str, as_json: bool, device: str
             f"{recipe.queries_per_language} generated queries in each of {', '.join(recipe.languages)} "
             f"({recipe.fusion} fusion, alpha {recipe.alpha}, renormalised)."
         )
-        letters = Path(f"{collection}.rejected.jsonl")
+        letters = DeadLetters(Path(f"{collection}.rejected.jsonl"))
         run_ingest(passages, len(passages), store, collection, encoder, generator, recipe, threads, letters, quiet)
         tell("")
         for language in DEMO_LANGUAGES_SHOWN:

@@ -5,16 +5,34 @@ Knows no command.
 
 from __future__ import annotations
 
+import sys
 import traceback
 from typing import Any
 
 import click
 
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, XqgError
+from xqg_qdrant.terminal import echo, echo_usage_error
 
 
 class Group(click.Group):
     """Turns the package's errors into one message and an exit code, at this one place."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:  # noqa: ANN401
+        """Run as click does, but print what is wrong with the arguments without what could steer the terminal."""
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)  # type: ignore[call-overload]
+        except click.ClickException as error:
+            if not standalone_mode:
+                raise
+            echo_usage_error(error)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            if not standalone_mode:
+                raise
+            echo("Aborted!", err=True)
+            sys.exit(1)
+        return sys.exit(code) if standalone_mode else code
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         """Run the command; an error ends the process with its exit code."""
@@ -22,18 +40,18 @@ class Group(click.Group):
             return super().invoke(ctx)
         except XqgError as error:
             if ctx.params.get("verbose"):
-                traceback.print_exc()
-            click.echo(f"Error: {error}", err=True)
+                echo(traceback.format_exc(), err=True, nl=False)
+            echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+            echo("Interrupted.", err=True)
             ctx.exit(INTERRUPTED_EXIT_CODE)
         except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
             if ctx.params.get("verbose"):
-                traceback.print_exc()
-            click.echo(
+                echo(traceback.format_exc(), err=True, nl=False)
+            echo(
                 f"Error: this is a bug in xqg: {type(error).__name__}: {error}. "
                 "Run again with `xqg -v …` for the traceback, and report it.",
                 err=True,

@@ -28,8 +28,10 @@ from xqg_qdrant.cli.options import (
     workers_option,
 )
 from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE
+from xqg_qdrant.terminal import echo
 
 if TYPE_CHECKING:
+    from xqg_qdrant.dead_letters import DeadLetters
     from xqg_qdrant.printing import Totals
 
 
@@ -82,10 +84,11 @@ def ingest(
     on where it stopped; run on an edited file, it redoes what changed. Rows that cannot be used are written to the
     dead-letter file with their line and the reason; then the exit code is 3.
     """
-    from xqg_qdrant.corpus import count_rows
+    from xqg_qdrant.dead_letters import DeadLetters
     from xqg_qdrant.ingest import make_recipe
     from xqg_qdrant.languages import parse_languages
     from xqg_qdrant.progress import run_ingest
+    from xqg_qdrant.rows import count_rows
 
     if queries is not None and generator_folder is not None:
         raise click.UsageError("Give --generator or --queries, not both.")
@@ -98,7 +101,7 @@ def ingest(
             named = parse_languages(languages, generator.languages) if generator else (languages,)
         recipe = make_recipe(generator, named, **settings)
         total = None if quiet else count_rows(file)
-        letters = dead_letters or Path(f"{collection}.rejected.jsonl")
+        letters = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), file, queries)
         totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
         if quantisation:
             store.quantise(collection)
@@ -143,10 +146,11 @@ def sync(
     those that left FILE are deleted. Where rows of FILE are rejected none is deleted, because what seems to have left
     may only be damaged; the exit code is then 3.
     """
-    from xqg_qdrant.corpus import count_rows
+    from xqg_qdrant.dead_letters import DeadLetters
     from xqg_qdrant.ingest import read_recipe
     from xqg_qdrant.printing import Totals
     from xqg_qdrant.progress import run_compare, run_delete_left, run_ingest
+    from xqg_qdrant.rows import count_rows
     from xqg_qdrant.status import read_existing_fingerprint
     from xqg_qdrant.sync import check_comparable
     from xqg_qdrant.text_set import TextSet
@@ -154,14 +158,14 @@ def sync(
     if file == "-":
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
     seen, totals, total = TextSet(), Totals(), count_rows(file)
-    letters = dead_letters or Path(f"{collection}.rejected.jsonl")
+    letters = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), file, queries)
     with opened_store(location) as store:
         fingerprint = read_existing_fingerprint(store, collection)
         check_comparable(collection, fingerprint, given=queries is not None)
         recipe = read_recipe(fingerprint)
         with open_corpus(file, queries, id_field) as rows:
             found = run_compare(rows, total, store, collection, fingerprint, seen, quiet)
-        click.echo(found)
+        echo(found)
         if dry_run:
             return
         if found.rows > found.unchanged:
@@ -170,16 +174,16 @@ def sync(
             with open_corpus(file, queries, id_field) as rows:
                 totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
         if delete and totals.rejected:
-            click.echo("Nothing was deleted, as rows were rejected. Correct them, and run the same again.", err=True)
+            echo("Nothing was deleted, as rows were rejected. Correct them, and run the same again.", err=True)
         elif delete:
             deleted = run_delete_left(store, collection, seen, found.left, quiet)
-            click.echo(f"{deleted} passages deleted")
+            echo(f"{deleted} passages deleted")
         if totals.stored:
             index_large(store, collection, quiet)
     _end(totals, letters)
 
 
-def _end(totals: Totals, letters: Path) -> None:
+def _end(totals: Totals, letters: DeadLetters) -> None:
     if totals.rejected:
-        click.echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters}", err=True)
+        echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters.path}", err=True)
         sys.exit(ROWS_REJECTED_EXIT_CODE)

@@ -13,6 +13,7 @@ import click
 from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import device_option, encoder_option, generator_option, store_option
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.terminal import echo
 
 
 @main.command()
@@ -71,15 +72,13 @@ def export(
 
     given["languages"] = parse_languages(languages, tuple(LANGUAGES)) if languages is not None else None
     if not quiet:
-        click.echo(f"exporting {checkpoint}; the check against transformers takes a while …", err=True)
+        echo(f"exporting {checkpoint}; the check against transformers takes a while …", err=True)
     start = time.perf_counter()
     exported = export_checkpoint(checkpoint, folder, revision=revision, dtype=dtype, **given)
     for measured in dict.fromkeys(("float32", dtype)):
         figures = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in exported.parity[measured].items())
-        click.echo(
-            f"{measured} against {exported.parity['reference']} on {exported.parity['inputs']} inputs: {figures}"
-        )
-    click.echo(f"{exported.folder}: {exported.kind}, exported in {time.perf_counter() - start:.0f} s")
+        echo(f"{measured} against {exported.parity['reference']} on {exported.parity['inputs']} inputs: {figures}")
+    echo(f"{exported.folder}: {exported.kind}, exported in {time.perf_counter() - start:.0f} s")
 
 
 @main.command()
@@ -108,12 +107,12 @@ def doctor(
     for check in examine(location, lambda: open_store(location, os.environ.get("QDRANT_API_KEY")), *folders, device):
         checks.append(check)
         if not as_json:
-            click.echo(format_check(check))
+            echo(format_check(check))
     exit_code = next((check.exit_code for check in checks if check.state == FAILED), 0)
     if as_json:
         told = {
             "exit_code": exit_code,
             "checks": [{**check._asdict(), "seconds": dict(check.seconds)} for check in checks],
         }
-        click.echo(json.dumps(told, ensure_ascii=False, indent=2))
+        echo(json.dumps(told, ensure_ascii=False, indent=2))
     sys.exit(exit_code)

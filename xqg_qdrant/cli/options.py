@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from xqg_qdrant.terminal import ask, echo
+
 if TYPE_CHECKING:
     from xqg_qdrant.encoder import Encoder
     from xqg_qdrant.evaluation.report import Report
@@ -155,9 +157,7 @@ def echo_report(report: Report, as_json: bool) -> None:
 
     from xqg_qdrant.evaluation.report import format_table
 
-    click.echo(
-        json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else format_table(report), nl=as_json
-    )
+    echo(json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else format_table(report), nl=as_json)
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def opened_store(location: str, key_variable: str = "QDRANT_API_KEY") -> Iterato
     api_key = os.environ.get(key_variable)
     store = open_store(location, api_key)
     if sends_key_in_clear(location, api_key) and not click.get_current_context().obj:
-        click.echo(f"Warning: the API key travels unencrypted to {store.location}; use https where you can.", err=True)
+        echo(f"Warning: the API key travels unencrypted to {store.location}; use https where you can.", err=True)
     try:
         yield store
     finally:
@@ -205,7 +205,7 @@ def open_corpus(file: str, queries: str | None, id_field: str | None) -> Iterato
         index = QueryIndex(read_generated_queries(queries, id_field=id_field))
         yield index.join(read_passages(file, id_field=id_field))
         if index.left_over:
-            click.echo(f"Queries of {queries} that belong to no passage of {file}: {index.left_over}", err=True)
+            echo(f"Queries of {queries} that belong to no passage of {file}: {index.left_over}", err=True)
 
 
 def index_large(store: Store, collection: str, quiet: bool) -> None:
@@ -214,7 +214,7 @@ def index_large(store: Store, collection: str, quiet: bool) -> None:
     from xqg_qdrant.progress import run_optimise
 
     if run_optimise(store, collection, EXACT_UP_TO, quiet) and not quiet:
-        click.echo(measure_recall(store, collection), err=True)
+        echo(measure_recall(store, collection), err=True)
 
 
 def confirm(question: str, yes: bool) -> None:
@@ -228,7 +228,8 @@ def confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise click.UsageError(f"{question} Give --yes to go on without being asked.")
-    click.confirm(question, abort=True, err=True)
+    if not ask(question):
+        raise click.Abort
 
 
 def yes_option(command: F) -> F:

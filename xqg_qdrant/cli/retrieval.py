@@ -21,6 +21,7 @@ from xqg_qdrant.cli.options import (
     store_option,
 )
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.terminal import echo
 
 if TYPE_CHECKING:
     from xqg_qdrant.evaluation.official import WordRules
@@ -67,7 +68,7 @@ def query(
         check_collection(store, collection, encoder)
         for question in (line.strip() for line in lines if line.strip()):
             hits = answer(store, collection, encoder, question, limit, vector)
-            click.echo(hits_to_json(question, vector, hits) if as_json else f"{question}\n{format_hits(hits)}")
+            echo(hits_to_json(question, vector, hits) if as_json else f"{question}\n{format_hits(hits)}")
 
 
 @main.command()
@@ -129,10 +130,10 @@ def evaluate(
     Either search a --collection with --questions, or score a file of --predictions against its --gold questions
     exactly as the official XOR-Retrieve script does.
     """
-    from xqg_qdrant.corpus import read_queries
     from xqg_qdrant.evaluation import files
     from xqg_qdrant.evaluation.report import evaluate_runs, predictions_of_run, report_predictions
     from xqg_qdrant.progress import search_all
+    from xqg_qdrant.questions import read_queries
     from xqg_qdrant.search import check_collection
 
     if (predictions is None) != (gold is None) or (predictions is None) == (collection is None):

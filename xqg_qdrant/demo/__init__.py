@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xqg_qdrant.corpus import read_passages, read_queries
+from xqg_qdrant.corpus import read_passages
 from xqg_qdrant.evaluation.files import read_qrels
+from xqg_qdrant.questions import read_queries
 from xqg_qdrant.records import Passage, Qrel, Query
 
 DEMO_FOLDER = Path(__file__).resolve().parent

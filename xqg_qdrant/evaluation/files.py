@@ -14,8 +14,8 @@ from typing import IO, NamedTuple, cast
 
 import numpy as np
 
-from xqg_qdrant.corpus import existing_file, file_lines
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.lines import existing_file, file_lines, is_cut, opened_file
 from xqg_qdrant.records import Qrel
 
 Run = dict[str, list[tuple[str, float]]]
@@ -69,7 +69,8 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     """
     file = str(existing_file(path, "predictions.json"))
     try:
-        items = json.loads(b"".join(file_lines(file)))
+        with opened_file(file) as opened:  # one line, however long
+            items = json.loads(opened.read())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not valid JSON ({error}); give one JSON list of predictions") from error
     if not isinstance(items, list):
@@ -156,6 +157,8 @@ def _created(path: str | Path) -> IO[str]:
 def _table(path: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the line number and the cells of each line that is not blank; tabs part them or, without any, spaces."""
     for number, line in enumerate(file_lines(path), start=1):
+        if is_cut(line):
+            raise InputError(f"{path}, line {number}: a line of {len(line):,} bytes or more. Cure: check the file.")
         try:
             text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xqg_qdrant.corpus import read_queries
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, ModelError
@@ -43,6 +42,7 @@ from xqg_qdrant.model_description import (
     head_file,
 )
 from xqg_qdrant.model_folder import write_description
+from xqg_qdrant.questions import read_queries
 from xqg_qdrant.records import FloatArray, Passage
 from xqg_qdrant.session import runtime_version
 

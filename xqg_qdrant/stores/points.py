@@ -137,7 +137,7 @@ def check_points(points: Iterable[AugmentedPassage], dim: int) -> dict[str, tupl
 
 
 def check_vector(vector: FloatArray, shape: tuple[int, ...], where: str) -> None:
-    """Refuse an array that is not float32, of this shape, and finite: Edge stores NaN without a word.
+    """Refuse an array that is not float32, of this shape, finite, and not zero: Edge stores all without a word.
 
     Raises:
         StoreError: says which, and where.
@@ -149,6 +149,8 @@ def check_vector(vector: FloatArray, shape: tuple[int, ...], where: str) -> None
         raise StoreError(f"{where} has shape {vector.shape}, the collection wants {shape}. {cure}.")
     if not np.isfinite(vector).all():
         raise StoreError(f"{where} holds NaN or infinity. Cure: look at what the encoder makes of this text.")
+    if not vector.any(axis=-1).all():
+        raise StoreError(f"{where} holds a vector of zeros. Cure: look at what the encoder makes of this text.")
 
 
 def check_search(vectors: FloatArray, dim: int, vector_name: str, limit: int) -> None:

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from xqg_qdrant.dead_letters import DeadLetters
+from xqg_qdrant.errors import InputError
+from xqg_qdrant.records import Reject
+
+FIRST, SECOND = Reject("c.jsonl", 3, "no id", '{"text": "ä\u2028\x1b"}'), Reject("c.jsonl", 9, "no text", "\\xff")
+
+
+def letters_in(path: Path) -> list[object]:
+    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+
+
+def test_rejects_can_be_read_as_jsonl_as_soon_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    with DeadLetters(path) as letters:
+        letters.write([FIRST])
+        assert letters_in(path) == [FIRST._asdict()]
+        letters.write(iter([SECOND]))
+        assert letters_in(path) == [FIRST._asdict(), SECOND._asdict()]
+    assert letters_in(path) == [FIRST._asdict(), SECOND._asdict()]
+
+
+def test_those_of_an_earlier_run_stay_until_this_one_has_something_to_say(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    path.write_text("earlier")
+    with DeadLetters(path):
+        pass
+    assert path.read_text() == "earlier"
+    with DeadLetters(path) as letters:
+        letters.write([SECOND])
+    assert letters_in(path) == [SECOND._asdict()]
+
+
+def test_a_run_without_rejects_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    path.write_text("earlier")
+    with DeadLetters(path) as letters:
+        letters.write([])
+    assert not path.exists()
+
+
+def test_a_device_is_not_removed() -> None:
+    with DeadLetters(Path("/dev/null")) as letters:
+        letters.write([])
+    assert Path("/dev/null").exists()
+
+
+def test_of_a_long_row_the_beginning_is_kept_and_the_reason_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    with DeadLetters(path) as letters:
+        letters.write([Reject("c", 1, "no id", "x" * 10_000), Reject("c", 2, "no id", "y" * 10_001)])
+    assert letters_in(path) == [
+        {"source": "c", "line": 1, "reason": "no id", "row": "x" * 10_000},
+        {"source": "c", "line": 2, "reason": "no id (row: its first 10,000 characters)", "row": "y" * 10_000},
+    ]
+
+
+def test_a_file_that_cannot_be_written_is_an_error_with_its_cure(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none" / "dead.jsonl"):
+        with DeadLetters(path) as letters, pytest.raises(InputError, match=r"cannot write rejected rows to .* Cure: "):
+            letters.write([])
+
+
+def test_a_full_disk_is_an_error_with_its_cure() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no device that is always full")
+    with (
+        pytest.raises(InputError, match=r"rejected rows to /dev/full: No space left on device\. Cure: free space"),
+        DeadLetters(Path("/dev/full")) as letters,
+    ):
+        letters.write([FIRST])
+
+
+def test_the_corpus_itself_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "docs.rejected.jsonl"
+    path.write_text("rows")
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(InputError, match="is to be read, and is the file that rejected rows are written to"):
+        DeadLetters(tmp_path / "link", "-", str(path))
+    assert path.read_text() == "rows"

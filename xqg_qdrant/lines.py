@@ -1,0 +1,97 @@
+"""Paths → lines of bytes: plain files, gzipped ones, standard input.
+
+Knows folders, gzip and how long a line may be. Memory is bounded by that, whatever a file holds: one that unpacks to
+terabytes, or has no line break, is read to its end. Knows nothing of what stands in a line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import IO, cast
+
+from xqg_qdrant.errors import InputError
+
+# A byte becomes at most six in JSON: a longer row might not fit into the 32 MiB of a request to a server.
+LONGEST_ROW = 4 * 2**20
+
+
+def existing_file(path: str | Path, in_folder: str) -> Path:
+    """Return the path of a file or, for a folder, of the file `in_folder` in it, gzipped or not."""
+    given = Path(path)
+    try:
+        if not given.is_dir():
+            if not given.exists():
+                raise InputError(f"{path}: there is no such file. Cure: check the path.")
+            return given
+        for file in (given / in_folder, given / f"{in_folder}.gz"):
+            if file.is_file():
+                return file
+    except (OSError, ValueError) as error:  # not allowed to look, too long a name, a NUL in it
+        raise InputError(f"{path}: cannot be looked at ({error}). Cure: check the path and its rights.") from error
+    raise InputError(f"{path}: the folder holds no {in_folder}. Cure: give the file itself.")
+
+
+def file_lines(path: str) -> Iterator[bytes]:
+    """Yield the lines of a file, gzipped or not, or of standard input (`-`), without a byte order mark.
+
+    A line of more than `LONGEST_ROW` bytes is skipped to its end; what comes of it tells `is_cut`.
+
+    Raises:
+        InputError: The file cannot be read, or not to its end.
+    """
+    with opened_file(path) as file:
+        first = file.readline(len(codecs.BOM_UTF8))
+        if first == codecs.BOM_UTF8:
+            first = b""
+        if not first.endswith(b"\n"):
+            first += file.readline(LONGEST_ROW + 1 - len(first))
+        others = iter(partial(file.readline, LONGEST_ROW + 1), b"")
+        for line in chain((first,) if first else (), others):
+            if len(line) > LONGEST_ROW and is_cut(line):
+                _skip_to_end_of_line(file)
+            yield line
+
+
+def is_cut(line: bytes) -> bool:
+    """Say whether this is but the beginning of a line that was too long."""
+    return len(line) > LONGEST_ROW and not line.endswith(b"\n")
+
+
+def _skip_to_end_of_line(file: IO[bytes]) -> None:
+    for part in iter(partial(file.readline, LONGEST_ROW), b""):
+        if part.endswith(b"\n"):
+            return
+
+
+@contextmanager
+def opened_file(path: str) -> Iterator[IO[bytes]]:
+    """Open a file, gzipped or not, or standard input (`-`), to read bytes.
+
+    Raises:
+        InputError: It cannot be opened, or what is read within the context cannot be read.
+    """
+    try:
+        if path == "-":
+            if sys.stdin is None:
+                raise InputError("standard input is closed. Cure: pipe the rows into the command, or name a file.")
+            yield sys.stdin.buffer
+            return
+        with open(path, "rb") as file:
+            if path.endswith(".gz"):
+                with gzip.open(file) as unzipped:
+                    yield cast("IO[bytes]", unzipped)
+            else:
+                yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: the gzip file is damaged ({error}). Cure: make it anew.") from error
+    except OSError as error:
+        cure = "Cure: check that it is still there, and its rights"
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}). {cure}.") from error
