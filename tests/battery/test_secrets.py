@@ -44,17 +44,16 @@ def make_key(chance: random.Random) -> str:
         return "".join(chance.choices(alphabet, k=length))
 
     letters = string.ascii_letters + string.digits
-    return chance.choice(
-        [
-            lambda: "sk-" + draw(letters + "-_", 40),
-            lambda: base64.b64encode(chance.randbytes(chance.randint(20, 48))).decode(),
-            lambda: ".".join(base64.urlsafe_b64encode(chance.randbytes(n)).decode().rstrip("=") for n in (27, 60, 32)),
-            lambda: "".join(f"%{chance.randrange(256):02X}{draw(letters + '+/%', 2)}" for _ in range(8)),
-            lambda: draw(VISIBLE, chance.randint(16, 60)),
-            lambda: draw("\\\"'&<>%+/=", 20) + draw(letters, 4),
-            lambda: draw(string.digits, 24),
-        ]
-    )()
+    makers: list[Callable[[], str]] = [
+        lambda: "sk-" + draw(letters + "-_", 40),
+        lambda: base64.b64encode(chance.randbytes(chance.randint(20, 48))).decode(),
+        lambda: ".".join(base64.urlsafe_b64encode(chance.randbytes(n)).decode().rstrip("=") for n in (27, 60, 32)),
+        lambda: "".join(f"%{chance.randrange(256):02X}{draw(letters + '+/%', 2)}" for _ in range(8)),
+        lambda: draw(VISIBLE, chance.randint(16, 60)),
+        lambda: draw("\\\"'&<>%+/=", 20) + draw(letters, 4),
+        lambda: draw(string.digits, 24),
+    ]
+    return chance.choice(makers)()
 
 
 def write_every_character(pattern: str) -> Callable[[str], str]:
