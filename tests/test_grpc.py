@@ -39,7 +39,7 @@ class GrpcQdrant:
         self.closing = threading.Event()
         self.hangs = False
         self.server = grpc.server(ThreadPoolExecutor(4))
-        services: dict[str, dict[str, tuple[Any, Any]]] = {
+        services: dict[str, dict[str, tuple[Callable[..., Any], Any]]] = {
             "qdrant.Qdrant": {"HealthCheck": (self.check_health, messages.HealthCheckRequest)},
             "qdrant.Collections": {"Get": (self.describe, messages.GetCollectionInfoRequest)},
             "qdrant.Points": {"Upsert": (self.upsert, messages.UpsertPoints)},
