@@ -161,7 +161,7 @@ def test_a_copy_that_is_run_again_writes_nothing(places: Places) -> None:
         {"content_hash": "other"},
         {"recipe": "other"},
         {"other_fields": {"tags": []}},
-        {"vectors": {"xqg": np.zeros(DIM, np.float32), "passage": np.ones(DIM, np.float32)}},
+        {"vectors": {"xqg": np.full(DIM, 2, np.float32), "passage": np.ones(DIM, np.float32)}},
     ],
     ids=["a float for an integer", "a number", "queries", "hash", "recipe", "others' fields", "vectors"],
 )
@@ -176,9 +176,9 @@ def test_whatever_of_a_point_differs_it_is_written_again(change: dict[str, Any],
 
 def test_a_zero_of_the_other_sign_is_a_difference(places: Places) -> None:
     source, target, [point] = places.open("memory"), places.open("edge"), make_points(1)
-    zeros = np.zeros(DIM, np.float32)
-    fill(source, [replace(point, vectors={"xqg": -zeros, "passage": zeros})])
-    fill(target, [replace(point, vectors={"xqg": zeros, "passage": zeros})])
+    vector = np.eye(1, DIM, dtype=np.float32)[0]
+    fill(source, [replace(point, vectors={"xqg": -vector, "passage": vector})])
+    fill(target, [replace(point, vectors={"xqg": 0 - vector, "passage": vector})])
     assert run_copy(source, target).written == 1
     assert np.signbit(next(target.scroll("docs")).vectors["xqg"]).all()
 
