@@ -46,12 +46,14 @@ def arm(module: str, function: str, when: str, call: int) -> itertools.count[int
     return passed
 
 
-def cut_upserts() -> None:
-    """Give an upsert several parts, each of which the process can end at."""
+def cut_writes() -> None:
+    """Give a small collection several writes, and an upsert several parts, each of which the process can end at."""
     import qdrant_edge as engine
 
+    from xqg_qdrant import copying, retune
     from xqg_qdrant.stores import edge
 
+    copying.BATCH = retune.CHUNK_SIZE = 8
     edge.UPSERT_BATCH = 5
     # The type itself cannot be changed.
     names = [name for name in dir(engine.UpdateOperation) if not name.startswith("_")]
@@ -63,7 +65,7 @@ def main(points: str, name: str, call: str, *arguments: str) -> None:
     """Run the command; see the module."""
     from xqg_qdrant.cli import main as xqg
 
-    cut_upserts()
+    cut_writes()
     passed = {
         known: arm(module, function, when, int(call) if known == name else 0)
         for known, (module, function, when) in json.loads(points).items()
