@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from xqg_qdrant.errors import MismatchError
-from xqg_qdrant.fingerprint import hash_content, hash_json, make_fingerprint, refuse_mismatch
+from xqg_qdrant.fingerprint import hash_content, hash_json, hash_recipe, make_fingerprint, refuse_mismatch
 from xqg_qdrant.records import Passage
 
 ENCODER = {"pooling": "mean", "sha256": "ab12"}
@@ -104,3 +104,23 @@ def test_a_search_compares_the_encoder_alone() -> None:
     refuse_mismatch("passages", {**STORED, "encoders.x": 1}, encoder, "encoder")
     with pytest.raises(MismatchError, match=r"encoder\.pooling: stored 'mean', now 'cls'"):
         refuse_mismatch("passages", STORED, {**encoder, "encoder.pooling": "cls"}, "encoder")
+
+
+def test_an_unfinished_retune_is_told_alone_with_what_it_changes_and_hides_no_search() -> None:
+    retuning = {**STORED, "retuning": {**STORED, "recipe.alpha": 0.3, "recipe.min_score": 0.5}}
+    for wanted in (STORED, retuning["retuning"], {**STORED, "recipe.alpha": 0.7, "encoder.pooling": "cls"}):
+        with pytest.raises(MismatchError) as caught:
+            refuse_mismatch("passages", retuning, wanted)  # type: ignore[arg-type]
+        assert str(caught.value).splitlines() == [
+            "collection 'passages' is being retuned:",
+            "  recipe.alpha: from 0.01 to 0.3",
+            "  recipe.min_score: from None to 0.5",
+            "Cure: wait for it, or if it was interrupted finish it: xqg retune --collection passages."
+            " Nothing was changed.",
+        ]
+    refuse_mismatch("passages", retuning, retuning)
+    refuse_mismatch("passages", retuning, {"encoder.pooling": "mean", "encoder.sha256": "ab12"}, "encoder")
+
+
+def test_the_hash_of_a_recipe_is_the_same_while_it_is_being_retuned() -> None:
+    assert hash_recipe({**STORED, "retuning": {"recipe.alpha": 0.3}}) == hash_recipe(STORED) == hash_json(STORED)

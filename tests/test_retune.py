@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -332,9 +334,24 @@ def test_a_retune_ends_when_somebody_begins_another_meanwhile(
     edge.write_fingerprint("docs", other.marked)
     with pytest.raises(MismatchError, match=r"is being retuned:\n  recipe\.alpha: from 0\.01 to 0\.4"):
         list(steps)
+    assert [stored.recipe for stored in edge.scroll_stored("docs")].count(hash_recipe(plan.after)) == 3
     # The points of the one are of no use to the other.
     with pytest.raises(MismatchError, match=r"made by another recipe than the collection\. Cure: delete it"):
         list(retune(edge, other, demo_encoder))
+
+
+def test_at_the_end_it_does_not_overwrite_what_another_retune_has_begun(
+    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+) -> None:
+    fill(edge, "docs", demo_encoder, demo_generator)
+    plan, other = (plan_retune(edge, "docs", demo_encoder, {"alpha": alpha}) for alpha in (0.3, 0.4))
+    steps, left = retune(edge, plan, demo_encoder), PASSAGES
+    while left:
+        left -= next(steps).passages
+    edge.write_fingerprint("docs", other.marked)
+    with pytest.raises(MismatchError, match="is being retuned"):
+        next(steps)
+    assert edge.read_fingerprint("docs") == other.marked
 
 
 def test_a_retune_that_another_process_finished_meanwhile_ends_well(
@@ -482,6 +499,7 @@ def test_an_unfinished_retune_is_told_by_the_status_and_finished_without_asking_
         "    recipe.alpha: from 0.01 to 0.3",
     ]
     assert "retuning" not in "".join(lines)
+    assert "another recipe" not in "".join(lines)
     told = json.loads(xqg("status", "--json").stdout)
     assert sorted(told["recipes"].values()) == sorted([3, PASSAGES - 3])
     assert told["fingerprint"]["retuning"]["recipe.alpha"] == 0.3
@@ -497,6 +515,27 @@ def test_an_unfinished_retune_is_told_by_the_status_and_finished_without_asking_
     assert "of them" not in xqg("status").stdout
     settings = ["--languages", "fi", "--alpha", 0.3, "--queries-per-language", 3, "--max-new-tokens", 8]
     again = xqg("ingest", "corpus.jsonl", *settings)
+    assert f"0 passages stored, {PASSAGES} unchanged" in again.stderr
+
+
+def test_ctrl_c_finishes_the_chunks_in_work_and_says_how_to_go_on(
+    ingested: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retune_module, "CHUNK_SIZE", 1)
+    work = retune_module._retune
+    with monkeypatch.context() as patch:
+
+        def interrupt(*arguments: Any, **settings: Any) -> Any:  # noqa: ANN401
+            os.kill(os.getpid(), signal.SIGINT)
+            return work(*arguments, **settings)
+
+        patch.setattr(retune_module, "_retune", interrupt)
+        result = xqg("retune", "--alpha", 0.3, "--threads", 1)
+    assert result.exit_code == 130
+    assert "Interrupted; finish it with: xqg retune --collection docs" in result.stderr
+    assert "of them are retuned" in xqg("status").stdout
+    assert xqg("retune").exit_code == 0
+    again = xqg("ingest", *ingested, "--queries-per-language", 3, "--alpha", 0.3)
     assert f"0 passages stored, {PASSAGES} unchanged" in again.stderr
 
 
