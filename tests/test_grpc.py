@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,14 +215,13 @@ def test_what_is_no_qdrant_never_gets_the_key(rest: RestQdrant, beside: GrpcQdra
 def test_a_neighbour_with_a_collection_of_the_same_name_gets_no_point(
     rest: RestQdrant, beside: GrpcQdrant, store: Store, metadata: dict[str, Any] | None
 ) -> None:
-    neighbour = RestQdrant()
-    params = models.VectorParams(size=DIM, distance=models.Distance.DOT)
-    neighbour.client.create_collection("passages", {"xqg": params, "passage": params}, metadata=metadata)
-    beside.rest = neighbour
-    store.upsert("passages", make_points(3))
-    assert count_upserts(rest, beside) == (1, 0)
-    assert neighbour.client.count("passages").count == 0
-    neighbour.close()
+    with closing(RestQdrant()) as neighbour:
+        params = models.VectorParams(size=DIM, distance=models.Distance.DOT)
+        neighbour.client.create_collection("passages", {"xqg": params, "passage": params}, metadata=metadata)
+        beside.rest = neighbour
+        store.upsert("passages", make_points(3))
+        assert count_upserts(rest, beside) == (1, 0)
+        assert neighbour.client.count("passages").count == 0
 
 
 @pytest.mark.parametrize("path", ["", "/prefix"])
@@ -247,17 +247,15 @@ def test_grpc_trusts_the_authority_that_rest_trusts_and_no_other(
     pem = (chain if trusted else other_chain).read_bytes()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain)
-    rest = RestQdrant(context)
-    beside = GrpcQdrant(rest, grpc.ssl_server_credentials([(pem, pem)]))
-    pair(rest, beside, monkeypatch)
+    credentials = grpc.ssl_server_credentials([(pem, pem)])
     monkeypatch.setenv("SSL_CERT_FILE", str(authority))
-    store = open_store(rest.url, KEY)
-    store.create_collection("passages", DIM, {"recipe.alpha": 0.01})
-    points = make_points(3)
-    store.upsert("passages", points)
-    assert count_upserts(rest, beside) == ((0, 1) if trusted else (1, 0))
-    assert trusted or beside.calls == []
-    assert_stored(store, points)
-    store.close()
-    beside.close()
-    rest.close()
+    with closing(RestQdrant(context)) as rest, closing(GrpcQdrant(rest, credentials)) as beside:
+        pair(rest, beside, monkeypatch)
+        store = open_store(rest.url, KEY)
+        store.create_collection("passages", DIM, {"recipe.alpha": 0.01})
+        points = make_points(3)
+        store.upsert("passages", points)
+        assert count_upserts(rest, beside) == ((0, 1) if trusted else (1, 0))
+        assert trusted or beside.calls == []
+        assert_stored(store, points)
+        store.close()

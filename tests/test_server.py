@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -150,14 +151,11 @@ def test_an_answer_of_another_kind_is_told_at_once(rest: RestQdrant, store: Stor
 
 
 def test_a_redirect_is_told_and_not_followed(rest: RestQdrant) -> None:
-    other = RestQdrant()
-    store = open_store(rest.url, "some-key")
-    rest.script = [lambda _: (308, {"Location": f"{other.url}/collections"}, b"")]
-    with pytest.raises(StoreError, match=rf"HTTP 308: it points to '{other.url}/collections'\. Cure: give --store"):
-        store.collections()
-    assert other.requests == []
-    store.close()
-    other.close()
+    with closing(RestQdrant()) as other, closing(open_store(rest.url, "some-key")) as store:
+        rest.script = [lambda _: (308, {"Location": f"{other.url}/collections"}, b"")]
+        with pytest.raises(StoreError, match=rf"HTTP 308: it points to '{other.url}/collections'\. Cure: give --store"):
+            store.collections()
+        assert other.requests == []
 
 
 class Clock:

@@ -11,6 +11,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, TypeAlias
@@ -131,14 +132,12 @@ def models_at_hand(demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Path, demo_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    rest = RestQdrant()
-    with pytest.MonkeyPatch.context() as patched:
+    with closing(RestQdrant()) as rest, pytest.MonkeyPatch.context() as patched:
         patched.chdir(tmp_path_factory.mktemp("undisturbed"))
         patched.setattr("xqg_qdrant.cli.ingest.load_encoder", lambda *_: demo_encoder)
         patched.setattr("xqg_qdrant.ingest.CHEAP_CHUNK_SIZE", 2)
         assert xqg_ingest(corpus, rest.url).exit_code == 0
-    stored, requests = read_stored(rest), len(rest.requests)
-    rest.close()
+        stored, requests = read_stored(rest), len(rest.requests)
     assert len(stored) == PASSAGES
     return Undisturbed(stored, requests - FEWER_REQUESTS)
 

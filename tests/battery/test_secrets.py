@@ -73,6 +73,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "for JSON": lambda key: json.dumps(key)[1:-1],
     "for JSON, twice": lambda key: json.dumps(json.dumps(key))[3:-3],
     "for JSON, all of it": write_every_character("\\u{:04x}"),
+    "for JSON, all of it twice": write_every_character("\\\\u{:04x}"),
     "for Python": lambda key: repr(key)[1:-1],
 }
 
