@@ -47,7 +47,8 @@ def fuse(
     length = np.linalg.norm(fused)
     if renormalise and length > 0:
         fused *= np.linalg.norm(passage.astype(np.float64)) / length
-    result: FloatArray = fused.astype(np.float32)
+    with np.errstate(over="ignore"):  # what becomes infinite is the caller's to refuse
+        result: FloatArray = fused.astype(np.float32)
     return result
 
 
