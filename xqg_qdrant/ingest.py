@@ -21,9 +21,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion, fuse, keep_relevant
+from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion, check_vectors, find_fault, fuse, keep_relevant
 from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.errors import InputError, MismatchError, ModelError, StoreError
+from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import (
     GIVEN,
     QUERIES_FIELD,
@@ -38,7 +38,6 @@ from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     XQG_VECTOR,
     AugmentedPassage,
-    FloatArray,
     Passage,
     QueriedPassage,
     Reject,
@@ -307,10 +306,10 @@ def _augment(
     passages = [row.passage for row, _ in chunk.missing]
     generations = _find_queries([row for row, _ in chunk.missing], generator, recipe)
     passage_texts = [f"{passage.title} {passage.text}".strip() for passage in passages]
-    plain = _checked(encoder.encode_passages(passage_texts), passage_texts, encoder.dim)
+    plain = check_vectors(encoder.encode_passages(passage_texts), len(passage_texts), encoder.dim)
     texts = [query.text for generation in generations for query in generation.queries]
     counts = [len(generation.queries) for generation in generations]
-    vectors = np.split(_checked(encoder.encode_queries(texts), texts, encoder.dim), np.cumsum(counts)[:-1])
+    vectors = np.split(check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim), np.cumsum(counts)[:-1])
 
     points, rejects, asked, kept, left_out = [], list(chunk.rejects), Counter[str](), Counter[str](), 0
     for (row, content_hash), generation, vector, queries in zip(
@@ -318,11 +317,11 @@ def _augment(
     ):
         asked.update(dict.fromkeys(recipe.languages, generation.asked))
         kept.update(query.language for query in generation.queries)
-        problem = _fault("a vector of the encoder", np.vstack([vector, queries]))
+        problem = find_fault("a vector of the encoder", np.vstack([vector, queries]))
         if not problem:
             relevant = keep_relevant(vector, queries, recipe.min_score)
             fused = fuse(vector, relevant, recipe.alpha, recipe.fusion, recipe.renormalise)
-            problem = _fault("the augmented vector", fused[None])
+            problem = find_fault("the augmented vector", fused[None])
         if problem:
             rejects.append(Reject(row.passage.passage_id, 0, problem, row.passage.text))
         else:
@@ -331,21 +330,6 @@ def _augment(
             points.append(AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash))
     bare = sum(not point.generated_queries for point in points)
     return _Augmented(points, Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out))
-
-
-def _checked(vectors: FloatArray, texts: Sequence[str], dim: int) -> FloatArray:
-    """Return what an encoder made of some texts, one vector for each: one too many would move to another passage."""
-    if vectors.shape != (len(texts), dim):
-        cure = "Cure: export it again with xqg export"
-        raise ModelError(f"the encoder made {vectors.shape} of {len(texts)} texts, not {(len(texts), dim)}. {cure}.")
-    return vectors
-
-
-def _fault(name: str, vectors: FloatArray) -> str:
-    """Say why one of these vectors, shape `(n, dim)`, cannot be stored; empty where all can."""
-    if not np.isfinite(vectors).all():
-        return f"{name} is not finite"
-    return "" if vectors.any(axis=1).all() else f"{name} is all zeros"
 
 
 def _find_queries(rows: Sequence[QueriedPassage], generator: Generator | None, recipe: Recipe) -> Sequence[Generation]:

@@ -6,6 +6,7 @@ The expectations are written by hand beside each kind. Knows nothing of how a co
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, NamedTuple
@@ -27,7 +28,9 @@ Kind = Callable[[str, Random], list[Line]]
 
 
 def as_json(**fields: Any) -> bytes:
-    return json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    """Write an object with its characters as they are; halves of pairs, which have no bytes, as escapes."""
+    written = json.dumps(fields, ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", written).encode()
 
 
 def stored(
@@ -222,7 +225,7 @@ KINDS: dict[str, Kind] = {
     "overlong bytes": rejected(b'{"id": "ID", "text": "\xc0\xaf\xe0\x80\xaf"}', "not UTF-8: byte 0xc0"),
     "surrogates as bytes": rejected(b'{"id": "ID", "text": "\xed\xa0\xbd\xed\xb8\x80"}', "not UTF-8: byte 0xed"),
     "beyond Unicode": rejected(b'{"id": "ID", "text": "\xf4\x90\x80\x80"}', "not UTF-8: byte 0xf4"),
-    "a line of UTF-16": rejected('{"id": "ID", "text": "é"}'.replace("ID", "x").encode("utf-16-be"), BAD_JSON),
+    "a line of UTF-16": rejected('{"id": "ID", "text": "a"}'.encode("utf-16-be"), BAD_JSON),
     "a mark amid the file": rejected('\ufeff{"id": "ID", "text": "a"}'.encode(), BAD_JSON),
     "raw NUL": rejected(b'{"id": "ID", "text": "a\x00b"}', BAD_JSON),
     "a line of NUL": rejected(b"\x00" * 100, BAD_JSON),

@@ -79,12 +79,12 @@ class OddEncoder:
         return {"sha256": "odd"}
 
     def encode_passages(self, texts: Sequence[str]) -> FloatArray:
-        return self._encode(texts, "passage")
+        return cast(FloatArray, self._encode(texts, "passage"))
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
-        return self._encode(texts, "query")
+        return cast(FloatArray, self._encode(texts, "query"))
 
-    def _encode(self, texts: Sequence[str], side: str) -> Any:  # noqa: ANN401
+    def _encode(self, texts: Sequence[str], side: str) -> Array:
         rows = [self._bad if side == self._side and "bad" in text else GOOD for text in texts]
         vectors = np.array(rows, dtype=np.float32).reshape(len(texts), DIM)
         return self._changed(vectors) if side == self._side else vectors
