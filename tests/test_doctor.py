@@ -220,7 +220,7 @@ def test_cuda_that_opens_a_model_but_runs_no_operator_is_a_failure(monkeypatch: 
 
 def test_a_line_holds_no_control_characters() -> None:
     check = Check("store", "failed", "a\x1b[2Jb\r\nc.", "try again.", 5, {"write": 0.0123})
-    assert format_check(check) == r"failed   store      a\u001b[2Jb\u000d\u000ac.; write 12 ms. Cure: try again."
+    assert format_check(check) == "failed   store      a\\u001b[2Jb\\u000d\\u000ac.; write 12 ms. Cure: try again."
     assert format_check(Check("python", "ok", "3.11")) == "ok       python     3.11"
 
 

@@ -219,7 +219,7 @@ def test_rejected_rows_are_handed_on_and_the_rest_is_stored(
 
 @pytest.mark.parametrize(
     ("value", "reason"),
-    [(np.inf, "the encoder gave a vector that is not finite"), (0.0, "the encoder gave a vector of zeros")],
+    [(np.inf, "a vector of the encoder is not finite"), (0.0, "a vector of the encoder is all zeros")],
 )
 def test_a_vector_that_cannot_be_found_rejects_its_passage_alone(
     store: Store,

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from xqg_qdrant.errors import InputError
+from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.records import FloatArray
 
 FUSIONS = ("sum", "mean")
@@ -47,7 +47,8 @@ def fuse(
     length = np.linalg.norm(fused)
     if renormalise and length > 0:
         fused *= np.linalg.norm(passage.astype(np.float64)) / length
-    result: FloatArray = fused.astype(np.float32)
+    with np.errstate(over="ignore"):  # what becomes infinite is the caller's to refuse
+        result: FloatArray = fused.astype(np.float32)
     return result
 
 
@@ -82,3 +83,22 @@ def check_fusion(alpha: float, fusion: str, min_score: float | None = None) -> N
         raise InputError(f"fusion must be one of {', '.join(FUSIONS)}, was: {fusion!r}")
     if min_score is not None and not math.isfinite(min_score):
         raise InputError(f"min_score must be a finite number, was: {min_score}")
+
+
+def check_vectors(vectors: FloatArray, texts: int, dim: int) -> FloatArray:
+    """Return what an encoder made of so many texts, one vector for each: one too many would move to another passage.
+
+    Raises:
+        ModelError: the array has another shape.
+    """
+    if vectors.shape != (texts, dim):
+        cure = "Cure: export it again with xqg export"
+        raise ModelError(f"the encoder made {vectors.shape} of {texts} texts, not {(texts, dim)}. {cure}.")
+    return vectors
+
+
+def find_fault(name: str, vectors: FloatArray) -> str:
+    """Say why one of these vectors, shape `(n, dim)`, cannot be stored; empty where all can."""
+    if not np.isfinite(vectors).all():
+        return f"{name} is not finite"
+    return "" if vectors.any(axis=1).all() else f"{name} is all zeros"

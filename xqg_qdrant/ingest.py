@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion, fuse, keep_relevant
+from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion, check_vectors, find_fault, fuse, keep_relevant
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import (
@@ -38,7 +38,6 @@ from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     XQG_VECTOR,
     AugmentedPassage,
-    FloatArray,
     Passage,
     QueriedPassage,
     Reject,
@@ -306,10 +305,11 @@ def _augment(
         return _Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}))
     passages = [row.passage for row, _ in chunk.missing]
     generations = _find_queries([row for row, _ in chunk.missing], generator, recipe)
-    plain = encoder.encode_passages([f"{passage.title} {passage.text}".strip() for passage in passages])
+    passage_texts = [f"{passage.title} {passage.text}".strip() for passage in passages]
+    plain = check_vectors(encoder.encode_passages(passage_texts), len(passage_texts), encoder.dim)
     texts = [query.text for generation in generations for query in generation.queries]
     counts = [len(generation.queries) for generation in generations]
-    vectors = np.split(encoder.encode_queries(texts), np.cumsum(counts)[:-1])
+    vectors = np.split(check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim), np.cumsum(counts)[:-1])
 
     points, rejects, asked, kept, left_out = [], list(chunk.rejects), Counter[str](), Counter[str](), 0
     for (row, content_hash), generation, vector, queries in zip(
@@ -317,9 +317,12 @@ def _augment(
     ):
         asked.update(dict.fromkeys(recipe.languages, generation.asked))
         kept.update(query.language for query in generation.queries)
-        relevant = keep_relevant(vector, queries, recipe.min_score)
-        fused = fuse(vector, relevant, recipe.alpha, recipe.fusion, recipe.renormalise)
-        if problem := _broken(vector, queries, fused):
+        problem = find_fault("a vector of the encoder", np.vstack([vector, queries]))
+        if not problem:
+            relevant = keep_relevant(vector, queries, recipe.min_score)
+            fused = fuse(vector, relevant, recipe.alpha, recipe.fusion, recipe.renormalise)
+            problem = find_fault("the augmented vector", fused[None])
+        if problem:
             rejects.append(Reject(row.passage.passage_id, 0, problem, row.passage.text))
         else:
             left_out += len(queries) - len(relevant)
@@ -327,17 +330,6 @@ def _augment(
             points.append(AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash))
     bare = sum(not point.generated_queries for point in points)
     return _Augmented(points, Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out))
-
-
-def _broken(plain: FloatArray, queries: FloatArray, fused: FloatArray) -> str:
-    """Say why a passage cannot be stored with these vectors; empty where it can."""
-    if not (np.isfinite(plain).all() and np.isfinite(queries).all()):
-        return "the encoder gave a vector that is not finite"
-    if not (plain.any() and queries.any(axis=1).all()):
-        return "the encoder gave a vector of zeros"
-    if not np.isfinite(fused).all():
-        return "the augmented vector is not finite"
-    return "" if fused.any() else "the augmented vector is all zeros"
 
 
 def _find_queries(rows: Sequence[QueriedPassage], generator: Generator | None, recipe: Recipe) -> Sequence[Generation]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xqg_qdrant.augment import check_fusion, fuse, keep_relevant
+from xqg_qdrant.augment import check_fusion, check_vectors, fuse, keep_relevant
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import (
@@ -238,7 +238,7 @@ def _retune(points: Sequence[AugmentedPassage], plan: Plan, encoder: Encoder) ->
     ]
     ends = np.cumsum([len(queries) for queries in kept])
     texts = [query.text for queries in kept for query in queries]
-    vectors = encoder.encode_queries(texts)
+    vectors = check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim)
     retuned, left_out = [], 0
     for point, queries, end in zip(points, kept, ends, strict=True):
         plain, own = point.vectors[PASSAGE_VECTOR], vectors[end - len(queries) : end]
