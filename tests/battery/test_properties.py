@@ -14,6 +14,7 @@ from contextlib import closing, suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,17 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from xqg_qdrant import copying
 from xqg_qdrant import ingest as ingest_module
+from xqg_qdrant import retune as retune_module
+from xqg_qdrant.copying import copy_collection
 from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.errors import StoreError
+from xqg_qdrant.errors import MismatchError, StoreError
+from xqg_qdrant.fingerprint import RETUNING_FIELD
 from xqg_qdrant.ingest import Recipe, ingest, make_recipe, read_recipe
 from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
 from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, QueriedPassage, Reject
+from xqg_qdrant.retune import plan_retune, retune
 from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.sync import compare, delete_left
 from xqg_qdrant.text_set import TextSet
@@ -128,6 +134,7 @@ class Life(RuleBasedStateMachine):
         self.stored: dict[str, tuple[str, tuple[str, ...]]] = {}
         self.recipe = make_recipe(None)
         self.exists = False
+        self.copies = 0
 
     def teardown(self) -> None:
         self.store.close()
@@ -211,6 +218,48 @@ class Life(RuleBasedStateMachine):
             for passage_id in gone:
                 self.stored.pop(passage_id, None)
 
+    @rule(change=st.fixed_dictionaries({}, optional={"alpha": alphas, "fusion": fusions, "renormalise": st.booleans()}))
+    def retune(self, change: dict[str, Any]) -> None:
+        if not self.exists or not change:
+            return
+        wanted = self.recipe._replace(**change)
+        plan = plan_retune(self.store, self.collection, encoder(), change)
+        assert plan.passages == (0 if wanted == self.recipe else len(self.stored))
+        list(retune(self.store, plan, encoder()))
+        self.recipe = wanted
+
+    @rule(alpha=st.sampled_from([0.2, 0.4]), written=st.integers(0, 2))
+    def retune_and_stop(self, alpha: float, written: int) -> None:
+        if not self.exists or self.recipe.alpha == alpha:
+            return
+        plan = plan_retune(self.store, self.collection, encoder(), {"alpha": alpha})
+        with closing(retune(self.store, plan, encoder())) as steps:
+            list(islice(steps, written))
+        self.reopen()
+        fingerprint = self.store.read_fingerprint(self.collection) or {}
+        if RETUNING_FIELD in fingerprint:
+            with pytest.raises(MismatchError, match="is being retuned"):
+                list(self.steps())
+            list(retune(self.store, plan_retune(self.store, self.collection, encoder(), {}), encoder()))
+            fingerprint = self.store.read_fingerprint(self.collection) or {}
+        self.recipe = self.recipe._replace(alpha=fingerprint["recipe.alpha"])
+        assert not written or self.recipe.alpha == alpha
+
+    @rule(fail=st.booleans())
+    def copy_and_move_there(self, fail: bool) -> None:
+        if not self.exists:
+            return
+        self.copies += 1
+        there = self.folder / f"store {self.copies}"
+        target = open_store(str(there))
+        if fail:
+            broken: Any = FailingStore(target, 1, after=True)
+            with suppress(StoreError):
+                list(copy_collection(self.store, self.collection, broken, self.collection, Event()))
+        list(copy_collection(self.store, self.collection, target, self.collection, Event()))
+        self.store.close()
+        self.store, self.place = target, there
+
     @rule()
     def reopen(self) -> None:
         self.store.close()
@@ -243,6 +292,8 @@ def test_a_collection_holds_what_a_dictionary_says(
     seed: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingest_module, "CHEAP_CHUNK_SIZE", 4)
+    monkeypatch.setattr(retune_module, "CHUNK_SIZE", 4)
+    monkeypatch.setattr(copying, "BATCH", 4)
     everything = request.config.getoption("--seeds") > 1
     once = settings(
         max_examples=RUNS_A_SEED if everything else 12,
