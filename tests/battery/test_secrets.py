@@ -292,8 +292,8 @@ def test_no_output_of_a_command_holds_the_key(
         key = make_key(chance)
         proxy.plan = {proxy.requests + chance.randrange(8): make_fault(key, chance)}
         result = xqg(key, *chance.choice(commands))
-        checked += result.exit_code == 5
-        assert result.exit_code in (0, 3, 4, 5), result.output
+        checked += result.exit_code in (2, 5)  # 2 where the answer is that there is no such collection
+        assert result.exit_code in (0, 2, 3, 4, 5), result.output
         assert_silent(result.output, key)
     assert_nothing_written_holds(key, tmp_path)
 
