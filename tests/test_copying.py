@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -475,3 +475,20 @@ def test_the_point_ids_of_a_copy_are_those_of_the_source(places: Places) -> None
     run_copy(source, target)
     records, _ = target._client.scroll("docs")  # type: ignore[attr-defined]
     assert {record.id for record in records} == {make_point_id(f"passage {index}") for index in range(3)}
+
+
+def test_a_server_indexes_a_copy_at_its_end(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = places.open("edge"), places.open("rest")
+    fill(source, make_points(20))
+    [server] = places._servers
+    thresholds = []
+    upsert = target.upsert
+
+    def watch(collection: str, points: Sequence[AugmentedPassage]) -> None:
+        thresholds.append(server.settings["docs"].indexing_threshold)
+        upsert(collection, points)
+
+    monkeypatch.setattr(target, "upsert", watch)
+    run_copy(source, target)
+    assert set(thresholds) == {0}
+    assert server.settings["docs"].indexing_threshold == 10_000

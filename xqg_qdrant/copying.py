@@ -86,16 +86,17 @@ def copy_collection(
             )
 
     checksum = _Checksum()
-    for batch in batched(source.scroll(collection), BATCH):
-        there = target.read_points(name, [point.passage.passage_id for point in batch])
-        missing = [point for point in batch if _differs(point, there.get(point.passage.passage_id))]
-        if missing:
-            target.upsert(name, missing)
-        for point in batch:
-            checksum.add(point)
-        yield Copying(read=len(batch), written=len(missing))
-        if stop.is_set():
-            return
+    with target.bulk_load(name, fast=True):
+        for batch in batched(source.scroll(collection), BATCH):
+            there = target.read_points(name, [point.passage.passage_id for point in batch])
+            missing = [point for point in batch if _differs(point, there.get(point.passage.passage_id))]
+            if missing:
+                target.upsert(name, missing)
+            for point in batch:
+                checksum.add(point)
+            yield Copying(read=len(batch), written=len(missing))
+            if stop.is_set():
+                return
     _check_source(source, collection, fingerprint, checksum.count)
     yield from _verify(source, collection, target, name, checksum, stop)
 

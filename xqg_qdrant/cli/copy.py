@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import click
 
 from xqg_qdrant.cli.group import main
-from xqg_qdrant.cli.options import DEFAULT_STORE, collection_option, opened_store
+from xqg_qdrant.cli.options import DEFAULT_STORE, collection_option, index_large, opened_store
 
 TARGET_KEY = "QDRANT_TARGET_API_KEY"
 
@@ -47,3 +47,4 @@ def copy(quiet: bool, /, collection: str, source_location: str, target_location:
             both = is_server(source_location) and is_server(target_location)
             target = opened.enter_context(opened_store(target_location, TARGET_KEY if both else "QDRANT_API_KEY"))
         run_copy(source, collection, target, name or collection, quiet)
+        index_large(target, name or collection, quiet)
