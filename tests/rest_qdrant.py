@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import ssl
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,7 +57,8 @@ class RestQdrant(ThreadingHTTPServer):
             # The handshake belongs to the thread of the connection: a client that breaks it off must not block others.
             self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.client = QdrantClient(":memory:")
-        self.settings: dict[str, Settings] = {}
+        # A collection may also be made behind our back, through `client`.
+        self.settings: defaultdict[str, Settings] = defaultdict(lambda: Settings(self.strict_mode))
         self.strict_mode: models.StrictModeConfigOutput | None = None  # of collections that are created
         self.version = "1.16.0"
         self.script: list[Script] = []
@@ -98,7 +100,7 @@ class RestQdrant(ThreadingHTTPServer):
         if (method, rest) == ("PUT", ""):
             vectors = TypeAdapter(dict[str, models.VectorParams]).validate_python(body["vectors"])
             created = client.create_collection(name, vectors, metadata=body.get("metadata"))
-            self.settings[name] = Settings(self.strict_mode)
+            self.settings.pop(name, None)
             return created
         if not client.collection_exists(name):
             raise LookupError(name)
@@ -118,6 +120,14 @@ class RestQdrant(ThreadingHTTPServer):
             schema = models.PayloadIndexInfo(data_type=body["field_schema"], points=0)
             self.settings[name].indexes[body["field_name"]] = schema
             return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
+        if (method, rest) == ("PUT", "points/vectors"):
+            return client.update_vectors(name, TypeAdapter(list[models.PointVectors]).validate_python(body["points"]))
+        if (method, rest.partition("/")[0]) == ("PUT", "vectors"):
+            config = models.DenseVectorNameConfig.model_validate(body)
+            return client.create_vector_name(name, rest.partition("/")[2], config)
+        if rest == "points/batch":
+            operations = TypeAdapter(list[models.UpdateOperation]).validate_python(body["operations"])
+            return client.batch_update_points(name, operations)
         if (method, rest) == ("PUT", "points"):
             return client.upsert(name, TypeAdapter(list[models.PointStruct]).validate_python(body["points"]))
         if rest == "points":
@@ -125,7 +135,10 @@ class RestQdrant(ThreadingHTTPServer):
         if rest == "points/count":
             return client.count(name, exact=body["exact"])
         if rest == "points/scroll":
-            options = {"with_payload": body["with_payload"], "with_vectors": body["with_vector"]}
+            payload = TypeAdapter(models.WithPayloadInterface).validate_python(body["with_payload"])
+            options = {"with_payload": payload, "with_vectors": body["with_vector"]}
+            if "filter" in body:
+                options["scroll_filter"] = models.Filter.model_validate(body["filter"])
             records, offset = client.scroll(name, limit=body["limit"], offset=body.get("offset"), **options)
             return {"points": TypeAdapter(Any).dump_python(records, mode="json"), "next_page_offset": offset}
         assert rest == "points/query/batch", path

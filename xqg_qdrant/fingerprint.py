@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from xqg_qdrant.errors import MismatchError
-from xqg_qdrant.records import GeneratedQuery, Passage
+from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout
 
 Fingerprint: TypeAlias = dict[str, Any]
 
@@ -22,7 +22,14 @@ GIVEN, GENERATED = "given", "generated"
 # While a retune is unfinished, the whole fingerprint that the collection is on its way to.
 RETUNING_FIELD = "retuning"
 
+# Of collections of other programs alone, to which `xqg augment` only adds.
+LAYOUT_PREFIX = "layout."
+FOREIGN, OWN, OTHER_FIELDS = "another program's", "xqg's own", "other fields"
+
 CURES = {
+    FOREIGN: "it belongs to another program: add to it with xqg augment, or ingest into a new collection",
+    OWN: "it is one of xqg's own: add to it with xqg ingest",
+    OTHER_FIELDS: "name the fields that it was augmented by (--text-field, --title-field, --id-field)",
     GIVEN: "give this corpus's queries too (--queries), or ingest into a new collection",
     GENERATED: "leave --queries out to generate queries here too, or ingest into a new collection",
     "encoder": "use the encoder that the collection was made with (--encoder), or ingest into a new collection",
@@ -38,6 +45,17 @@ def make_fingerprint(
     parts = {"encoder": encoder, "generator": generator or {}, "recipe": recipe}
     given = {QUERIES_FIELD: GIVEN} if generator is None else {}
     return given | {f"{part}.{name}": value for part, fields in parts.items() for name, value in fields.items()}
+
+
+def describe_layout(layout: PayloadLayout) -> Fingerprint:
+    """Return what tells a collection of another program: where in its payload the passages stand."""
+    return {LAYOUT_PREFIX + name: value for name, value in layout._asdict().items()}
+
+
+def read_layout(fingerprint: Mapping[str, Any]) -> PayloadLayout | None:
+    """Return where in the payload of another program's collection the passages stand, None for one of xqg's own."""
+    fields = {name: fingerprint.get(LAYOUT_PREFIX + name, "") for name in PayloadLayout._fields}
+    return PayloadLayout(**fields) if fields["text"] else None
 
 
 def hash_json(value: object) -> str:
@@ -71,9 +89,9 @@ def refuse_mismatch(
 ) -> None:
     """Raise for the first field in which two fingerprints differ.
 
-    With `part` (`"encoder"` for a search) only its fields are compared. Given queries against generated ones is named
-    alone: the settings of the generation, which one side does not have, would only hide it. So is an unfinished retune.
-    `cure` is said in the place of what cures a mismatch of the models or the recipe at hand.
+    With `part` (`"encoder"` for a search) only its fields are compared. Another layout, and given queries against
+    generated ones, are named alone: settings that one side does not have would only hide it. So is an unfinished
+    retune. `cure` is said in the place of what cures a mismatch of the models or the recipe at hand.
 
     Raises:
         MismatchError: names every field that differs, both values, and the cure.
@@ -88,11 +106,16 @@ def refuse_mismatch(
             + f"\nCure: wait for it, or if it was interrupted finish it: xqg retune --collection {collection}. "
             "Nothing was changed."
         )
-    if QUERIES_FIELD in differing:
+    if layouts := [name for name in differing if name.startswith(LAYOUT_PREFIX)]:
+        differing = layouts
+    elif QUERIES_FIELD in differing:
         differing = [QUERIES_FIELD]
         stored, wanted = ({QUERIES_FIELD: side.get(QUERIES_FIELD, GENERATED)} for side in (stored, wanted))
     lines = [f"  {name}: stored {stored.get(name)!r}, now {wanted.get(name)!r}" for name in differing]
     topic = stored[QUERIES_FIELD] if QUERIES_FIELD in differing else differing[0].split(".")[0]
+    if layouts:
+        topic = OTHER_FIELDS if read_layout(wanted) else FOREIGN
+        topic = topic if read_layout(stored) else OWN
     cure = cure or CURES.get(topic, "ingest into a new collection")
     raise MismatchError(
         f"collection {collection!r} was made differently:\n"

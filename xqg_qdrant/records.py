@@ -89,6 +89,17 @@ class StoredPassage(NamedTuple):
     recipe: str
 
 
+class PayloadLayout(NamedTuple):
+    """The fields of a payload that another program wrote, where a passage stands; `a.b` is the field b of a.
+
+    An empty one is not used; without `id` a passage is called what its point is.
+    """
+
+    text: str
+    title: str = ""
+    id: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class ScoredPassage:
     """A passage that a search found."""

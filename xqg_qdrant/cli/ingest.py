@@ -1,4 +1,4 @@
-"""`xqg ingest` and `xqg sync`: a corpus into a collection."""
+"""`xqg ingest`, `xqg sync` and `xqg augment`: passages into a collection."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from xqg_qdrant.cli.options import (
     dead_letters_option,
     device_option,
     encoder_option,
-    fusion_options,
     generator_option,
     id_field_option,
     index_large,
     load_encoder,
     load_generator,
     open_corpus,
+    opened_foreign_store,
     opened_store,
     quantisation_option,
     queries_option,
+    recipe_options,
     store_option,
     workers_option,
 )
@@ -42,19 +43,7 @@ if TYPE_CHECKING:
 @encoder_option
 @generator_option
 @queries_option
-@click.option("--languages", help="Languages to generate queries in, such as ar,ja,ru.  [default: all the generator's]")
-@click.option("--queries-per-language", type=int, help="Queries generated a language.  [default: 5]")
-@fusion_options
-@click.option("--top-k", type=int, help="Sample among the k most probable tokens; 1 is greedy.  [default: the model's]")
-@click.option("--temperature", type=float, help="Sampling temperature.  [default: the model's]")
-@click.option("--max-new-tokens", type=int, help="Longest query, in tokens.  [default: the model's]")
-@click.option(
-    "--vocabulary",
-    type=click.Choice(["full", "restricted"]),
-    help="Draw from all tokens, or from those that the language is written in, where the generator was exported with "
-    "--restrict-vocabulary.  [default: restricted, where it was]",
-)
-@click.option("--seed", type=int, help="Seed of the sampling.  [default: 0]")
+@recipe_options
 @id_field_option
 @dead_letters_option
 @quantisation_option
@@ -180,6 +169,61 @@ def sync(
             echo(f"{deleted} passages deleted")
         if totals.stored:
             index_large(store, collection, quiet)
+    _end(totals, letters)
+
+
+@main.command()
+@collection_option(required=True)
+@click.option("--text-field", required=True, help="Field of the payload that holds the text; a.b is the field b of a.")
+@click.option("--title-field", default="", help="Field of the payload that holds the title.  [default: no title]")
+@click.option("--id-field", default="", help="Field that names a passage in results.  [default: the id of its point]")
+@store_option
+@encoder_option
+@generator_option
+@recipe_options
+@dead_letters_option
+@device_option
+@workers_option
+@click.pass_obj
+def augment(
+    quiet: bool,
+    /,
+    collection: str,
+    text_field: str,
+    title_field: str,
+    id_field: str,
+    languages: str | None,
+    location: str,
+    encoder_folder: Path | None,
+    generator_folder: Path | None,
+    dead_letters: Path | None,
+    device: str,
+    threads: int,
+    **settings: Any,
+) -> None:
+    """Add augmented vectors and generated queries to a collection that another program made.
+
+    The passages are read from the points' own payload. Every field and every vector that is there stays as it is; the
+    vectors xqg and passage and the payload's field xqg come beside them. Run again, it goes on where it stopped, and
+    does points that are new or whose text changed. Points without a text that can be used are written to the
+    dead-letter file with their id and the reason; then the exit code is 3.
+    """
+    from xqg_qdrant.dead_letters import DeadLetters
+    from xqg_qdrant.ingest import make_recipe
+    from xqg_qdrant.languages import parse_languages
+    from xqg_qdrant.progress import run_ingest
+    from xqg_qdrant.records import PayloadLayout
+
+    layout = PayloadLayout(text_field, title_field, id_field)
+    with opened_foreign_store(location, layout) as store:
+        store.read_fingerprint(collection)  # what cannot be augmented is told before the models are opened
+        encoder = load_encoder(encoder_folder, device, 1)
+        generator = load_generator(generator_folder, device, 1)
+        named = parse_languages(languages, generator.languages) if languages is not None else ()
+        recipe = make_recipe(generator, named, **settings)
+        rows, total = store.read_passages(collection), store.count(collection)
+        letters = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"))
+        totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
     _end(totals, letters)
 
 

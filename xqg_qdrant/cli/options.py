@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from xqg_qdrant.evaluation.report import Report
     from xqg_qdrant.generator import Generator
     from xqg_qdrant.ingest import Row
+    from xqg_qdrant.records import PayloadLayout
     from xqg_qdrant.stores import Store
+    from xqg_qdrant.stores.foreign import ForeignStore
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -115,6 +117,32 @@ def fusion_options(command: F) -> F:
     return fusion(alpha(renormalise(min_score(command))))
 
 
+def recipe_options(command: F) -> F:
+    """Add the options of a recipe, by the names of its settings."""
+    options = (
+        click.option(
+            "--languages", help="Languages to generate queries in, such as ar,ja,ru.  [default: all the generator's]"
+        ),
+        click.option("--queries-per-language", type=int, help="Queries generated a language.  [default: 5]"),
+        fusion_options,
+        click.option(
+            "--top-k", type=int, help="Sample among the k most probable tokens; 1 is greedy.  [default: the model's]"
+        ),
+        click.option("--temperature", type=float, help="Sampling temperature.  [default: the model's]"),
+        click.option("--max-new-tokens", type=int, help="Longest query, in tokens.  [default: the model's]"),
+        click.option(
+            "--vocabulary",
+            type=click.Choice(["full", "restricted"]),
+            help="Draw from all tokens, or from those that the language is written in, where the generator was "
+            "exported with --restrict-vocabulary.  [default: restricted, where it was]",
+        ),
+        click.option("--seed", type=int, help="Seed of the sampling.  [default: 0]"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def quantisation_option(command: F) -> F:
     """Add --quantisation."""
     return click.option(
@@ -163,16 +191,30 @@ def echo_report(report: Report, as_json: bool) -> None:
 @contextmanager
 def opened_store(location: str, key_variable: str = "QDRANT_API_KEY") -> Iterator[Store]:
     """Open a store and close it again; its key comes from the environment."""
-    from xqg_qdrant.stores import open_store, sends_key_in_clear
+    from xqg_qdrant.stores import open_store
 
     api_key = os.environ.get(key_variable)
-    store = open_store(location, api_key)
-    if sends_key_in_clear(location, api_key) and not click.get_current_context().obj:
-        echo(f"Warning: the API key travels unencrypted to {store.location}; use https where you can.", err=True)
-    try:
+    with closing(open_store(location, api_key)) as store:
+        _warn_of_clear_key(store, api_key)
         yield store
-    finally:
-        store.close()
+
+
+@contextmanager
+def opened_foreign_store(location: str, layout: PayloadLayout) -> Iterator[ForeignStore]:
+    """Open a store for collections of other programs and close it again; its key comes from the environment."""
+    from xqg_qdrant.stores import open_foreign_store
+
+    api_key = os.environ.get("QDRANT_API_KEY")
+    with closing(open_foreign_store(location, api_key, layout)) as store:
+        _warn_of_clear_key(store, api_key)
+        yield store
+
+
+def _warn_of_clear_key(store: Store, api_key: str | None) -> None:
+    from xqg_qdrant.stores import sends_key_in_clear
+
+    if sends_key_in_clear(store.location, api_key) and not click.get_current_context().obj:
+        echo(f"Warning: the API key travels unencrypted to {store.location}; use https where you can.", err=True)
 
 
 def load_encoder(folder: Path | None, device: str, threads: int) -> Encoder:

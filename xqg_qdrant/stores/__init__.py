@@ -8,12 +8,25 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.records import PayloadLayout
 from xqg_qdrant.stores.protocol import Store
 
-__all__ = ["Store", "find_directory", "is_same_place", "is_server", "open_store", "sends_key_in_clear"]
+if TYPE_CHECKING:
+    from xqg_qdrant.stores.foreign import ForeignStore
+
+__all__ = [
+    "Store",
+    "find_directory",
+    "is_same_place",
+    "is_server",
+    "open_foreign_store",
+    "open_store",
+    "sends_key_in_clear",
+]
 
 DEFAULT_PORT = 6333
 EDGE, LOCAL = "edge:", "local:"
@@ -68,6 +81,25 @@ def sends_key_in_clear(location: str, api_key: str | None) -> bool:
         return not ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host != "localhost"
+
+
+def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout) -> ForeignStore:
+    """Open the store at a location for collections that another program made.
+
+    Raises:
+        InputError: the location has none of the forms, or is that of an embedded store, or no field holds the text.
+        StoreError: the directory of `local:` cannot be opened.
+    """
+    if not layout.text:
+        raise InputError("the field that holds the text has no name. Cure: name it with --text-field.")
+    if find_directory(location) is not None and not location.startswith(LOCAL):
+        raise InputError(
+            f"the store {location!r} is embedded: only on a server and in local:DIR xqg adds to collections of others. "
+            "Cure: name one of these (--store), or write the passages to a file and use xqg ingest."
+        )
+    from xqg_qdrant.stores.foreign import ForeignStore
+
+    return ForeignStore(location, api_key, layout)
 
 
 def is_server(location: str) -> bool:

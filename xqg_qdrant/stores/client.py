@@ -9,16 +9,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qdrant_client import QdrantClient, models
 
 from xqg_qdrant.errors import MismatchError, StoreError
-from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
+from xqg_qdrant.fingerprint import read_layout
+from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, FloatArray, PayloadLayout, ScoredPassage, StoredPassage
 from xqg_qdrant.stores import limits
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.api_key import check_key, check_url
+from xqg_qdrant.stores.foreign_points import read_foreign_hit
 from xqg_qdrant.stores.grpc_upserts import GRPC_PORT, GrpcUpserts, read_authorities
 from xqg_qdrant.stores.limits import fit
 from xqg_qdrant.stores.protocol import Indexing
@@ -44,6 +47,7 @@ class ClientStore:
             check_url(location)
         self._wire = Wire(location, self._api_key, remote=self._remote)
         self._dims: dict[str, int] = {}
+        self._layouts: dict[str, PayloadLayout | None] = {}
         self._strict: dict[str, models.StrictModeConfigOutput] = {}
         failed: Exception | None = None
         try:
@@ -137,7 +141,7 @@ class ClientStore:
         self, collection: str, vectors: FloatArray, vector_name: str, limit: int, exact: bool = False
     ) -> list[list[ScoredPassage]]:
         """Return for each query vector the `limit` best passages, best first."""
-        layout.check_search(vectors, self._read_dim(collection), vector_name, limit)
+        layout.check_search(vectors, self._read_dim(collection, also_foreign=True), vector_name, limit)
         strict = self._strict[collection]
         limits.check_search(f"collection {collection!r} in {self.location}", strict, limit, exact)
         oversampling = min(layout.OVERSAMPLING, strict.search_max_oversampling or layout.OVERSAMPLING)
@@ -163,9 +167,10 @@ class ClientStore:
             )
             return [answer.points for answer in answers]
 
-        return layout.search_in_batches(
-            fetch, vectors, limit, fit(SEARCH_BATCH, strict.search_max_batchsize, strict.read_rate_limit)
-        )
+        theirs = self._layouts[collection]
+        read = partial(read_foreign_hit, layout=theirs) if theirs else layout.read_hit
+        size = fit(SEARCH_BATCH, strict.search_max_batchsize, strict.read_rate_limit)
+        return layout.search_in_batches(fetch, vectors, limit, size, read)
 
     def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
         """Return each of these passages that is stored, with its vectors."""
@@ -188,11 +193,13 @@ class ClientStore:
 
     def scroll(self, collection: str) -> Iterator[AugmentedPassage]:
         """Yield every point with its vectors, a few at a time."""
+        self._read_dim(collection)
         for record in self._scroll(collection, SCROLL_BATCH, True, list(layout.VECTOR_NAMES)):
             yield layout.read_point(record.payload or {}, record.vector)
 
     def scroll_stored(self, collection: str) -> Iterator[StoredPassage]:
         """Yield what made each point, a few at a time."""
+        self._read_dim(collection)
         for record in self._scroll(collection, READ_BATCH, list(StoredPassage._fields), False):
             yield layout.read_stored_passage(record.payload or {})
 
@@ -223,7 +230,7 @@ class ClientStore:
 
     def count(self, collection: str) -> int:
         """Return the exact number of points."""
-        self._read_dim(collection)
+        self._read_dim(collection, also_foreign=True)
         if self._strict[collection].search_allow_exact is False:  # forbids exact counts as well
             return sum(1 for _ in self._scroll(collection, READ_BATCH, False, False))
         action = f"count collection {collection!r}"
@@ -270,9 +277,9 @@ class ClientStore:
             raise StoreError(f"{self.location} took a change of {collection!r} but did not apply it. {cure}.")
 
     def _scroll(
-        self, collection: str, limit: int, payload: bool | list[str], vectors: bool | list[str]
+        self, collection: str, limit: int, payload: models.WithPayloadInterface, vectors: bool | list[str]
     ) -> Iterator[models.Record]:
-        self._read_dim(collection)
+        self._read_dim(collection, also_foreign=True)
         limit = fit(limit, self._strict[collection].max_query_limit)
         offset = None
         while True:
@@ -336,14 +343,28 @@ class ClientStore:
             f"collection {collection!r} in {self.location} was not created by xqg. {cure}. Nothing was changed."
         )
 
-    def _read_dim(self, collection: str) -> int:
-        """Return the length of a collection's vectors, asking for it once; makes sure that the collection is ours."""
+    def _read_dim(self, collection: str, also_foreign: bool = False) -> int:
+        """Return the length of a collection's vectors, asking for it once.
+
+        Makes sure that the collection is ours, or, where `also_foreign`, that at least the vectors are.
+        """
         if collection not in self._dims:
-            info = self._read_info(collection)
-            if info is None:
-                known = self._wire.hide(", ".join(self.collections())) or "none"
-                cure = "Cure: check the name, or ingest first"
-                raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}. {cure}.")
-            self._dims[collection] = self._read_ours(collection, info)[1]
+            info = self._require_info(collection)
+            fingerprint, self._dims[collection] = self._read_ours(collection, info)
+            self._layouts[collection] = read_layout(fingerprint)
             self._strict[collection] = limits.read_strict_mode(info)
+        if self._layouts[collection] and not also_foreign:
+            cure = "Cure: use the program that it belongs to, or ingest its passages into a collection of xqg's own"
+            raise MismatchError(
+                f"collection {collection!r} in {self.location} belongs to another program; xqg only searches it and "
+                f"adds to it, with query, evaluate and augment. {cure}. Nothing was changed."
+            )
         return self._dims[collection]
+
+    def _require_info(self, collection: str) -> models.CollectionInfo:
+        info = self._read_info(collection)
+        if info is None:
+            known = self._wire.hide(", ".join(self.collections())) or "none"
+            cure = "Cure: check the name, or ingest first"
+            raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}. {cure}.")
+        return info

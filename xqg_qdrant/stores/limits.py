@@ -74,9 +74,9 @@ def check_search(where: str, strict: models.StrictModeConfigOutput, limit: int, 
 
 
 def split_points(
-    points: Mapping[str, tuple[AugmentedPassage, dict[str, Any]]], dim: int, strict: models.StrictModeConfigOutput
+    points: Mapping[Any, tuple[AugmentedPassage, dict[str, Any]]], dim: int, strict: models.StrictModeConfigOutput
 ) -> Iterator[list[models.PointStruct]]:
-    """Yield the points in lists that are short and small enough for one request."""
+    """Yield the points, given by their ids, in lists that are short and small enough for one request."""
     length = fit(UPSERT_BATCH, strict.upsert_max_batchsize, strict.write_rate_limit)
     batch: list[models.PointStruct] = []
     filled = 0

@@ -66,7 +66,8 @@ class RawHit(Protocol):
         """Return the payload."""
 
 
-Fetch: TypeAlias = Callable[[Sequence[FloatArray], int], Sequence[Sequence[RawHit]]]
+H = TypeVar("H", bound=RawHit)
+Fetch: TypeAlias = Callable[[Sequence[FloatArray], int], Sequence[Sequence[H]]]
 
 
 def make_point_id(passage_id: str) -> str:
@@ -286,7 +287,9 @@ def read_hit(hit: RawHit) -> ScoredPassage:
     return ScoredPassage(passage, hit.score, queries)
 
 
-def search_in_batches(fetch: Fetch, vectors: FloatArray, limit: int, batch_size: int) -> list[list[ScoredPassage]]:
+def search_in_batches(
+    fetch: Fetch[H], vectors: FloatArray, limit: int, batch_size: int, read: Callable[[H], ScoredPassage] = read_hit
+) -> list[list[ScoredPassage]]:
     """Return the `limit` best hits of each query, equal scores ordered by passage id, also across the limit.
 
     Args:
@@ -294,6 +297,7 @@ def search_in_batches(fetch: Fetch, vectors: FloatArray, limit: int, batch_size:
         vectors: the queries, shape `(n, dim)`.
         limit: how many hits are wanted for each query.
         batch_size: how many queries are asked at once.
+        read: makes a record of a hit.
     """
     found = []
     for queries in batched(vectors, batch_size):
@@ -305,6 +309,6 @@ def search_in_batches(fetch: Fetch, vectors: FloatArray, limit: int, batch_size:
                 [hits] = fetch([query], asked)
             # Of the others the payloads are not worth reading.
             lowest = hits[limit - 1].score if len(hits) >= limit else -math.inf
-            best = [read_hit(hit) for hit in hits if hit.score >= lowest]
+            best = [read(hit) for hit in hits if hit.score >= lowest]
             found.append(sorted(best, key=lambda hit: (-hit.score, hit.passage.passage_id))[:limit])
     return found
