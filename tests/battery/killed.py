@@ -50,10 +50,12 @@ def cut_writes() -> None:
     """Give a small collection several writes, and an upsert several parts, each of which the process can end at."""
     import qdrant_edge as engine
 
-    from xqg_qdrant import copying, retune
+    from xqg_qdrant import copying, retune, workers
     from xqg_qdrant.stores import edge
 
     copying.BATCH = retune.CHUNK_SIZE = 8
+    # Then no two chunks are written at once, however busy the machine is: as often as a point was passed it is again.
+    workers.ITEMS_IN_FLIGHT = 1
     edge.UPSERT_BATCH = 5
     # The type itself cannot be changed.
     names = [name for name in dir(engine.UpdateOperation) if not name.startswith("_")]
