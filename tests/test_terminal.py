@@ -7,10 +7,12 @@ import sys
 import unicodedata
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from xqg_qdrant.cli import main
+from xqg_qdrant.cli.group import Group
 from xqg_qdrant.printing import format_hits, hits_to_json
 from xqg_qdrant.records import GeneratedQuery, Passage, ScoredPassage
 from xqg_qdrant.search import Hit
@@ -57,6 +59,22 @@ def test_a_hit_cannot_look_like_two_or_steer_the_terminal() -> None:
     hit = Hit(ScoredPassage(passage, 0.5), GeneratedQuery(f"fi{CLEAR}\n", f"query{CLEAR}\n"))
     assert visible(format_hits([hit])).count("\n") == 2
     assert json.loads(visible(hits_to_json(CLEAR, "xqg", [hit])))["hits"][0]["title"] == passage.title
+
+
+def test_an_error_of_click_cannot_steer_the_terminal() -> None:
+    @click.group(cls=Group)
+    def group() -> None:
+        """Nothing."""
+
+    @group.command()
+    def fail() -> None:
+        """Refuse the arguments."""
+        raise click.UsageError(f"no {CLEAR}")
+
+    result = CliRunner().invoke(group, ["fail"])
+    assert result.exit_code == 2
+    # The first sequence is one of those that click itself drops.
+    assert result.stderr.endswith("Error: no \\u001b]0;title\\u0007\\u009b31m\\u007f\\u202e\n")
 
 
 @pytest.mark.parametrize(
