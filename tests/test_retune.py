@@ -41,7 +41,7 @@ CHANGES: list[dict[str, Any]] = [
     {"min_score": 1000.0, "fusion": "mean"},
     {"languages": ("ru", "fi")},
     {"queries_per_language": 1},
-    {"languages": ("ja",), "queries_per_language": 2, "alpha": 1.0, "renormalise": True, "min_score": MIN_SCORE},
+    {"languages": ("ja",), "queries_per_language": 2, "alpha": 0.9, "renormalise": True, "min_score": MIN_SCORE},
 ]
 GIVEN_CHANGES = [changes for changes in CHANGES if not {"languages", "queries_per_language"} & set(changes)]
 
@@ -402,6 +402,7 @@ def test_a_passage_whose_payload_was_edited_is_left_for_the_next_ingest(
         ({"temperature": 2.0}, "temperature of 'docs' cannot be retuned: stored 0.6, wanted 2.0"),
         ({"queries_per_language": 0}, "queries_per_language must be at least 1, was: 0"),
         ({"alpha": 1.5}, "alpha must be between 0 and 1 (inclusive), was: 1.5"),
+        ({"alpha": 1.0}, "alpha 1 with sum leaves nothing of a passage of 'docs' that has no query. Cure: "),
         ({"fusion": "max"}, "fusion must be one of sum, mean, was: 'max'"),
         ({"min_score": float("nan")}, "min_score must be a finite number, was: nan"),
         ({}, "no retune of 'docs' is unfinished, and no setting is given. Cure: name what to change"),
