@@ -78,6 +78,7 @@ def test_sync_brings_a_collection_to_what_a_fresh_ingest_gives_without_its_setti
     done = xqg("sync", "corpus.jsonl", "--collection", "docs")
     assert (done.exit_code, done.stdout) == (0, counts + "\n")
     assert "4 passages stored, 1 unchanged" in done.stderr
+    assert "%|" not in done.stderr  # no progress bar for what takes less than two seconds
     assert read_all("docs").keys() == {passage_id(number) for number in range(7)}
 
     deleted = xqg("sync", "corpus.jsonl", "--collection", "docs", "--delete")

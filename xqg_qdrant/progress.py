@@ -70,7 +70,7 @@ def run_ingest(
                 letters.write(progress.rejects)
                 bar.update(progress.rows)
                 queries = (totals.asked or totals.kept).total()
-                bar.set_postfix_str(f"{queries / (time.perf_counter() - start):.0f} queries/s")
+                bar.set_postfix_str(f"{queries / (time.perf_counter() - start):.0f} queries/s", refresh=False)
             letters.write(())
     finally:
         # Also where an error ends it: what came before that is stored or rejected.
