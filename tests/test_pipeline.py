@@ -291,6 +291,17 @@ def test_an_ingest_ends_when_somebody_changes_the_recipe_meanwhile() -> None:
     assert len(store.writes) == 1
 
 
+def test_a_change_of_the_recipe_during_the_last_write_is_told() -> None:
+    store = FakeStore()
+
+    def retune() -> None:
+        store._fingerprint = {**(store._fingerprint or {}), "recipe.alpha": 0.5}
+
+    store._before_upsert = retune
+    with pytest.raises(MismatchError, match=r"recipe\.alpha: stored 0\.5, now 0\.01"):
+        list(run(passages(1), store, FakeGenerator()))
+
+
 def test_an_ingest_ends_when_somebody_deletes_the_collection_meanwhile() -> None:
     store = FakeStore()
 

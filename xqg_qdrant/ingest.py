@@ -247,6 +247,8 @@ def ingest(
                 _check_unchanged(store, collection, fingerprint)
                 store.upsert(collection, points)
             yield from (augmented.progress for augmented in done)
+    # What was written last may have met a retune that had just begun.
+    _check_unchanged(store, collection, fingerprint)
     if damage:
         raise damage[0]
 
