@@ -50,6 +50,7 @@ class RestQdrant(ThreadingHTTPServer):
     """The few endpoints that we use, over a socket, answered by the client's in-memory emulation."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), RestHandler)

@@ -41,7 +41,10 @@ class Exchange:
     def read_body(self) -> None:
         length = int(self._headers().get("content-length", 0))
         while len(self.body) < length:
-            self.body += self.connection.recv(65536)
+            received = self.connection.recv(65536)
+            if not received:
+                raise ConnectionError("the client has hung up")
+            self.body += received
 
     def forward(self) -> tuple[int, str, bytes]:
         """Let the server do what was asked, and return what it answers."""
@@ -78,6 +81,7 @@ class FaultyProxy(socketserver.ThreadingTCPServer):
 
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 128
 
     def __init__(self, upstream: str, seed: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

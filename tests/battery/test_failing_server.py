@@ -205,12 +205,13 @@ def test_an_ingest_that_gives_up_says_so_and_ends_rightly_when_it_is_run_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("xqg_qdrant.stores.wire.PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr("xqg_qdrant.stores.wire.FIRST_PATIENCE_SECONDS", 0.1)
     first = random.Random(f"outage {kind} {seed}").randrange(undisturbed.requests)
     proxy.plan = dict.fromkeys(range(first, 10_000), KINDS[kind])
     started = time.monotonic()
-    result = xqg_ingest(corpus, proxy.url)
+    with monkeypatch.context() as impatient:
+        impatient.setattr("xqg_qdrant.stores.wire.PATIENCE_SECONDS", 0.1)
+        impatient.setattr("xqg_qdrant.stores.wire.FIRST_PATIENCE_SECONDS", 0.1)
+        result = xqg_ingest(corpus, proxy.url)
     assert time.monotonic() - started < 10
     assert result.exit_code == 5, result.output
     assert f" in {proxy.url}: " in result.stderr
