@@ -83,7 +83,7 @@ class RestQdrant(ThreadingHTTPServer):
 
     def describe(self, name: str) -> models.CollectionInfo:
         info = self.client.get_collection(name)
-        settings = self.settings.get(name) or Settings(None)
+        settings = self.settings[name]
         info.config.strict_mode_config = settings.strict_mode
         info.config.optimizer_config.indexing_threshold = settings.indexing_threshold
         info.config.optimizer_config.prevent_unoptimized = settings.prevent_unoptimized
