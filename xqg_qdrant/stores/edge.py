@@ -26,10 +26,10 @@ from xqg_qdrant.stores.edge_index import build_index
 from xqg_qdrant.stores.protocol import Indexing
 from xqg_qdrant.stores.sidecar import (
     SIDECAR,
-    describe_holder,
-    forget_holder,
-    note_holder,
+    hold,
+    in_use,
     read_sidecar,
+    release,
     sync_directory,
     write_sidecar,
 )
@@ -54,6 +54,7 @@ class EdgeStore:
         self._directory = Path(directory).expanduser()
         self.location = f"edge:{self._directory}"
         self._shards: dict[str, tuple[engine.EdgeShard, int]] = {}
+        self._locks: dict[str, int] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -198,6 +199,7 @@ class EdgeStore:
             self._path(collection).rename(removed)
             sync_directory(self._directory)
             shutil.rmtree(removed)
+            release(self._locks.pop(collection))
 
     def count(self, collection: str) -> int:
         """Return the exact number of points."""
@@ -229,9 +231,9 @@ class EdgeStore:
         with self._lock, self._wrapped("close the store"):
             self._closed = True
             while self._shards:
-                collection, (shard, _) = self._shards.popitem()
-                forget_holder(self._path(collection))
-                shard.close()
+                self._shards.popitem()[1][0].close()
+            while self._locks:
+                release(self._locks.popitem()[1])
 
     def _scroll(
         self, collection: str, limit: int, payload: bool | list[str], vectors: bool | list[str]
@@ -276,6 +278,8 @@ class EdgeStore:
                     raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}. {cure}.")
                 path = self._path(collection)
                 with self._wrapped(f"open collection {collection!r}"):
+                    if collection not in self._locks:
+                        self._locks[collection] = hold(path)
                     self._shards[collection] = (_load(path), sidecar[0])
                 # What a killed child left of an index; the lock is ours, so nobody is at it.
                 shutil.rmtree(path / ENGINE_SCRATCH, ignore_errors=True)
@@ -283,7 +287,6 @@ class EdgeStore:
 
     def _release(self, collection: str) -> None:
         with self._lock, self._wrapped(f"close collection {collection!r}"):
-            forget_holder(self._path(collection))
             self._shards.pop(collection)[0].close()
 
     def _check_space(self) -> None:
@@ -338,16 +341,11 @@ class _Hit(NamedTuple):
 
 def _load(path: Path) -> engine.EdgeShard:
     try:
-        shard = engine.EdgeShard.load(str(path))
+        return engine.EdgeShard.load(str(path))
     except Exception as error:
-        if "WouldBlock" not in str(error):
-            raise
-        cure = "Cure: wait for it or end it, or use a Qdrant server, which many can share"
-        raise StoreError(
-            f"collection {path.name!r} in edge:{path.parent} is in use by {describe_holder(path)}. {cure}."
-        ) from error
-    note_holder(path)
-    return shard
+        if "WouldBlock" in str(error):
+            raise in_use(path) from error
+        raise
 
 
 def _make_config(dim: int, quantised: bool = False) -> engine.EdgeConfig:

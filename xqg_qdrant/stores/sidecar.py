@@ -1,7 +1,7 @@
 """What lies beside the engine's files of an embedded collection: its fingerprint, and a note of who holds it.
 
     collection.json   dim and fingerprint; replaced whole or not at all
-    holder.json       the process that has the collection open; only for a message, the lock is the engine's
+    holder.json       locked by the process that has the collection open, which it names
 
 Knows files and JSON. Knows nothing of the engine.
 """
@@ -19,6 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from xqg_qdrant.errors import StoreError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where the engine's own lock has to do
+    fcntl = None  # type: ignore[assignment]
 
 SIDECAR = "collection.json"
 UNFINISHED_SIDECAR = "collection.json.unfinished"
@@ -59,18 +64,40 @@ def sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
-def note_holder(path: Path) -> None:
-    """Write down that this process has the collection open; where that fails the message is shorter."""
+def hold(path: Path) -> int:
+    """Lock the collection in a directory for this process, and note who has it; return the lock, for `release`.
+
+    The engine's own lock comes too late: it has opened, and may have changed, every segment by then.
+
+    Raises:
+        StoreError: somebody else holds it.
+    """
+    lock = os.open(path / HOLDER, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise in_use(path) from error
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
     note = {"pid": os.getpid(), "host": socket.gethostname(), "command": command, "since": time.time()}
     with suppress(OSError):
-        (path / HOLDER).write_text(json.dumps(note), encoding="utf-8")
+        os.truncate(lock, 0)
+        os.write(lock, json.dumps(note).encode())
+    return lock
 
 
-def forget_holder(path: Path) -> None:
-    """Remove the note of this process."""
+def release(lock: int) -> None:
+    """Let others have the collection; the file stays, as another process may be about to lock it."""
     with suppress(OSError):
-        (path / HOLDER).unlink()
+        os.truncate(lock, 0)
+    os.close(lock)
+
+
+def in_use(path: Path) -> StoreError:
+    """Return what to raise where somebody else holds a collection."""
+    cure = "Cure: wait for it or end it, or use a Qdrant server, which many can share"
+    return StoreError(f"collection {path.name!r} in edge:{path.parent} is in use by {describe_holder(path)}. {cure}.")
 
 
 def describe_holder(path: Path) -> str:
