@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_recipe
-from xqg_qdrant.records import StoredPassage
 from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
 
@@ -79,9 +78,5 @@ def read_status(store: Store, collection: str) -> Iterator[Status]:
     recipes = Counter[str]()
     yield Status(store.location, collection, fingerprint, recipes)
     for batch in batched(store.scroll_stored(collection), BATCH):
-        recipes.update(map(_recipe_of, batch))
+        recipes.update(stored.recipe for stored in batch)
         yield Status(store.location, collection, fingerprint, recipes)
-
-
-def _recipe_of(stored: StoredPassage) -> str:
-    return stored.recipe

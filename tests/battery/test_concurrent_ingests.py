@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from rest_qdrant import RestQdrant
+from test_kill_9 import read_points
 
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.stores import Store, open_store
@@ -60,18 +61,9 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
-def read_points(location: str) -> dict[str, Any]:
+def read_all(location: str) -> dict[str, Any]:
     with opened(location) as store:
-        points = {
-            point.passage.passage_id: (
-                point.passage,
-                point.generated_queries,
-                point.content_hash,
-                point.recipe,
-                {name: vector.tobytes() for name, vector in point.vectors.items()},
-            )
-            for point in store.scroll("docs")
-        }
+        points = read_points(store, "docs")
         assert store.count("docs") == len(points)
     return points
 
@@ -100,7 +92,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[float, dict[str, 
         folder = tmp_path_factory.mktemp("alone")
         code, said = end(start(write_corpus(folder), f"edge:{folder / 'data'}", 0, 0, "--alpha", str(alpha)))
         assert code == OK, said
-        states[alpha] = read_points(f"edge:{folder / 'data'}")
+        states[alpha] = read_all(f"edge:{folder / 'data'}")
     return states
 
 
@@ -122,7 +114,7 @@ def test_ingests_of_one_recipe_end_in_one_state_or_say_who_holds_the_collection(
                 assert code == IN_USE, said
                 assert "in use by " in said, said
                 assert "Cure: " in said, said
-        assert read_points(location) == expected[0.1]
+        assert read_all(location) == expected[0.1]
 
 
 @pytest.mark.parametrize("kind", ["edge", "rest"])
@@ -144,4 +136,4 @@ def test_ingests_of_two_recipes_end_in_one_of_them(
                 assert code in ((MISMATCH,) if kind == "rest" else (MISMATCH, IN_USE)), said
                 assert "Cure: " in said, said
         assert OK in [code for asked, (code, _) in zip(alphas, ends, strict=True) if asked == alpha], ends
-        assert read_points(location) == expected[alpha]
+        assert read_all(location) == expected[alpha]

@@ -22,7 +22,7 @@ import pytest
 
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.records import AugmentedPassage, Passage
-from xqg_qdrant.stores import open_store
+from xqg_qdrant.stores import Store, open_store
 
 KILLED = Path(__file__).with_name("killed.py")
 FEW_QUERIES = ["--languages", "fi,ru", "--queries-per-language", "1", "--max-new-tokens", "4"]
@@ -158,23 +158,27 @@ def run_xqg(folder: Path, arguments: tuple[str, ...], point: str = "", call: int
     return done.returncode, done.stderr
 
 
+def read_points(store: Store, collection: str) -> dict[str, Any]:
+    """Return everything that a collection holds, its vectors as their bits."""
+    return {
+        point.passage.passage_id: (
+            point.passage,
+            point.generated_queries,
+            point.content_hash,
+            point.recipe,
+            {vector: values.tobytes() for vector, values in point.vectors.items()},
+        )
+        for point in store.scroll(collection)
+    }
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """Return everything that a command has left in its folder."""
     state: dict[str, Any] = {}
     for place in ("xqg_data", "copied"):
         store = open_store(str(folder / place))
         for name in store.collections():
-            points = {
-                point.passage.passage_id: (
-                    point.passage,
-                    point.generated_queries,
-                    point.content_hash,
-                    point.recipe,
-                    {vector: values.tobytes() for vector, values in point.vectors.items()},
-                )
-                for point in store.scroll(name)
-            }
-            state[f"{place}/{name}"] = (store.read_fingerprint(name), store.count(name), points)
+            state[f"{place}/{name}"] = (store.read_fingerprint(name), store.count(name), read_points(store, name))
         store.close()
     for file in (*folder.glob("*.rejected.jsonl"), *folder.glob("exported/*")):
         state[file.name] = file.read_bytes()
