@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rest_qdrant import RestQdrant
 from writing import Write, writer
 
 from xqg_qdrant.encoder import Encoder
@@ -26,6 +28,13 @@ def demo_generator() -> Generator:
 def write(tmp_path: Path) -> Write:
     """A function that writes a file into the folder of the test and returns its path."""
     return writer(tmp_path)
+
+
+@pytest.fixture
+def rest() -> Iterator[RestQdrant]:
+    server = RestQdrant()
+    yield server
+    server.close()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,6 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("QDRANT_URL", "QDRANT_API_KEY", "XQG_STORE"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def rest() -> Iterator[RestQdrant]:
-    server = RestQdrant()
-    yield server
-    server.close()
 
 
 def run_doctor(*arguments: object) -> Result:

@@ -88,13 +88,6 @@ class GrpcQdrant:
         return messages.PointsOperationResponse(result=RestToGrpc.convert_update_result(result))
 
 
-@pytest.fixture
-def rest() -> Iterator[RestQdrant]:
-    server = RestQdrant()
-    yield server
-    server.close()
-
-
 def pair(rest: RestQdrant, beside: GrpcQdrant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the ports of the two those that Qdrant comes with."""
     monkeypatch.setattr(grpc_upserts, "REST_PORT", rest.server_address[1])

@@ -45,13 +45,6 @@ FINGERPRINT = {"recipe.alpha": 0.01}
 
 
 @pytest.fixture
-def rest() -> Iterator[RestQdrant]:
-    server = RestQdrant()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def store(rest: RestQdrant, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr(wire_module, "FIRST_DELAY_SECONDS", 0.01)
     opened = open_store(rest.url)

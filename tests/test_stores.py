@@ -122,13 +122,6 @@ def lasting_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pl
     place.close()
 
 
-@pytest.fixture
-def rest() -> Iterator[RestQdrant]:
-    server = RestQdrant()
-    yield server
-    server.close()
-
-
 def make_point(passage_id: str, xqg: npt.ArrayLike, **changes: Json) -> AugmentedPassage:
     vector = np.asarray(xqg, dtype=np.float32)
     passage = Passage(passage_id, f"text of {passage_id}", "title", {"year": 1984})

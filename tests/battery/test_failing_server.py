@@ -99,13 +99,6 @@ def time_limit() -> Iterator[None]:
 
 
 @pytest.fixture
-def rest() -> Iterator[RestQdrant]:
-    server = RestQdrant()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def proxy(rest: RestQdrant, seed: int) -> Iterator[FaultyProxy]:
     server = FaultyProxy(rest.url, seed)
     yield server

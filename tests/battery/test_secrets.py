@@ -146,13 +146,6 @@ def key(seed: int) -> str:
 
 
 @pytest.fixture
-def rest() -> Iterator[RestQdrant]:
-    server = RestQdrant()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def proxy(rest: RestQdrant, seed: int) -> Iterator[FaultyProxy]:
     server = FaultyProxy(rest.url, seed)
     yield server
