@@ -237,7 +237,7 @@ def test_help_is_printed_without_anything_heavy() -> None:
 
 
 def test_inference_and_ingest_import_nothing_of_the_export() -> None:
-    rooms = ("encoder", "generator", "ingest", "search", "cli", "stores", "corpus", "evaluation.report")
+    rooms = ("encoder", "generator", "ingest", "search", "cli", "stores", "corpus", "evaluation.comparison")
     loaded = modules_after("import " + ", ".join(f"xqg_qdrant.{name}" for name in rooms))
     assert loaded & {"torch", "transformers", "onnx", "huggingface_hub"} == set()
 

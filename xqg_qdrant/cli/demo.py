@@ -41,7 +41,7 @@ def demo(quiet: bool, location: str, collection: str, as_json: bool, device: str
     """Ingest the demo corpus with the shipped models, search it, and measure what the augmentation gave."""
     from xqg_qdrant.dead_letters import DeadLetters
     from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_qrels, read_demo_queries
-    from xqg_qdrant.evaluation.report import evaluate_runs
+    from xqg_qdrant.evaluation.comparison import evaluate_runs
     from xqg_qdrant.ingest import make_recipe
     from xqg_qdrant.progress import run_ingest, search_all
 

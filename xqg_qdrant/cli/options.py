@@ -15,7 +15,7 @@ from xqg_qdrant.terminal import ask, echo
 
 if TYPE_CHECKING:
     from xqg_qdrant.encoder import Encoder
-    from xqg_qdrant.evaluation.report import Report
+    from xqg_qdrant.evaluation.comparison import Report
     from xqg_qdrant.generator import Generator
     from xqg_qdrant.ingest import Row
     from xqg_qdrant.records import PayloadLayout
@@ -183,7 +183,7 @@ def echo_report(report: Report, as_json: bool) -> None:
     """Print a report."""
     import json
 
-    from xqg_qdrant.evaluation.report import format_table
+    from xqg_qdrant.evaluation.comparison import format_table
 
     echo(json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else format_table(report), nl=as_json)
 

@@ -10,15 +10,15 @@ from shared_data import shared_file
 from xqg_qdrant.corpus import read_passages
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import official
-from xqg_qdrant.evaluation.files import Prediction, read_qrels
-from xqg_qdrant.evaluation.measures import per_query_values
-from xqg_qdrant.evaluation.report import (
+from xqg_qdrant.evaluation.comparison import (
     Difference,
     evaluate_runs,
     format_table,
     predictions_of_run,
     report_predictions,
 )
+from xqg_qdrant.evaluation.files import Prediction, read_qrels
+from xqg_qdrant.evaluation.measures import per_query_values
 from xqg_qdrant.evaluation.significance import paired_randomisation_test
 from xqg_qdrant.questions import read_queries
 from xqg_qdrant.records import Passage, Qrel, Query, ScoredPassage

@@ -1,0 +1,116 @@
+"""`xqg evaluate`: how good the results for a set of questions are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from xqg_qdrant.cli.group import main
+from xqg_qdrant.cli.options import (
+    EVALUATION_DEPTH,
+    collection_option,
+    device_options,
+    echo_report,
+    encoder_option,
+    load_encoder,
+    opened_store,
+    store_option,
+)
+
+if TYPE_CHECKING:
+    from xqg_qdrant.evaluation.official import WordRules
+
+
+@main.command()
+@collection_option()
+@click.option("--questions", type=click.Path(path_type=Path), help="Questions, or a BEIR folder that holds them.")
+@click.option("--qrels", type=click.Path(path_type=Path), help="Judgements.  [default: those of a BEIR folder]")
+@click.option("--predictions", type=click.Path(path_type=Path), help="Score this prediction file instead.")
+@click.option("--gold", type=click.Path(path_type=Path), help="Questions with answers, for --predictions.")
+@store_option
+@encoder_option
+@click.option(
+    "--vector",
+    type=click.Choice(["both", "xqg", "passage"]),
+    default="both",
+    show_default=True,
+    help="Compare augmented vectors with plain ones, or measure one of them.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=EVALUATION_DEPTH,
+    show_default=True,
+    help="Passages for each question.",
+)
+@click.option(
+    "--word-rules",
+    type=click.Choice(["installed", "published"]),
+    default="installed",
+    show_default=True,
+    help="Words of R@kt: as the installed NLTK splits them, or as NLTK did up to 3.9.2, to compare with the paper.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@click.option(
+    "--write-run", type=click.Path(path_type=Path), help="Write the TREC run (of xqg, where both are searched)."
+)
+@click.option("--write-predictions", type=click.Path(path_type=Path), help="Write the run in XOR-Retrieve's format.")
+@device_options
+@click.pass_obj
+def evaluate(
+    quiet: bool,
+    collection: str | None,
+    questions: Path | None,
+    qrels: Path | None,
+    predictions: Path | None,
+    gold: Path | None,
+    location: str,
+    encoder_folder: Path | None,
+    vector: str,
+    limit: int,
+    word_rules: WordRules,
+    as_json: bool,
+    write_run: Path | None,
+    write_predictions: Path | None,
+    device: str,
+    threads: int,
+) -> None:
+    """Measure retrieval: R@2kt and R@5kt where there are answers, recall, MRR and nDCG where there are judgements.
+
+    Either search a --collection with --questions, or score a file of --predictions against its --gold questions
+    exactly as the official XOR-Retrieve script does.
+    """
+    from xqg_qdrant.evaluation import files
+    from xqg_qdrant.evaluation.comparison import evaluate_runs, predictions_of_run, report_predictions
+    from xqg_qdrant.progress import search_all
+    from xqg_qdrant.questions import read_queries
+    from xqg_qdrant.search import check_collection
+
+    if (predictions is None) != (gold is None) or (predictions is None) == (collection is None):
+        raise click.UsageError("Give --collection and --questions, or --predictions and --gold.")
+    if predictions is not None and gold is not None:
+        echo_report(report_predictions(files.read_predictions(predictions), read_queries(gold), word_rules), as_json)
+        return
+    if questions is None or collection is None:
+        raise click.UsageError("Missing option '--questions'.")
+    queries = read_queries(questions)
+    if qrels is None and questions.is_dir() and (questions / "qrels" / "test.tsv").is_file():
+        qrels = questions
+    judgements = files.read_qrels(qrels) if qrels else []
+    with opened_store(location) as store:
+        encoder = load_encoder(encoder_folder, device, threads)
+        check_collection(store, collection, encoder)
+        names = ["passage", "xqg"] if vector == "both" else [vector]
+        runs = search_all(store, collection, encoder, queries, limit, names, quiet)
+    report = evaluate_runs(
+        queries, judgements, runs, recall_at=[k for k in (1, 5, 10, 20, 100) if k <= limit], rules=word_rules
+    )
+    written = runs[names[-1]]
+    if write_run:
+        scored = {name: [(hit.passage.passage_id, hit.score) for hit in hits] for name, hits in written.items()}
+        files.write_run(write_run, scored)
+    if write_predictions:
+        files.write_predictions(write_predictions, predictions_of_run(queries, written))
+    echo_report(report, as_json)
