@@ -21,6 +21,7 @@ from xqg_qdrant.cli.options import (
 
 if TYPE_CHECKING:
     from xqg_qdrant.evaluation.official import WordRules
+    from xqg_qdrant.evaluation.significance import TestName
 
 
 @main.command()
@@ -52,6 +53,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Words of R@kt: as the installed NLTK splits them, or as NLTK did up to 3.9.2, to compare with the paper.",
 )
+@click.option(
+    "--test",
+    type=click.Choice(["randomisation", "t", "mcnemar"]),
+    default="randomisation",
+    show_default=True,
+    help="Paired test of a difference: randomisation, Student's t as in the paper, or McNemar's for hits and misses.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 @click.option(
     "--write-run", type=click.Path(path_type=Path), help="Write the TREC run (of xqg, where both are searched)."
@@ -71,6 +79,7 @@ def evaluate(
     vector: str,
     limit: int,
     word_rules: WordRules,
+    test: TestName,
     as_json: bool,
     write_run: Path | None,
     write_predictions: Path | None,
@@ -91,7 +100,8 @@ def evaluate(
     if (predictions is None) != (gold is None) or (predictions is None) == (collection is None):
         raise click.UsageError("Give --collection and --questions, or --predictions and --gold.")
     if predictions is not None and gold is not None:
-        echo_report(report_predictions(files.read_predictions(predictions), read_queries(gold), word_rules), as_json)
+        predicted = {"predictions": files.read_predictions(predictions)}
+        echo_report(report_predictions(predicted, read_queries(gold), word_rules), as_json)
         return
     if questions is None or collection is None:
         raise click.UsageError("Missing option '--questions'.")
@@ -105,7 +115,12 @@ def evaluate(
         names = ["passage", "xqg"] if vector == "both" else [vector]
         runs = search_all(store, collection, encoder, queries, limit, names, quiet)
     report = evaluate_runs(
-        queries, judgements, runs, recall_at=[k for k in (1, 5, 10, 20, 100) if k <= limit], rules=word_rules
+        queries,
+        judgements,
+        runs,
+        recall_at=[k for k in (1, 5, 10, 20, 100) if k <= limit],
+        rules=word_rules,
+        test=test,
     )
     written = runs[names[-1]]
     if write_run:

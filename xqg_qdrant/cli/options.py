@@ -183,7 +183,7 @@ def echo_report(report: Report, as_json: bool) -> None:
     """Print a report."""
     import json
 
-    from xqg_qdrant.evaluation.comparison import format_table
+    from xqg_qdrant.evaluation.table import format_table
 
     echo(json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else format_table(report), nl=as_json)
 
