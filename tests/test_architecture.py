@@ -58,9 +58,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "retune": {"augment", "encoder", "fingerprint", "ingest", "search", "status", "stores", "workers"},
     "indexing": {"stores"},
     "copying": {"fingerprint", "status", "stores"},
-    "evaluation": {"lines"},
+    "aside": set(),
+    "evaluation": {"aside", "lines"},
     "demo": {"corpus", "evaluation", "questions"},
     "export": {
+        "aside",
         "demo",
         "encoder",
         "generator",

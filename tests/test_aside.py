@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from xqg_qdrant import aside
+from xqg_qdrant.aside import LEFTOVER_SECONDS, built_aside
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.export import aside
-from xqg_qdrant.export.aside import LEFTOVER_SECONDS, built_aside
 
 # A child that writes two files and kills itself with -9 at its nth system call of these kinds.
 CHILD = """

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.fingerprint import refuse_mismatch
-from xqg_qdrant.records import GeneratedQuery, ScoredPassage
+from xqg_qdrant.records import FloatArray, GeneratedQuery, ScoredPassage
 from xqg_qdrant.status import read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Store
 
@@ -45,11 +45,13 @@ def search(
 def answer(store: Store, collection: str, encoder: Encoder, question: str, limit: int, vector_name: str) -> list[Hit]:
     """Return the `limit` best passages, each with the generated query whose vector is nearest to the question's."""
     vector = encoder.encode_queries([question])
-    [found] = store.search(collection, vector, vector_name, limit)
+    found = store.search(collection, vector, vector_name, limit)[0]
+    return [Hit(*pair) for pair in zip(found, match_queries(encoder, vector[0], found), strict=True)]
+
+
+def match_queries(encoder: Encoder, vector: FloatArray, found: Sequence[ScoredPassage]) -> list[GeneratedQuery | None]:
+    """Return for each passage found its generated query nearest to the question's vector, shape `(dim,)`."""
     # All at once, and each text once: passages on the same subject share queries.
     texts = list({query.text: None for scored in found for query in scored.generated_queries})
-    nearness = dict(zip(texts, encoder.encode_queries(texts) @ vector[0], strict=True)) if texts else {}
-    return [
-        Hit(scored, max(scored.generated_queries, key=lambda query: nearness[query.text], default=None))
-        for scored in found
-    ]
+    nearness = dict(zip(texts, encoder.encode_queries(texts) @ vector, strict=True)) if texts else {}
+    return [max(scored.generated_queries, key=lambda query: nearness[query.text], default=None) for scored in found]

@@ -13,9 +13,11 @@ from xqg_qdrant.cli.options import (
     collection_option,
     device_options,
     echo_report,
+    given_command,
     load_encoder,
     load_generator,
     opened_store,
+    save_option,
     store_option,
 )
 from xqg_qdrant.terminal import echo
@@ -35,20 +37,27 @@ DEMO_LANGUAGES_SHOWN = ("fi", "ja", "ru")
 @store_option
 @collection_option(default=DEMO_COLLECTION, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@save_option
 @device_options
 @click.pass_obj
-def demo(quiet: bool, location: str, collection: str, as_json: bool, device: str, threads: int) -> None:
+def demo(
+    quiet: bool, location: str, collection: str, as_json: bool, save: Path | None, device: str, threads: int
+) -> None:
     """Ingest the demo corpus with the shipped models, search it, and measure what the augmentation gave."""
     from xqg_qdrant.dead_letters import DeadLetters
     from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_qrels, read_demo_queries
     from xqg_qdrant.evaluation.comparison import evaluate_runs
+    from xqg_qdrant.evaluation.results import check_folder, describe_file, make_manifest, save_evaluation
     from xqg_qdrant.ingest import make_recipe
     from xqg_qdrant.progress import run_ingest, search_all
+    from xqg_qdrant.search import match_queries
 
     def tell(message: str) -> None:
         echo(message, err=as_json)
 
-    passages, queries = read_demo_passages(), read_demo_queries()
+    passages, queries, qrels = read_demo_passages(), read_demo_queries(), read_demo_qrels()
+    if save:
+        check_folder(save)
     with opened_store(location) as store:
         encoder, generator = load_encoder(None, device, 1), load_generator(None, device, 1)
         recipe = make_recipe(generator, **DEMO_RECIPE)
@@ -58,12 +67,39 @@ def demo(quiet: bool, location: str, collection: str, as_json: bool, device: str
             f"({recipe.fusion} fusion, alpha {recipe.alpha}, renormalised)."
         )
         letters = DeadLetters(Path(f"{collection}.rejected.jsonl"))
-        run_ingest(passages, len(passages), store, collection, encoder, generator, recipe, threads, letters, quiet)
+        totals = run_ingest(
+            passages, len(passages), store, collection, encoder, generator, recipe, threads, letters, quiet
+        )
         tell("")
         for language in DEMO_LANGUAGES_SHOWN:
             tell(_show_question(store, collection, encoder, next(q for q in queries if q.language == language)))
         runs = search_all(store, collection, encoder, queries, EVALUATION_DEPTH, ["passage", "xqg"], quiet)
-    report = evaluate_runs(queries, read_demo_qrels(), runs, recall_at=(1, 10))
+        fingerprint, place = store.read_fingerprint(collection), store.location
+    report = evaluate_runs(queries, qrels, runs, recall_at=(1, 10))
+    if save:
+        manifest = make_manifest(
+            "evaluation",
+            given_command(),
+            {
+                "questions": describe_file(DEMO_FOLDER / "queries.jsonl", len(queries)),
+                "qrels": describe_file(DEMO_FOLDER / "qrels" / "test.tsv", len(qrels)),
+            },
+            {"limit": EVALUATION_DEPTH, "word_rules": "installed", "test": "randomisation"},
+            collection=collection,
+            store=place,
+            fingerprint=fingerprint,
+            device=encoder.device,
+            yields={lang: {"asked": asked, "kept": totals.kept[lang]} for lang, asked in totals.asked.items()},
+        )
+        save_evaluation(
+            save,
+            manifest,
+            queries,
+            qrels,
+            report,
+            runs,
+            lambda question, found: match_queries(encoder, encoder.encode_queries([question])[0], found),
+        )
     tell(
         f"{len(queries)} questions in {len(report.questions)} languages, plain vectors (passage) and augmented (xqg):\n"
     )

@@ -14,13 +14,17 @@ from xqg_qdrant.cli.options import (
     device_options,
     echo_report,
     encoder_option,
+    given_command,
     load_encoder,
     opened_store,
+    save_option,
     store_option,
+    test_option,
 )
 
 if TYPE_CHECKING:
     from xqg_qdrant.evaluation.official import WordRules
+    from xqg_qdrant.evaluation.significance import TestName
 
 
 @main.command()
@@ -52,11 +56,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Words of R@kt: as the installed NLTK splits them, or as NLTK did up to 3.9.2, to compare with the paper.",
 )
+@test_option
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 @click.option(
     "--write-run", type=click.Path(path_type=Path), help="Write the TREC run (of xqg, where both are searched)."
 )
 @click.option("--write-predictions", type=click.Path(path_type=Path), help="Write the run in XOR-Retrieve's format.")
+@save_option
 @device_options
 @click.pass_obj
 def evaluate(
@@ -71,9 +77,11 @@ def evaluate(
     vector: str,
     limit: int,
     word_rules: WordRules,
+    test: TestName,
     as_json: bool,
     write_run: Path | None,
     write_predictions: Path | None,
+    save: Path | None,
     device: str,
     threads: int,
 ) -> None:
@@ -84,14 +92,17 @@ def evaluate(
     """
     from xqg_qdrant.evaluation import files
     from xqg_qdrant.evaluation.comparison import evaluate_runs, predictions_of_run, report_predictions
+    from xqg_qdrant.evaluation.results import check_folder, describe_file, make_manifest, save_evaluation
+    from xqg_qdrant.lines import existing_file
     from xqg_qdrant.progress import search_all
     from xqg_qdrant.questions import read_queries
-    from xqg_qdrant.search import check_collection
+    from xqg_qdrant.search import check_collection, match_queries
 
     if (predictions is None) != (gold is None) or (predictions is None) == (collection is None):
         raise click.UsageError("Give --collection and --questions, or --predictions and --gold.")
     if predictions is not None and gold is not None:
-        echo_report(report_predictions(files.read_predictions(predictions), read_queries(gold), word_rules), as_json)
+        predicted = {"predictions": files.read_predictions(predictions)}
+        echo_report(report_predictions(predicted, read_queries(gold), word_rules), as_json)
         return
     if questions is None or collection is None:
         raise click.UsageError("Missing option '--questions'.")
@@ -99,13 +110,21 @@ def evaluate(
     if qrels is None and questions.is_dir() and (questions / "qrels" / "test.tsv").is_file():
         qrels = questions
     judgements = files.read_qrels(qrels) if qrels else []
+    if save:
+        check_folder(save)
     with opened_store(location) as store:
         encoder = load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
         names = ["passage", "xqg"] if vector == "both" else [vector]
         runs = search_all(store, collection, encoder, queries, limit, names, quiet)
+        fingerprint, place = store.read_fingerprint(collection), store.location
     report = evaluate_runs(
-        queries, judgements, runs, recall_at=[k for k in (1, 5, 10, 20, 100) if k <= limit], rules=word_rules
+        queries,
+        judgements,
+        runs,
+        recall_at=[k for k in (1, 5, 10, 20, 100) if k <= limit],
+        rules=word_rules,
+        test=test,
     )
     written = runs[names[-1]]
     if write_run:
@@ -113,4 +132,27 @@ def evaluate(
         files.write_run(write_run, scored)
     if write_predictions:
         files.write_predictions(write_predictions, predictions_of_run(queries, written))
+    if save:
+        data = {"questions": describe_file(existing_file(questions, "queries.jsonl"), len(queries))}
+        if qrels:
+            data["qrels"] = describe_file(existing_file(qrels, "qrels/test.tsv"), len(judgements))
+        manifest = make_manifest(
+            "evaluation",
+            given_command(),
+            data,
+            {"limit": limit, "word_rules": word_rules, "test": test},
+            collection=collection,
+            store=place,
+            fingerprint=fingerprint,
+            device=encoder.device,
+        )
+        save_evaluation(
+            save,
+            manifest,
+            queries,
+            judgements,
+            report,
+            runs,
+            lambda question, found: match_queries(encoder, encoder.encode_queries([question])[0], found),
+        )
     echo_report(report, as_json)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from xqg_qdrant.terminal import ask, echo
 
@@ -179,11 +180,52 @@ def workers_option(command: F) -> F:
     )(command)
 
 
+def test_option(command: F) -> F:
+    """Add --test."""
+    return click.option(
+        "--test",
+        type=click.Choice(["randomisation", "t", "mcnemar"]),
+        default="randomisation",
+        show_default=True,
+        help="Paired test of a difference: randomisation, Student's t as in the paper, or McNemar's for hits and "
+        "misses.",
+    )(command)
+
+
+def save_option(command: F) -> F:
+    """Add --save."""
+    return click.option(
+        "--save",
+        type=click.Path(path_type=Path),
+        metavar="FOLDER",
+        help="Keep the figures, the runs and what made them in this folder, for xqg compare and xqg report.",
+    )(command)
+
+
+def given_command() -> list[str]:
+    """Return the command that repeats this one: what was given on the command line or in the environment."""
+    context = click.get_current_context()
+    words = ["xqg", *context.command_path.split()[1:]]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if context.get_parameter_source(name) not in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
+            continue
+        value = context.params[name]
+        values = [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
+        if isinstance(parameter, click.Option):
+            if parameter.is_flag:
+                words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
+                continue
+            values = [word for one in values for word in (parameter.opts[0], one)]
+        words += values
+    return words
+
+
 def echo_report(report: Report, as_json: bool) -> None:
     """Print a report."""
     import json
 
-    from xqg_qdrant.evaluation.comparison import format_table
+    from xqg_qdrant.evaluation.table import format_table
 
     echo(json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else format_table(report), nl=as_json)
 

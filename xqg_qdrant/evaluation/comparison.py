@@ -11,15 +11,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from textwrap import fill
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import official
 from xqg_qdrant.evaluation.files import Prediction
 from xqg_qdrant.evaluation.measures import per_query_values
-from xqg_qdrant.evaluation.significance import paired_randomisation_test
+from xqg_qdrant.evaluation.significance import (
+    TESTS,
+    TestName,
+    adjust_by_holm,
+    bootstrap_means,
+    is_hit_or_miss,
+    percentile_interval,
+)
 from xqg_qdrant.records import Qrel, Query, ScoredPassage
+
+Found: TypeAlias = Mapping[str, Sequence[ScoredPassage]]
+"""A run: for each query id the passages found, best first. One without an id, or without a text, is of a system that
+does not tell it: such a run has no recall, or no R@kt."""
 
 UNKNOWN_LANGUAGE = "und"
 """Where the file names no language; the code that BCP 47 has for it."""
@@ -34,25 +44,34 @@ class Values(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The second run against the first: points gained, questions won, lost and tied, and the p-value over them.
+    """A run against the first: points gained, questions won, lost and tied, and whether it could be chance.
 
-    Over all languages, `points` is the difference of the macro averages, and the p-value is of the mean over all
-    questions.
+    Attributes:
+        points: The difference of the means; over all languages, of the macro averages.
+        won: On how many questions the run is better.
+        lost: On how many it is worse.
+        tied: On how many it is neither.
+        interval: The 95% bootstrap interval of `points`, from low to high.
+        p: The p-value over the questions; None where the test does not apply to the measure.
+        p_holm: For one language among several, the p-value that allows for their number (Holm).
     """
 
     points: float
     won: int
     lost: int
     tied: int
-    p: float
+    interval: tuple[float, float]
+    p: float | None
+    p_holm: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON."""
-        return {"difference": self.points, "won": self.won, "lost": self.lost, "tied": self.tied, "p": self.p}
+        """Return it as JSON values."""
+        fields = self._asdict() | {"interval": list(self.interval)}
+        return {"difference": fields.pop("points"), **fields}
 
 
 class Comparison(NamedTuple):
-    """One measure, the second run against the first."""
+    """One measure of a run against the first run."""
 
     overall: Difference
     per_language: Mapping[str, Difference]
@@ -60,48 +79,60 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One run, or two compared.
+    """Runs on the same questions.
 
     Attributes:
         questions: How many questions there are in each language.
-        values: For each run, by its name, and each measure, by its name, the values.
-        comparisons: For each measure the second run against the first; empty where there is one run.
+        values: For each run, by its name, and each measure that it has, by its name, the values.
+        comparisons: For each run but the first, and each measure that both have, the run against the first.
         notes: What a reader of the figures should know.
     """
 
     questions: Mapping[str, int]
     values: Mapping[str, Mapping[str, Values]]
-    comparisons: Mapping[str, Comparison]
+    comparisons: Mapping[str, Mapping[str, Comparison]]
     notes: tuple[str, ...] = ()
 
+    @property
+    def measures(self) -> list[str]:
+        """Return the names of the measures that any run has, in their order."""
+        return list({name: None for measures in self.values.values() for name in measures})
+
     def to_json(self) -> dict[str, Any]:
-        """Return `{measure: {macro, per_language}}`; for two runs one of these under each name, and `comparison`."""
+        """Return `{measure: {macro, per_language}}`; for several runs one of these under each name, and `comparison`.
+
+        `comparison` has for each run but the first `{measure: {difference, …, per_language}}`.
+        """
         runs = {
             run: {name: {"macro": v.macro, "per_language": dict(v.per_language)} for name, v in measures.items()}
             for run, measures in self.values.items()
         }
         if len(runs) == 1:
             return next(iter(runs.values()))
-        return runs | {
-            "comparison": {
+        comparison = {
+            run: {
                 name: overall.to_json() | {"per_language": {lang: d.to_json() for lang, d in per_language.items()}}
-                for name, (overall, per_language) in self.comparisons.items()
+                for name, (overall, per_language) in measures.items()
             }
+            for run, measures in self.comparisons.items()
         }
+        return runs | {"comparison": comparison}
 
 
 def evaluate_runs(
     queries: Sequence[Query],
     qrels: Iterable[Qrel],
-    runs: Mapping[str, Mapping[str, Sequence[ScoredPassage]]],
+    runs: Mapping[str, Found],
     *,
     recall_at: Sequence[int] = (1, 5, 10, 20, 100),
     mrr_at: Sequence[int] = (10,),
     ndcg_at: Sequence[int] = (10,),
     token_budgets: Sequence[int] = official.TOKEN_BUDGETS,
     rules: official.WordRules = "installed",
+    lenient: bool = False,
+    test: TestName = "randomisation",
 ) -> Report:
-    """Measure one run, or two and what the second gains over the first.
+    """Measure runs, and what each gains over the first.
 
     Recall, MRR and nDCG are measured on the questions with judgements, R@kt on those with an answer other than `yes`
     and `no`, from the passages' texts without their titles.
@@ -109,17 +140,19 @@ def evaluate_runs(
     Args:
         queries: The questions. Judgements and results of others are passed over.
         qrels: The judgements; may be empty.
-        runs: For each run, by its name such as `passage` or `xqg`, and each query id the passages found, best first.
+        runs: What each run found, by its name such as `passage` or `xqg`.
         recall_at: The ranks k for recall@k.
         mrr_at: The ranks k for MRR@k.
         ndcg_at: The ranks k for nDCG@k.
         token_budgets: The numbers of tokens for R@kt; empty leaves it out.
         rules: The word rules of the tokenizer; see `official`.
+        lenient: Also measure R@kt with answers that are split into tokens as the texts are, as `lenient@2kt`.
+        test: The paired test that the p-values are of.
 
     Raises:
         InputError: No question has a judgement, nor an answer that could be looked for.
     """
-    languages = {query.query_id: query.language or UNKNOWN_LANGUAGE for query in queries}
+    languages = languages_of(queries)
     judged = [qrel for qrel in qrels if qrel.query_id in languages]
     answerable = [query for query in queries if official.span_answers(query)] if token_budgets else []
     notes: list[str] = []
@@ -130,26 +163,118 @@ def evaluate_runs(
         reason = notes[0] if notes else "give judgements or answers, and check that their ids agree with the questions'"
         raise InputError(f"none of the {len(languages)} questions has anything to be measured by: {reason}")
     values: dict[str, dict[str, Values]] = {}
-    for name, results in runs.items():
-        hits = _answer_hits(answerable, results, token_budgets, rules)
-        plain = {
-            query_id: [(hit.passage.passage_id, hit.score) for hit in found] for query_id, found in results.items()
+    for name, run in runs.items():
+        passages = [hit.passage for found in run.values() for hit in found]
+        has_ids = all(passage.passage_id for passage in passages)
+        figures: dict[str, dict[str, float]] = {}
+        if answerable and (not has_ids or all(passage.text for passage in passages)):
+            figures = _answer_hits(answerable, run, token_budgets, rules)
+            notes += _short_results(name, answerable, run, figures, token_budgets, rules)
+            if lenient:
+                figures |= _answer_hits(answerable, run, token_budgets, rules, lenient=True)
+        elif answerable:
+            notes.append(f"{name}: R@kt is left out, because the texts of its passages are not known")
+        if judged and has_ids:
+            plain = {
+                query_id: [(hit.passage.passage_id, hit.score) for hit in found] for query_id, found in run.items()
+            }
+            figures |= per_query_values(judged, plain, recall_at=recall_at, mrr_at=mrr_at, ndcg_at=ndcg_at)
+            longest = max(map(len, run.values()), default=0)
+            if longest < max([*recall_at, *mrr_at, *ndcg_at], default=0):
+                notes.append(
+                    f"{name}: no question has more than {longest} results, so figures beyond that rank are too low"
+                )
+        elif judged:
+            notes.append(f"{name}: recall, MRR and nDCG are left out, because it does not tell the ids of its passages")
+        percent = {name: {id_: 100 * value for id_, value in of.items()} for name, of in figures.items()}
+        values[name] = {measure: average(per_query, languages) for measure, per_query in percent.items()}
+    return make_report(languages, values, test, notes)
+
+
+def make_report(
+    languages: Mapping[str, str],
+    values: Mapping[str, Mapping[str, Values]],
+    test: TestName = "randomisation",
+    notes: Iterable[str] = (),
+) -> Report:
+    """Compare each run with the first, by every measure that both have.
+
+    Args:
+        languages: The language of each question, by its id.
+        values: For each run, by its name, and each measure, by its name, the values.
+        test: The paired test that the p-values are of.
+        notes: What a reader of the figures should know.
+    """
+    first, *others = values
+    comparisons = {
+        run: {
+            measure: compare_values(values[first][measure], found, languages, test)
+            for measure, found in values[run].items()
+            if measure in values[first]
         }
-        figures = per_query_values(judged, plain, recall_at=recall_at, mrr_at=mrr_at, ndcg_at=ndcg_at) if judged else {}
-        values[name] = {measure: _averaged(per_query, languages) for measure, per_query in (hits | figures).items()}
-        notes += _short_results(name, answerable, results, hits, token_budgets, rules)
-        longest = max(map(len, results.values()), default=0)
-        if judged and longest < max([*recall_at, *mrr_at, *ndcg_at], default=0):
-            notes.append(
-                f"{name}: no question has more than {longest} results, so figures beyond that rank are too low"
-            )
-    first, second = [*values.values(), None, None][:2]
-    comparisons = {name: _compared(first[name], second[name], languages) for name in first} if first and second else {}
-    questions = dict(sorted(Counter(languages.values()).items()))
-    return Report(questions, values, comparisons, tuple(notes))
+        for run in others
+    }
+    untested = {
+        measure: None
+        for measures in comparisons.values()
+        for measure, (overall, _) in measures.items()
+        if overall.p is None
+    }
+    if untested:
+        notes = [*notes, f"McNemar's test is of hits and misses; {', '.join(untested)} have values between and no p"]
+    return Report(dict(sorted(Counter(languages.values()).items())), values, comparisons, tuple(notes))
 
 
-def predictions_of_run(queries: Iterable[Query], run: Mapping[str, Sequence[ScoredPassage]]) -> list[Prediction]:
+def compare_values(
+    first: Values, second: Values, languages: Mapping[str, str], test: TestName = "randomisation"
+) -> Comparison:
+    """Compare one measure of two runs on the same questions."""
+    tested = test != "mcnemar" or is_hit_or_miss(list(first.per_query.values()), list(second.per_query.values()))
+
+    def difference(points: float, query_ids: Sequence[str], interval: tuple[float, float]) -> Difference:
+        before, after = ([values.per_query[query_id] for query_id in query_ids] for values in (first, second))
+        won = sum(b > a for a, b in zip(before, after, strict=True))
+        lost = sum(b < a for a, b in zip(before, after, strict=True))
+        p = TESTS[test](before, after) if tested else None
+        return Difference(points, won, lost, len(before) - won - lost, interval, p)
+
+    grouped = _by_language(first.per_query, languages)
+    means = bootstrap_means(
+        [[second.per_query[id_] - first.per_query[id_] for id_ in query_ids] for query_ids in grouped.values()]
+    )
+    per_language = {
+        language: difference(
+            second.per_language[language] - first.per_language[language],
+            query_ids,
+            percentile_interval(means[number]),
+        )
+        for number, (language, query_ids) in enumerate(grouped.items())
+    }
+    if tested:
+        adjusted = adjust_by_holm([found.p for found in per_language.values() if found.p is not None])
+        per_language = {
+            language: found._replace(p_holm=p)
+            for (language, found), p in zip(per_language.items(), adjusted, strict=True)
+        }
+    overall = difference(second.macro - first.macro, list(first.per_query), percentile_interval(means.mean(axis=0)))
+    return Comparison(overall, per_language)
+
+
+def average(per_query: Mapping[str, float], languages: Mapping[str, str]) -> Values:
+    """Average over the questions of each language, then over languages."""
+    grouped = _by_language(per_query, languages)
+    per_language = {
+        language: fmean(per_query[query_id] for query_id in query_ids) for language, query_ids in grouped.items()
+    }
+    return Values(fmean(per_language.values()), per_language, per_query)
+
+
+def languages_of(queries: Iterable[Query]) -> dict[str, str]:
+    """Return the language of each question, by its id."""
+    return {query.query_id: query.language or UNKNOWN_LANGUAGE for query in queries}
+
+
+def predictions_of_run(queries: Iterable[Query], run: Found) -> list[Prediction]:
     """Return what a run found as predictions for XOR-Retrieve: the passages' texts, without their titles."""
     return [
         Prediction(query.query_id, query.language, tuple(found.passage.text for found in run.get(query.query_id, ())))
@@ -158,71 +283,61 @@ def predictions_of_run(queries: Iterable[Query], run: Mapping[str, Sequence[Scor
 
 
 def report_predictions(
-    predictions: Iterable[Prediction], gold: Sequence[Query], rules: official.WordRules = "installed"
+    predictions: Mapping[str, Iterable[Prediction]], gold: Sequence[Query], rules: official.WordRules = "installed"
 ) -> Report:
-    """Report the official score of predictions, which leaves out questions that have none."""
-    scores = official.score_predictions(predictions, gold, rules=rules)
-    values = {name: Values(score["macro"], score["per_language"], {}) for name, score in scores.items()}
-    questions = next(iter(scores.values()))["questions"]
-    missing = sum(1 for query in gold if official.span_answers(query)) - sum(questions.values())
-    notes = (
-        (f"{missing} questions have no prediction and are not counted, as in the official script",) if missing else ()
+    """Report the official score of systems' predictions, by the systems' names; questions that have none are left out.
+
+    As each system may leave out others, nothing is compared.
+    """
+    scores = {name: official.score_predictions(found, gold, rules=rules) for name, found in predictions.items()}
+    values = {
+        name: {measure: Values(score["macro"], score["per_language"], {}) for measure, score in scored.items()}
+        for name, scored in scores.items()
+    }
+    counted = {name: next(iter(scored.values()))["questions"] for name, scored in scores.items()}
+    expected = sum(1 for query in gold if official.span_answers(query))
+    notes = tuple(
+        f"{name}: {expected - sum(questions.values())} questions have no prediction and are not counted, "
+        "as in the official script"
+        for name, questions in counted.items()
+        if expected > sum(questions.values())
     )
-    return Report(questions, {"predictions": values}, {}, notes)
+    languages = sorted({language for questions in counted.values() for language in questions})
+    most = {language: max(questions.get(language, 0) for questions in counted.values()) for language in languages}
+    return Report(most, values, {}, notes)
 
 
-def format_table(report: Report) -> str:
-    """Set a report as a plain table: a column for each language, a row for each measure and run."""
-    languages = list(report.questions)
-    runs = list(report.values)
-    measures = list(report.values[runs[0]])
-    width = max(len(name) for name in ("difference", *runs))
-    head = f"{'measure':<10} {'run':<{width}} " + "".join(f"{name:>7}" for name in ("macro", *languages))
-    lines = [head + ("   won  lost      p" if report.comparisons else "")]
-    lines.append("-" * len(lines[0]))
-    counts = "".join(f"{report.questions[language]:>7}" for language in languages)
-    lines.append(f"{'questions':<10} {'':<{width}} {sum(report.questions.values()):>7}{counts}")
-    for measure in measures:
-        for number, run in enumerate(runs):
-            v = report.values[run][measure]
-            cells = [v.macro, *(v.per_language.get(language) for language in languages)]
-            lines.append(f"{'' if number else measure:<10} {run:<{width}} " + "".join(map(_cell, cells)))
-        if measure in report.comparisons:
-            overall, per_language = report.comparisons[measure]
-            points = [overall.points, *(d and d.points for d in map(per_language.get, languages))]
-            lines.append(
-                f"{'':<10} {'difference':<{width}} "
-                + "".join(_cell(value, "+") for value in points)
-                + f"{overall.won:>6}{overall.lost:>6}{overall.p:>7.4f}"
-            )
-    lines += [fill(f"Note: {note}.", width=100, subsequent_indent="  ") for note in report.notes]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: float | None, sign: str = "-") -> str:
-    return f"{'-':>7}" if value is None else f"{value:{sign}7.2f}"
+def _by_language(query_ids: Iterable[str], languages: Mapping[str, str]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for query_id in query_ids:
+        grouped.setdefault(languages[query_id], []).append(query_id)
+    return dict(sorted(grouped.items()))
 
 
 def _answer_hits(
     queries: Iterable[Query],
-    run: Mapping[str, Sequence[ScoredPassage]],
+    run: Found,
     token_budgets: Sequence[int],
     rules: official.WordRules,
+    lenient: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Return for each measure R@kt and each question 1 where an answer is among the tokens found, and 0 elsewhere."""
     hits: dict[str, dict[str, float]] = {}
     for query in queries:
         texts = (found.passage.text for found in run.get(query.query_id, ()))
-        found = official.answer_hits(texts, official.span_answers(query), token_budgets, rules)
+        answers = official.span_answers(query)
+        if lenient:
+            answers = official.add_tokenised(answers, rules)
+        found = official.answer_hits(texts, answers, token_budgets, rules)
         for budget, hit in zip(token_budgets, found, strict=True):
-            hits.setdefault(official.measure_name(budget), {})[query.query_id] = float(hit)
+            hits.setdefault(official.measure_name(budget, lenient), {})[query.query_id] = float(hit)
     return hits
 
 
 def _short_results(
     name: str,
     queries: Sequence[Query],
-    run: Mapping[str, Sequence[ScoredPassage]],
+    run: Found,
     hits: Mapping[str, Mapping[str, float]],
     token_budgets: Sequence[int],
     rules: official.WordRules,
@@ -242,31 +357,3 @@ def _short_results(
                 "search with a higher limit"
             )
     return notes
-
-
-def _averaged(per_query: Mapping[str, float], languages: Mapping[str, str]) -> Values:
-    """Average over the questions of each language, then over languages, in percent."""
-    grouped: dict[str, list[float]] = {}
-    for query_id, value in per_query.items():
-        grouped.setdefault(languages[query_id], []).append(100 * value)
-    per_language = {language: fmean(grouped[language]) for language in sorted(grouped)}
-    return Values(fmean(per_language.values()), per_language, {name: 100 * value for name, value in per_query.items()})
-
-
-def _compared(first: Values, second: Values, languages: Mapping[str, str]) -> Comparison:
-    def difference(points: float, query_ids: Sequence[str]) -> Difference:
-        before = [first.per_query[query_id] for query_id in query_ids]
-        after = [second.per_query[query_id] for query_id in query_ids]
-        won = sum(b > a for a, b in zip(before, after, strict=True))
-        lost = sum(b < a for a, b in zip(before, after, strict=True))
-        return Difference(points, won, lost, len(before) - won - lost, paired_randomisation_test(before, after))
-
-    query_ids = list(first.per_query)
-    per_language = {
-        language: difference(
-            second.per_language[language] - first.per_language[language],
-            [query_id for query_id in query_ids if languages[query_id] == language],
-        )
-        for language in first.per_language
-    }
-    return Comparison(difference(second.macro - first.macro, query_ids), per_language)

@@ -10,7 +10,7 @@ import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -116,19 +116,28 @@ def ranked(results: Sequence[tuple[str, float]], query_id: str = "") -> list[tup
     return ordered
 
 
-def write_run(path: str | Path, run: Mapping[str, Sequence[tuple[str, float]]], tag: str = "xqg") -> None:
+def write_run(
+    path: str | Path,
+    run: Mapping[str, Sequence[tuple[str, float]]],
+    tag: str = "xqg",
+    separator: Literal[" ", "\t"] = " ",
+) -> None:
     """Write a run as TREC has it: query id, `Q0`, passage id, rank from 1, score, tag; see `ranked` for the scores.
+
+    Parted by tabs, ids may hold spaces; `read_run` reads both, other programs may not.
 
     Raises:
         InputError: An id holds white space, which the format cannot carry.
     """
+    white = None if separator == " " else separator
     with _created(path) as file:
         for query_id, results in run.items():
             for rank, (passage_id, score) in enumerate(ranked(results, query_id), start=1):
                 for name in (query_id, passage_id):
-                    if name.split() != [name]:
+                    if name.split(white) != [name] or name != name.strip() or not name or "\n" in name:
                         raise InputError(f"{path}: the id {name!r} holds white space; a run cannot carry it, rename it")
-                file.write(f"{query_id} Q0 {passage_id} {rank} {score:.9g} {tag}\n")
+                cells = (query_id, "Q0", passage_id, str(rank), f"{score:.9g}", tag)
+                file.write(separator.join(cells) + "\n")
 
 
 def read_run(path: str | Path) -> Run:

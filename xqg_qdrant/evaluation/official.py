@@ -121,14 +121,24 @@ def score_predictions(
     return scores
 
 
-def measure_name(token_budget: int) -> str:
-    """Return the name of a measure: `R@2kt` for 2,000 tokens, `R@500t` for 500."""
-    return f"R@{token_budget // 1000}kt" if token_budget % 1000 == 0 else f"R@{token_budget}t"
+def measure_name(token_budget: int, lenient: bool = False) -> str:
+    """Return the name of a measure: `R@2kt` for 2,000 tokens, `R@500t` for 500, `lenient@2kt` for tokenised answers."""
+    tokens = f"{token_budget // 1000}kt" if token_budget % 1000 == 0 else f"{token_budget}t"
+    return f"{'lenient' if lenient else 'R'}@{tokens}"
 
 
 def span_answers(query: Query) -> list[str]:
     """Return the answers that can be looked for in a text: those that are not exactly `yes` or `no`."""
     return [answer for answer in query.answers if answer not in ("yes", "no")]
+
+
+def add_tokenised(answers: Sequence[str], rules: WordRules = "installed") -> list[str]:
+    """Return the answers, and each once more split into tokens as contexts are: `$5` is found in them as `$ 5`.
+
+    No official score: where it is taken, the measure is called lenient.
+    """
+    tokenised = (_tokenised(answer, rules).text for answer in answers)
+    return list(dict.fromkeys((*answers, *filter(None, tokenised))))
 
 
 def answer_hits(

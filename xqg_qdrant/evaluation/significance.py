@@ -1,26 +1,30 @@
-"""Whether a difference between two systems could be chance: the paired randomisation test.
+"""Whether a difference between two systems could be chance, and how large it may be.
 
-Pure numpy on two arrays of values, one for each question. Knows nothing of measures.
+Paired tests on two sequences of values, one for each question; Holm's correction for several tests; bootstrap
+intervals. Pure numpy: of Student's distribution one tail is needed, which a continued fraction gives. Knows nothing of
+measures and languages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import exp, inf, lgamma, log, sqrt
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+Column: TypeAlias = Sequence[float] | npt.NDArray[np.float64]
+TestName: TypeAlias = Literal["randomisation", "t", "mcnemar"]
+
 EXACT_LIMIT = 15
 """With at most so many questions that differ, all 2**n signs are tried."""
 
+CONFIDENCE = 0.95
+ROUNDS = 10_000
 
-def paired_randomisation_test(
-    first: Sequence[float] | npt.NDArray[np.float64],
-    second: Sequence[float] | npt.NDArray[np.float64],
-    *,
-    rounds: int = 10_000,
-    seed: int = 0,
-) -> float:
+
+def paired_randomisation_test(first: Column, second: Column, *, rounds: int = ROUNDS, seed: int = 0) -> float:
     """Return the two-sided p-value of a difference between the means of paired values.
 
     If the systems were equally good, each question's difference could as well have the other sign. The p-value is the
@@ -33,7 +37,7 @@ def paired_randomisation_test(
             ever 0.
         seed: The seed of the draw. The same values and seed give the same p-value.
     """
-    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    differences = _differences(first, second)
     differences = differences[differences != 0]  # their sign changes nothing
     n = len(differences)
     if n == 0:
@@ -48,3 +52,127 @@ def paired_randomisation_test(
     draws = np.random.default_rng(seed).binomial(counts, 0.5, size=(rounds, len(counts)))
     extreme = int(np.sum(np.abs((2 * draws - counts) @ amounts) >= observed))
     return (extreme + 1) / (rounds + 1)
+
+
+def paired_t_test(first: Column, second: Column) -> float:
+    """Return the two-sided p-value of Student's t-test on paired values.
+
+    No question that differs gives 1; questions that all differ by the same amount give 0, and so does a t beyond the
+    range of numbers.
+    """
+    differences = _differences(first, second)
+    n = len(differences)
+    if n < 2 or not differences.any():
+        return 1.0
+    deviation = float(differences.std(ddof=1))
+    t = float(differences.mean()) / (deviation / sqrt(n)) if deviation else inf
+    freedom = n - 1
+    return _regularised_beta(freedom / (freedom + t * t), freedom / 2, 0.5)
+
+
+def mcnemar_test(first: Column, second: Column) -> float:
+    """Return the exact two-sided p-value of McNemar's test on paired hits and misses.
+
+    Only questions that one system answers and the other does not tell anything: if the systems were equally good, each
+    would be won as likely as lost.
+
+    Raises:
+        ValueError: The values are of more than two kinds; see `is_hit_or_miss`.
+    """
+    if not is_hit_or_miss(first, second):
+        raise ValueError("McNemar's test is of hits and misses; these values are of more than two kinds")
+    differences = _differences(first, second)
+    n = int(np.count_nonzero(differences))
+    fewer = min(int(np.sum(differences > 0)), int(np.sum(differences < 0)))
+    # In whole numbers: the ratio is rounded once, however many questions there are.
+    ways = term = 1
+    for k in range(1, fewer + 1):
+        term = term * (n - k + 1) // k
+        ways += term
+    p: float = 2 * ways / 2**n
+    return min(1.0, p)
+
+
+def is_hit_or_miss(first: Column, second: Column) -> bool:
+    """Say whether two systems' values are nothing but misses, which are 0, and hits, which are all alike."""
+    return len(set(np.unique(np.concatenate([first, second])).tolist()) - {0.0}) <= 1
+
+
+TESTS: dict[TestName, Callable[[Column, Column], float]] = {
+    "randomisation": paired_randomisation_test,
+    "t": paired_t_test,
+    "mcnemar": mcnemar_test,
+}
+
+
+def adjust_by_holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values that allow for their number: below 0.05 the chance of one wrong among all is below 5%.
+
+    >>> adjust_by_holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def bootstrap_interval(groups: Sequence[Column], *, rounds: int = ROUNDS, seed: int = 0) -> tuple[float, float]:
+    """Return the 95% interval of the mean of the groups' means, by the percentile bootstrap.
+
+    With one group for each language this is the interval of a macro average, with one group that of a mean. Of
+    differences between two systems it is the interval of their difference.
+    """
+    return percentile_interval(bootstrap_means(groups, rounds=rounds, seed=seed).mean(axis=0))
+
+
+def bootstrap_means(groups: Sequence[Column], *, rounds: int = ROUNDS, seed: int = 0) -> npt.NDArray[np.float64]:
+    """Return the means of resampled groups, shape `(groups, rounds)`: as many questions as a group has, drawn from it.
+
+    Args:
+        groups: The values of the questions of each group, shape `(n,)` each.
+        rounds: How often to draw.
+        seed: The seed of the draw. The same values and seed give the same means.
+    """
+    draw = np.random.default_rng(seed)
+    means = np.empty((len(groups), rounds))
+    for number, group in enumerate(groups):
+        # Equal values are alike: how often each is drawn is one draw from a multinomial distribution.
+        values, counts = np.unique(np.asarray(group, dtype=np.float64), return_counts=True)
+        means[number] = draw.multinomial(counts.sum(), counts / counts.sum(), size=rounds) @ values / counts.sum()
+    return means
+
+
+def percentile_interval(means: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return the bounds that 95% of resampled means, shape `(rounds,)`, lie within, and as many below as above."""
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _differences(first: Column, second: Column) -> npt.NDArray[np.float64]:
+    return np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+
+
+def _regularised_beta(x: float, a: float, b: float) -> float:
+    """Return the regularised incomplete beta function I_x(a, b), by Lentz's evaluation of its continued fraction."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):  # there the fraction converges slowly
+        return 1 - _regularised_beta(1 - x, b, a)
+    front = exp(a * log(x) + b * log(1 - x) + lgamma(a + b) - lgamma(a) - lgamma(b)) / a
+    tiny = 1e-300  # in the place of a zero that would be divided by
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1) or tiny)
+    fraction = d
+    for m in range(1, 10_000):
+        for numerator in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d = 1 / (1 + numerator * d or tiny)
+            c = 1 + numerator / c or tiny
+            fraction *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return front * fraction

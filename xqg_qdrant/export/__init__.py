@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xqg_qdrant.aside import built_aside
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.export.aside import built_aside
 from xqg_qdrant.export.bert import build_bert
 from xqg_qdrant.export.checkpoint import (
     Checkpoint,

@@ -1,0 +1,283 @@
+"""A results folder: the figures of a run of xqg, with all that repeats them, compares them and shows them.
+
+    manifest.json    what was run, with what, on what: see `make_manifest`
+    questions.jsonl  the questions, as `read_queries` reads them
+    qrels.tsv        the judgements, where there are any
+    values.json      an evaluation's {run: {measure: {query id: percent}}}
+    NAME.trec        each run of an evaluation, for those that tell passage ids
+    passages.jsonl   title and beginning of the passages that the runs found first
+    changes.jsonl    the questions won and lost between the first two runs
+
+Other kinds of results add files of their own. Knows files. Knows nothing of stores and models: the caller tells of
+them. No API key can get into a folder: none is an argument, and a store's location holds none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from xqg_qdrant.aside import built_aside
+from xqg_qdrant.errors import InputError
+from xqg_qdrant.evaluation.changes import HITS_SHOWN, MatchQueries, find_changes
+from xqg_qdrant.evaluation.comparison import Found, Report, Values, average, languages_of
+from xqg_qdrant.evaluation.files import Run, read_qrels, read_run, write_run
+from xqg_qdrant.lines import opened_file
+from xqg_qdrant.records import Qrel, Query
+
+Kind: TypeAlias = Literal["evaluation", "sweep", "robustness", "pilot"]
+KINDS = ("evaluation", "sweep", "robustness", "pilot")
+
+MANIFEST = "manifest.json"
+QUESTIONS = "questions.jsonl"
+QRELS = "qrels.tsv"
+VALUES = "values.json"
+PASSAGES = "passages.jsonl"
+CHANGES = "changes.jsonl"
+
+PACKAGES = (
+    "xqg-qdrant", "numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "qdrant-client", "qdrant-edge-py",
+    "pytrec_eval-terrier", "nltk",
+)  # fmt: skip
+SHOWN_CHARACTERS = 200
+
+
+class Results(NamedTuple):
+    """What a results folder holds; `qrels`, `values` and `changes` are empty where the kind of results has none."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    queries: list[Query]
+    qrels: list[Qrel]
+    values: dict[str, dict[str, Values]]
+
+    def read_run(self, name: str) -> Run:
+        """Return a run of an evaluation: passage ids and scores; nothing where it does not tell passage ids."""
+        path = self.folder / f"{name}.trec"
+        return read_run(path) if path.exists() and path.stat().st_size else {}
+
+    def read_rows(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of a file of JSON lines, such as `CHANGES`; none where there is no such file."""
+        path = self.folder / name
+        return list(_read_rows(path)) if path.exists() else []
+
+
+def make_manifest(
+    kind: Kind,
+    command: Sequence[str],
+    data: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    collection: str = "",
+    store: str = "",
+    fingerprint: Mapping[str, Any] | None = None,
+    device: str = "",
+    yields: Mapping[str, Mapping[str, int]] | None = None,
+) -> dict[str, Any]:
+    """Return what made the figures, as JSON values.
+
+    Args:
+        kind: What the folder holds.
+        command: The command with its arguments that repeats it.
+        data: What it was measured on, such as `questions`, each as `describe_file` has it.
+        settings: What was set, or left as it is: the depth of the search, the test, the word rules.
+        seed: The seed of everything that was drawn.
+        collection: The collection that was searched, where one was.
+        store: Its store's location.
+        fingerprint: Its fingerprint: the models with their checksums, and the recipe.
+        device: Where the models ran.
+        yields: For each language how many generated queries were `asked` for and `kept`, where that is known.
+    """
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {
+        "kind": kind,
+        "command": list(command),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions,
+        "seed": seed,
+        "collection": collection,
+        "store": store,
+        "fingerprint": dict(fingerprint or {}),
+        "data": {name: dict(found) for name, found in data.items()},
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "device": device},
+        "settings": dict(settings),
+        "yields": {language: dict(counts) for language, counts in (yields or {}).items()},
+    }
+
+
+def describe_file(path: Path, rows: int) -> dict[str, Any]:
+    """Return a file's name, checksum and number of rows, for a manifest."""
+    with path.open("rb") as file:
+        return {"path": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest(), "rows": rows}
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure, before anything is computed, that results may be written there: only such are replaced.
+
+    Raises:
+        InputError: There is something else.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    try:
+        if folder.is_dir() and not folder.is_symlink() and (not any(folder.iterdir()) or _read_manifest(folder)):
+            return
+    except (InputError, OSError):
+        pass
+    raise InputError(f"{folder}: is there, and holds no results of xqg. Cure: name another folder.")
+
+
+@contextmanager
+def new_results(
+    folder: Path, manifest: Mapping[str, Any], queries: Iterable[Query], qrels: Sequence[Qrel] = ()
+) -> Iterator[Path]:
+    """Yield a temporary folder with what all results have; add to it, and it takes its name when all went well.
+
+    Results that were there are replaced.
+
+    Raises:
+        InputError: Something else has the name.
+    """
+    check_folder(folder)
+    with built_aside(folder) as temporary:
+        final = temporary / "final"
+        final.mkdir()
+        _write_json(final / MANIFEST, manifest)
+        _write_rows(
+            final / QUESTIONS,
+            (
+                {"id": query.query_id, "lang": query.language, "text": query.text, "answers": list(query.answers)}
+                for query in queries
+            ),
+        )
+        if qrels:
+            rows = (f"{query_id}\t{passage_id}\t{relevance}\n" for query_id, passage_id, relevance in qrels)
+            (final / QRELS).write_text("query-id\tcorpus-id\tscore\n" + "".join(rows), encoding="utf-8")
+        yield final
+        if folder.exists():
+            folder.rename(temporary / "replaced")
+
+
+def save_evaluation(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    queries: Sequence[Query],
+    qrels: Sequence[Qrel],
+    report: Report,
+    runs: Mapping[str, Found],
+    match_queries: MatchQueries | None = None,
+) -> None:
+    """Write the results folder of an evaluation.
+
+    Raises:
+        InputError: Something else has the folder's name, or a passage's id cannot stand in a run.
+    """
+    with new_results(folder, manifest, queries, qrels) as final:
+        per_query = {
+            run: {measure: values.per_query for measure, values in measures.items()}
+            for run, measures in report.values.items()
+        }
+        _write_json(final / VALUES, per_query)
+        for name, run in runs.items():
+            scored = {id_: [(hit.passage.passage_id, hit.score) for hit in found] for id_, found in run.items()}
+            if all(passage_id for found in scored.values() for passage_id, _ in found):
+                write_run(final / f"{name}.trec", scored, tag=name, separator="\t")
+        first = {
+            hit.passage.passage_id: hit.passage
+            for run in runs.values()
+            for found in run.values()
+            for hit in found[:HITS_SHOWN]
+            if hit.passage.passage_id and hit.passage.text
+        }
+        _write_rows(
+            final / PASSAGES,
+            ({"id": id_, "title": p.title, "text": p.text[:SHOWN_CHARACTERS]} for id_, p in first.items()),
+        )
+        _write_rows(final / CHANGES, find_changes(queries, qrels, report, runs, match_queries))
+
+
+def read_results(folder: Path) -> Results:
+    """Read a results folder.
+
+    Raises:
+        InputError: It is none, or one of its files cannot be used.
+    """
+    manifest = _read_manifest(folder)
+    try:
+        queries = [
+            Query(row["id"], row["text"], row["lang"], tuple(row["answers"])) for row in _read_rows(folder / QUESTIONS)
+        ]
+        languages = languages_of(queries)
+        found = _read_json(folder / VALUES) if (folder / VALUES).exists() else {}
+        values = {
+            run: {measure: average(per_query, languages) for measure, per_query in measures.items()}
+            for run, measures in found.items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder}: its questions or values are damaged ({error!r}). {REPEAT}") from error
+    qrels = read_qrels(folder / QRELS) if (folder / QRELS).exists() else []
+    return Results(folder, manifest, queries, qrels, values)
+
+
+REPEAT = "Cure: make the results again, with --save."
+
+
+def is_results(folder: Path) -> bool:
+    """Say whether a path is that of a folder with a manifest."""
+    return (folder / MANIFEST).is_file()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not is_results(folder):
+        raise InputError(f"{folder}: is no results folder, it has no {MANIFEST}. {REPEAT}")
+    manifest = _read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("kind") not in KINDS:
+        raise InputError(f"{folder / MANIFEST}: tells no kind of results that this version of xqg knows. {REPEAT}")
+    return manifest
+
+
+def _read_json(path: Path) -> Any:  # noqa: ANN401
+    try:
+        with opened_file(str(path)) as file:
+            return json.loads(file.read())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is damaged ({error}). {REPEAT}") from error
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with opened_file(str(path)) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}, line {number}: is damaged ({error}). {REPEAT}") from error
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _processor() -> str:
+    """Return what the processor is called; Linux says it in a file."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
