@@ -31,6 +31,9 @@ from xqg_qdrant.search import search
 from xqg_qdrant.status import Status, read_existing_fingerprint, read_status
 from xqg_qdrant.stores import Store
 from xqg_qdrant.stores.protocol import Indexing
+from xqg_qdrant.sweep.choosing import Sweep, Trial
+from xqg_qdrant.sweep.measuring import Bench
+from xqg_qdrant.sweep.vectors import StoredVectors
 from xqg_qdrant.sync import Comparison, compare, delete_left
 from xqg_qdrant.terminal import echo
 from xqg_qdrant.text_set import TextSet
@@ -231,6 +234,31 @@ def search_all(
                 run.update(zip((query.query_id for query in batch), found[name], strict=True))
             bar.update(len(batch))
     return runs
+
+
+def read_vectors(
+    vectors: StoredVectors, store: Store, collection: str, encoder: Encoder, threads: int, quiet: bool
+) -> None:
+    """Read a collection for a sweep and encode its queries, with progress bars."""
+    with _make_bar(store.count(collection), " passages read", quiet) as bar:
+        for count in vectors.read(store, collection):
+            bar.update(count)
+    workers = count_workers(encoder.device, threads)
+    with (
+        _make_bar(vectors.distinct_queries, " queries", quiet) as bar,
+        closing(vectors.encode(encoder, workers)) as steps,
+    ):
+        for count in steps:
+            bar.update(count)
+
+
+def run_sweep(bench: Bench, seed: int, quiet: bool) -> Sweep:
+    """Measure every setting with a progress bar."""
+    trial = Trial(bench, seed)
+    with _make_bar(trial.settings, " settings", quiet) as bar:
+        for _ in trial.run():
+            bar.update(1)
+    return trial.conclude()
 
 
 def _make_bar(total: int | None, unit: str, quiet: bool, bar_format: str | None = None) -> tqdm[NoReturn]:

@@ -29,7 +29,7 @@ from xqg_qdrant.fingerprint import (
     refuse_mismatch,
 )
 from xqg_qdrant.ingest import RECIPE_PREFIX, Recipe, read_recipe
-from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, StoredPassage
+from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, GeneratedQuery, StoredPassage
 from xqg_qdrant.search import check_collection
 from xqg_qdrant.status import read_existing_fingerprint
 from xqg_qdrant.stores.points import batched
@@ -148,6 +148,13 @@ def retune(
     store.write_fingerprint(plan.collection, plan.after)
 
 
+def is_kept(query: GeneratedQuery, recipe: Recipe) -> bool:
+    """Say whether a stored query is one of those that an ingest with this recipe would store; all given ones are."""
+    return recipe.sampling is None or (
+        query.language in recipe.languages and query.number < recipe.queries_per_language
+    )
+
+
 def _change(collection: str, before: Fingerprint, changes: Mapping[str, Any]) -> Fingerprint:
     """Return the fingerprint with another recipe, once the stored queries are known to allow it."""
     stored = read_recipe(before)
@@ -228,14 +235,7 @@ def _retune(points: Sequence[AugmentedPassage], plan: Plan, encoder: Encoder) ->
     """Do a worker's part of a chunk, with one call of the encoder."""
     recipe, recipe_hash = read_recipe(plan.after), hash_recipe(plan.after)
     given = recipe.sampling is None
-    kept = [
-        tuple(
-            query
-            for query in point.generated_queries
-            if given or (query.language in recipe.languages and query.number < recipe.queries_per_language)
-        )
-        for point in points
-    ]
+    kept = [tuple(query for query in point.generated_queries if is_kept(query, recipe)) for point in points]
     ends = np.cumsum([len(queries) for queries in kept])
     texts = [query.text for queries in kept for query in queries]
     vectors = check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim)

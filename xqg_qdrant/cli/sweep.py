@@ -1,0 +1,103 @@
+"""`xqg sweep`: which settings of the fusion are best for a collection and its questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from xqg_qdrant.cli.group import main
+from xqg_qdrant.cli.options import (
+    DEFAULT_STORE,
+    EVALUATION_DEPTH,
+    collection_option,
+    device_option,
+    echo_report,
+    encoder_option,
+    load_encoder,
+    opened_store,
+    store_option,
+    workers_option,
+)
+from xqg_qdrant.terminal import echo
+
+
+@main.command()
+@collection_option(required=True)
+@click.option(
+    "--questions", type=click.Path(path_type=Path), required=True, help="Questions, or a BEIR folder that holds them."
+)
+@click.option("--qrels", type=click.Path(path_type=Path), help="Judgements.  [default: those of a BEIR folder]")
+@click.option(
+    "--measure",
+    help="Choose by this: R@2kt, R@5kt, recall@10, MRR@10, nDCG@10 or the like.  [default: R@2kt where there are "
+    "answers and its tokenizer, else MRR@10]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides which half a question falls into.")
+@store_option
+@encoder_option
+@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@device_option
+@workers_option
+@click.pass_obj
+def sweep(
+    quiet: bool,
+    collection: str,
+    questions: Path,
+    qrels: Path | None,
+    measure: str | None,
+    seed: int,
+    location: str,
+    encoder_folder: Path | None,
+    as_json: bool,
+    device: str,
+    threads: int,
+) -> None:
+    """Find the best settings for a collection: alpha, fusion, number of queries, languages, filter.
+
+    The stored queries and the questions are encoded once; then every setting is what an ingest with it would store,
+    searched exactly. Nothing is generated and the collection stays as it is. The best setting is chosen on one half of
+    the questions, told against the plain vectors on the other half, and with it the xqg retune that applies it.
+
+    The passages, their queries' texts and three vectors each have to fit into memory; the queries' vectors lie in a
+    temporary file (TMPDIR) of four bytes a dimension for each different query.
+    """
+    from xqg_qdrant.evaluation.files import read_qrels
+    from xqg_qdrant.progress import read_vectors, run_sweep
+    from xqg_qdrant.questions import read_queries
+    from xqg_qdrant.sweep.measuring import make_bench
+    from xqg_qdrant.sweep.telling import describe, describe_gain, format_points, make_command
+    from xqg_qdrant.sweep.vectors import check_sweepable, opened_vectors
+
+    queries = read_queries(questions)
+    if qrels is None and questions.is_dir() and (questions / "qrels" / "test.tsv").is_file():
+        qrels = questions
+    judgements = read_qrels(qrels) if qrels else []
+    # One thread an operator: the workers are the threads.
+    encoder = load_encoder(encoder_folder, device, 1)
+    with opened_vectors() as vectors:
+        with opened_store(location) as store:
+            recipe = check_sweepable(store, collection, encoder)
+            read_vectors(vectors, store, collection, encoder, threads, quiet)
+        bench = make_bench(vectors, recipe, encoder, queries, judgements, measure, EVALUATION_DEPTH)
+        found = run_sweep(bench, seed, quiet)
+    if as_json:
+        echo(json.dumps(found.to_json(), ensure_ascii=False, indent=2))
+        return
+    chosen_on, reported_on = map(len, found.halves)
+    echo(
+        f"{len(vectors.passages)} passages with {vectors.distinct_queries} different queries; "
+        f"{len(found.points)} settings on {chosen_on} questions:\n"
+    )
+    echo(format_points(found))
+    echo(f"\nBest: {describe(found.chosen)}.")
+    if found.points[found.chosen].values.macro <= found.plain.values.macro:
+        echo("It is not better than the plain vectors even there.")
+    echo(f"On the other {reported_on} questions, which nothing was chosen on (xqg is the best, passage is plain):\n")
+    echo_report(found.report, as_json=False)
+    echo(f"\n{describe_gain(found.measure, found.gained)}.")
+    places = [] if location == DEFAULT_STORE else ["--store", location]
+    models = [] if encoder_folder is None else ["--encoder", str(encoder_folder)]
+    command = make_command(found, collection, [*places, *models])
+    echo(f"To apply it: {command}" if command else f"The collection {collection!r} has this setting already.")

@@ -1,0 +1,1 @@
+"""Many recipes measured over one collection, without ingesting any of them."""
