@@ -60,6 +60,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "copying": {"fingerprint", "status", "stores"},
     "aside": set(),
     "evaluation": {"aside", "lines"},
+    "sample": set(),
+    "estimate": set(),
+    "pilot": {"evaluation", "sweep"},
     "sweep": {
         "augment",
         "encoder",

@@ -3,7 +3,18 @@
 Everything heavy is imported by the command that needs it, so that `xqg --help` starts at once.
 """
 
-from xqg_qdrant.cli import collections, copy, demo, evaluation, ingest, models, retrieval, sweep
+from xqg_qdrant.cli import collections, copy, demo, evaluation, ingest, models, pilot, retrieval, sweep
 from xqg_qdrant.cli.group import main
 
-__all__ = ["collections", "copy", "demo", "evaluation", "ingest", "main", "models", "retrieval", "sweep"]
+__all__ = [
+    "collections",
+    "copy",
+    "demo",
+    "evaluation",
+    "ingest",
+    "main",
+    "models",
+    "pilot",
+    "retrieval",
+    "sweep",
+]

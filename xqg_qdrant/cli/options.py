@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.evaluation.comparison import Report
     from xqg_qdrant.generator import Generator
     from xqg_qdrant.ingest import Row
-    from xqg_qdrant.records import PayloadLayout
+    from xqg_qdrant.records import PayloadLayout, Qrel, Query
     from xqg_qdrant.stores import Store
     from xqg_qdrant.stores.foreign import ForeignStore
 
@@ -219,6 +219,30 @@ def given_command() -> list[str]:
             values = [word for one in values for word in (parameter.opts[0], one)]
         words += values
     return words
+
+
+class Asked(NamedTuple):
+    """Questions with their judgements, and what of both stands in a manifest."""
+
+    queries: list[Query]
+    qrels: list[Qrel]
+    data: dict[str, dict[str, Any]]
+
+
+def read_asked(questions: Path, qrels: Path | None) -> Asked:
+    """Read questions, and their judgements where there are any: those of a BEIR folder where no others are given."""
+    from xqg_qdrant.evaluation.files import read_qrels
+    from xqg_qdrant.evaluation.results import describe_file
+    from xqg_qdrant.lines import existing_file
+    from xqg_qdrant.questions import read_queries
+
+    if qrels is None and questions.is_dir() and (questions / "qrels" / "test.tsv").is_file():
+        qrels = questions
+    queries, judgements = read_queries(questions), read_qrels(qrels) if qrels else []
+    data = {"questions": describe_file(existing_file(questions, "queries.jsonl"), len(queries))}
+    if qrels:
+        data["qrels"] = describe_file(existing_file(qrels, "qrels/test.tsv"), len(judgements))
+    return Asked(queries, judgements, data)
 
 
 def echo_report(report: Report, as_json: bool) -> None:
