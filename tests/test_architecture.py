@@ -25,8 +25,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lines": set(),
     "rows": {"lines"},
     "fields": set(),
-    "corpus": {"fields", "lines", "rows"},
-    "questions": {"fields", "lines", "rows"},
+    "catalogue": {"lines", "rows"},
+    "documents": {"lines", "rows"},
+    "datasets": {"languages"},
+    "corpus": {"catalogue", "datasets", "documents", "fields", "lines", "rows"},
+    "questions": {"catalogue", "datasets", "documents", "fields", "lines", "rows"},
     "dead_letters": set(),
     "query_index": set(),
     "external_data": set(),
@@ -59,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "indexing": {"stores"},
     "copying": {"fingerprint", "status", "stores"},
     "aside": set(),
-    "evaluation": {"aside", "lines"},
+    "evaluation": {"aside", "catalogue", "lines", "questions"},
     "sweep": {
         "augment",
         "encoder",
@@ -142,6 +145,7 @@ OWNERS: dict[str, set[str]] = {
     "tokenizers": {"export/reference", "export/vocabulary", "tokenizer"},
     "pytrec_eval": {"evaluation/measures"},
     "nltk": {"evaluation/official"},
+    "ir_datasets": {"catalogue"},
     "pyarrow": {"rows"},
     "httpx": {"stores/wire"},
     "click": {*CLI_MODULES, "terminal"},
@@ -234,7 +238,7 @@ def test_the_folder_of_models_never_becomes_a_package() -> None:
 
 
 HEAVY = {
-    "huggingface_hub", "nltk", "numpy", "onnx", "onnxruntime", "pyarrow", "pytrec_eval", "qdrant_client",
+    "huggingface_hub", "ir_datasets", "nltk", "numpy", "onnx", "onnxruntime", "pyarrow", "pytrec_eval", "qdrant_client",
     "qdrant_edge", "tokenizers", "torch", "tqdm", "transformers",
 }  # fmt: skip
 

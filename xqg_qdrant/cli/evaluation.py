@@ -15,8 +15,10 @@ from xqg_qdrant.cli.options import (
     echo_report,
     encoder_option,
     given_command,
+    language_option,
     load_encoder,
     opened_store,
+    questions_option,
     save_option,
     store_option,
     test_option,
@@ -29,8 +31,14 @@ if TYPE_CHECKING:
 
 @main.command()
 @collection_option()
-@click.option("--questions", type=click.Path(path_type=Path), help="Questions, or a BEIR folder that holds them.")
-@click.option("--qrels", type=click.Path(path_type=Path), help="Judgements.  [default: those of a BEIR folder]")
+@questions_option
+@click.option(
+    "--qrels",
+    type=click.Path(path_type=Path),
+    help="Judgements, or the file of the same questions in the passages' language.  [default: those in or beside the "
+    "questions]",
+)
+@language_option
 @click.option("--predictions", type=click.Path(path_type=Path), help="Score this prediction file instead.")
 @click.option("--gold", type=click.Path(path_type=Path), help="Questions with answers, for --predictions.")
 @store_option
@@ -68,8 +76,9 @@ if TYPE_CHECKING:
 def evaluate(
     quiet: bool,
     collection: str | None,
-    questions: Path | None,
+    questions: tuple[Path, ...],
     qrels: Path | None,
+    language: str,
     predictions: Path | None,
     gold: Path | None,
     location: str,
@@ -92,8 +101,8 @@ def evaluate(
     """
     from xqg_qdrant.evaluation import files
     from xqg_qdrant.evaluation.comparison import evaluate_runs, predictions_of_run, report_predictions
-    from xqg_qdrant.evaluation.results import check_folder, describe_file, make_manifest, save_evaluation
-    from xqg_qdrant.lines import existing_file
+    from xqg_qdrant.evaluation.judgements import read_judged_questions
+    from xqg_qdrant.evaluation.results import check_folder, describe_sources, make_manifest, save_evaluation
     from xqg_qdrant.progress import search_all
     from xqg_qdrant.questions import read_queries
     from xqg_qdrant.search import check_collection, match_queries
@@ -104,12 +113,9 @@ def evaluate(
         predicted = {"predictions": files.read_predictions(predictions)}
         echo_report(report_predictions(predicted, read_queries(gold), word_rules), as_json)
         return
-    if questions is None or collection is None:
+    if not questions or collection is None:
         raise click.UsageError("Missing option '--questions'.")
-    queries = read_queries(questions)
-    if qrels is None and questions.is_dir() and (questions / "qrels" / "test.tsv").is_file():
-        qrels = questions
-    judgements = files.read_qrels(qrels) if qrels else []
+    queries, judgements = read_judged_questions(questions, qrels, language)
     if save:
         check_folder(save)
     with opened_store(location) as store:
@@ -133,9 +139,9 @@ def evaluate(
     if write_predictions:
         files.write_predictions(write_predictions, predictions_of_run(queries, written))
     if save:
-        data = {"questions": describe_file(existing_file(questions, "queries.jsonl"), len(queries))}
+        data = {"questions": describe_sources(questions, "queries.jsonl", len(queries))}
         if qrels:
-            data["qrels"] = describe_file(existing_file(qrels, "qrels/test.tsv"), len(judgements))
+            data["qrels"] = describe_sources([qrels], "qrels/test.tsv", len(judgements))
         manifest = make_manifest(
             "evaluation",
             given_command(),

@@ -77,6 +77,23 @@ def queries_option(command: F) -> F:
     )(command)
 
 
+def questions_option(command: F) -> F:
+    """Add --questions."""
+    return click.option(
+        "--questions",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="Questions: a file of any format in the README, a BEIR folder, or ir_datasets:ID. May be given again.",
+    )(command)
+
+
+def language_option(command: F) -> F:
+    """Add --language."""
+    return click.option(
+        "--language", default="", help="Language of what is read, where neither its rows nor the file's name tell it."
+    )(command)
+
+
 def id_field_option(command: F) -> F:
     """Add --id-field."""
     return click.option("--id-field", help="Field of the passage id, where it is none of id, _id, passage_id, docid.")(
