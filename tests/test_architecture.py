@@ -75,6 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "stores",
         "workers",
     },
+    "robustness": {"datasets", "encoder", "evaluation", "fields", "lines", "rows", "search", "stores"},
     "demo": {"corpus", "evaluation", "questions"},
     "export": {
         "aside",
@@ -109,6 +110,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ingest",
         "printing",
         "retune",
+        "robustness",
         "search",
         "status",
         "stores",

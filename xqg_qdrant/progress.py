@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from types import FrameType
 from typing import NoReturn
@@ -27,6 +27,7 @@ from xqg_qdrant.ingest import Recipe, Row, ingest
 from xqg_qdrant.printing import Totals, format_left_out, format_seconds
 from xqg_qdrant.records import Query, ScoredPassage
 from xqg_qdrant.retune import Plan, retune
+from xqg_qdrant.robustness import Agreement, Pair, compare_rankings
 from xqg_qdrant.search import search
 from xqg_qdrant.status import Status, read_existing_fingerprint, read_status
 from xqg_qdrant.stores import Store
@@ -259,6 +260,16 @@ def run_sweep(bench: Bench, seed: int, quiet: bool) -> Sweep:
         for _ in trial.run():
             bar.update(1)
     return trial.conclude()
+
+
+def run_robustness(
+    store: Store, collection: str, encoder: Encoder, pairs: Sequence[Pair], quiet: bool
+) -> Iterator[Agreement]:
+    """Yield how much the rankings of each pair agree, with a progress bar."""
+    with _make_bar(len(pairs), " pairs", quiet) as bar:
+        for agreement in compare_rankings(store, collection, encoder, pairs):
+            bar.update()
+            yield agreement
 
 
 def _make_bar(total: int | None, unit: str, quiet: bool, bar_format: str | None = None) -> tqdm[NoReturn]:
