@@ -24,6 +24,7 @@ from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generator import Generator
 from xqg_qdrant.ingest import Recipe, Row, ingest
+from xqg_qdrant.lexicon import Lexicon
 from xqg_qdrant.printing import Totals, format_left_out, format_seconds
 from xqg_qdrant.records import Query, ScoredPassage
 from xqg_qdrant.retune import Plan, retune
@@ -48,7 +49,7 @@ def run_ingest(
     store: Store,
     collection: str,
     encoder: Encoder,
-    generator: Generator | None,
+    generator: Generator | Lexicon | None,
     recipe: Recipe,
     threads: int,
     letters: DeadLetters,
