@@ -39,12 +39,14 @@ from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     XQG_VECTOR,
     AugmentedPassage,
+    GeneratedQuery,
     Passage,
     QueriedPassage,
     Reject,
 )
 from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.words import find_term_ids
 from xqg_qdrant.workers import work_in_order
 
 Row: TypeAlias = Passage | QueriedPassage | Reject
@@ -62,7 +64,8 @@ class Recipe(NamedTuple):
 
     `alpha` is the weight of the generated queries, `fusion` one of `sum` (as published) and `mean`; `renormalise` gives
     the augmented vector the length of the plain one. Queries whose dot product with the plain vector is below
-    `min_score` are stored and take no part; None lets all take part. The others say how queries are generated: by a
+    `min_score` are stored and take no part; None lets all take part. With `sparse` a point has a sparse vector of the
+    terms in the passage and its queries. The others say how queries are generated: by a
     lexicon, without `sampling` and seed; where queries are given there are no languages, and the rest means nothing.
     """
 
@@ -74,6 +77,7 @@ class Recipe(NamedTuple):
     renormalise: bool = False
     seed: int = 0
     min_score: float | None = None
+    sparse: bool = False
 
     @property
     def given(self) -> bool:
@@ -82,9 +86,10 @@ class Recipe(NamedTuple):
 
     def describe(self) -> dict[str, Any]:
         """Return every setting that decides the vectors as JSON values, for a fingerprint."""
-        # Without a filter the fingerprint is that of the collections made before there was one.
+        # Without a filter or a sparse vector the fingerprint is that of the collections made before there were any.
         filtered = {} if self.min_score is None else {"min_score": self.min_score}
-        fused = {"alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise, **filtered}
+        sparse = {"sparse": True} if self.sparse else {}
+        fused = {"alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise, **filtered, **sparse}
         if self.given:
             return fused
         asked = {"languages": list(self.languages), "queries_per_language": self.queries_per_language}
@@ -349,9 +354,17 @@ def _augment(
         else:
             left_out += len(queries) - len(relevant)
             named = {XQG_VECTOR: fused, PASSAGE_VECTOR: vector}
-            points.append(AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash))
+            terms = find_terms(row.passage, generation.queries) if recipe.sparse else None
+            points.append(
+                AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash, terms=terms)
+            )
     bare = sum(not point.generated_queries for point in points)
     return _Augmented(points, Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out))
+
+
+def find_terms(passage: Passage, queries: Iterable[GeneratedQuery]) -> tuple[int, ...]:
+    """Return the ids of the terms of a passage's sparse vector: those of its title, its text and its queries."""
+    return find_term_ids([passage.title, passage.text, *(query.text for query in queries)])
 
 
 def _find_queries(

@@ -28,7 +28,7 @@ from xqg_qdrant.fingerprint import (
     hash_recipe,
     refuse_mismatch,
 )
-from xqg_qdrant.ingest import RECIPE_PREFIX, Recipe, read_recipe
+from xqg_qdrant.ingest import RECIPE_PREFIX, Recipe, find_terms, read_recipe
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, GeneratedQuery, StoredPassage
 from xqg_qdrant.search import check_collection
 from xqg_qdrant.status import read_existing_fingerprint
@@ -256,6 +256,7 @@ def _retune(points: Sequence[AugmentedPassage], plan: Plan, encoder: Encoder) ->
                 vectors={XQG_VECTOR: fused, PASSAGE_VECTOR: plain},
                 content_hash=content_hash,
                 recipe=recipe_hash,
+                terms=find_terms(point.passage, queries) if recipe.sparse else None,
             )
         )
     return _Chunk(retuned, len(texts), left_out)
