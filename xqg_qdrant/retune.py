@@ -150,9 +150,7 @@ def retune(
 
 def is_kept(query: GeneratedQuery, recipe: Recipe) -> bool:
     """Say whether a stored query is one of those that an ingest with this recipe would store; all given ones are."""
-    return recipe.given or (
-        query.language in recipe.languages and query.number < recipe.queries_per_language
-    )
+    return recipe.given or (query.language in recipe.languages and query.number < recipe.queries_per_language)
 
 
 def _change(collection: str, before: Fingerprint, changes: Mapping[str, Any]) -> Fingerprint:
