@@ -44,11 +44,14 @@ if TYPE_CHECKING:
 @store_option
 @encoder_option
 @click.option(
-    "--vector",
-    type=click.Choice(["both", "xqg", "passage"]),
-    default="both",
+    "--rank",
+    "rankings",
+    type=click.Choice(["passage", "xqg", "hybrid", "max-sim"]),
+    multiple=True,
+    default=["passage", "xqg"],
     show_default=True,
-    help="Compare augmented vectors with plain ones, or measure one of them.",
+    help="A run to measure: by plain vectors, by augmented ones, by these and terms (hybrid), or by the nearest of "
+    "passage and queries (max-sim). Repeat it to compare each run with the first.",
 )
 @click.option(
     "--limit",
@@ -66,9 +69,7 @@ if TYPE_CHECKING:
 )
 @test_option
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
-@click.option(
-    "--write-run", type=click.Path(path_type=Path), help="Write the TREC run (of xqg, where both are searched)."
-)
+@click.option("--write-run", type=click.Path(path_type=Path), help="Write the TREC run (the last one, of several).")
 @click.option("--write-predictions", type=click.Path(path_type=Path), help="Write the run in XOR-Retrieve's format.")
 @save_option
 @device_options
@@ -83,7 +84,7 @@ def evaluate(
     gold: Path | None,
     location: str,
     encoder_folder: Path | None,
-    vector: str,
+    rankings: tuple[str, ...],
     limit: int,
     word_rules: WordRules,
     test: TestName,
@@ -121,8 +122,7 @@ def evaluate(
     with opened_store(location) as store:
         encoder = load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
-        names = ["passage", "xqg"] if vector == "both" else [vector]
-        runs = search_all(store, collection, encoder, queries, limit, names, quiet)
+        runs = search_all(store, collection, encoder, queries, limit, rankings, quiet)
         fingerprint, place = store.read_fingerprint(collection), store.location
     report = evaluate_runs(
         queries,
@@ -132,7 +132,7 @@ def evaluate(
         rules=word_rules,
         test=test,
     )
-    written = runs[names[-1]]
+    written = runs[rankings[-1]]
     if write_run:
         scored = {name: [(hit.passage.passage_id, hit.score) for hit in hits] for name, hits in written.items()}
         files.write_run(write_run, scored)

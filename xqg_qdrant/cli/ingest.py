@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 @recipe_options
 @id_field_option
 @dead_letters_option
+@click.option("--sparse", is_flag=True, help="Keep the terms of passages and queries too, for --rank hybrid.")
 @quantisation_option
 @device_option
 @workers_option

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.evaluation.comparison import Report
     from xqg_qdrant.generator import Generator
     from xqg_qdrant.ingest import Row
+    from xqg_qdrant.lexicon import Lexicon
     from xqg_qdrant.records import PayloadLayout
     from xqg_qdrant.stores import Store
     from xqg_qdrant.stores.foreign import ForeignStore
@@ -63,7 +64,8 @@ def generator_option(command: F) -> F:
         "--generator",
         "generator_folder",
         type=click.Path(path_type=Path),
-        help="Model folder of the generator.  [default: the demo generator]",
+        help="Model folder of the generator, or a lexicon: a file of lines of language, words and translation with "
+        "tabs between.  [default: the demo generator]",
     )(command)
 
 
@@ -284,12 +286,15 @@ def load_encoder(folder: Path | None, device: str, threads: int) -> Encoder:
     return Encoder(folder or shipped_model(DEMO_ENCODER), device, threads)
 
 
-def load_generator(folder: Path | None, device: str, threads: int) -> Generator:
-    """Open the generator in a folder, or the one that ships."""
+def load_generator(path: Path | None, device: str, threads: int) -> Generator | Lexicon:
+    """Open the generator in a folder, the lexicon in a file, or the generator that ships."""
     from xqg_qdrant.generator import Generator
+    from xqg_qdrant.lexicon import Lexicon
     from xqg_qdrant.model_folder import DEMO_GENERATOR, shipped_model
 
-    return Generator(folder or shipped_model(DEMO_GENERATOR), device, threads)
+    if path is not None and path.is_file():
+        return Lexicon(path)
+    return Generator(path or shipped_model(DEMO_GENERATOR), device, threads)
 
 
 @contextmanager
