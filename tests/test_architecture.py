@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "indexing": {"stores"},
     "copying": {"fingerprint", "status", "stores"},
     "aside": set(),
-    "evaluation": {"aside", "lines"},
+    "evaluation": {"aside", "lines", "terminal"},
     "demo": {"corpus", "evaluation", "questions"},
     "export": {
         "aside",
@@ -132,6 +132,7 @@ OWNERS: dict[str, set[str]] = {
     "pyarrow": {"rows"},
     "httpx": {"stores/wire"},
     "click": {*CLI_MODULES, "terminal"},
+    "jinja2": {"evaluation/report/page"},
     "tqdm": {"progress"},
 }
 EVERYWHERE = {"numpy", "xqg_qdrant"}
@@ -221,7 +222,7 @@ def test_the_folder_of_models_never_becomes_a_package() -> None:
 
 
 HEAVY = {
-    "huggingface_hub", "nltk", "numpy", "onnx", "onnxruntime", "pyarrow", "pytrec_eval", "qdrant_client",
+    "huggingface_hub", "jinja2", "nltk", "numpy", "onnx", "onnxruntime", "pyarrow", "pytrec_eval", "qdrant_client",
     "qdrant_edge", "tokenizers", "torch", "tqdm", "transformers",
 }  # fmt: skip
 

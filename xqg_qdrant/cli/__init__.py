@@ -3,7 +3,7 @@
 Everything heavy is imported by the command that needs it, so that `xqg --help` starts at once.
 """
 
-from xqg_qdrant.cli import collections, copy, demo, evaluation, ingest, models, retrieval
+from xqg_qdrant.cli import collections, copy, demo, evaluation, ingest, models, report, retrieval
 from xqg_qdrant.cli.group import main
 
-__all__ = ["collections", "copy", "demo", "evaluation", "ingest", "main", "models", "retrieval"]
+__all__ = ["collections", "copy", "demo", "evaluation", "ingest", "main", "models", "report", "retrieval"]
