@@ -18,17 +18,20 @@ from results_folders import (
     write_evaluation,
     write_hostile_evaluation,
     write_json,
+    write_pilot,
+    write_robustness,
     write_sweep,
 )
 from writing import lines_of
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.evaluation.report.axes import Axis, tick_step
+from xqg_qdrant.evaluation.report.changes import view_changes
 from xqg_qdrant.evaluation.report.charts import Point, Row, Series, draw_lines, draw_rows
 from xqg_qdrant.evaluation.report.evaluations import stars_of
 from xqg_qdrant.evaluation.report.page import render_report
 from xqg_qdrant.evaluation.report.sweeps import name_setting
-from xqg_qdrant.evaluation.report.texts import SHOWN_CHARACTERS, direction, language_tag, marked_parts
+from xqg_qdrant.evaluation.report.texts import direction, language_tag, marked_parts
 from xqg_qdrant.evaluation.results import read_results
 
 VOID = {"meta", "link", "path", "circle", "rect", "br"}
@@ -240,13 +243,71 @@ def test_a_sweep_shows_a_chart_for_each_axis_and_what_was_chosen(tmp_path: Path)
     page = Page(rendered(write_sweep(tmp_path / "sweep")))
     titles = [inner for tag, found, inner in page.elements if tag == "title" and "id" in found]
     assert ["".join(inner) for inner in titles] == [
-        "R@2kt against alpha", "R@2kt against the number of queries", "R@2kt by languages", "R@2kt against the filter",
-    ]  # fmt: skip
-    lead = page.texts("p", class_="lead")[0]
+        "What is gained in R@2kt over passage",
+        "R@2kt by language",
+        "R@2kt against alpha",
+        "R@2kt against the number of queries",
+        "R@2kt by languages",
+        "R@2kt against the filter",
+    ]
+    lead, gained = page.texts("p", class_="lead")
     assert lead.startswith("Chosen on 210 questions: mean, alpha 0.1, 5 a language, all languages.")
-    assert "On the other 212 questions, in R@2kt: +2.50 over plain vectors" in lead
+    assert lead.endswith("is told by the other 212 questions.")
+    assert gained.startswith("R@2kt: xqg 46.50, passage 44.00, a difference of +2.50 (95% interval +1.50 to +3.50")
+    assert "Significantly better in ar, bn, fi, ja, ko, te, worse in none." in gained
     assert "plain vectors 44.00 41.50 to 46.40" in " ".join(page.texts("tr"))
     assert len([row for row in page.texts("tr") if row.startswith("✓")]) >= 1
+
+
+def test_a_pilot_says_what_the_whole_corpus_would_take(tmp_path: Path) -> None:
+    paragraphs = Page(rendered(write_pilot(tmp_path / "pilot"))).texts("p")
+    assert "Worth it: significantly better." in paragraphs
+    assert (
+        "The whole corpus of 100,000 passages would take about 3:20:00 (hours:minutes:seconds) and 400 MB of disk, and "
+        "cost 4.00, by 500 of them that took 60.0 s."
+    ) in paragraphs
+    assert any(text.startswith("No questions were given") for text in paragraphs)
+    assert any(text.startswith("Chosen on 210 questions") for text in paragraphs)
+
+
+def test_of_robustness_more_is_not_called_better(tmp_path: Path) -> None:
+    page = Page(rendered(write_robustness(tmp_path / "robustness")))
+    assert "paraphrases should agree much and near-misses little" in page.texts("p", class_="note")
+    assert "average 300 44.00 45.00 +1.00* +0.00 to +2.00 0.0180 30 12" in page.texts("tr")
+    assert not [found for _, found, _ in page.elements if found.get("class") in ("up", "down")]
+
+
+def test_a_folder_without_its_file_or_with_another_layout_is_named(tmp_path: Path) -> None:
+    for number, (name, content) in enumerate(
+        [("sweep.json", None), ("sweep.json", {"points": []}), ("changes.jsonl", {"id": 1}), ("manifest.json", {})]
+    ):
+        folder = (write_sweep if name == "sweep.json" else write_evaluation)(tmp_path / str(number))
+        if content is None:
+            (folder / name).unlink()
+        else:
+            kind = {"kind": "evaluation"} if name == "manifest.json" else {}
+            write_json(folder / name, content | kind)
+        result = CliRunner().invoke(main, ["report", str(folder), "--output", str(tmp_path / "report.html")])
+        assert result.exit_code == 2, result.output
+        assert str(folder) in result.stderr
+        assert "Cure: " in result.stderr
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_question_lost_to_a_passage_that_is_not_among_those_saved_has_no_query_framed() -> None:
+    def hit(rank: int, name: str, relevant: bool = False) -> dict[str, object]:
+        query = {"language": "fi", "text": f"about {name}"}
+        found = {"rank": rank, "passage_id": name, "relevant": relevant, "best_query": query}
+        return found | {"score": 1 - rank / 100, "title": name, "text": name}
+
+    row = {"id": "q", "lang": "fi", "text": "?", "answers": [], "before": 100.0, "after": 0.0}
+    above = [hit(1, "a"), hit(2, "b"), hit(3, "c")]
+    lost = row | {"hits": {"passage": [*above, hit(15, "right", True)], "xqg": [*above, hit(17, "right", True)]}}
+    risen = [hit(1, "a"), hit(2, "new"), hit(3, "b"), hit(17, "right", True)]
+    passed = row | {"hits": {"passage": [*above, hit(15, "right", True)], "xqg": risen}}
+    _, changes = view_changes([lost, passed])
+    framed = [[found.title for _, hits in change.runs for found in hits if found.decisive] for change in changes.shown]
+    assert framed == [[], ["new"]]
 
 
 def test_a_setting_is_called_by_what_tells_it_from_the_others() -> None:
@@ -297,7 +358,7 @@ def test_a_chart_of_one_value_without_any_width_can_be_drawn() -> None:
 
 def test_answers_are_marked_letter_by_letter_and_across_line_breaks() -> None:
     def marked(text: str, *answers: str) -> list[str]:
-        parts = marked_parts(text, answers)
+        parts = marked_parts(text, answers, 1000)
         assert "".join(part.text for part in parts) == text
         return [part.text for part in parts if part.marked]
 
@@ -309,11 +370,11 @@ def test_answers_are_marked_letter_by_letter_and_across_line_breaks() -> None:
 
 
 def test_of_a_long_text_the_surroundings_of_the_answer_are_shown() -> None:
-    parts = marked_parts("a" * 10_000 + "ANSWER" + "b" * 10_000, ["ANSWER"])
+    parts = marked_parts("a" * 10_000 + "ANSWER" + "b" * 10_000, ["ANSWER"], 500)
     assert [part.text for part in parts if part.marked] == ["ANSWER"]
     assert parts[0].text == parts[-1].text == "…"
-    assert sum(len(part.text) for part in parts) == SHOWN_CHARACTERS + 2
-    assert "".join(part.text for part in marked_parts("c" * 10_000, ["ANSWER"])) == "c" * SHOWN_CHARACTERS + "…"
+    assert sum(len(part.text) for part in parts) == 500 + 2
+    assert "".join(part.text for part in marked_parts("c" * 501, ["ANSWER"], 500)) == "c" * 500 + "…"
 
 
 def test_a_language_is_a_tag_or_nothing() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, find_browser, running_browser
-from results_folders import demo_questions, write_evaluation, write_hostile_evaluation, write_sweep
+from results_folders import demo_questions, write_evaluation, write_hostile_evaluation, write_pilot, write_robustness
 
 from xqg_qdrant.evaluation.report.page import render_report
 from xqg_qdrant.evaluation.results import read_results
@@ -35,7 +35,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = [
         write_evaluation(folder / "first"),
         write_evaluation(folder / "second", 2),
-        write_sweep(folder / "sweep"),
+        write_pilot(folder / "pilot"),
+        write_robustness(folder / "robustness"),
     ]
     (folder / "report.html").write_text(render_report([read_results(one) for one in results]), encoding="utf-8")
     return folder / "report.html"
@@ -115,7 +116,7 @@ def test_every_text_stands_out_from_what_is_behind_it(chromium: Browser, report:
     assert len(found) > 500
     assert [(ink, behind, where) for ink, behind, where in found if contrast(ink, behind) < 4.5] == []
     page = chromium.evaluate("getComputedStyle(document.body).backgroundColor")
-    marks = {fill for fill, _ in chromium.evaluate(INKS) if fill != "none"}
+    marks = {stroke if fill == "none" else fill for fill, stroke in chromium.evaluate(INKS)}
     assert len(marks) >= 2
     assert [fill for fill in marks if contrast(fill, page) < 3] == []
 

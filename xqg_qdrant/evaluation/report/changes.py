@@ -5,6 +5,7 @@ Knows the rows of `changes.jsonl`. Knows nothing of HTML.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,10 +16,13 @@ Json = Mapping[str, Any]
 
 SHOWN_A_LANGUAGE = 10
 """Of hundreds of questions that changed, nobody reads more; all are in the folder."""
+SHOWN_CHARACTERS = 900
+SHOWN_OF_OTHERS = 260
+"""Of passages that are neither right nor moved anything, enough to know what they are about."""
 
 
 class Hit(NamedTuple):
-    """A passage found; `decisive` where its generated query is what moved it up."""
+    """A passage found; `decisive` where the question was won or lost by it."""
 
     rank: int
     score: float
@@ -71,27 +75,40 @@ def _some_of(title: str, rows: Sequence[Json]) -> Changes:
 
 def _view_change(row: Json) -> Change:
     answers = [answer for answer in row["answers"] if answer.strip()]
-    *_, last = row["hits"]
-    won = row["after"] > row["before"]
-    runs = []
+    (_, before), *_, (last, after) = row["hits"].items()
+    risen = _risen(before, after, won=row["after"] > row["before"])
     ranks = []
+    runs = []
     for run, hits in row["hits"].items():
         right = next((hit["rank"] for hit in hits if hit["relevant"]), None)
         ranks.append(f"{run}: {'not found' if right is None else f'rank {right}'}")
-        # What was won was moved up by a query of its own, what was lost was passed by another passage.
-        decisive = next((hit["rank"] for hit in hits if hit["relevant"] == won), None) if run == last else None
-        runs.append((run, [_view_hit(hit, answers, hit["rank"] == decisive) for hit in hits]))
+        runs.append((run, [_view_hit(hit, answers, run == last and hit["rank"] == risen) for hit in hits]))
     return Change(row["id"], row["lang"], row["text"], answers, row["before"], row["after"], ranks, runs)
+
+
+def _risen(before: Sequence[Json], after: Sequence[Json], won: bool) -> int | None:
+    """Return the rank of the passage by which a question was won or lost, None where it is not among those saved.
+
+    Won is a question by a relevant passage that rose, lost by another one that rose above the relevant one.
+    """
+    ranks = {hit["passage_id"]: hit["rank"] for hit in before}
+    for hit in after:
+        if hit["relevant"] and not won:
+            return None
+        if hit["relevant"] == won and hit["rank"] < ranks.get(hit["passage_id"], math.inf):
+            return int(hit["rank"])
+    return None
 
 
 def _view_hit(hit: Json, answers: Sequence[str], decisive: bool) -> Hit:
     query = hit["best_query"] or {"language": "", "text": ""}
+    longest = SHOWN_CHARACTERS if hit["relevant"] or decisive else SHOWN_OF_OTHERS
     return Hit(
         hit["rank"],
         hit["score"],
         hit["title"],
         hit["passage_id"],
-        marked_parts(hit["text"], answers),
+        marked_parts(hit["text"], answers, longest),
         hit["relevant"],
         query["language"],
         query["text"],

@@ -13,6 +13,7 @@ from xqg_qdrant.evaluation.report.charts import Point, Row, RowChart, describe_p
 from xqg_qdrant.evaluation.significance import TestName, bootstrap_interval
 
 MACRO = "average"
+TESTS = {"randomisation": "randomisation test", "t": "t-test", "mcnemar": "McNemar test"}
 LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 
@@ -48,8 +49,10 @@ class MeasureTable(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What the page shows of the figures of an evaluation."""
+    """What the page shows of figures; `counted` is what they are of: questions, or pairs of them."""
 
+    counted: str
+    explained: str
     lead: Sequence[str]
     tables: Sequence[MeasureTable]
     charts: Sequence[RowChart]
@@ -85,15 +88,32 @@ def stars_of(p: float | None) -> str:
     return "" if p is None else next((stars for limit, stars in LEVELS if p < limit), "")
 
 
-def view_evaluation(report: Report, languages: Mapping[str, str]) -> Evaluation:
-    """Return tables and charts of a report; `languages` has the language of each question."""
+def view_evaluation(report: Report, languages: Mapping[str, str], test: TestName = "randomisation") -> Evaluation:
+    """Return tables and charts of a report.
+
+    Args:
+        report: The report. One that was saved as JSON has no values of single questions.
+        languages: The language of each question.
+        test: The test that the p-values are of.
+    """
     tables = [_table(report, measure, languages) for measure in report.measures]
     first = tables[0]
     return Evaluation(
+        "questions",
+        f"p is of a paired {TESTS[test]}; in a language it allows for the number of languages (Holm).",
         [_sentence(first, number) for number in range(len(first.compared))],
         tables,
         [*_gain_chart(first), _value_chart(report, first, languages)],
     )
+
+
+def view_robustness(report: Report) -> Evaluation:
+    """Return tables and charts of how far rankings of pairs agree, where more is not always better."""
+    tables = [_table(report, measure, {}) for measure in report.measures]
+    tests = "p is of a paired randomisation test, of AUC that of DeLong"
+    explained = f"{tests}; in a language it allows for the number of languages (Holm)."
+    charts = [*_gain_chart(tables[0]), _value_chart(report, tables[0], {})]
+    return Evaluation("pairs", explained, report.notes, tables, charts)
 
 
 def view_side_by_side(
@@ -128,6 +148,9 @@ def _table(report: Report, measure: str, languages: Mapping[str, str]) -> Measur
     counts = dict.fromkeys(reference.per_language, 0)
     for query_id in reference.per_query:
         counts[languages[query_id]] += 1
+    if not reference.per_query:
+        of_languages = next(iter(comparisons.values())).per_language
+        counts = {language: of.won + of.lost + of.tied for language, of in of_languages.items()}
     lines = [
         Line(
             language,
@@ -139,7 +162,7 @@ def _table(report: Report, measure: str, languages: Mapping[str, str]) -> Measur
     ]
     total = Line(
         MACRO,
-        len(reference.per_query),
+        sum(counts.values()),
         [of.macro for of in values.values()],
         [_gain(comparison.overall) for comparison in comparisons.values()],
     )
@@ -222,6 +245,8 @@ def _lines(table: MeasureTable) -> list[Line]:
 
 
 def _macro_point(values: Values, languages: Mapping[str, str]) -> Point:
+    if not values.per_query:
+        return Point(values.macro)
     groups: dict[str, list[float]] = {}
     for query_id, value in values.per_query.items():
         groups.setdefault(languages[query_id], []).append(value)

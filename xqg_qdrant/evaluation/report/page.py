@@ -16,14 +16,19 @@ from typing import NamedTuple
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.comparison import languages_of, make_report
 from xqg_qdrant.evaluation.report.changes import Changes, view_changes
-from xqg_qdrant.evaluation.report.evaluations import Evaluation, SideBySide, view_evaluation, view_side_by_side
-from xqg_qdrant.evaluation.report.sweeps import Sweep, view_sweep
+from xqg_qdrant.evaluation.report.evaluations import (
+    Evaluation,
+    SideBySide,
+    view_evaluation,
+    view_robustness,
+    view_side_by_side,
+)
+from xqg_qdrant.evaluation.report.saved import load_report
+from xqg_qdrant.evaluation.report.sweeps import Pilot, Sweep, view_pilot, view_sweep
 from xqg_qdrant.evaluation.report.texts import direction, language_tag
 from xqg_qdrant.evaluation.results import CHANGES, Results
 from xqg_qdrant.evaluation.significance import TestName
 from xqg_qdrant.terminal import visible
-
-SWEEP = "sweep.json"
 
 
 class Yield(NamedTuple):
@@ -46,6 +51,7 @@ class Section(NamedTuple):
     evaluation: Evaluation | None
     changes: Sequence[Changes]
     sweep: Sweep | None
+    pilot: Pilot | None
 
 
 def render_report(results: Sequence[Results]) -> str:
@@ -104,25 +110,35 @@ def _distinct_names(results: Sequence[Results]) -> list[str]:
 
 def _section(one: Results, name: str) -> Section:
     manifest = one.manifest
-    evaluation = None
-    if one.values:
-        languages = languages_of(one.queries)
-        evaluation = view_evaluation(make_report(languages, one.values, _test_of(one)), languages)
+    kind = manifest["kind"]
     try:
+        pilot = one.read_json("pilot.json") if kind == "pilot" else {}
+        sweep = one.read_json("sweep.json") if kind == "sweep" else pilot.get("sweep")
         facts = {key: value for key, value in manifest.items() if key not in ("kind", "command", "yields")}
         yields = sorted(manifest["yields"].items())
         return Section(
             name,
-            manifest["kind"],
+            kind,
             list(_facts(facts)),
             shlex.join(manifest["command"]),
             [Yield(language, found["asked"], found["kept"], found.get("wrong_script")) for language, found in yields],
-            evaluation,
+            _evaluation(one),
             view_changes(one.read_rows(CHANGES)),
-            view_sweep(one.read_json(SWEEP)) if manifest["kind"] == "sweep" else None,
+            view_sweep(sweep) if sweep else None,
+            view_pilot(pilot) if pilot else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{one.folder}: is damaged ({error!r}). Cure: make the results again, with --save.") from error
+
+
+def _evaluation(one: Results) -> Evaluation | None:
+    if one.manifest["kind"] == "robustness":
+        saved = one.read_json("robustness.json")
+        return view_robustness(load_report(saved["report"], saved["notes"]))
+    if not one.values:
+        return None
+    languages, test = languages_of(one.queries), _test_of(one)
+    return view_evaluation(make_report(languages, one.values, test), languages, test)
 
 
 def _test_of(one: Results) -> TestName:

@@ -1,4 +1,4 @@
-"""What `xqg sweep` found → charts of the measure over each setting, the table behind them, and the choice.
+"""What `xqg sweep` and `xqg pilot` found → charts of the measure over each setting, their table, and the choice.
 
 Knows the names of the settings. Knows nothing of HTML.
 """
@@ -6,6 +6,7 @@ Knows the names of the settings. Knows nothing of HTML.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from xqg_qdrant.evaluation.report.charts import (
@@ -18,6 +19,8 @@ from xqg_qdrant.evaluation.report.charts import (
     draw_lines,
     draw_rows,
 )
+from xqg_qdrant.evaluation.report.evaluations import Evaluation, view_evaluation
+from xqg_qdrant.evaluation.report.saved import load_report
 
 Json = Mapping[str, Any]
 
@@ -36,6 +39,14 @@ NAMES = {
     "min_score": "min-score {:.3g}",
     "percentile": "{}% left out",
 }
+
+
+class Pilot(NamedTuple):
+    """What the page shows of a pilot beside its sweep: is it worth it, and what would it take."""
+
+    verdict: str
+    cost: str
+    held_back: bool
 
 
 class Tried(NamedTuple):
@@ -57,7 +68,7 @@ class Sweep(NamedTuple):
     plain: Tried
     tried: Sequence[Tried]
     chosen: str
-    gained: str
+    reported: Evaluation
 
 
 def view_sweep(sweep: Json) -> Sweep:
@@ -78,6 +89,9 @@ def view_sweep(sweep: Json) -> Sweep:
             charts.append(("row", _row_chart(sweep["measure"], curve, tried, plain)))
     everywhere = [point["setting"] for point in points]
     halves = sweep["halves"]
+    measure = sweep["measure"]
+    # The measure that was chosen by comes first.
+    report = {run: dict(sorted(of.items(), key=lambda one: one[0] != measure)) for run, of in sweep["report"].items()}
     return Sweep(
         sweep["measure"],
         (len(halves["chosen_on"]), len(halves["reported_on"])),
@@ -94,26 +108,22 @@ def view_sweep(sweep: Json) -> Sweep:
             for point in points
         ],
         name_setting(chosen, [*everywhere, {}]),
-        _say_gained(sweep["chosen"]["on_other_half"]),
+        view_evaluation(load_report(report), {}),
     )
 
 
-def _say_gained(gained: Json) -> str:
-    """Say what the choice came to on the questions that it was not made on."""
-    low, high = gained["interval"]
-    p = gained["p"]
-    better = [name for name, one in gained["per_language"].items() if _is_significant(one) and one["difference"] > 0]
-    worse = [name for name, one in gained["per_language"].items() if _is_significant(one) and one["difference"] < 0]
-    return (
-        f"{gained['difference']:+.2f} over plain vectors (95% interval {low:+.2f} to {high:+.2f}"
-        f"{'' if p is None else f', p = {p:.4f}'}), {gained['won']} questions won and {gained['lost']} lost. "
-        f"Significantly better in {', '.join(better) or 'no language'}, worse in {', '.join(worse) or 'none'}."
+def view_pilot(pilot: Json) -> Pilot:
+    """Return what the page shows of a pilot; `pilot` is what `pilot.json` holds."""
+    cost = pilot["cost"]
+    price = "" if cost["price"] is None else f", and cost {cost['price']:,.2f}"
+    took = timedelta(seconds=round(cost["seconds"]))
+    return Pilot(
+        pilot["verdict"],
+        f"The whole corpus of {cost['passages']:,} passages would take about {took} (hours:minutes:seconds) and "
+        f"{cost['bytes'] / 1e6:,.0f} MB of disk{price}, by {cost['measured']['passages']:,} of them that took "
+        f"{cost['measured']['seconds']:.1f} s.",
+        pilot["held_back"],
     )
-
-
-def _is_significant(difference: Json) -> bool:
-    p = difference["p_holm"]
-    return p is not None and p < 0.05
 
 
 def name_setting(setting: Json, among: Sequence[Json], without: Sequence[str] = ()) -> str:

@@ -9,8 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-SHOWN_CHARACTERS = 900
-BEFORE_ANSWER = 250
+BEFORE_ANSWER = 100
 # The languages of ISO 639-1, and a few more, whose usual script runs from right to left.
 RIGHT_TO_LEFT = frozenset({"ar", "arc", "ckb", "dv", "fa", "he", "ks", "ku", "ps", "sd", "syr", "ug", "ur", "yi"})
 LANGUAGE_TAG = re.compile("[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")
@@ -36,22 +35,22 @@ def direction(language: str) -> str:
     return "rtl" if language.split("-")[0].lower() in RIGHT_TO_LEFT else "auto"
 
 
-def marked_parts(text: str, answers: Sequence[str]) -> list[Part]:
+def marked_parts(text: str, answers: Sequence[str], longest: int) -> list[Part]:
     """Cut a text into pieces, those marked that hold an answer as the official score looks for it: letter by letter.
 
-    Of a long text the surroundings of its first answer are kept, with … where something is left out.
+    Of a text that is longer than `longest` the surroundings of its first answer are kept, with … for what is left out.
 
-    >>> marked_parts("in 1642 metres", ["1642"])
+    >>> marked_parts("in 1642 metres", ["1642"], 100)
     [Part(text='in ', marked=False), Part(text='1642', marked=True), Part(text=' metres', marked=False)]
     """
     wanted = sorted((answer for answer in answers if answer.strip() and answer not in ("yes", "no")), key=len)
     found = re.compile("|".join(rf"{_spaced(answer)}" for answer in reversed(wanted)) or r"(?!)")
     before = after = ""
-    if len(text) > SHOWN_CHARACTERS:
+    if len(text) > longest:
         first = found.search(text)
         start = max(0, first.start() - BEFORE_ANSWER) if first else 0
-        before, after = ("…" if start else ""), ("…" if start + SHOWN_CHARACTERS < len(text) else "")
-        text = text[start : start + SHOWN_CHARACTERS]
+        before, after = ("…" if start else ""), ("…" if start + longest < len(text) else "")
+        text = text[start : start + longest]
     parts = [Part(before, False)]
     end = 0
     for match in found.finditer(text):
