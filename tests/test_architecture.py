@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "indexing": {"stores"},
     "copying": {"fingerprint", "status", "stores"},
     "aside": set(),
-    "evaluation": {"aside", "catalogue", "lines", "questions"},
+    "evaluation": {"aside", "catalogue", "lines", "questions", "terminal"},
     "sweep": {
         "augment",
         "encoder",
@@ -156,6 +156,7 @@ OWNERS: dict[str, set[str]] = {
     "pyarrow": {"rows"},
     "httpx": {"stores/wire"},
     "click": {*CLI_MODULES, "terminal"},
+    "jinja2": {"evaluation/report/page"},
     "tqdm": {"progress"},
 }
 EVERYWHERE = {"numpy", "xqg_qdrant"}
@@ -245,8 +246,8 @@ def test_the_folder_of_models_never_becomes_a_package() -> None:
 
 
 HEAVY = {
-    "huggingface_hub", "ir_datasets", "nltk", "numpy", "onnx", "onnxruntime", "pyarrow", "pytrec_eval", "qdrant_client",
-    "qdrant_edge", "tokenizers", "torch", "tqdm", "transformers",
+    "huggingface_hub", "ir_datasets", "jinja2", "nltk", "numpy", "onnx", "onnxruntime", "pyarrow", "pytrec_eval",
+    "qdrant_client", "qdrant_edge", "tokenizers", "torch", "tqdm", "transformers",
 }  # fmt: skip
 
 

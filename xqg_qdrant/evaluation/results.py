@@ -70,6 +70,10 @@ class Results(NamedTuple):
         path = self.folder / name
         return list(_read_rows(path)) if path.exists() else []
 
+    def read_json(self, name: str) -> Any:  # noqa: ANN401
+        """Return what a file of JSON holds, such as that of a sweep."""
+        return _read_json(self.folder / name)
+
 
 def make_manifest(
     kind: Kind,
