@@ -100,7 +100,8 @@ class RestQdrant(ThreadingHTTPServer):
         name, _, rest = path.removeprefix("/collections/").partition("/")
         if (method, rest) == ("PUT", ""):
             vectors = TypeAdapter(dict[str, models.VectorParams]).validate_python(body["vectors"])
-            created = client.create_collection(name, vectors, metadata=body.get("metadata"))
+            sparse = TypeAdapter(dict[str, models.SparseVectorParams]).validate_python(body.get("sparse_vectors") or {})
+            created = client.create_collection(name, vectors, sparse or None, metadata=body.get("metadata"))
             self.settings.pop(name, None)
             return created
         if not client.collection_exists(name):

@@ -105,7 +105,7 @@ def test_query_as_json_gives_one_object_a_question_read_from_stdin(store: Path) 
 def test_the_plain_vector_can_be_searched_to_compare(store: Path) -> None:
     by_vector = {
         vector: json.loads(
-            xqg("query", "--collection", "docs", "--store", store, "--json", "--vector", vector, "Danube").stdout
+            xqg("query", "--collection", "docs", "--store", store, "--json", "--rank", vector, "Danube").stdout
         )["hits"]
         for vector in ("xqg", "passage")
     }

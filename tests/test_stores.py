@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -42,6 +43,7 @@ from xqg_qdrant.stores.sidecar import SIDECAR
 
 DIM = 8
 FINGERPRINT = {"encoder.pooling": "mean", "recipe.alpha": 0.01, "recipe.languages": ["ja", "ru"], "recipe.k": None}
+SPARSE = {**FINGERPRINT, "recipe.sparse": True}
 SECRET = "sk-verysecret-0123456789"
 
 
@@ -179,6 +181,60 @@ def test_search_orders_as_a_float64_dot_product_does(place: Place, exact: bool) 
             expected = rank_with_numpy(points, name, query)[:10]
             assert [hit.passage.passage_id for hit in hits] == [passage_id for _, passage_id in expected]
             assert np.allclose([hit.score for hit in hits], [score for score, _ in expected], atol=1e-5)
+
+
+def make_sparse_points() -> list[AugmentedPassage]:
+    terms = {"a": (1, 7, 2**32 - 1), "b": (2**32 - 1,), "c": (1, 3), "d": (5,)}
+    return [make_point(name, np.full(DIM, place + 1.0), terms=ids) for place, (name, ids) in enumerate(terms.items())]
+
+
+def test_terms_come_back_as_they_were_stored(place: Place) -> None:
+    store = place.open()
+    store.create_collection(place.collection, DIM, SPARSE)
+    points = [*make_sparse_points(), make_point("none", np.ones(DIM), terms=())]
+    store.upsert(place.collection, points)
+    scrolled = {point.passage.passage_id: point for point in store.scroll(place.collection)}
+    read = store.read_points(place.collection, ["none", "a", "b", "c", "d"])
+    for point in points:
+        assert_same(scrolled[point.passage.passage_id], point)
+        assert_same(read[point.passage.passage_id], point)
+    changed = replace(points[0], terms=(4,))
+    store.upsert(place.collection, [changed])
+    assert_same(store.read_points(place.collection, ["a"])["a"], changed)
+
+
+def test_a_search_for_terms_adds_up_how_rare_the_shared_ones_are(place: Place) -> None:
+    store = place.open()
+    store.create_collection(place.collection, DIM, SPARSE)
+    store.upsert(place.collection, make_sparse_points())
+    queries = [(1, 3, 99), (2**32 - 1,), (99,), ()]
+    found = store.search_terms(place.collection, queries, 3)
+    by_id = [{hit.passage.passage_id: hit.score for hit in hits} for hits in found]
+    # Four passages: ln(1 + 2.5/2.5) = ln 2 for a term of two of them, ln(1 + 3.5/1.5) for a term of one.
+    assert by_id == [
+        {"c": pytest.approx(math.log(2) + math.log(10 / 3), abs=1e-5), "a": pytest.approx(math.log(2), abs=1e-5)},
+        {"a": pytest.approx(math.log(2), abs=1e-5), "b": pytest.approx(math.log(2), abs=1e-5)},
+        {},
+        {},
+    ]
+    assert [[hit.passage.passage_id for hit in hits] for hits in found[:2]] == [["c", "a"], ["a", "b"]]
+    assert found[0][0].generated_queries == make_sparse_points()[2].generated_queries
+    store.quantise(place.collection)
+    assert [hit.passage.passage_id for hit in store.search_terms(place.collection, queries[:1], 3)[0]] == ["c", "a"]
+
+
+def test_points_and_searches_must_agree_with_the_collection_about_terms(place: Place) -> None:
+    store = place.open_with_collection()
+    with pytest.raises(StoreError, match=r"no sparse vector.*--sparse"):
+        store.search_terms(place.collection, [(1,)], 3)
+    with pytest.raises(StoreError, match="the collection has none"):
+        store.upsert(place.collection, [make_point("a", np.ones(DIM), terms=(1,))])
+    store.create_collection(f"{place.collection}-sparse", DIM, SPARSE)
+    with pytest.raises(StoreError, match="it lacks the collection's"):
+        store.upsert(f"{place.collection}-sparse", [make_point("a", np.ones(DIM))])
+    with pytest.raises(StoreError, match="at least 1"):
+        store.search_terms(f"{place.collection}-sparse", [(1,)], 0)
+    store.delete_collection(f"{place.collection}-sparse")
 
 
 def test_every_place_can_be_asked_to_optimise_and_to_quantise(place: Place) -> None:

@@ -12,6 +12,7 @@ from shared_data import shared_file
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.export import export_checkpoint
 from xqg_qdrant.generator import Generator
+from xqg_qdrant.lexicon import Lexicon
 
 TRAINING = Path(__file__).parent.parent / "training"
 LANGUAGES = ("ar", "bn", "fi", "ja", "ko", "ru", "te")
@@ -49,3 +50,20 @@ def test_held_out_data_cannot_be_read_for_training(name: str, monkeypatch: pytes
 
     with pytest.raises(ValueError, match="held out"):
         next(open_training_file(shared_file(name).parent.parent, name))
+
+
+def test_the_lexicon_learns_which_word_is_which_and_is_one_that_ingest_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_smoke("learn_lexicon.py", tmp_path / "lexicon.tsv")
+    assert Lexicon(tmp_path / "lexicon.tsv").languages == LANGUAGES
+    monkeypatch.syspath_prepend(str(TRAINING))
+    from learn_lexicon import learn, split_other
+
+    # "the" is beside everything; only "river" is beside joki both times, "lake" is seen too seldom to be told.
+    pairs = [(["the", "river"], ["joki"]), (["the", "long", "river"], ["pitkä", "joki"]), (["the", "long"], ["pitkä"])]
+    found = {entry.english: entry.other for entry in learn([*pairs, (["lake"], ["järvi"])])}
+    assert {word: found[word] for word in ("river", "long")} == {"river": "joki", "long": "pitkä"}
+    assert "lake" not in found
+    assert split_other("ナイル川は長い", "ja") == ["ナイル", "川", "長"]
+    assert split_other("尼罗河", "zh") == ["尼罗", "罗河"]

@@ -157,12 +157,14 @@ def _list(passage_ids: Iterable[str]) -> str:
 
 
 def _digest(point: AugmentedPassage) -> bytes:
-    """Return a hash of the point's id, its payload as canonical JSON, and every bit of its vectors."""
+    """Return a hash of the point's id, its payload as canonical JSON, every bit of its vectors, and its terms."""
     payload = json.dumps(make_payload(point), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     digest = hashlib.blake2b(make_point_id(point.passage.passage_id).encode(), digest_size=16)
     digest.update(payload.encode())
     for name in sorted(point.vectors):
         digest.update(name.encode() + point.vectors[name].tobytes())
+    if point.terms is not None:
+        digest.update(repr(point.terms).encode())
     return digest.digest()
 
 
@@ -173,7 +175,7 @@ def _differs(point: AugmentedPassage, copied: AugmentedPassage | None) -> bool:
     if _digest(copied) == _digest(point):
         return False
     same_bits = all(copied.vectors[name].tobytes() == vector.tobytes() for name, vector in point.vectors.items())
-    return not (same_bits and _is_near(make_payload(copied), make_payload(point)))
+    return not (same_bits and copied.terms == point.terms and _is_near(make_payload(copied), make_payload(point)))
 
 
 def _is_near(left: Any, right: Any) -> bool:  # noqa: ANN401

@@ -15,6 +15,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, cast
 
+from xqg_qdrant.catalogue import is_catalogued, passage_rows
+from xqg_qdrant.datasets import generated_query_fields, is_id_derived, passage_fields
+from xqg_qdrant.documents import is_squad, squad_rows
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fields import (
     LANGUAGE_FIELDS,
@@ -37,8 +40,9 @@ def read_passages(source: str, *, id_field: str | None = None) -> Iterator[Passa
     """Read the passages of a corpus, one at a time.
 
     Args:
-        source: A JSONL, TSV (with a header line) or Parquet file, the first two also as `.gz`; a BEIR folder; or `-`
-            for JSONL on standard input.
+        source: A JSONL, TSV (with a header line) or Parquet file, the first two also as `.gz`; a BEIR folder; a JSON
+            file of SQuAD, MLQA or XQuAD, whose paragraphs are the passages; `ir_datasets:` and an id; or `-` for JSONL
+            on standard input.
         id_field: The field that holds the passage id, where it is none of `id`, `_id`, `passage_id` and `docid`.
 
     Returns:
@@ -83,16 +87,20 @@ def read_generated_queries(
 
 
 def _read_rows(source: str, id_field: str | None, queried: bool) -> Iterator[Passage | QueriedPassage | Reject]:
-    path = source if source == "-" else str(existing_file(source, "corpus.jsonl"))
     id_fields = (id_field,) if id_field else ID_FIELDS
+    if is_catalogued(source):
+        return _passages(passage_rows(source), source, ID_FIELDS, queried)
+    path = source if source == "-" else str(existing_file(source, "corpus.jsonl"))
     if path.endswith(".parquet"):
         rows = parquet_rows(path, id_fields)
     elif is_tsv(path):
         rows = tsv_rows(path, id_fields, TEXT_FIELDS)
-    elif path == "-" or path.endswith((".jsonl", ".jsonl.gz")):
+    elif is_squad(path):
+        rows = squad_rows(path)
+    elif path == "-" or path.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
         rows = jsonl_rows(path)
     else:
-        cure = "Cure: give a .jsonl, .jsonl.gz, .tsv, .tsv.gz or .parquet file"
+        cure = "Cure: give a .jsonl, .jsonl.gz, .json, .json.gz, .tsv, .tsv.gz or .parquet file"
         raise InputError(f"{source}: unknown kind of file. {cure}.")
     return _passages(rows, path, id_fields, queried)
 
@@ -113,6 +121,8 @@ def _passages(
             queries, problem = _take_queries(fields.pop(GENERATED_QUERIES_FIELD, None))
         passage, problem = (None, problem) if problem else _passage(fields, id_fields)
         if passage is not None and not is_new(passage.passage_id):
+            if is_id_derived(row.fields):
+                continue  # the same text again, with other questions
             problem = f"the id {passage.passage_id!r} was there before"
         if passage is None or problem:
             yield Reject(source, row.line, problem, row.raw or repr(row.fields))
@@ -131,7 +141,7 @@ def _generated_queries(
             problem = problem or unstorable_field({"id": passage_id})
         if not problem:
             many = fields.get(GENERATED_QUERIES_FIELD)
-            queries, problem = _take_queries([fields] if many is None else many)
+            queries, problem = _take_queries([generated_query_fields(row.fields)] if many is None else many)
         yield Reject(path, row.line, problem, row.raw) if problem else (passage_id, queries)
 
 
@@ -159,8 +169,11 @@ def _take_queries(value: object) -> tuple[tuple[GeneratedQuery, ...], str]:
 
 def _passage(fields: Mapping[str, Any], id_fields: Sequence[str]) -> tuple[Passage | None, str]:
     """Return the passage that a row holds, or the reason why it holds none."""
-    rest = dict(fields)
-    passage_id, problem = take_id(rest, id_fields)
+    try:
+        rest = passage_fields(fields)
+    except ValueError as error:
+        return None, str(error)
+    passage_id, problem = take_id(rest, ("id",) if is_id_derived(fields) else id_fields)
     if problem:
         return None, problem
     text, problem = take_text(rest, TEXT_FIELDS)

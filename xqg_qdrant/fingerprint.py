@@ -19,6 +19,8 @@ Fingerprint: TypeAlias = dict[str, Any]
 # Which queries a collection was made with; written down for given ones alone.
 QUERIES_FIELD = "queries"
 GIVEN, GENERATED = "given", "generated"
+# There, and true, where the points have a sparse vector.
+SPARSE_FIELD = "recipe.sparse"
 # While a retune is unfinished, the whole fingerprint that the collection is on its way to.
 RETUNING_FIELD = "retuning"
 
@@ -56,6 +58,11 @@ def read_layout(fingerprint: Mapping[str, Any]) -> PayloadLayout | None:
     """Return where in the payload of another program's collection the passages stand, None for one of xqg's own."""
     fields = {name: fingerprint.get(LAYOUT_PREFIX + name, "") for name in PayloadLayout._fields}
     return PayloadLayout(**fields) if fields["text"] else None
+
+
+def is_sparse(fingerprint: Mapping[str, Any]) -> bool:
+    """Tell whether the points of a collection have a sparse vector."""
+    return fingerprint.get(SPARSE_FIELD) is True
 
 
 def hash_json(value: object) -> str:

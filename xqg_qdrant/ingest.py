@@ -34,16 +34,19 @@ from xqg_qdrant.fingerprint import (
     refuse_mismatch,
 )
 from xqg_qdrant.generator import Generation, Generator, Sampling
+from xqg_qdrant.lexicon import LEXICON, Lexicon
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     XQG_VECTOR,
     AugmentedPassage,
+    GeneratedQuery,
     Passage,
     QueriedPassage,
     Reject,
 )
 from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.words import find_term_ids
 from xqg_qdrant.workers import work_in_order
 
 Row: TypeAlias = Passage | QueriedPassage | Reject
@@ -61,8 +64,9 @@ class Recipe(NamedTuple):
 
     `alpha` is the weight of the generated queries, `fusion` one of `sum` (as published) and `mean`; `renormalise` gives
     the augmented vector the length of the plain one. Queries whose dot product with the plain vector is below
-    `min_score` are stored and take no part; None lets all take part. The others say how queries are generated; where
-    they are given, `sampling` is None and the rest means nothing.
+    `min_score` are stored and take no part; None lets all take part. With `sparse` a point has a sparse vector of the
+    terms in the passage and its queries. The others say how queries are generated: by a
+    lexicon, without `sampling` and seed; where queries are given there are no languages, and the rest means nothing.
     """
 
     languages: tuple[str, ...] = ()
@@ -73,16 +77,24 @@ class Recipe(NamedTuple):
     renormalise: bool = False
     seed: int = 0
     min_score: float | None = None
+    sparse: bool = False
+
+    @property
+    def given(self) -> bool:
+        """Tell whether the queries are given."""
+        return not self.languages
 
     def describe(self) -> dict[str, Any]:
         """Return every setting that decides the vectors as JSON values, for a fingerprint."""
-        # Without a filter the fingerprint is that of the collections made before there was one.
+        # Without a filter or a sparse vector the fingerprint is that of the collections made before there were any.
         filtered = {} if self.min_score is None else {"min_score": self.min_score}
-        fused = {"alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise, **filtered}
-        if self.sampling is None:
+        sparse = {"sparse": True} if self.sparse else {}
+        fused = {"alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise, **filtered, **sparse}
+        if self.given:
             return fused
         asked = {"languages": list(self.languages), "queries_per_language": self.queries_per_language}
-        return {**asked, **self.sampling._asdict(), **fused, "seed": self.seed}
+        drawn = {} if self.sampling is None else {**self.sampling._asdict(), "seed": self.seed}
+        return {**asked, **drawn, **fused}
 
 
 class Progress(NamedTuple):
@@ -122,7 +134,7 @@ class _Augmented(NamedTuple):
     progress: Progress
 
 
-def make_recipe(generator: Generator | None, languages: Sequence[str] = (), **settings: Any) -> Recipe:
+def make_recipe(generator: Generator | Lexicon | None, languages: Sequence[str] = (), **settings: Any) -> Recipe:
     """Fill in what is not set: the generator's own languages and sampling, and the published fusion.
 
     Without a generator, when queries are given, the recipe is about their fusion alone.
@@ -138,15 +150,27 @@ def make_recipe(generator: Generator | None, languages: Sequence[str] = (), **se
         recipe = Recipe(**given)
         check_fusion(recipe.alpha, recipe.fusion, recipe.min_score)
         return recipe
-    sampled = {name: given.pop(name) for name in Sampling._fields if name in given}
-    sampling = generator.sampling._replace(**sampled)
     # The order of the languages changes nothing, so it must not tell two recipes apart.
-    recipe = Recipe(tuple(sorted(languages or generator.languages)), sampling, **given)
-    for name, value in (
-        ("queries_per_language", recipe.queries_per_language),
-        ("top_k", sampling.top_k),
-        ("max_new_tokens", sampling.max_new_tokens),
-    ):
+    wanted = tuple(sorted(languages or generator.languages))
+    if isinstance(generator, Lexicon):
+        if drawn := [name for name in ("seed", *Sampling._fields) if name in given]:
+            raise InputError(
+                f"{drawn[0]} says how a model draws queries, but a lexicon draws none. Cure: leave it out."
+            )
+        recipe = Recipe(wanted, **given)
+    else:
+        sampled = {name: given.pop(name) for name in Sampling._fields if name in given}
+        recipe = Recipe(wanted, generator.sampling._replace(**sampled), **given)
+        _check_sampling(generator, recipe)
+    if recipe.queries_per_language < 1:
+        raise InputError(f"queries_per_language must be at least 1, was: {recipe.queries_per_language}")
+    check_fusion(recipe.alpha, recipe.fusion, recipe.min_score)
+    return recipe
+
+
+def _check_sampling(generator: Generator, recipe: Recipe) -> None:
+    sampling = recipe.sampling or generator.sampling
+    for name, value in (("top_k", sampling.top_k), ("max_new_tokens", sampling.max_new_tokens)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, was: {value}")
     if sampling.max_new_tokens > generator.max_output_tokens:
@@ -158,8 +182,6 @@ def make_recipe(generator: Generator | None, languages: Sequence[str] = (), **se
     if not sampling.temperature > 0:
         raise InputError(f"temperature must be above 0, was: {sampling.temperature}")
     generator.check_vocabulary(recipe.languages, sampling.vocabulary)
-    check_fusion(recipe.alpha, recipe.fusion, recipe.min_score)
-    return recipe
 
 
 def read_recipe(fingerprint: Fingerprint) -> Recipe:
@@ -174,6 +196,8 @@ def read_recipe(fingerprint: Fingerprint) -> Recipe:
     try:
         if fingerprint.get(QUERIES_FIELD) == GIVEN:
             return Recipe(**fields)
+        if fingerprint.get("generator.kind") == LEXICON:
+            return Recipe(tuple(fields.pop("languages")), **fields)
         sampling = Sampling(**{name: fields.pop(name) for name in Sampling._fields})
         return Recipe(tuple(fields.pop("languages")), sampling, **fields)
     except (KeyError, TypeError) as error:
@@ -188,7 +212,7 @@ def ingest(
     store: Store,
     collection: str,
     encoder: Encoder,
-    generator: Generator | None,
+    generator: Generator | Lexicon | None,
     recipe: Recipe,
     workers: int = 1,
     stop: Event | None = None,
@@ -205,7 +229,7 @@ def ingest(
         store: used from the consuming thread alone.
         collection: its name; it is created where it does not exist.
         encoder: called from `workers` threads at once.
-        generator: the same; None where the rows bring their queries, which are then taken as they are.
+        generator: the same, or a lexicon; None where the rows bring their queries, which are then taken as they are.
         recipe: of `make_recipe`, for the same generator.
         workers: how many chunks are in work at once; at most four times as many are in memory.
         stop: once set, no more is read, and the chunks that workers are at are finished and stored.
@@ -215,7 +239,7 @@ def ingest(
         InputError: the recipe is for given queries and there is a generator, or the other way round; or the rows cannot
             be read to their end, which is raised when those before are stored.
     """
-    if (generator is None) != (recipe.sampling is None):
+    if recipe.given != (generator is None) or isinstance(generator, Generator) != (recipe.sampling is not None):
         raise InputError("the recipe was made for another generator; make it with make_recipe(generator)")
     described = None if generator is None else generator.describe()
     fingerprint = make_fingerprint(encoder.describe(), described, recipe.describe())
@@ -232,13 +256,14 @@ def ingest(
     if stored is None:
         _create(store, collection, encoder.dim, fingerprint)
 
-    cheap = generator is None or generator.device != "cpu"
+    model = generator if isinstance(generator, Generator) else None
+    cheap = model is None or model.device != "cpu"
     chunks = batched(chain(first, unread), CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
     looked_up = (_look_up(chunk, store, collection, generator, recipe_hash) for chunk in chunks)
     work = partial(_augment, encoder=encoder, generator=generator, recipe=recipe, recipe_hash=recipe_hash)
     with (
         closing(work_in_order(work, looked_up, workers, stop)) as batches,
-        store.bulk_load(collection, fast=generator is None),
+        store.bulk_load(collection, fast=model is None),
     ):
         for done in batches:
             points = [point for augmented in done for point in augmented.points]
@@ -281,7 +306,7 @@ def _check_unchanged(store: Store, collection: str, fingerprint: Fingerprint) ->
 
 
 def _look_up(
-    rows: Sequence[Row], store: Store, collection: str, generator: Generator | None, recipe_hash: str
+    rows: Sequence[Row], store: Store, collection: str, generator: Generator | Lexicon | None, recipe_hash: str
 ) -> _Chunk:
     rejects, passages = [], []
     for row in rows:
@@ -300,7 +325,7 @@ def _look_up(
 
 
 def _augment(
-    chunk: _Chunk, encoder: Encoder, generator: Generator | None, recipe: Recipe, recipe_hash: str
+    chunk: _Chunk, encoder: Encoder, generator: Generator | Lexicon | None, recipe: Recipe, recipe_hash: str
 ) -> _Augmented:
     """Do a worker's part of a chunk, with one call of each model."""
     if not chunk.missing:
@@ -329,13 +354,26 @@ def _augment(
         else:
             left_out += len(queries) - len(relevant)
             named = {XQG_VECTOR: fused, PASSAGE_VECTOR: vector}
-            points.append(AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash))
+            terms = find_terms(row.passage, generation.queries) if recipe.sparse else None
+            points.append(
+                AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash, terms=terms)
+            )
     bare = sum(not point.generated_queries for point in points)
     return _Augmented(points, Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out))
 
 
-def _find_queries(rows: Sequence[QueriedPassage], generator: Generator | None, recipe: Recipe) -> Sequence[Generation]:
+def find_terms(passage: Passage, queries: Iterable[GeneratedQuery]) -> tuple[int, ...]:
+    """Return the ids of the terms of a passage's sparse vector: those of its title, its text and its queries."""
+    return find_term_ids([passage.title, passage.text, *(query.text for query in queries)])
+
+
+def _find_queries(
+    rows: Sequence[QueriedPassage], generator: Generator | Lexicon | None, recipe: Recipe
+) -> Sequence[Generation]:
+    passages = [row.passage for row in rows]
+    if isinstance(generator, Lexicon):
+        written = generator.write_queries(passages, recipe.languages, recipe.queries_per_language)
+        return [Generation(queries, recipe.queries_per_language) for queries in written]
     if generator is None or recipe.sampling is None:
         return [Generation(row.queries, asked=0) for row in rows]
-    passages = [row.passage for row in rows]
     return generator.generate(passages, recipe.languages, recipe.queries_per_language, recipe.seed, recipe.sampling)

@@ -21,6 +21,8 @@ from xqg_qdrant.errors import InputError
 
 # A byte becomes at most six in JSON: a longer row might not fit into the 32 MiB of a request to a server.
 LONGEST_ROW = 4 * 2**20
+# What such a name begins with is no path: see `catalogue`.
+CATALOGUE = "ir_datasets:"
 
 
 def existing_file(path: str | Path, in_folder: str) -> Path:

@@ -125,12 +125,12 @@ def format_hits(hits: Sequence[Hit]) -> str:
     return "\n".join(paragraphs)
 
 
-def hits_to_json(question: str, vector_name: str, hits: Sequence[Hit]) -> str:
+def hits_to_json(question: str, ranking: str, hits: Sequence[Hit]) -> str:
     """Return one line of JSON for a question and its hits."""
     return json.dumps(
         {
             "question": question,
-            "vector": vector_name,
+            "ranking": ranking,
             "hits": [_hit_to_json(rank, hit) for rank, hit in enumerate(hits, start=1)],
         },
         ensure_ascii=False,

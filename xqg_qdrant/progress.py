@@ -24,10 +24,13 @@ from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InputError
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generator import Generator
 from xqg_qdrant.ingest import Recipe, Row, ingest
+from xqg_qdrant.lexicon import Lexicon
 from xqg_qdrant.printing import Totals, format_left_out, format_seconds
+from xqg_qdrant.ranking import Ranker
 from xqg_qdrant.records import Passage, Query, ScoredPassage
 from xqg_qdrant.retune import Plan, retune
-from xqg_qdrant.search import search
+from xqg_qdrant.robustness import Agreement, Pair, compare_rankings
+from xqg_qdrant.search import search_with
 from xqg_qdrant.status import Status, read_existing_fingerprint, read_status
 from xqg_qdrant.stores import Store
 from xqg_qdrant.stores.protocol import Indexing
@@ -50,7 +53,7 @@ def run_ingest(
     store: Store,
     collection: str,
     encoder: Encoder,
-    generator: Generator | None,
+    generator: Generator | Lexicon | None,
     recipe: Recipe,
     threads: int,
     letters: DeadLetters,
@@ -223,15 +226,16 @@ def search_all(
     encoder: Encoder,
     queries: Sequence[Query],
     limit: int,
-    vector_names: Sequence[str],
+    rankings: Sequence[str],
     quiet: bool,
 ) -> dict[str, dict[str, list[ScoredPassage]]]:
-    """Return for each named vector a run of all questions."""
-    runs: dict[str, dict[str, list[ScoredPassage]]] = {name: {} for name in vector_names}
+    """Return for each ranking a run of all questions."""
+    runs: dict[str, dict[str, list[ScoredPassage]]] = {name: {} for name in rankings}
+    ranker = Ranker(store, collection, encoder)
     with _make_bar(len(queries), " questions", quiet) as bar:
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             batch = queries[start : start + QUERIES_AT_ONCE]
-            found = search(store, collection, encoder, [query.text for query in batch], limit, vector_names)
+            found = search_with(ranker, encoder, [query.text for query in batch], limit, rankings)
             for name, run in runs.items():
                 run.update(zip((query.query_id for query in batch), found[name], strict=True))
             bar.update(len(batch))
@@ -276,7 +280,7 @@ def run_sample(
     store: Store,
     collection: str,
     encoder: Encoder,
-    generator: Generator,
+    generator: Generator | Lexicon,
     recipe: Recipe,
     threads: int,
     seconds: float | None,
@@ -303,6 +307,16 @@ def run_sample(
             f"none of {len(passages)} passages could be stored. Cure: ingest a few of them with xqg ingest to see why."
         )
     return stored, time.perf_counter() - start
+
+
+def run_robustness(
+    store: Store, collection: str, encoder: Encoder, pairs: Sequence[Pair], quiet: bool
+) -> Iterator[Agreement]:
+    """Yield how much the rankings of each pair agree, with a progress bar."""
+    with _make_bar(len(pairs), " pairs", quiet) as bar:
+        for agreement in compare_rankings(store, collection, encoder, pairs):
+            bar.update()
+            yield agreement
 
 
 def _make_bar(total: int | None, unit: str, quiet: bool, bar_format: str | None = None) -> tqdm[NoReturn]:

@@ -1,50 +1,119 @@
-"""Files of questions → queries.
+"""Files of questions → queries, and the judgements that stand beside them.
 
 A row that cannot be used is an error, because a figure over half the questions looks like a figure. Knows nothing of
-passages, judgements and results.
+passages, results, and judgements in files of their own (`evaluation.judgements`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from xqg_qdrant import catalogue
+from xqg_qdrant.datasets import QuestionRow, language_in_name, question_rows
+from xqg_qdrant.documents import is_squad, is_topics, squad_rows, topic_rows
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fields import LANGUAGE_FIELDS, QUERY_TEXT_FIELDS, take_id, take_text, unstorable_field
 from xqg_qdrant.lines import existing_file
-from xqg_qdrant.records import Query
+from xqg_qdrant.records import Qrel, Query
 from xqg_qdrant.rows import FileRow, is_tsv, jsonl_rows, tsv_rows
 
 QUERY_ID_FIELDS = ("id", "_id", "query_id")
+KNOWN_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+
+
+class QuestionSet(NamedTuple):
+    """Questions, the judgements that their files hold, and by query id the ids that the files have for them."""
+
+    queries: list[Query]
+    qrels: list[Qrel]
+    file_ids: dict[str, str]
 
 
 def read_queries(path: str | Path) -> list[Query]:
-    """Read questions from a JSONL file, a TSV file (`id` and `text`, with a header or without) or a BEIR folder.
+    """Read the questions of one file, as `read_questions` does."""
+    return read_questions([path]).queries
 
-    The text is the first of the fields `question`, `query` and `text` that is there. Language codes lose the spaces
-    around them: the XOR-TyDi files hold ` ar`.
+
+def read_questions(sources: Sequence[str | Path], language: str = "") -> QuestionSet:
+    """Read questions and the judgements beside them.
+
+    Args:
+        sources: Each a JSONL file, a TSV file (`id` and `text`, with a header or without), a BEIR folder, a JSON file
+            of SQuAD, MLQA or XQuAD, topics of TREC, or `ir_datasets:` and an id. The text of a row is the first of
+            `question`, `query` and `text` that is there; see `datasets` for the rows of known data sets. Where several
+            files of a data set use the same ids in each language, a query's id is that of the file and its language.
+        language: The language of questions for which neither row nor file name has one. Codes lose the spaces around
+            them: the XOR-TyDi files hold ` ar`.
 
     Raises:
-        InputError: The file or one of its rows cannot be used, or an id occurs twice.
+        InputError: A file or one of its rows cannot be used, or an id occurs twice.
     """
-    file = str(existing_file(path, "queries.jsonl"))
-    rows = tsv_rows(file, QUERY_ID_FIELDS, QUERY_TEXT_FIELDS, ("id", "text")) if is_tsv(file) else jsonl_rows(file)
     queries: dict[str, Query] = {}
-    for row in rows:
-        query, problem = _query(row)
-        if query is None or query.query_id in queries:
-            problem = problem or "the id was there before"
-            raise InputError(f"{file}, line {row.line}: {problem}. Cure: correct or remove this row.")
-        queries[query.query_id] = query
-    if not queries:
-        raise InputError(f"{file}: holds no questions. Cure: give a file with one question a line.")
-    return list(queries.values())
+    qrels: list[Qrel] = []
+    file_ids: dict[str, str] = {}
+    for source in sources:
+        file, unit, rows = _rows(source)
+        fallback = language_in_name(file) or language
+        count = len(queries)
+        for row in rows:
+            where = f"{file}, {unit} {row.line}"
+            for question, query in _queries(row, where):
+                query_id, language_code = query.query_id, query.language or fallback
+                if question.is_id_shared and len(sources) > 1 and language_code:
+                    query_id = f"{query_id}-{language_code}"
+                if query_id in queries:
+                    cure = "Cure: correct or remove this row, or evaluate the files one by one"
+                    raise InputError(f"{where}: the id {query_id!r} was there before. {cure}.")
+                queries[query_id] = query._replace(query_id=query_id, language=language_code)
+                file_ids[query_id] = query.query_id
+                qrels += (Qrel(query_id, name, relevance) for name, relevance in question.relevant.items())
+        if len(queries) == count:
+            raise InputError(f"{file}: holds no questions. Cure: give a file with one question a line.")
+        if catalogue.is_catalogued(source):
+            qrels += catalogue.read_judgements(str(source), required=False)
+    return QuestionSet(list(queries.values()), qrels, file_ids)
 
 
-def _query(row: FileRow) -> tuple[Query | None, str]:
-    rest = dict(row.fields)
+def may_hold_questions(source: str | Path) -> bool:
+    """Say whether a file of judgements is one that holds the questions, too."""
+    return str(source).endswith(KNOWN_SUFFIXES)
+
+
+def _rows(source: str | Path) -> tuple[str, str, Iterator[FileRow]]:
+    """Return the file of a source, what its rows are called, and the rows."""
+    if catalogue.is_catalogued(source):
+        return str(source), "question", catalogue.question_rows(str(source))
+    file = str(existing_file(source, "queries.jsonl"))
+    if is_squad(file):
+        return file, "paragraph", squad_rows(file)
+    if file.endswith(KNOWN_SUFFIXES):
+        return file, "line", jsonl_rows(file)
+    if not is_tsv(file) and is_topics(file):
+        return file, "line", topic_rows(file)
+    if is_tsv(file) or file.endswith((".txt", ".txt.gz")):
+        return file, "line", tsv_rows(file, QUERY_ID_FIELDS, QUERY_TEXT_FIELDS, ("id", "text"))
+    return file, "line", jsonl_rows(file)
+
+
+def _queries(row: FileRow, where: str) -> Iterator[tuple[QuestionRow, Query]]:
     problem = row.problem
-    if not problem:
-        query_id, problem = take_id(rest, QUERY_ID_FIELDS)
+    try:
+        for question in question_rows(row.fields) if not problem else ():
+            query, problem = _query(question)
+            if query is None:
+                break
+            yield question, query
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise InputError(f"{where}: {problem}. Cure: correct or remove this row.")
+
+
+def _query(question: QuestionRow) -> tuple[Query | None, str]:
+    rest = dict(question.fields)
+    query_id, problem = take_id(rest, QUERY_ID_FIELDS)
     if not problem:
         text, problem = take_text(rest, QUERY_TEXT_FIELDS)
     if problem:

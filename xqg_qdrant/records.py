@@ -16,6 +16,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 XQG_VECTOR = "xqg"
 PASSAGE_VECTOR = "passage"
+TERMS_VECTOR = "terms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,8 @@ class Qrel(NamedTuple):
 class AugmentedPassage:
     """What becomes a point: a passage, its generated queries, and its vectors.
 
-    `vectors` maps a named vector to a float32 array of shape `(dim,)`. `content_hash` covers the passage and the
+    `vectors` maps a named vector to a float32 array of shape `(dim,)`; `terms` are the ids of the terms in the passage
+    and its queries, ascending, None in a collection without a sparse vector. `content_hash` covers the passage and the
     recipe: a stored point with the same hash needs no work. `recipe` is the recipe's own hash. `other_fields` is what
     other programs added to a stored point's payload.
     """
@@ -79,6 +81,7 @@ class AugmentedPassage:
     content_hash: str
     recipe: str
     other_fields: Mapping[str, Any] = field(default_factory=dict)
+    terms: tuple[int, ...] | None = None
 
 
 class StoredPassage(NamedTuple):

@@ -28,7 +28,7 @@ from xqg_qdrant.fingerprint import (
     hash_recipe,
     refuse_mismatch,
 )
-from xqg_qdrant.ingest import RECIPE_PREFIX, Recipe, read_recipe
+from xqg_qdrant.ingest import RECIPE_PREFIX, Recipe, find_terms, read_recipe
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, GeneratedQuery, StoredPassage
 from xqg_qdrant.search import check_collection
 from xqg_qdrant.status import read_existing_fingerprint
@@ -150,16 +150,14 @@ def retune(
 
 def is_kept(query: GeneratedQuery, recipe: Recipe) -> bool:
     """Say whether a stored query is one of those that an ingest with this recipe would store; all given ones are."""
-    return recipe.sampling is None or (
-        query.language in recipe.languages and query.number < recipe.queries_per_language
-    )
+    return recipe.given or (query.language in recipe.languages and query.number < recipe.queries_per_language)
 
 
 def _change(collection: str, before: Fingerprint, changes: Mapping[str, Any]) -> Fingerprint:
     """Return the fingerprint with another recipe, once the stored queries are known to allow it."""
     stored = read_recipe(before)
     for name, value in changes.items():
-        if name in GENERATED and stored.sampling is None:
+        if name in GENERATED and stored.given:
             raise InputError(
                 f"{name} says how queries are generated, but those of {collection!r} were given. Cure: leave it out."
             )
@@ -234,7 +232,7 @@ def _check_unchanged(store: Store, plan: Plan) -> None:
 def _retune(points: Sequence[AugmentedPassage], plan: Plan, encoder: Encoder) -> _Chunk:
     """Do a worker's part of a chunk, with one call of the encoder."""
     recipe, recipe_hash = read_recipe(plan.after), hash_recipe(plan.after)
-    given = recipe.sampling is None
+    given = recipe.given
     kept = [tuple(query for query in point.generated_queries if is_kept(query, recipe)) for point in points]
     ends = np.cumsum([len(queries) for queries in kept])
     texts = [query.text for queries in kept for query in queries]
@@ -256,6 +254,7 @@ def _retune(points: Sequence[AugmentedPassage], plan: Plan, encoder: Encoder) ->
                 vectors={XQG_VECTOR: fused, PASSAGE_VECTOR: plain},
                 content_hash=content_hash,
                 recipe=recipe_hash,
+                terms=find_terms(point.passage, queries) if recipe.sparse else None,
             )
         )
     return _Chunk(retuned, len(texts), left_out)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.lines import LONGEST_ROW, existing_file, file_lines, is_cut
+from xqg_qdrant.lines import CATALOGUE, LONGEST_ROW, existing_file, file_lines, is_cut
 
 PARQUET_BATCH = 1024
 WHITE_SPACE = " \t\n\r\v\f"
@@ -43,10 +43,10 @@ def count_rows(source: str) -> int | None:
 
     None also where it cannot be read to its end: whoever reads the rows tells that, after those before the damage.
     """
-    if source == "-":
+    if source == "-" or source.startswith(CATALOGUE):
         return None
     path = str(existing_file(source, "corpus.jsonl"))
-    if not Path(path).is_file():  # a pipe, which can be read once
+    if not Path(path).is_file() or path.endswith((".json", ".json.gz")):  # a pipe, which can be read once; SQuAD
         return None
     try:
         if path.endswith(".parquet"):

@@ -1,6 +1,6 @@
 """Questions → ranked passages.
 
-Knows which vectors to compare, and which generated query speaks for a hit. Knows nothing of engines or measures.
+Knows which generated query speaks for a hit. Knows nothing of engines or measures.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.fingerprint import refuse_mismatch
+from xqg_qdrant.ranking import Ranker
 from xqg_qdrant.records import FloatArray, GeneratedQuery, ScoredPassage
 from xqg_qdrant.status import read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Store
@@ -35,17 +36,24 @@ def check_collection(store: Store, collection: str, encoder: Encoder) -> None:
 
 
 def search(
-    store: Store, collection: str, encoder: Encoder, queries: Sequence[str], limit: int, vector_names: Sequence[str]
+    store: Store, collection: str, encoder: Encoder, queries: Sequence[str], limit: int, rankings: Sequence[str]
 ) -> dict[str, list[list[ScoredPassage]]]:
-    """Return for each named vector and each question the `limit` best passages, best first."""
+    """Return for each ranking and each question the `limit` best passages, best first."""
+    return search_with(Ranker(store, collection, encoder), encoder, queries, limit, rankings)
+
+
+def search_with(
+    ranker: Ranker, encoder: Encoder, queries: Sequence[str], limit: int, rankings: Sequence[str]
+) -> dict[str, list[list[ScoredPassage]]]:
+    """Do the same with a ranker that remembers what it needed before."""
     vectors = encoder.encode_queries(queries)
-    return {name: store.search(collection, vectors, name, limit) for name in vector_names}
+    return {name: ranker.rank(queries, vectors, name, limit) for name in rankings}
 
 
-def answer(store: Store, collection: str, encoder: Encoder, question: str, limit: int, vector_name: str) -> list[Hit]:
+def answer(store: Store, collection: str, encoder: Encoder, question: str, limit: int, ranking: str) -> list[Hit]:
     """Return the `limit` best passages, each with the generated query whose vector is nearest to the question's."""
     vector = encoder.encode_queries([question])
-    found = store.search(collection, vector, vector_name, limit)[0]
+    found = Ranker(store, collection, encoder).rank([question], vector, ranking, limit)[0]
     return [Hit(*pair) for pair in zip(found, match_queries(encoder, vector[0], found), strict=True)]
 
 

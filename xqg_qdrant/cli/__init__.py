@@ -3,7 +3,19 @@
 Everything heavy is imported by the command that needs it, so that `xqg --help` starts at once.
 """
 
-from xqg_qdrant.cli import collections, copy, demo, evaluation, ingest, models, pilot, retrieval, sweep
+from xqg_qdrant.cli import (
+    collections,
+    copy,
+    demo,
+    evaluation,
+    ingest,
+    models,
+    pilot,
+    report,
+    retrieval,
+    robustness,
+    sweep,
+)
 from xqg_qdrant.cli.group import main
 
 __all__ = [
@@ -15,6 +27,8 @@ __all__ = [
     "main",
     "models",
     "pilot",
+    "report",
     "retrieval",
+    "robustness",
     "sweep",
 ]

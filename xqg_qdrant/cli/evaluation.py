@@ -15,8 +15,11 @@ from xqg_qdrant.cli.options import (
     echo_report,
     encoder_option,
     given_command,
+    language_option,
     load_encoder,
     opened_store,
+    qrels_option,
+    questions_option,
     save_option,
     store_option,
     test_option,
@@ -29,18 +32,22 @@ if TYPE_CHECKING:
 
 @main.command()
 @collection_option()
-@click.option("--questions", type=click.Path(path_type=Path), help="Questions, or a BEIR folder that holds them.")
-@click.option("--qrels", type=click.Path(path_type=Path), help="Judgements.  [default: those of a BEIR folder]")
+@questions_option
+@qrels_option
+@language_option
 @click.option("--predictions", type=click.Path(path_type=Path), help="Score this prediction file instead.")
 @click.option("--gold", type=click.Path(path_type=Path), help="Questions with answers, for --predictions.")
 @store_option
 @encoder_option
 @click.option(
-    "--vector",
-    type=click.Choice(["both", "xqg", "passage"]),
-    default="both",
+    "--rank",
+    "rankings",
+    type=click.Choice(["passage", "xqg", "hybrid", "max-sim"]),
+    multiple=True,
+    default=["passage", "xqg"],
     show_default=True,
-    help="Compare augmented vectors with plain ones, or measure one of them.",
+    help="A run to measure: by plain vectors, by augmented ones, by these and terms (hybrid), or by the nearest of "
+    "passage and queries (max-sim). Repeat it to compare each run with the first.",
 )
 @click.option(
     "--limit",
@@ -58,9 +65,7 @@ if TYPE_CHECKING:
 )
 @test_option
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
-@click.option(
-    "--write-run", type=click.Path(path_type=Path), help="Write the TREC run (of xqg, where both are searched)."
-)
+@click.option("--write-run", type=click.Path(path_type=Path), help="Write the TREC run (the last one, of several).")
 @click.option("--write-predictions", type=click.Path(path_type=Path), help="Write the run in XOR-Retrieve's format.")
 @save_option
 @device_options
@@ -68,13 +73,14 @@ if TYPE_CHECKING:
 def evaluate(
     quiet: bool,
     collection: str | None,
-    questions: Path | None,
+    questions: tuple[Path, ...],
     qrels: Path | None,
+    language: str,
     predictions: Path | None,
     gold: Path | None,
     location: str,
     encoder_folder: Path | None,
-    vector: str,
+    rankings: tuple[str, ...],
     limit: int,
     word_rules: WordRules,
     test: TestName,
@@ -92,8 +98,8 @@ def evaluate(
     """
     from xqg_qdrant.evaluation import files
     from xqg_qdrant.evaluation.comparison import evaluate_runs, predictions_of_run, report_predictions
-    from xqg_qdrant.evaluation.results import check_folder, describe_file, make_manifest, save_evaluation
-    from xqg_qdrant.lines import existing_file
+    from xqg_qdrant.evaluation.judgements import read_judged_questions
+    from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest, save_evaluation
     from xqg_qdrant.progress import search_all
     from xqg_qdrant.questions import read_queries
     from xqg_qdrant.search import check_collection, match_queries
@@ -104,19 +110,15 @@ def evaluate(
         predicted = {"predictions": files.read_predictions(predictions)}
         echo_report(report_predictions(predicted, read_queries(gold), word_rules), as_json)
         return
-    if questions is None or collection is None:
+    if not questions or collection is None:
         raise click.UsageError("Missing option '--questions'.")
-    queries = read_queries(questions)
-    if qrels is None and questions.is_dir() and (questions / "qrels" / "test.tsv").is_file():
-        qrels = questions
-    judgements = files.read_qrels(qrels) if qrels else []
+    queries, judgements = read_judged_questions(questions, qrels, language)
     if save:
         check_folder(save)
     with opened_store(location) as store:
         encoder = load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
-        names = ["passage", "xqg"] if vector == "both" else [vector]
-        runs = search_all(store, collection, encoder, queries, limit, names, quiet)
+        runs = search_all(store, collection, encoder, queries, limit, rankings, quiet)
         fingerprint, place = store.read_fingerprint(collection), store.location
     report = evaluate_runs(
         queries,
@@ -126,20 +128,17 @@ def evaluate(
         rules=word_rules,
         test=test,
     )
-    written = runs[names[-1]]
+    written = runs[rankings[-1]]
     if write_run:
         scored = {name: [(hit.passage.passage_id, hit.score) for hit in hits] for name, hits in written.items()}
         files.write_run(write_run, scored)
     if write_predictions:
         files.write_predictions(write_predictions, predictions_of_run(queries, written))
     if save:
-        data = {"questions": describe_file(existing_file(questions, "queries.jsonl"), len(queries))}
-        if qrels:
-            data["qrels"] = describe_file(existing_file(qrels, "qrels/test.tsv"), len(judgements))
         manifest = make_manifest(
             "evaluation",
             given_command(),
-            data,
+            describe_asked(questions, queries, qrels, judgements),
             {"limit": limit, "word_rules": word_rules, "test": test},
             collection=collection,
             store=place,

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 @recipe_options
 @id_field_option
 @dead_letters_option
+@click.option("--sparse", is_flag=True, help="Keep the terms of passages and queries too, for --rank hybrid.")
 @quantisation_option
 @device_option
 @workers_option
@@ -69,9 +70,10 @@ def ingest(
 ) -> None:
     """Store the passages of FILE with augmented vectors; as published, where no option says otherwise.
 
-    FILE is JSONL, TSV or Parquet, a BEIR folder, or - for JSONL on standard input. Interrupted and run again, it goes
-    on where it stopped; run on an edited file, it redoes what changed. Rows that cannot be used are written to the
-    dead-letter file with their line and the reason; then the exit code is 3.
+    FILE is JSONL, TSV or Parquet, a BEIR folder, JSON of SQuAD, MLQA or XQuAD, ir_datasets:ID, or - for JSONL on
+    standard input. Interrupted and run again, it goes on where it stopped; run on an edited file, it redoes what
+    changed. Rows that cannot be used are written to the dead-letter file with their line and the reason; then the exit
+    code is 3.
     """
     from xqg_qdrant.dead_letters import DeadLetters
     from xqg_qdrant.ingest import make_recipe

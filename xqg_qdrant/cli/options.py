@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from xqg_qdrant.evaluation.comparison import Report
     from xqg_qdrant.generator import Generator
     from xqg_qdrant.ingest import Row
-    from xqg_qdrant.records import PayloadLayout, Qrel, Query
+    from xqg_qdrant.lexicon import Lexicon
+    from xqg_qdrant.records import PayloadLayout
     from xqg_qdrant.stores import Store
     from xqg_qdrant.stores.foreign import ForeignStore
 
@@ -63,7 +64,8 @@ def generator_option(command: F) -> F:
         "--generator",
         "generator_folder",
         type=click.Path(path_type=Path),
-        help="Model folder of the generator.  [default: the demo generator]",
+        help="Model folder of the generator, or a lexicon: a file of lines of language, words and translation with "
+        "tabs between.  [default: the demo generator]",
     )(command)
 
 
@@ -74,6 +76,33 @@ def queries_option(command: F) -> F:
         metavar="corpus|PATH",
         help="Generate none, take queries that are there: corpus for the field generated_queries of FILE, or a JSONL "
         "file of rows {id, language, text} in any order.",
+    )(command)
+
+
+def questions_option(command: F) -> F:
+    """Add --questions."""
+    return click.option(
+        "--questions",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="Questions: a file of any format in the README, a BEIR folder, or ir_datasets:ID. May be given again.",
+    )(command)
+
+
+def qrels_option(command: F) -> F:
+    """Add --qrels."""
+    return click.option(
+        "--qrels",
+        type=click.Path(path_type=Path),
+        help="Judgements, or the file of the same questions in the passages' language.  "
+        "[default: those in or beside the questions]",
+    )(command)
+
+
+def language_option(command: F) -> F:
+    """Add --language."""
+    return click.option(
+        "--language", default="", help="Language of what is read, where neither its rows nor the file's name tell it."
     )(command)
 
 
@@ -221,30 +250,6 @@ def given_command() -> list[str]:
     return words
 
 
-class Asked(NamedTuple):
-    """Questions with their judgements, and what of both stands in a manifest."""
-
-    queries: list[Query]
-    qrels: list[Qrel]
-    data: dict[str, dict[str, Any]]
-
-
-def read_asked(questions: Path, qrels: Path | None) -> Asked:
-    """Read questions, and their judgements where there are any: those of a BEIR folder where no others are given."""
-    from xqg_qdrant.evaluation.files import read_qrels
-    from xqg_qdrant.evaluation.results import describe_file
-    from xqg_qdrant.lines import existing_file
-    from xqg_qdrant.questions import read_queries
-
-    if qrels is None and questions.is_dir() and (questions / "qrels" / "test.tsv").is_file():
-        qrels = questions
-    queries, judgements = read_queries(questions), read_qrels(qrels) if qrels else []
-    data = {"questions": describe_file(existing_file(questions, "queries.jsonl"), len(queries))}
-    if qrels:
-        data["qrels"] = describe_file(existing_file(qrels, "qrels/test.tsv"), len(judgements))
-    return Asked(queries, judgements, data)
-
-
 def echo_report(report: Report, as_json: bool) -> None:
     """Print a report."""
     import json
@@ -291,12 +296,15 @@ def load_encoder(folder: Path | None, device: str, threads: int) -> Encoder:
     return Encoder(folder or shipped_model(DEMO_ENCODER), device, threads)
 
 
-def load_generator(folder: Path | None, device: str, threads: int) -> Generator:
-    """Open the generator in a folder, or the one that ships."""
+def load_generator(path: Path | None, device: str, threads: int) -> Generator | Lexicon:
+    """Open the generator in a folder, the lexicon in a file, or the generator that ships."""
     from xqg_qdrant.generator import Generator
+    from xqg_qdrant.lexicon import Lexicon
     from xqg_qdrant.model_folder import DEMO_GENERATOR, shipped_model
 
-    return Generator(folder or shipped_model(DEMO_GENERATOR), device, threads)
+    if path is not None and path.is_file():
+        return Lexicon(path)
+    return Generator(path or shipped_model(DEMO_GENERATOR), device, threads)
 
 
 @contextmanager

@@ -22,10 +22,12 @@ from xqg_qdrant.cli.options import (
     generator_option,
     given_command,
     id_field_option,
+    language_option,
     load_encoder,
     load_generator,
     opened_store,
-    read_asked,
+    qrels_option,
+    questions_option,
     save_option,
     workers_option,
 )
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.estimate import Cost
     from xqg_qdrant.generator import Generator
     from xqg_qdrant.ingest import Recipe
+    from xqg_qdrant.lexicon import Lexicon
     from xqg_qdrant.sample import Sample
     from xqg_qdrant.stores import Store
 
@@ -118,7 +121,7 @@ def _draw(file: str, id_field: str | None, size: int, seed: int, quiet: bool, wa
     return draw_sample(count_read(read_passages(file, id_field=id_field), total, quiet), size, seed, wanted)
 
 
-def _make_recipe(generator: Generator, languages: str | None, queries_per_language: int) -> Recipe:
+def _make_recipe(generator: Generator | Lexicon, languages: str | None, queries_per_language: int) -> Recipe:
     from xqg_qdrant.ingest import make_recipe
     from xqg_qdrant.languages import parse_languages
 
@@ -130,7 +133,7 @@ def _make_recipe(generator: Generator, languages: str | None, queries_per_langua
 def _ingested(
     sample: Sample,
     encoder: Encoder,
-    generator: Generator,
+    generator: Generator | Lexicon,
     recipe: Recipe,
     threads: int,
     seconds: float | None,
@@ -167,8 +170,9 @@ def _describe_cost(cost: Cost, recipe: Recipe, device: str, price_per_hour: floa
 
 @main.command()
 @click.argument("file")
-@click.option("--questions", type=click.Path(path_type=Path), help="Questions, or a BEIR folder that holds them.")
-@click.option("--qrels", type=click.Path(path_type=Path), help="Judgements.  [default: those of a BEIR folder]")
+@questions_option
+@qrels_option
+@language_option
 @click.option(
     "--passages",
     type=click.IntRange(min=10),
@@ -193,8 +197,9 @@ def pilot(
     quiet: bool,
     /,
     file: str,
-    questions: Path | None,
+    questions: tuple[Path, ...],
     qrels: Path | None,
+    language: str,
     passages: int,
     measure: str | None,
     price_per_hour: float | None,
@@ -215,7 +220,8 @@ def pilot(
     Without questions, of the queries generated for a passage the last of each language is left out and asked.
     """
     from xqg_qdrant.augment import PUBLISHED_ALPHA
-    from xqg_qdrant.evaluation.results import check_folder, make_manifest
+    from xqg_qdrant.evaluation.judgements import read_judged_questions
+    from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest
     from xqg_qdrant.pilot import HELD_BACK, SMALL, hold_back, judge_held_back
     from xqg_qdrant.progress import read_vectors, run_sweep
     from xqg_qdrant.sample import choose_questions, keep_answered
@@ -227,8 +233,10 @@ def pilot(
 
     if save:
         check_folder(save)
-    given = None if questions is None else read_asked(questions, qrels)
-    queries, wanted = ([], set()) if given is None else choose_questions(given.queries, given.qrels, passages, seed)
+    held_back, wanted = not questions, set[str]()
+    if not held_back:
+        read, judgements = read_judged_questions(questions, qrels, language)
+        queries, wanted = choose_questions(read, judgements, passages, seed)
     sample = _draw(file, id_field, passages, seed, quiet, wanted)
     encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_folder, device, 1)
     recipe = _make_recipe(generator, languages, queries_per_language)
@@ -238,24 +246,29 @@ def pilot(
     ):
         read_vectors(vectors, store, TRIAL, encoder, threads, quiet)
         fingerprint = store.read_fingerprint(TRIAL)
-        if given is None:
+        if held_back:
             recipe = recipe._replace(queries_per_language=queries_per_language - 1)
             queries, judgements = hold_back(vectors.passages, vectors.queries, queries_per_language - 1)
         else:
-            queries, judgements = keep_answered(queries, given.qrels, vectors.passages), given.qrels
+            queries = keep_answered(queries, judgements, vectors.passages)
         bench = make_bench(vectors, recipe, encoder, queries, judgements, measure, EVALUATION_DEPTH)
         found = run_sweep(bench, seed, quiet)
-    if given is None:
+    if held_back:
         plain = found.report.values["passage"]["recall@10"].macro
         verdict = judge_held_back(found.measure, found.gained, plain)
     else:
         verdict = judge(found.measure, found.gained, len(found.halves[1]))
-    told = {"held_back": given is None, "verdict": verdict, "cost": cost.to_json(price_per_hour)}
+    told = {
+        "held_back": held_back,
+        "verdict": verdict,
+        "cost": cost.to_json(price_per_hour),
+        "sweep": found.to_json(),
+    }
     if save:
         manifest = make_manifest(
             "pilot",
             given_command(),
-            {} if given is None else given.data,
+            {} if held_back else describe_asked(questions, read, qrels, judgements),
             {"measure": found.measure, "limit": EVALUATION_DEPTH, "passages": len(vectors.passages)},
             seed=seed,
             fingerprint=fingerprint,
@@ -263,11 +276,11 @@ def pilot(
         )
         save_sweep(save, manifest, bench, found, told)
     if as_json:
-        echo(json.dumps({**told, "sweep": found.to_json()}, ensure_ascii=False, indent=2))
+        echo(json.dumps(told, ensure_ascii=False, indent=2))
         return
     echo(_describe_corpus(file, sample))
     echo(f"drawn: {len(vectors.passages)} of them, asked {len(bench.queries)} questions. {SMALL}\n")
-    if given is None:
+    if held_back:
         echo(f"{HELD_BACK}\n")
     echo(format_points(found))
     echo(f"\nBest on these {len(found.halves[0])} questions: {describe(found.chosen)}.")
@@ -275,7 +288,7 @@ def pilot(
     echo_report(found.report, as_json=False)
     echo(f"\n{verdict}\n")
     echo(_describe_cost(cost, recipe, encoder.device, price_per_hour))
-    if given is None:
+    if held_back:
         return
     defaults = Setting("sum", PUBLISHED_ALPHA, False, 5, tuple(sorted(generator.languages)))
     models = [("--encoder", encoder_folder), ("--generator", generator_folder)]

@@ -28,11 +28,13 @@ from xqg_qdrant.terminal import echo
 @encoder_option
 @click.option("--limit", type=click.IntRange(min=1), default=5, show_default=True, help="Passages for each question.")
 @click.option(
-    "--vector",
-    type=click.Choice(["xqg", "passage"]),
+    "--rank",
+    "ranking",
+    type=click.Choice(["xqg", "passage", "hybrid", "max-sim"]),
     default="xqg",
     show_default=True,
-    help="Search the augmented vectors, or the plain ones to compare.",
+    help="By the augmented vectors, by the plain ones to compare, by augmented vectors and terms (hybrid), or by the "
+    "nearest of passage and queries (max-sim).",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line for each question.")
 @device_options
@@ -42,7 +44,7 @@ def query(
     location: str,
     encoder_folder: Path | None,
     limit: int,
-    vector: str,
+    ranking: str,
     as_json: bool,
     device: str,
     threads: int,
@@ -61,8 +63,8 @@ def query(
         encoder = load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
         for question in (line.strip() for line in lines if line.strip()):
-            hits = answer(store, collection, encoder, question, limit, vector)
-            echo(hits_to_json(question, vector, hits) if as_json else f"{question}\n{format_hits(hits)}")
+            hits = answer(store, collection, encoder, question, limit, ranking)
+            echo(hits_to_json(question, ranking, hits) if as_json else f"{question}\n{format_hits(hits)}")
 
 
 def _decode_line(line: bytes) -> str:

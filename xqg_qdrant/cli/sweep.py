@@ -17,9 +17,11 @@ from xqg_qdrant.cli.options import (
     echo_report,
     encoder_option,
     given_command,
+    language_option,
     load_encoder,
     opened_store,
-    read_asked,
+    qrels_option,
+    questions_option,
     save_option,
     store_option,
     workers_option,
@@ -29,10 +31,9 @@ from xqg_qdrant.terminal import echo
 
 @main.command()
 @collection_option(required=True)
-@click.option(
-    "--questions", type=click.Path(path_type=Path), required=True, help="Questions, or a BEIR folder that holds them."
-)
-@click.option("--qrels", type=click.Path(path_type=Path), help="Judgements.  [default: those of a BEIR folder]")
+@questions_option
+@qrels_option
+@language_option
 @click.option(
     "--measure",
     help="Choose by this: R@2kt, R@5kt, recall@10, MRR@10, nDCG@10 or the like.  [default: R@2kt where there are "
@@ -49,8 +50,9 @@ from xqg_qdrant.terminal import echo
 def sweep(
     quiet: bool,
     collection: str,
-    questions: Path,
+    questions: tuple[Path, ...],
     qrels: Path | None,
+    language: str,
     measure: str | None,
     seed: int,
     location: str,
@@ -69,7 +71,8 @@ def sweep(
     The passages, their queries' texts and three vectors each have to fit into memory; the queries' vectors lie in a
     temporary file (TMPDIR) of four bytes a dimension for each different query.
     """
-    from xqg_qdrant.evaluation.results import check_folder, make_manifest
+    from xqg_qdrant.evaluation.judgements import read_judged_questions
+    from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest
     from xqg_qdrant.progress import read_vectors, run_sweep
     from xqg_qdrant.sweep.measuring import make_bench
     from xqg_qdrant.sweep.saving import save_sweep
@@ -78,7 +81,9 @@ def sweep(
 
     if save:
         check_folder(save)
-    asked = read_asked(questions, qrels)
+    if not questions:
+        raise click.UsageError("Missing option '--questions'.")
+    queries, judgements = read_judged_questions(questions, qrels, language)
     # One thread an operator: the workers are the threads.
     encoder = load_encoder(encoder_folder, device, 1)
     with opened_vectors() as vectors:
@@ -86,13 +91,13 @@ def sweep(
             recipe = check_sweepable(store, collection, encoder)
             fingerprint, place = store.read_fingerprint(collection), store.location
             read_vectors(vectors, store, collection, encoder, threads, quiet)
-        bench = make_bench(vectors, recipe, encoder, asked.queries, asked.qrels, measure, EVALUATION_DEPTH)
+        bench = make_bench(vectors, recipe, encoder, queries, judgements, measure, EVALUATION_DEPTH)
         found = run_sweep(bench, seed, quiet)
     if save:
         manifest = make_manifest(
             "sweep",
             given_command(),
-            asked.data,
+            describe_asked(questions, queries, qrels, judgements),
             {"measure": found.measure, "limit": EVALUATION_DEPTH},
             seed=seed,
             collection=collection,

@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from xqg_qdrant.aside import built_aside
+from xqg_qdrant.catalogue import is_catalogued
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.changes import HITS_SHOWN, MatchQueries, find_changes
 from xqg_qdrant.evaluation.comparison import Found, Report, Values, average, languages_of
 from xqg_qdrant.evaluation.files import Run, read_qrels, read_run, write_run
-from xqg_qdrant.lines import opened_file
+from xqg_qdrant.lines import existing_file, opened_file
 from xqg_qdrant.records import Qrel, Query
 
 Kind: TypeAlias = Literal["evaluation", "sweep", "robustness", "pilot"]
@@ -68,6 +69,10 @@ class Results(NamedTuple):
         """Return the rows of a file of JSON lines, such as `CHANGES`; none where there is no such file."""
         path = self.folder / name
         return list(_read_rows(path)) if path.exists() else []
+
+    def read_json(self, name: str) -> Any:  # noqa: ANN401
+        """Return what a file of JSON holds, such as that of a sweep."""
+        return _read_json(self.folder / name)
 
 
 def make_manifest(
@@ -119,8 +124,36 @@ def make_manifest(
 
 def describe_file(path: Path, rows: int) -> dict[str, Any]:
     """Return a file's name, checksum and number of rows, for a manifest."""
-    with path.open("rb") as file:
-        return {"path": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest(), "rows": rows}
+    return describe_sources([path], "", rows)
+
+
+def describe_sources(sources: Sequence[Path], in_folder: str, rows: int) -> dict[str, Any]:
+    """Return the names of what was read, the checksum of all files one after the other, and the number of rows.
+
+    Of a folder it is the file `in_folder`, and of a data set of ir_datasets the id alone.
+    """
+    checksum = hashlib.sha256()
+    names = []
+    for source in sources:
+        if is_catalogued(source):
+            names.append(str(source))
+            continue
+        path = existing_file(source, in_folder)
+        names.append(path.name)
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                checksum.update(block)
+    return {"path": ", ".join(names), "sha256": checksum.hexdigest(), "rows": rows}
+
+
+def describe_asked(
+    questions: Sequence[Path], queries: Sequence[Query], qrels: Path | None, judgements: Sequence[Qrel]
+) -> dict[str, dict[str, Any]]:
+    """Return what of the files of questions and judgements stands in a manifest."""
+    data = {"questions": describe_sources(questions, "queries.jsonl", len(queries))}
+    if qrels:
+        data["qrels"] = describe_sources([qrels], "qrels/test.tsv", len(judgements))
+    return data
 
 
 def check_folder(folder: Path) -> None:

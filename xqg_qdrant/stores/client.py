@@ -16,8 +16,16 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 from xqg_qdrant.errors import MismatchError, StoreError
-from xqg_qdrant.fingerprint import read_layout
-from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, FloatArray, PayloadLayout, ScoredPassage, StoredPassage
+from xqg_qdrant.fingerprint import is_sparse, read_layout
+from xqg_qdrant.records import (
+    TERMS_VECTOR,
+    XQG_VECTOR,
+    AugmentedPassage,
+    FloatArray,
+    PayloadLayout,
+    ScoredPassage,
+    StoredPassage,
+)
 from xqg_qdrant.stores import limits
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.api_key import check_key, check_url
@@ -47,6 +55,7 @@ class ClientStore:
             check_url(location)
         self._wire = Wire(location, self._api_key, remote=self._remote)
         self._dims: dict[str, int] = {}
+        self._sparse: dict[str, bool] = {}
         self._layouts: dict[str, PayloadLayout | None] = {}
         self._strict: dict[str, models.StrictModeConfigOutput] = {}
         failed: Exception | None = None
@@ -67,6 +76,7 @@ class ClientStore:
     def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
         """Create an empty collection with the fingerprint as its metadata."""
         metadata = {FINGERPRINT_KEY: layout.check_creation(collection, dim, fingerprint)}
+        terms = models.SparseVectorParams(modifier=models.Modifier.IDF)
         if self._read_info(collection) is not None:
             raise StoreError(f"collection {collection!r} already exists in {self.location}. Cure: choose another name.")
         if self._remote:
@@ -79,6 +89,7 @@ class ClientStore:
                 self._client.create_collection,
                 collection_name=collection,
                 vectors_config=dict.fromkeys(layout.VECTOR_NAMES, vector),
+                sparse_vectors_config={TERMS_VECTOR: terms} if is_sparse(fingerprint) else None,
                 metadata=metadata,
             )
         except StoreError:
@@ -125,7 +136,7 @@ class ClientStore:
     def upsert(self, collection: str, points: Sequence[AugmentedPassage]) -> None:
         """Check all points, then send them in requests that a server accepts; each is acknowledged as applied."""
         dim = self._read_dim(collection)
-        checked = layout.check_points(points, dim)
+        checked = layout.check_points(points, dim, self._sparse[collection])
         self._prepare(collection)
         for batch in limits.split_points(checked, dim, self._strict[collection]):
             result = (self._grpc and self._grpc.try_upsert(collection, batch)) or self._wire.ask(
@@ -150,27 +161,23 @@ class ClientStore:
         params = models.SearchParams(exact=exact, quantization=rescoring) if self._remote else None
 
         def fetch(batch: Sequence[FloatArray], count: int) -> list[list[models.ScoredPoint]]:
-            answers = self._wire.ask(
-                f"search collection {collection!r}",
-                self._client.query_batch_points,
-                collection_name=collection,
-                requests=[
-                    models.QueryRequest(
-                        query=vector.tolist(),
-                        using=vector_name,
-                        limit=fit(count, strict.max_query_limit),
-                        with_payload=True,
-                        params=params,
-                    )
-                    for vector in batch
-                ],
-            )
-            return [answer.points for answer in answers]
+            return self._fetch(collection, [vector.tolist() for vector in batch], vector_name, count, params)
 
         theirs = self._layouts[collection]
         read = partial(read_foreign_hit, layout=theirs) if theirs else layout.read_hit
-        size = fit(SEARCH_BATCH, strict.search_max_batchsize, strict.read_rate_limit)
-        return layout.search_in_batches(fetch, vectors, limit, size, read)
+        return layout.search_in_batches(fetch, vectors, limit, self._search_batch(collection), read)
+
+    def search_terms(self, collection: str, terms: Sequence[Sequence[int]], limit: int) -> list[list[ScoredPassage]]:
+        """Return for each query's terms the `limit` best passages, best first."""
+        self._read_dim(collection)
+        layout.check_term_search(collection, self._sparse[collection], limit)
+        limits.check_search(f"collection {collection!r} in {self.location}", self._strict[collection], limit, False)
+
+        def fetch(batch: Sequence[Sequence[int]], count: int) -> list[list[models.ScoredPoint]]:
+            vectors = [models.SparseVector(indices=list(ids), values=[1.0] * len(ids)) for ids in batch]
+            return self._fetch(collection, vectors, TERMS_VECTOR, count)
+
+        return layout.search_in_batches(fetch, terms, limit, self._search_batch(collection))
 
     def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
         """Return each of these passages that is stored, with its vectors."""
@@ -184,18 +191,19 @@ class ClientStore:
                 collection_name=collection,
                 ids=ids,
                 with_payload=True,
-                with_vectors=list(layout.VECTOR_NAMES),
+                with_vectors=layout.list_vectors(self._sparse[collection]),
             )
             for record in records:
-                point = layout.read_point(record.payload or {}, record.vector)
+                point = layout.read_point(record.payload or {}, record.vector, self._sparse[collection])
                 found[point.passage.passage_id] = point
         return found
 
     def scroll(self, collection: str) -> Iterator[AugmentedPassage]:
         """Yield every point with its vectors, a few at a time."""
         self._read_dim(collection)
-        for record in self._scroll(collection, SCROLL_BATCH, True, list(layout.VECTOR_NAMES)):
-            yield layout.read_point(record.payload or {}, record.vector)
+        sparse = self._sparse[collection]
+        for record in self._scroll(collection, SCROLL_BATCH, True, layout.list_vectors(sparse)):
+            yield layout.read_point(record.payload or {}, record.vector, sparse)
 
     def scroll_stored(self, collection: str) -> Iterator[StoredPassage]:
         """Yield what made each point, a few at a time."""
@@ -276,6 +284,36 @@ class ClientStore:
             cure = "Cure: run the same again later, what is sent twice is done once"
             raise StoreError(f"{self.location} took a change of {collection!r} but did not apply it. {cure}.")
 
+    def _search_batch(self, collection: str) -> int:
+        strict = self._strict[collection]
+        return fit(SEARCH_BATCH, strict.search_max_batchsize, strict.read_rate_limit)
+
+    def _fetch(
+        self,
+        collection: str,
+        queries: Sequence[list[float] | models.SparseVector],
+        vector_name: str,
+        count: int,
+        params: models.SearchParams | None = None,
+    ) -> list[list[models.ScoredPoint]]:
+        """Return the `count` best points of each query."""
+        answers = self._wire.ask(
+            f"search collection {collection!r}",
+            self._client.query_batch_points,
+            collection_name=collection,
+            requests=[
+                models.QueryRequest(
+                    query=query,
+                    using=vector_name,
+                    limit=fit(count, self._strict[collection].max_query_limit),
+                    with_payload=True,
+                    params=params,
+                )
+                for query in queries
+            ],
+        )
+        return [answer.points for answer in answers]
+
     def _scroll(
         self, collection: str, limit: int, payload: models.WithPayloadInterface, vectors: bool | list[str]
     ) -> Iterator[models.Record]:
@@ -351,7 +389,7 @@ class ClientStore:
         if collection not in self._dims:
             info = self._require_info(collection)
             fingerprint, self._dims[collection] = self._read_ours(collection, info)
-            self._layouts[collection] = read_layout(fingerprint)
+            self._layouts[collection], self._sparse[collection] = read_layout(fingerprint), is_sparse(fingerprint)
             self._strict[collection] = limits.read_strict_mode(info)
         if self._layouts[collection] and not also_foreign:
             cure = "Cure: use the program that it belongs to, or ingest its passages into a collection of xqg's own"

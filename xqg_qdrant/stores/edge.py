@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import qdrant_edge as engine
 
 from xqg_qdrant.errors import MismatchError, StoreError
-from xqg_qdrant.records import AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
+from xqg_qdrant.fingerprint import is_sparse
+from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.edge_index import build_index
 from xqg_qdrant.stores.protocol import Indexing
@@ -54,6 +55,7 @@ class EdgeStore:
         self._directory = Path(directory).expanduser()
         self.location = f"edge:{self._directory}"
         self._shards: dict[str, tuple[engine.EdgeShard, int]] = {}
+        self._sparse: dict[str, bool] = {}
         self._locks: dict[str, int] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -77,7 +79,7 @@ class EdgeStore:
             self._check_space()
             unfinished = self._directory / f"{UNFINISHED_PREFIX}{uuid.uuid4().hex}"
             try:
-                engine.EdgeShard.create(str(unfinished), _make_config(dim)).close()
+                engine.EdgeShard.create(str(unfinished), _make_config(dim, is_sparse(kept))).close()
                 self._sweep(unfinished.stat().st_mtime)
                 write_sidecar(unfinished, dim, kept)
                 unfinished.rename(path)
@@ -117,11 +119,10 @@ class EdgeStore:
     def upsert(self, collection: str, points: Sequence[AugmentedPassage]) -> None:
         """Check all points, then store them; they are on the disk when this returns."""
         shard, dim = self._open(collection)
-        checked = layout.check_points(points, dim)
+        checked = layout.check_points(points, dim, self._sparse[collection])
         self._check_space()
         records = (
-            engine.Point(point_id, {name: vector.tolist() for name, vector in point.vectors.items()}, payload)
-            for point_id, (point, payload) in checked.items()
+            engine.Point(point_id, _make_vectors(point), payload) for point_id, (point, payload) in checked.items()
         )
         with self._wrapped(f"write to collection {collection!r}"):
             for batch in layout.batched(records, UPSERT_BATCH):
@@ -132,49 +133,48 @@ class EdgeStore:
         self, collection: str, vectors: FloatArray, vector_name: str, limit: int, exact: bool = False
     ) -> list[list[ScoredPassage]]:
         """Return for each query vector the `limit` best passages, best first."""
-        shard, dim = self._open(collection)
+        _, dim = self._open(collection)
         layout.check_search(vectors, dim, vector_name, limit)
         rescoring = engine.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=layout.OVERSAMPLING)
         params = engine.SearchParams(exact=exact, quantization=rescoring)
 
         def fetch(batch: Sequence[FloatArray], count: int) -> list[list[_Hit]]:
-            requests = [
-                engine.QueryRequest(
-                    limit=count,
-                    query=engine.Query.Nearest(vector.tolist(), using=vector_name),
-                    params=params,
-                    with_payload=False,
-                    with_vector=False,
-                )
-                for vector in batch
-            ]
-            with self._wrapped(f"search collection {collection!r}"):
-                answers = shard.query_batch(engine.QueryBatchRequest(requests))
-                # Faster than payloads that come with the hits, and a passage that many questions find is read once.
-                # The engine makes an id anew, in Python, whenever it is asked for it.
-                scored = [[(hit.id, hit.score) for hit in answer] for answer in answers]
-                ids = list({point_id for answer in scored for point_id, _ in answer})
-                records = {record.id: record for record in shard.retrieve(ids, True, False)}
-            return [[_Hit(score, records[point]) for point, score in answer] for answer in scored]
+            nearest = [engine.Query.Nearest(vector.tolist(), using=vector_name) for vector in batch]
+            return self._fetch(collection, nearest, count, params)
 
         return layout.search_in_batches(fetch, vectors, limit, SEARCH_BATCH)
+
+    def search_terms(self, collection: str, terms: Sequence[Sequence[int]], limit: int) -> list[list[ScoredPassage]]:
+        """Return for each query's terms the `limit` best passages, best first."""
+        self._open(collection)
+        layout.check_term_search(collection, self._sparse[collection], limit)
+
+        def fetch(batch: Sequence[Sequence[int]], count: int) -> list[list[_Hit]]:
+            vectors = (engine.SparseVector(list(ids), [1.0] * len(ids)) for ids in batch)
+            nearest = [engine.Query.Nearest(vector, using=TERMS_VECTOR) for vector in vectors]
+            return self._fetch(collection, nearest, count)
+
+        return layout.search_in_batches(fetch, terms, limit, SEARCH_BATCH)
 
     def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
         """Return each of these passages that is stored, with its vectors."""
         shard, _ = self._open(collection)
+        names = layout.list_vectors(self._sparse[collection])
         found = {}
         for ids in layout.batched(map(layout.make_point_id, passage_ids), SCROLL_BATCH):
             with self._wrapped(f"read collection {collection!r}"):
-                records = shard.retrieve([*ids], True, list(layout.VECTOR_NAMES))
+                records = shard.retrieve([*ids], True, names)
             for record in records:
-                point = layout.read_point(record.payload or {}, record.vector)
+                point = layout.read_point(record.payload or {}, record.vector, self._sparse[collection])
                 found[point.passage.passage_id] = point
         return found
 
     def scroll(self, collection: str) -> Iterator[AugmentedPassage]:
         """Yield every point with its vectors, a few at a time."""
-        for record in self._scroll(collection, SCROLL_BATCH, True, list(layout.VECTOR_NAMES)):
-            yield layout.read_point(record.payload or {}, record.vector)
+        self._open(collection)
+        sparse = self._sparse[collection]
+        for record in self._scroll(collection, SCROLL_BATCH, True, layout.list_vectors(sparse)):
+            yield layout.read_point(record.payload or {}, record.vector, sparse)
 
     def scroll_stored(self, collection: str) -> Iterator[StoredPassage]:
         """Yield what made each point, a few at a time."""
@@ -222,9 +222,10 @@ class EdgeStore:
     def quantise(self, collection: str) -> None:
         """Write the setting into the engine's configuration, where it stays."""
         _, dim = self._open(collection)
+        config = _make_config(dim, self._sparse[collection], quantised=True)
         self._release(collection)
         with self._wrapped(f"quantise collection {collection!r}"):
-            engine.EdgeShard.load(str(self._path(collection)), _make_config(dim, quantised=True)).close()
+            engine.EdgeShard.load(str(self._path(collection)), config).close()
 
     def close(self) -> None:
         """Close every collection, so that another process can open it."""
@@ -234,6 +235,28 @@ class EdgeStore:
                 self._shards.popitem()[1][0].close()
             while self._locks:
                 release(self._locks.popitem()[1])
+
+    def _fetch(
+        self,
+        collection: str,
+        queries: Sequence[engine.Query],
+        count: int,
+        params: engine.SearchParams | None = None,
+    ) -> list[list[_Hit]]:
+        """Return the `count` best hits of each query."""
+        shard, _ = self._open(collection)
+        requests = [
+            engine.QueryRequest(limit=count, query=query, params=params, with_payload=False, with_vector=False)
+            for query in queries
+        ]
+        with self._wrapped(f"search collection {collection!r}"):
+            answers = shard.query_batch(engine.QueryBatchRequest(requests))
+            # Faster than payloads that come with the hits, and a passage that many questions find is read once.
+            # The engine makes an id anew, in Python, whenever it is asked for it.
+            scored = [[(hit.id, hit.score) for hit in answer] for answer in answers]
+            ids = list({point_id for answer in scored for point_id, _ in answer})
+            records = {record.id: record for record in shard.retrieve(ids, True, False)}
+        return [[_Hit(score, records[point]) for point, score in answer] for answer in scored]
 
     def _scroll(
         self, collection: str, limit: int, payload: bool | list[str], vectors: bool | list[str]
@@ -280,6 +303,7 @@ class EdgeStore:
                 with self._wrapped(f"open collection {collection!r}"):
                     if collection not in self._locks:
                         self._locks[collection] = hold(path)
+                    self._sparse[collection] = is_sparse(sidecar[1])
                     self._shards[collection] = (_load(path), sidecar[0])
                 # What a killed child left of an index; the lock is ours, so nobody is at it.
                 shutil.rmtree(path / ENGINE_SCRATCH, ignore_errors=True)
@@ -348,8 +372,16 @@ def _load(path: Path) -> engine.EdgeShard:
         raise
 
 
-def _make_config(dim: int, quantised: bool = False) -> engine.EdgeConfig:
+def _make_vectors(point: AugmentedPassage) -> dict[str, Any]:
+    vectors: dict[str, Any] = {name: vector.tolist() for name, vector in point.vectors.items()}
+    if point.terms is not None:
+        vectors[TERMS_VECTOR] = engine.SparseVector(list(point.terms), [1.0] * len(point.terms))
+    return vectors
+
+
+def _make_config(dim: int, sparse: bool, quantised: bool = False) -> engine.EdgeConfig:
     vector = engine.EdgeVectorParams(size=dim, distance=engine.Distance.Dot)
     codes = engine.ScalarQuantizationConfig(engine.ScalarType.Int8) if quantised else None
     vectors = dict.fromkeys(layout.VECTOR_NAMES, vector)
-    return engine.EdgeConfig(vectors=vectors, quantization_config=codes, wal_enabled=True)
+    terms = {TERMS_VECTOR: engine.EdgeSparseVectorParams(modifier=engine.Modifier.Idf)} if sparse else None
+    return engine.EdgeConfig(vectors=vectors, sparse_vectors=terms, quantization_config=codes, wal_enabled=True)

@@ -12,11 +12,12 @@ from typing import Any
 from qdrant_client import models
 
 from xqg_qdrant.errors import StoreError
-from xqg_qdrant.records import AugmentedPassage
+from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage
 
 UPSERT_BATCH = 256
 UPSERT_BYTES = 16 * 2**20  # half of what a server takes in one request
 FLOAT_BYTES = 24  # the longest float32 in JSON, with its comma
+TERM_BYTES = 15  # the same of an index and the value 1.0
 STORED_FLOAT_BYTES = 4
 
 
@@ -81,12 +82,15 @@ def split_points(
     batch: list[models.PointStruct] = []
     filled = 0
     for point_id, (point, payload) in points.items():
-        size = len(json.dumps(payload)) + len(point.vectors) * dim * FLOAT_BYTES
+        terms = point.terms or ()
+        size = len(json.dumps(payload)) + len(point.vectors) * dim * FLOAT_BYTES + len(terms) * TERM_BYTES
         if batch and (len(batch) == length or filled + size > UPSERT_BYTES):
             yield batch
             batch, filled = [], 0
-        vector: models.VectorStruct = {name: values.tolist() for name, values in point.vectors.items()}
-        batch.append(models.PointStruct(id=point_id, vector=vector, payload=payload))
+        vectors: dict[str, models.Vector] = {name: values.tolist() for name, values in point.vectors.items()}
+        if point.terms is not None:
+            vectors[TERMS_VECTOR] = models.SparseVector(indices=list(terms), values=[1.0] * len(terms))
+        batch.append(models.PointStruct(id=point_id, vector=vectors, payload=payload))
         filled += size
     if batch:
         yield batch

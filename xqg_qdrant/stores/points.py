@@ -18,6 +18,7 @@ import numpy as np
 from xqg_qdrant.errors import MismatchError, StoreError
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
+    TERMS_VECTOR,
     XQG_VECTOR,
     AugmentedPassage,
     FloatArray,
@@ -67,7 +68,8 @@ class RawHit(Protocol):
 
 
 H = TypeVar("H", bound=RawHit)
-Fetch: TypeAlias = Callable[[Sequence[FloatArray], int], Sequence[Sequence[H]]]
+Q = TypeVar("Q")
+Fetch: TypeAlias = Callable[[Sequence[Q], int], Sequence[Sequence[H]]]
 
 
 def make_point_id(passage_id: str) -> str:
@@ -117,7 +119,9 @@ def check_creation(collection: str, dim: int, fingerprint: Mapping[str, Any]) ->
     return dict(to_json(fingerprint, f"the fingerprint of {collection!r}"))
 
 
-def check_points(points: Iterable[AugmentedPassage], dim: int) -> dict[str, tuple[AugmentedPassage, dict[str, Any]]]:
+def check_points(
+    points: Iterable[AugmentedPassage], dim: int, sparse: bool = False
+) -> dict[str, tuple[AugmentedPassage, dict[str, Any]]]:
     """Return each point with its payload by point id, the last one where a passage occurs twice.
 
     Raises:
@@ -131,6 +135,9 @@ def check_points(points: Iterable[AugmentedPassage], dim: int) -> dict[str, tupl
             raise StoreError(
                 f"{where} has the vectors {sorted(point.vectors)}. Cure: give {' and '.join(VECTOR_NAMES)}."
             )
+        if (point.terms is not None) != sparse:
+            lacks = "the collection has none" if point.terms is not None else "it lacks the collection's"
+            raise StoreError(f"{where} and the sparse vector do not agree: {lacks}. Cure: ingest it by its recipe.")
         for name, vector in point.vectors.items():
             check_vector(vector, (dim,), f"vector {name!r} of {where}")
         checked[make_point_id(point.passage.passage_id)] = (point, payload)
@@ -154,6 +161,28 @@ def check_vector(vector: FloatArray, shape: tuple[int, ...], where: str) -> None
         raise StoreError(f"{where} holds a vector of zeros. Cure: look at what the encoder makes of this text.")
 
 
+def check_limit(limit: int) -> None:
+    """Refuse a search for nothing.
+
+    Raises:
+        StoreError: says what is possible.
+    """
+    if limit < 1:
+        raise StoreError(f"the limit of a search must be at least 1, was {limit}. Cure: ask for 1 or more.")
+
+
+def check_term_search(collection: str, sparse: bool, limit: int) -> None:
+    """Refuse a search for terms in a collection that has none.
+
+    Raises:
+        StoreError: says so, and the cure.
+    """
+    check_limit(limit)
+    if not sparse:
+        cure = "Cure: ingest into a new collection with --sparse"
+        raise StoreError(f"collection {collection!r} has no sparse vector, which a search for terms needs. {cure}.")
+
+
 def check_search(vectors: FloatArray, dim: int, vector_name: str, limit: int) -> None:
     """Refuse a search that no collection of ours can answer.
 
@@ -162,8 +191,7 @@ def check_search(vectors: FloatArray, dim: int, vector_name: str, limit: int) ->
     """
     if vector_name not in VECTOR_NAMES:
         raise StoreError(f"there is no vector {vector_name!r}. Cure: search {' or '.join(VECTOR_NAMES)}.")
-    if limit < 1:
-        raise StoreError(f"the limit of a search must be at least 1, was {limit}. Cure: ask for 1 or more.")
+    check_limit(limit)
     check_vector(vectors, (len(vectors), dim), "the array of query vectors")
 
 
@@ -252,21 +280,29 @@ def foreign_point(payload: Mapping[str, Any]) -> MismatchError:
     return MismatchError(f"a point was not written by xqg, its payload has {sorted(payload)}. {cure}.")
 
 
-def read_point(payload: Mapping[str, Any], vectors: object) -> AugmentedPassage:
+def list_vectors(sparse: bool) -> list[str]:
+    """Return the names of all vectors of a point."""
+    return [*VECTOR_NAMES, TERMS_VECTOR] if sparse else [*VECTOR_NAMES]
+
+
+def read_point(payload: Mapping[str, Any], vectors: object, sparse: bool = False) -> AugmentedPassage:
     """Return a stored point as the record that it was made of.
 
     Raises:
         MismatchError: the point is not one of ours.
     """
     passage, queries = read_payload(payload)
-    if not isinstance(vectors, Mapping) or set(vectors) != set(VECTOR_NAMES):
+    if not isinstance(vectors, Mapping) or set(vectors) - {TERMS_VECTOR} != set(VECTOR_NAMES):
         cure = "Cure: ingest it again"
         raise MismatchError(
             f"passage {passage.passage_id!r} lacks one of the vectors {', '.join(VECTOR_NAMES)}. {cure}."
         )
     arrays = {name: np.asarray(vectors[name], dtype=np.float32) for name in VECTOR_NAMES}
     others = {name: value for name, value in payload.items() if name not in PAYLOAD_FIELDS}
-    return AugmentedPassage(passage, queries, arrays, payload["content_hash"], payload["recipe"], others)
+    # An engine may give an empty sparse vector back as none.
+    stored = vectors[TERMS_VECTOR].indices if TERMS_VECTOR in vectors else ()
+    terms = tuple(sorted(map(int, stored))) if sparse else None
+    return AugmentedPassage(passage, queries, arrays, payload["content_hash"], payload["recipe"], others, terms)
 
 
 def read_stored_passage(payload: Mapping[str, Any]) -> StoredPassage:
@@ -288,13 +324,13 @@ def read_hit(hit: RawHit) -> ScoredPassage:
 
 
 def search_in_batches(
-    fetch: Fetch[H], vectors: FloatArray, limit: int, batch_size: int, read: Callable[[H], ScoredPassage] = read_hit
+    fetch: Fetch[Q, H], vectors: Iterable[Q], limit: int, batch_size: int, read: Callable[[H], ScoredPassage] = read_hit
 ) -> list[list[ScoredPassage]]:
     """Return the `limit` best hits of each query, equal scores ordered by passage id, also across the limit.
 
     Args:
         fetch: asks the engine for some queries' hits, best first.
-        vectors: the queries, shape `(n, dim)`.
+        vectors: the queries: vectors of shape `(dim,)`, or the ids of their terms.
         limit: how many hits are wanted for each query.
         batch_size: how many queries are asked at once.
         read: makes a record of a hit.

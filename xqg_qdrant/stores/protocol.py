@@ -30,6 +30,8 @@ class Store(Protocol):
     def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
         """Create an empty collection with the named vectors `xqg` and `passage` (dot product, float32).
 
+        Where the fingerprint says so it also has the sparse vector `terms`.
+
         The fingerprint (JSON values) is kept with the collection. Raises `StoreError` where it already exists.
         """
 
@@ -63,6 +65,16 @@ class Store(Protocol):
 
         Scores that the engine gives as equal are ordered by passage id. `exact` compares with every stored vector,
         also where the engine has an index that is faster and nearly as good.
+        """
+
+    def search_terms(self, collection: str, terms: Sequence[Sequence[int]], limit: int) -> list[list[ScoredPassage]]:
+        """Return for each query, the ids of its terms, the `limit` best passages that share any with it, best first.
+
+        A passage's score is the sum over the shared terms of `ln(1 + (n - d + 0.5) / (d + 0.5))`, where d of the n
+        passages hold the term. Equal scores are ordered by passage id.
+
+        Raises:
+            StoreError: also where the collection has no sparse vector.
         """
 
     def bulk_load(self, collection: str, fast: bool) -> AbstractContextManager[None]:

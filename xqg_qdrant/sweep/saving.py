@@ -14,20 +14,15 @@ from xqg_qdrant.evaluation.results import new_results
 from xqg_qdrant.sweep.choosing import Sweep
 from xqg_qdrant.sweep.measuring import Bench
 
-SWEEP = "sweep.json"
-PILOT = "pilot.json"
-
 
 def save_sweep(
     folder: Path, manifest: Mapping[str, Any], bench: Bench, sweep: Sweep, pilot: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the results folder of a sweep, with the questions that were asked; a pilot tells more than its sweep.
+    """Write the results folder of a sweep, with the questions that were asked, or of a pilot, which tells more.
 
     Raises:
         InputError: something else has the folder's name.
     """
+    name, value = ("sweep.json", sweep.to_json()) if pilot is None else ("pilot.json", pilot)
     with new_results(folder, manifest, bench.queries, bench.qrels) as final:
-        for name, value in ((SWEEP, sweep.to_json()), (PILOT, pilot)):
-            if value is not None:
-                text = json.dumps(value, ensure_ascii=False, indent=2)
-                (final / name).write_text(f"{text}\n", encoding="utf-8")
+        (final / name).write_text(f"{json.dumps(value, ensure_ascii=False, indent=2)}\n", encoding="utf-8")

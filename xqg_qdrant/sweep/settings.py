@@ -63,7 +63,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 
 def make_base(recipe: Recipe) -> Setting:
     """Return the setting that a collection was made with."""
-    given = recipe.sampling is None
+    given = recipe.given
     return Setting(
         recipe.fusion,
         recipe.alpha,

@@ -1,0 +1,171 @@
+"""The report in a real browser: it asks for nothing, complains of nothing, fits a phone and can be read in both themes.
+
+Needs Chromium; without one these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser, find_browser, running_browser
+from results_folders import demo_questions, write_evaluation, write_hostile_evaluation, write_pilot, write_robustness
+
+from xqg_qdrant.evaluation.report.page import render_report
+from xqg_qdrant.evaluation.results import read_results
+
+BINARY = find_browser()
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(BINARY is None, reason="there is no Chromium on this machine")]
+THEMES = ("light", "dark")
+PHONE = 360
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    assert BINARY is not None
+    with running_browser(BINARY) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    results = [
+        write_evaluation(folder / "first"),
+        write_evaluation(folder / "second", 2),
+        write_pilot(folder / "pilot"),
+        write_robustness(folder / "robustness"),
+    ]
+    (folder / "report.html").write_text(render_report([read_results(one) for one in results]), encoding="utf-8")
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile")
+    results = read_results(write_hostile_evaluation(folder / "hostile"))
+    (folder / "report.html").write_text(render_report([results]), encoding="utf-8")
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("width", [PHONE, 1280])
+@pytest.mark.parametrize("name", ["report", "hostile"])
+def test_the_page_asks_for_nothing_runs_nothing_and_never_scrolls_sideways(
+    chromium: Browser, request: pytest.FixtureRequest, name: str, width: int
+) -> None:
+    path = request.getfixturevalue(name)
+    chromium.open(path, width)
+    assert chromium.requests() == [path.as_uri()]
+    assert chromium.complaints() == []
+    assert chromium.evaluate("window.hacked === undefined && document.scripts.length === 0")
+    assert chromium.evaluate("document.querySelectorAll('details').forEach(found => found.open = true)") is None
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+    assert chromium.evaluate("window.innerWidth") == width
+
+
+def test_the_policy_of_the_page_stops_a_script_that_got_in(chromium: Browser, report: Path) -> None:
+    planted = report.with_name("planted.html")
+    html = report.read_text(encoding="utf-8")
+    planted.write_text(
+        html.replace("<h1>", "<script>window.hacked=1</script><img src='https://example.org/x.png'><h1>"),
+        encoding="utf-8",
+    )
+    chromium.open(planted)
+    assert chromium.evaluate("window.hacked === undefined")
+    said = " ".join(str(entry) for entry in chromium.complaints())
+    assert "script-src" in said
+    assert "img-src" in said
+
+
+def test_arabic_runs_from_right_to_left(chromium: Browser, report: Path) -> None:
+    chromium.open(report)
+    found = chromium.evaluate(
+        "[...document.querySelectorAll('[lang=ar]')].map(e => [getComputedStyle(e).direction, e.textContent])"
+    )
+    asked = {row["text"] for row in demo_questions() if row["lang"] == "ar"}
+    assert found
+    assert {direction for direction, _ in found} == {"rtl"}
+    assert {text for _, text in found} <= asked
+    others = chromium.evaluate("[...document.querySelectorAll('[lang=te]')].map(e => getComputedStyle(e).direction)")
+    assert set(others) == {"ltr"}
+
+
+# For every text: its colour, and the colour of the nearest box behind it that has one.
+COLOURS = """
+[...document.querySelectorAll('body *')].filter(e =>
+  [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && !e.closest('title, desc')
+).map(e => {
+  const none = 'rgba(0, 0, 0, 0)';
+  let box = e, behind = none;
+  for (; box && behind === none; box = box.parentElement) behind = getComputedStyle(box).backgroundColor;
+  const style = getComputedStyle(e);
+  return [e.closest('svg') ? style.fill : style.color, behind, e.outerHTML.slice(0, 120)];
+})
+"""
+INKS = (
+    "[...document.querySelectorAll('svg .mark, svg .line')].map(e => getComputedStyle(e)).map(s => [s.fill, s.stroke])"
+)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_every_text_stands_out_from_what_is_behind_it(chromium: Browser, report: Path, theme: str) -> None:
+    chromium.open(report, theme=theme)
+    found = chromium.evaluate(COLOURS)
+    assert len(found) > 500
+    assert [(ink, behind, where) for ink, behind, where in found if contrast(ink, behind) < 4.5] == []
+    page = chromium.evaluate("getComputedStyle(document.body).backgroundColor")
+    marks = {stroke if fill == "none" else fill for fill, stroke in chromium.evaluate(INKS)}
+    assert len(marks) >= 2
+    assert [fill for fill in marks if contrast(fill, page) < 3] == []
+
+
+def test_the_two_themes_are_light_and_dark(chromium: Browser, report: Path) -> None:
+    seen = {}
+    for theme in THEMES:
+        chromium.open(report, theme=theme)
+        style = "getComputedStyle(document.body)"
+        seen[theme] = [luminance(chromium.evaluate(f"{style}.{name}")) for name in ("backgroundColor", "color")]
+    assert seen["light"][0] > 0.9 > 0.1 > seen["light"][1]
+    assert seen["dark"][0] < 0.1 < 0.7 < seen["dark"][1]
+
+
+@pytest.mark.parametrize("width", [PHONE, 1280])
+def test_the_letters_of_the_charts_can_be_read(chromium: Browser, report: Path, width: int) -> None:
+    chromium.open(report, width)
+    heights = chromium.evaluate(
+        "[...document.querySelectorAll('details[open] svg text, .charts svg text')].map(e => e.getScreenCTM().d * "
+        "parseFloat(getComputedStyle(e).fontSize))"
+    )
+    # A text that stands upright has a matrix without d.
+    assert all(10 <= height <= 18 for height in heights if height > 0.1)
+    assert len([height for height in heights if height > 0.1]) > 20
+
+
+def test_charts_draw_within_their_frame(chromium: Browser, report: Path) -> None:
+    chromium.open(report)
+    outside = chromium.evaluate(
+        """[...document.querySelectorAll('svg[role=img]')].filter(svg => svg.checkVisibility()).flatMap(svg => {
+          const frame = svg.getBoundingClientRect();
+          return [...svg.querySelectorAll('text, path, circle, rect')].filter(e => {
+            const box = e.getBoundingClientRect();
+            return box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1
+              || box.bottom > frame.bottom + 1;
+          }).map(e => e.outerHTML);
+        })"""
+    )
+    assert outside == []
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of WCAG 2."""
+    channels = [int(number) / 255 for number in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(first: str, second: str) -> float:
+    """Return the contrast ratio of WCAG 2; text needs 4.5, the parts of a drawing 3."""
+    lighter, darker = sorted((luminance(first), luminance(second)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)

@@ -1,0 +1,191 @@
+"""What `xqg sweep` and `xqg pilot` found → charts of the measure over each setting, their table, and the choice.
+
+Knows the names of the settings. Knows nothing of HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from xqg_qdrant.evaluation.report.charts import (
+    LineChart,
+    Point,
+    Row,
+    RowChart,
+    Series,
+    describe_point,
+    draw_lines,
+    draw_rows,
+)
+from xqg_qdrant.evaluation.report.evaluations import Evaluation, view_evaluation
+from xqg_qdrant.evaluation.report.saved import load_report
+
+Json = Mapping[str, Any]
+
+# A setting that is one number: the curve's name → the field, the axis, and what else may differ along it.
+NUMBERS = {
+    "queries": ("queries_per_language", "generated queries in each language", "the number of queries", ()),
+    "alpha": ("alpha", "alpha (logarithmic)", "alpha", ()),
+    "filter": ("percentile", "percent of the queries left out", "the filter", ("min_score",)),
+}
+# The published number of languages and the like are told apart by what differs, in this order.
+NAMES = {
+    "fusion": "{}",
+    "alpha": "alpha {:g}",
+    "renormalise": "renormalised",
+    "queries_per_language": "{} a language",
+    "min_score": "min-score {:.3g}",
+    "percentile": "{}% left out",
+}
+
+
+class Pilot(NamedTuple):
+    """What the page shows of a pilot beside its sweep: is it worth it, and what would it take."""
+
+    verdict: str
+    cost: str
+    held_back: bool
+
+
+class Tried(NamedTuple):
+    """A row of the table: a setting and what it came to."""
+
+    setting: str
+    value: Point
+    per_language: Mapping[str, float]
+    chosen: bool
+
+
+class Sweep(NamedTuple):
+    """What the page shows of a sweep."""
+
+    measure: str
+    questions: tuple[int, int]
+    charts: Sequence[tuple[str, LineChart | RowChart]]
+    languages: Sequence[str]
+    plain: Tried
+    tried: Sequence[Tried]
+    chosen: str
+    reported: Evaluation
+
+
+def view_sweep(sweep: Json) -> Sweep:
+    """Return what the page shows of a sweep; `sweep` is what `sweep.json` holds."""
+    points = sweep["points"]
+    plain = sweep["plain"]
+    chosen = sweep["chosen"]["setting"]
+    charts: list[tuple[str, LineChart | RowChart]] = []
+    for curve, places in sweep["curves"].items():
+        tried = [points[place] for place in places]
+        if curve in NUMBERS:
+            field, axis, name, along = NUMBERS[curve]
+            if curve == "alpha":  # zero is the plain vector, and has no place on a logarithmic axis
+                tried = [one for one in tried if one["setting"][field] > 0]
+            if tried:
+                charts.append(("line", _line_chart(sweep["measure"], tried, plain, field, axis, name, along)))
+        elif tried:
+            charts.append(("row", _row_chart(sweep["measure"], curve, tried, plain)))
+    everywhere = [point["setting"] for point in points]
+    halves = sweep["halves"]
+    measure = sweep["measure"]
+    # The measure that was chosen by comes first.
+    report = {run: dict(sorted(of.items(), key=lambda one: one[0] != measure)) for run, of in sweep["report"].items()}
+    return Sweep(
+        sweep["measure"],
+        (len(halves["chosen_on"]), len(halves["reported_on"])),
+        charts,
+        sorted(plain["per_language"]),
+        Tried("plain vectors", _point(plain), plain["per_language"], False),
+        [
+            Tried(
+                name_setting(point["setting"], everywhere),
+                _point(point),
+                point["per_language"],
+                point["setting"] == chosen,
+            )
+            for point in points
+        ],
+        name_setting(chosen, [*everywhere, {}]),
+        view_evaluation(load_report(report), {}),
+    )
+
+
+def view_pilot(pilot: Json) -> Pilot:
+    """Return what the page shows of a pilot; `pilot` is what `pilot.json` holds."""
+    cost = pilot["cost"]
+    price = "" if cost["price"] is None else f", and cost {cost['price']:,.2f}"
+    took = timedelta(seconds=round(cost["seconds"]))
+    return Pilot(
+        pilot["verdict"],
+        f"The whole corpus of {cost['passages']:,} passages would take about {took} (hours:minutes:seconds) and "
+        f"{cost['bytes'] / 1e6:,.0f} MB of disk{price}, by {cost['measured']['passages']:,} of them that took "
+        f"{cost['measured']['seconds']:.1f} s.",
+        pilot["held_back"],
+    )
+
+
+def name_setting(setting: Json, among: Sequence[Json], without: Sequence[str] = ()) -> str:
+    """Return what tells a setting from those that it is among; where nothing does, its fusion."""
+    all_languages = max((one.get("languages") or [] for one in among), key=len, default=[])
+    parts = []
+    for field, form in NAMES.items():
+        value = setting.get(field)
+        differs = any(other.get(field) != value for other in among)
+        if field not in without and differs and value not in (None, False):
+            parts.append(form.format(value))
+    languages = setting.get("languages")
+    if languages and "languages" not in without and any(other.get("languages") != languages for other in among):
+        parts.append(_name_languages(languages, all_languages))
+    return ", ".join(parts) or str(setting.get("fusion", ""))
+
+
+def _name_languages(languages: Sequence[str], known: Sequence[str]) -> str:
+    missing = [language for language in known if language not in languages]
+    if not missing:
+        return "all languages"
+    if len(missing) == 1 and len(known) > 2:
+        return f"all but {missing[0]}"
+    return f"{languages[0]} alone" if len(languages) == 1 else ",".join(languages)
+
+
+def _point(found: Json, x: float = 0.0) -> Point:
+    low, high = found["interval"]
+    return Point(found["macro"], low, high, x)
+
+
+def _line_chart(
+    measure: str, tried: Sequence[Json], plain: Json, field: str, axis: str, name: str, along: Sequence[str]
+) -> LineChart:
+    settings = [one["setting"] for one in tried]
+    series: dict[str, list[Point]] = {}
+    for one in tried:
+        named = name_setting(one["setting"], settings, (field, *along))
+        series.setdefault(named, []).append(_point(one, one["setting"][field] or 0))
+    best = max(tried, key=lambda one: float(one["macro"]))
+    return draw_lines(
+        f"{measure} against {name}",
+        f"Best: {describe_point(_point(best))} at {best['setting'][field] or 0:g}; plain vectors "
+        f"{describe_point(_point(plain))}.",
+        axis,
+        f"{measure}, percent",
+        [Series(one, points) for one, points in series.items()],
+        log=field == "alpha",
+        whole=field == "queries_per_language",
+        baseline=("plain", _point(plain)),
+    )
+
+
+def _row_chart(measure: str, curve: str, tried: Sequence[Json], plain: Json) -> RowChart:
+    settings = [one["setting"] for one in tried]
+    best = max(tried, key=lambda one: float(one["macro"]))
+    return draw_rows(
+        f"{measure} by {curve}",
+        f"Best: {name_setting(best['setting'], settings)}, {describe_point(_point(best))}; the line is that of plain "
+        f"vectors, {describe_point(_point(plain))}.",
+        f"{measure}, percent",
+        ["augmented"],
+        [Row(name_setting(one["setting"], settings), [_point(one)]) for one in tried],
+        baseline=("plain", _point(plain)),
+    )
