@@ -46,7 +46,7 @@ CHANGES = "changes.jsonl"
 
 PACKAGES = (
     "xqg-qdrant", "numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "qdrant-client", "qdrant-edge-py",
-    "pytrec_eval-terrier", "nltk",
+    "pytrec_eval-terrier", "nltk", "ir_datasets",
 )  # fmt: skip
 SHOWN_CHARACTERS = 200
 
@@ -134,10 +134,10 @@ def describe_sources(sources: Sequence[Path], in_folder: str, rows: int) -> dict
     """
     checksum = hashlib.sha256()
     files = [source if is_catalogued(source) else existing_file(source, in_folder) for source in sources]
-    names = [str(file) if is_catalogued(file) else file.name for file in files]
     for path in (file for file in files if not is_catalogued(file)):
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: checksum)
+    names = (str(file) if is_catalogued(file) else file.name for file in files)
     return {"path": ", ".join(names), "sha256": checksum.hexdigest(), "rows": rows}
 
 
