@@ -243,7 +243,7 @@ def test_a_sweep_shows_a_chart_for_each_axis_and_what_was_chosen(tmp_path: Path)
     page = Page(rendered(write_sweep(tmp_path / "sweep")))
     titles = [inner for tag, found, inner in page.elements if tag == "title" and "id" in found]
     assert ["".join(inner) for inner in titles] == [
-        "What is gained in R@2kt over passage",
+        "R@2kt: differences to passage",
         "R@2kt by language",
         "R@2kt against alpha",
         "R@2kt against the number of queries",
@@ -275,6 +275,7 @@ def test_of_robustness_more_is_not_called_better(tmp_path: Path) -> None:
     assert "paraphrases should agree much and near-misses little" in page.texts("p", class_="note")
     assert "average 300 44.00 45.00 +1.00* +0.00 to +2.00 0.0180 30 12" in page.texts("tr")
     assert not [found for _, found, _ in page.elements if found.get("class") in ("up", "down")]
+    assert not [heading for heading in page.texts("h3") if heading.startswith("Questions")]
 
 
 def test_a_folder_without_its_file_or_with_another_layout_is_named(tmp_path: Path) -> None:

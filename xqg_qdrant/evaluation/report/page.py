@@ -123,7 +123,7 @@ def _section(one: Results, name: str) -> Section:
             shlex.join(manifest["command"]),
             [Yield(language, found["asked"], found["kept"], found.get("wrong_script")) for language, found in yields],
             _evaluation(one),
-            view_changes(one.read_rows(CHANGES)),
+            view_changes(rows) if (rows := one.read_rows(CHANGES)) else [],
             view_sweep(sweep) if sweep else None,
             view_pilot(pilot) if pilot else None,
         )
