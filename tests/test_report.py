@@ -215,6 +215,30 @@ def test_evaluations_of_the_same_questions_stand_side_by_side(tmp_path: Path, ev
     assert "+16.67*" in of_first_measure[1]
 
 
+def test_each_of_several_runs_is_compared_with_the_first_by_the_measures_that_both_have(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "demo")
+    values = json.loads((folder / "values.json").read_text())
+    values["hybrid"] = {"R@2kt": dict.fromkeys(values["passage"]["R@2kt"], 100.0)}
+    write_json(folder / "values.json", values)
+    page = Page(rendered(folder))
+    rows = page.texts("tr")
+    total = next(row for row in rows if row.startswith("average 72 50.00 66.67 100.00 +16.67*"))
+    assert " +50.00*** " in total
+    assert any(row.startswith("average 72 25.00 33.33 +8.33*") for row in rows)
+    assert len(page.texts("p", class_="lead")) == 2
+
+
+def test_a_single_run_has_its_values_and_no_differences(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "demo")
+    values = json.loads((folder / "values.json").read_text())
+    write_json(folder / "values.json", {"xqg": values["xqg"]})
+    (folder / "changes.jsonl").unlink()
+    page = Page(rendered(folder))
+    assert "average 72 66.67" in page.texts("tr")
+    assert page.texts("p", class_="lead") == []
+    assert "Difference" not in " ".join(page.texts("th"))
+
+
 def test_evaluations_of_other_questions_are_not_compared(tmp_path: Path, evaluation: Path) -> None:
     second = write_evaluation(tmp_path / "other")
     rows = demo_questions()
