@@ -334,9 +334,11 @@ def test_a_question_lost_to_a_passage_that_is_not_among_those_saved_has_no_query
     lost = row | {"hits": {"passage": [*above, hit(15, "right", True)], "xqg": [*above, hit(17, "right", True)]}}
     risen = [hit(1, "a"), hit(2, "new"), hit(3, "b"), hit(17, "right", True)]
     passed = row | {"hits": {"passage": [*above, hit(15, "right", True)], "xqg": risen}}
-    _, changes = view_changes([lost, passed])
+    two = [hit(1, "right", True), hit(2, "new"), hit(3, "second", True)]
+    between = row | {"hits": {"passage": [hit(1, "right", True), hit(2, "second", True), hit(3, "new")], "xqg": two}}
+    _, changes = view_changes([lost, passed, between])
     framed = [[found.title for _, hits in change.runs for found in hits if found.decisive] for change in changes.shown]
-    assert framed == [[], ["new"]]
+    assert framed == [[], ["new"], ["new"]]
 
 
 def test_a_setting_is_called_by_what_tells_it_from_the_others() -> None:
