@@ -199,11 +199,9 @@ def write_robustness(folder: Path) -> Path:
 def write_pilot(folder: Path) -> Path:
     """Write a pilot of 500 of 100,000 passages that took a minute and 2 MB."""
     write_sweep(folder)
-    sweep = json.loads((folder / "sweep.json").read_text())
-    (folder / "sweep.json").unlink()
     measured = {"passages": 500, "seconds": 60.0, "bytes": 2_000_000}
     cost = {"passages": 100_000, "measured": measured, "seconds": 12_000.0, "bytes": 400_000_000, "price": 4.0}
-    pilot = {"held_back": True, "verdict": "Worth it: significantly better.", "cost": cost, "sweep": sweep}
+    pilot = {"held_back": True, "verdict": "Worth it: significantly better.", "cost": cost}
     write_json(folder / "pilot.json", pilot)
     write_json(folder / "manifest.json", manifest("pilot", command=["xqg", "pilot", "corpus.jsonl"]))
     return folder

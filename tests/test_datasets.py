@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from shared_data import shared_file
 from writing import Write, lines_of
 
+from xqg_qdrant.cli import main
 from xqg_qdrant.corpus import read_generated_queries, read_passages
 from xqg_qdrant.datasets import context_id, language_in_name
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.judgements import read_judged_questions
+from xqg_qdrant.evaluation.results import read_results
 from xqg_qdrant.questions import read_queries, read_questions
 from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
 from xqg_qdrant.rows import count_rows
@@ -265,6 +271,13 @@ def test_swim_ir_is_a_corpus_whose_passages_know_nothing_of_their_queries(write:
     assert list(read_passages(write(lines_of(SWIM), "train.jsonl"))) == [Passage("107", LAKE, "Lake")]
 
 
+def test_a_row_that_has_more_than_swim_ir_keeps_its_fields(write: Write) -> None:
+    path = write(lines_of(SWIM | {"year": 2020}), "corpus.jsonl")
+    (passage,) = read_passages(path)
+    assert isinstance(passage, Passage)
+    assert passage.metadata == {"lang": "German", "code": "de", "query": SWIM["query"], "year": 2020}
+
+
 def test_swim_ir_is_a_file_of_queries_for_its_passages(write: Write) -> None:
     path = write(lines_of(SWIM, {**SWIM, "lang": "Finnish", "code": "fi", "query": "Miten syvä?"}), "train.jsonl")
     assert list(read_generated_queries(path)) == [
@@ -378,6 +391,61 @@ def test_topics_in_two_columns_may_end_in_txt(write: Write) -> None:
 def test_topics_that_cannot_be_used_are_an_error(write: Write, topics: str | bytes, reason: str) -> None:
     with pytest.raises(InputError, match=rf"topics\.txt(, |: ){reason}.* Cure: "):
         read_queries(write(topics, "topics.txt"))
+
+
+# BEIR
+
+
+@pytest.mark.parametrize("name", ["test.tsv", "test.tsv.gz"])
+def test_a_beir_folder_brings_its_judgements(write: Write, tmp_path: Path, name: str) -> None:
+    write(lines_of({"_id": "q1", "text": "a"}), "beir/queries.jsonl")
+    assert read_judged_questions([tmp_path / "beir"]) == ([Query("q1", "a")], [])
+    (tmp_path / "beir" / "qrels").mkdir()
+    write("query-id\tcorpus-id\tscore\nq1\td1\t1\n", f"beir/qrels/{name}")
+    assert read_judged_questions([tmp_path / "beir"])[1] == [Qrel("q1", "d1", 1)]
+
+
+# The shared data
+
+
+def test_the_dev_questions_of_two_languages_are_judged_by_one_file() -> None:
+    sources = [shared_file(f"dev/queries.{code}.jsonl.gz") for code in ("ar", "ru")]
+    queries, qrels = read_judged_questions(sources, shared_file("dev/qrels.tsv.gz"))
+    assert Counter(query.language for query in queries) == {"ar": 612, "ru": 612}
+    assert {qrel.query_id for qrel in qrels} == {query.query_id for query in queries}
+    assert len(qrels) == 1224
+
+
+# The whole way
+
+
+def test_mlqa_goes_from_its_files_to_figures(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finnish = [(LAKE, [question("q1", "Kuinka syvä järvi on?", "92 metres")]), (MILL, [question("q2", "?", "1904")])]
+    german = [(LAKE, [question("q1", "Wie tief ist der See?", "92 metres")])]
+    files = [
+        write(squad(*found), f"test-context-en-question-{code}.json")
+        for code, found in (("fi", finnish), ("de", german))
+    ]
+    made = ("--languages", "fi", "--queries-per-language", "1")
+    options = ("--collection", "mlqa", "--store", "store")
+    runner = CliRunner()
+    for number, file in enumerate(files):
+        result = runner.invoke(main, ["ingest", file, *options, *made], catch_exceptions=False)
+        assert result.exit_code == 0
+        assert f"{0 if number else 2} passages stored, {number} unchanged, 0 rows rejected" in result.stderr
+    asked = [word for file in files for word in ("--questions", file)]
+    result = runner.invoke(main, ["evaluate", *asked, *options, "--json", "--save", "saved"], catch_exceptions=False)
+    figures = json.loads(result.stdout)["xqg"]
+    assert figures["recall@5"]["per_language"] == {"de": 100, "fi": 100}
+    assert figures["R@2kt"]["macro"] == 100
+    described = read_results(Path("saved")).manifest["data"]["questions"]
+    contents = b"".join(Path(file).read_bytes() for file in files)
+    assert described == {
+        "path": "test-context-en-question-fi.json, test-context-en-question-de.json",
+        "sha256": hashlib.sha256(contents).hexdigest(),
+        "rows": 3,
+    }
 
 
 # Languages

@@ -215,6 +215,30 @@ def test_evaluations_of_the_same_questions_stand_side_by_side(tmp_path: Path, ev
     assert "+16.67*" in of_first_measure[1]
 
 
+def test_each_of_several_runs_is_compared_with_the_first_by_the_measures_that_both_have(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "demo")
+    values = json.loads((folder / "values.json").read_text())
+    values["hybrid"] = {"R@2kt": dict.fromkeys(values["passage"]["R@2kt"], 100.0)}
+    write_json(folder / "values.json", values)
+    page = Page(rendered(folder))
+    rows = page.texts("tr")
+    total = next(row for row in rows if row.startswith("average 72 50.00 66.67 100.00 +16.67*"))
+    assert " +50.00*** " in total
+    assert any(row.startswith("average 72 25.00 33.33 +8.33*") for row in rows)
+    assert len(page.texts("p", class_="lead")) == 2
+
+
+def test_a_single_run_has_its_values_and_no_differences(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "demo")
+    values = json.loads((folder / "values.json").read_text())
+    write_json(folder / "values.json", {"xqg": values["xqg"]})
+    (folder / "changes.jsonl").unlink()
+    page = Page(rendered(folder))
+    assert "average 72 66.67" in page.texts("tr")
+    assert page.texts("p", class_="lead") == []
+    assert "Difference" not in " ".join(page.texts("th"))
+
+
 def test_evaluations_of_other_questions_are_not_compared(tmp_path: Path, evaluation: Path) -> None:
     second = write_evaluation(tmp_path / "other")
     rows = demo_questions()
@@ -243,7 +267,7 @@ def test_a_sweep_shows_a_chart_for_each_axis_and_what_was_chosen(tmp_path: Path)
     page = Page(rendered(write_sweep(tmp_path / "sweep")))
     titles = [inner for tag, found, inner in page.elements if tag == "title" and "id" in found]
     assert ["".join(inner) for inner in titles] == [
-        "What is gained in R@2kt over passage",
+        "R@2kt: differences to passage",
         "R@2kt by language",
         "R@2kt against alpha",
         "R@2kt against the number of queries",
@@ -275,6 +299,7 @@ def test_of_robustness_more_is_not_called_better(tmp_path: Path) -> None:
     assert "paraphrases should agree much and near-misses little" in page.texts("p", class_="note")
     assert "average 300 44.00 45.00 +1.00* +0.00 to +2.00 0.0180 30 12" in page.texts("tr")
     assert not [found for _, found, _ in page.elements if found.get("class") in ("up", "down")]
+    assert not [heading for heading in page.texts("h3") if heading.startswith("Questions")]
 
 
 def test_a_folder_without_its_file_or_with_another_layout_is_named(tmp_path: Path) -> None:
@@ -309,9 +334,11 @@ def test_a_question_lost_to_a_passage_that_is_not_among_those_saved_has_no_query
     lost = row | {"hits": {"passage": [*above, hit(15, "right", True)], "xqg": [*above, hit(17, "right", True)]}}
     risen = [hit(1, "a"), hit(2, "new"), hit(3, "b"), hit(17, "right", True)]
     passed = row | {"hits": {"passage": [*above, hit(15, "right", True)], "xqg": risen}}
-    _, changes = view_changes([lost, passed])
+    two = [hit(1, "right", True), hit(2, "new"), hit(3, "second", True)]
+    between = row | {"hits": {"passage": [hit(1, "right", True), hit(2, "second", True), hit(3, "new")], "xqg": two}}
+    _, changes = view_changes([lost, passed, between])
     framed = [[found.title for _, hits in change.runs for found in hits if found.decisive] for change in changes.shown]
-    assert framed == [[], ["new"]]
+    assert framed == [[], ["new"], ["new"]]
 
 
 def test_a_setting_is_called_by_what_tells_it_from_the_others() -> None:

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import json
 from itertools import chain
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from writing import Write
 
+from xqg_qdrant.cli import main
+from xqg_qdrant.demo import DEMO_FOLDER
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.evaluation.results import make_manifest, read_results
+from xqg_qdrant.records import Query
 from xqg_qdrant.robustness import (
     Agreement,
     Pair,
@@ -13,8 +20,10 @@ from xqg_qdrant.robustness import (
     rank_biased_overlap,
     read_pairs,
     report_agreements,
+    save_robustness,
 )
 
+MEASURES = ("RBO", "overlap@10")
 HEAD = "id\tsentence1\tsentence2\tlabel\n"
 
 
@@ -123,7 +132,7 @@ KOREAN = [
 def test_paraphrases_and_near_misses_are_averaged_apart_for_each_language() -> None:
     report = report_agreements(chain(GERMAN, KOREAN), 3)
     assert report.questions == {"de": 5, "ko": 4}
-    for measure in ("RBO", "overlap@10"):
+    for measure in MEASURES:
         plain, augmented = (report.values[name] for name in ("passage", "xqg"))
         assert plain[f"{measure} of paraphrases"].per_language == pytest.approx({"de": 60, "ko": 30})
         assert augmented[f"{measure} of paraphrases"].per_language == pytest.approx({"de": 85, "ko": 25})
@@ -183,6 +192,45 @@ def test_a_language_with_one_kind_of_pairs_has_no_area() -> None:
     assert set(report.values["xqg"]["AUC of RBO"].per_language) == {"de"}
     assert "AUC of RBO" not in report_agreements(GERMAN[:2]).values["xqg"]
     assert report_agreements(GERMAN[:2]).values["xqg"]["RBO of paraphrases"].macro == pytest.approx(85)
+
+
+def test_saved_figures_are_read_again_without_areas(tmp_path: Path) -> None:
+    report = report_agreements(GERMAN)
+    manifest = make_manifest("robustness", ["xqg"], {}, {})
+    save_robustness(tmp_path / "saved", manifest, [row.pair for row in GERMAN], report)
+    saved = read_results(tmp_path / "saved")
+    assert saved.queries[0] == Query("1", "a\nb", "de")
+    assert set(saved.values["xqg"]) == {f"{m} of {kind}" for m in MEASURES for kind in ("paraphrases", "near-misses")}
+    assert saved.values["xqg"]["RBO of paraphrases"] == report.values["xqg"]["RBO of paraphrases"]
+    found = json.loads((tmp_path / "saved" / "robustness.json").read_text("utf-8"))
+    assert found["report"]["xqg"]["AUC of RBO"]["macro"] == pytest.approx(100)
+    assert found["notes"] == list(report.notes)
+
+
+def test_rankings_are_compared_in_a_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = tmp_path / "store"
+    pair = "Mikä on maailman syvin järvi?\tMikä järvi on maailman syvin?\t1"
+    (tmp_path / "fi").mkdir()
+    # The second pair is one sentence twice, whose rankings cannot differ.
+    (tmp_path / "fi" / "test_2k.tsv").write_text(f"{HEAD}1\t{pair}\n2\tKuka?\tKuka?\t0\n3\tNS\tNS\t1\n", "utf-8")
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(
+        "".join((DEMO_FOLDER / "corpus.jsonl").read_text("utf-8").splitlines(keepends=True)[:20]), "utf-8"
+    )
+    options = ("--collection", "docs", "--store", str(store))
+    made = ("--languages", "fi", "--queries-per-language", "1", "--alpha", "0.5", "--fusion", "mean")
+    runner = CliRunner()
+    assert runner.invoke(main, ["ingest", str(corpus), *options, *made], catch_exceptions=False).exit_code == 0
+    saved = tmp_path / "saved"
+    asked = ["robustness", "--pairs", str(tmp_path / "fi" / "test_2k.tsv"), "--save", str(saved), "--json", *options]
+    result = runner.invoke(main, asked, catch_exceptions=False)
+    figures = json.loads(result.stdout)
+    for name in ("passage", "xqg"):
+        assert figures[name]["RBO of near-misses"]["per_language"] == {"fi": pytest.approx(100)}
+        assert 0 < figures[name]["RBO of paraphrases"]["macro"] < 100
+    results = read_results(saved)
+    assert (results.manifest["kind"], results.manifest["data"]["pairs"]["rows"]) == ("robustness", 2)
 
 
 def test_without_pairs_there_is_no_report() -> None:

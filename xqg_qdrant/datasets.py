@@ -110,7 +110,7 @@ def generated_query_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_swim_ir(fields: Mapping[str, Any]) -> bool:
-    return {"_id", "lang", "code", "query", "text"} <= fields.keys()
+    return fields.keys() == {"_id", "lang", "code", "query", "title", "text"}
 
 
 def _squad(paragraph: Mapping[str, Any]) -> Iterator[QuestionRow]:

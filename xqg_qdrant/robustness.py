@@ -9,12 +9,13 @@ of DeLong, DeLong and Clarke-Pearson 1988. Knows nothing of passages beyond thei
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import erfc, sqrt
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +32,11 @@ from xqg_qdrant.evaluation.comparison import (
     average,
     make_report,
 )
+from xqg_qdrant.evaluation.results import VALUES, new_results
 from xqg_qdrant.evaluation.significance import adjust_by_holm
 from xqg_qdrant.fields import is_blank
 from xqg_qdrant.lines import existing_file
+from xqg_qdrant.records import Query
 from xqg_qdrant.rows import tsv_rows
 from xqg_qdrant.search import search
 from xqg_qdrant.stores.protocol import Store
@@ -42,9 +45,11 @@ RANKED = 100
 PERSISTENCE = 0.9
 """The weight of each rank in rank-biased overlap against that of the rank before; the first ten have 86% of it all."""
 AT = 10
+PAIRS_FILE = "test_2k.tsv"
 NOT_TRANSLATED = "NS"
 PAIRS_AT_ONCE = 32
 VECTORS = ("passage", "xqg")
+AREA = "AUC of "
 KINDS = {True: "of paraphrases", False: "of near-misses"}
 
 
@@ -81,7 +86,7 @@ def read_pairs(sources: Sequence[str | Path], language: str = "") -> tuple[list[
     pairs: list[Pair] = []
     left_out = 0
     for source in sources:
-        file = str(existing_file(source, "test_2k.tsv"))
+        file = str(existing_file(source, PAIRS_FILE))
         code = language_in_name(file) or language or UNKNOWN_LANGUAGE
         count = len(pairs) + left_out
         for row in tsv_rows(file, ("sentence1",), ("label",)):
@@ -174,6 +179,25 @@ def report_agreements(agreements: Iterable[Agreement], left_out: int = 0) -> Rep
     return _with_separation(report, languages, shares)
 
 
+def save_robustness(folder: Path, manifest: Mapping[str, Any], pairs: Iterable[Pair], report: Report) -> None:
+    """Write a results folder: the report in `robustness.json`, and a pair as a question of two lines.
+
+    `values.json` has no areas: what a pair adds to one cannot be compared as the values of questions are.
+
+    Raises:
+        InputError: Something else has the folder's name.
+    """
+    queries = [Query(pair.pair_id, f"{pair.first}\n{pair.second}", pair.language) for pair in pairs]
+    values = {
+        run: {measure: found.per_query for measure, found in measures.items() if not measure.startswith(AREA)}
+        for run, measures in report.values.items()
+    }
+    files = {VALUES: values, "robustness.json": {"report": report.to_json(), "notes": report.notes}}
+    with new_results(folder, manifest, queries) as final:
+        for name, value in files.items():
+            (final / name).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
 def _with_separation(
     report: Report, languages: Mapping[str, str], shares: Mapping[str, Mapping[str, Mapping[str, float]]]
 ) -> Report:
@@ -190,7 +214,7 @@ def _with_separation(
                     placements.setdefault(language, {})[name] = _place(same, other)
         if not placements:
             continue
-        title = f"AUC of {measure}"
+        title = f"{AREA}{measure}"
         for name in VECTORS:
             areas = {language: fmean(found[name][0].values()) for language, found in placements.items()}
             per_pair = {id_: v for found in placements.values() for kind in found[name] for id_, v in kind.items()}

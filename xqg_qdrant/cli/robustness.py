@@ -12,9 +12,11 @@ from xqg_qdrant.cli.options import (
     device_options,
     echo_report,
     encoder_option,
+    given_command,
     language_option,
     load_encoder,
     opened_store,
+    save_option,
     store_option,
 )
 
@@ -32,6 +34,7 @@ from xqg_qdrant.cli.options import (
 @store_option
 @encoder_option
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@save_option
 @device_options
 @click.pass_obj
 def robustness(
@@ -42,6 +45,7 @@ def robustness(
     location: str,
     encoder_folder: Path | None,
     as_json: bool,
+    save: Path | None,
     device: str,
     threads: int,
 ) -> None:
@@ -51,13 +55,29 @@ def robustness(
     (p = 0.9, 100 passages) and by the share of passages among the first ten of both; how well paraphrases (label 1) and
     near-misses (label 0) are told apart, by the area under the ROC curve of that agreement.
     """
+    from xqg_qdrant.evaluation.results import check_folder, describe_sources, make_manifest
     from xqg_qdrant.progress import run_robustness
-    from xqg_qdrant.robustness import read_pairs, report_agreements
+    from xqg_qdrant.robustness import PAIRS_FILE, PERSISTENCE, RANKED, read_pairs, report_agreements, save_robustness
     from xqg_qdrant.search import check_collection
 
     found, left_out = read_pairs(pairs, language)
+    if save:
+        check_folder(save)
     with opened_store(location) as store:
         encoder = load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
         report = report_agreements(run_robustness(store, collection, encoder, found, quiet), left_out)
+        fingerprint, place = store.read_fingerprint(collection), store.location
+    if save:
+        manifest = make_manifest(
+            "robustness",
+            given_command(),
+            {"pairs": describe_sources(pairs, PAIRS_FILE, len(found))},
+            {"limit": RANKED, "persistence": PERSISTENCE},
+            collection=collection,
+            store=place,
+            fingerprint=fingerprint,
+            device=encoder.device,
+        )
+        save_robustness(save, manifest, found, report)
     echo_report(report, as_json)

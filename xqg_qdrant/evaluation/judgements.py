@@ -16,6 +16,8 @@ from xqg_qdrant.evaluation.files import read_qrels
 from xqg_qdrant.questions import may_hold_questions, read_questions
 from xqg_qdrant.records import Qrel, Query
 
+QRELS = ("qrels/test.tsv", "qrels/test.tsv.gz")
+
 
 def read_judged_questions(
     sources: Sequence[str | Path], qrels: str | Path | None = None, language: str = ""
@@ -35,7 +37,7 @@ def read_judged_questions(
     found = read_questions(sources, language)
     if qrels is None:
         folders = [Path(source) for source in sources if not catalogue.is_catalogued(source)]
-        beside = [folder for folder in folders if any(folder.glob("qrels/test.tsv*"))]
+        beside = [folder for folder in folders if any((folder / name).is_file() for name in QRELS)]
         return found.queries, found.qrels + [qrel for folder in beside for qrel in read_qrels(folder)]
     answers: dict[str, tuple[str, ...]] = {}
     if catalogue.is_catalogued(qrels):

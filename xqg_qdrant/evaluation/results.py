@@ -46,7 +46,7 @@ CHANGES = "changes.jsonl"
 
 PACKAGES = (
     "xqg-qdrant", "numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "qdrant-client", "qdrant-edge-py",
-    "pytrec_eval-terrier", "nltk",
+    "pytrec_eval-terrier", "nltk", "ir_datasets",
 )  # fmt: skip
 SHOWN_CHARACTERS = 200
 
@@ -133,16 +133,11 @@ def describe_sources(sources: Sequence[Path], in_folder: str, rows: int) -> dict
     Of a folder it is the file `in_folder`, and of a data set of ir_datasets the id alone.
     """
     checksum = hashlib.sha256()
-    names = []
-    for source in sources:
-        if is_catalogued(source):
-            names.append(str(source))
-            continue
-        path = existing_file(source, in_folder)
-        names.append(path.name)
+    files = [source if is_catalogued(source) else existing_file(source, in_folder) for source in sources]
+    for path in (file for file in files if not is_catalogued(file)):
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                checksum.update(block)
+            hashlib.file_digest(file, lambda: checksum)
+    names = (str(file) if is_catalogued(file) else file.name for file in files)
     return {"path": ", ".join(names), "sha256": checksum.hexdigest(), "rows": rows}
 
 

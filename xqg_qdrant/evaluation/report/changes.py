@@ -89,12 +89,10 @@ def _view_change(row: Json) -> Change:
 def _risen(before: Sequence[Json], after: Sequence[Json], won: bool) -> int | None:
     """Return the rank of the passage by which a question was won or lost, None where it is not among those saved.
 
-    Won is a question by a relevant passage that rose, lost by another one that rose above the relevant one.
+    Won is a question by a relevant passage that rose, lost by another one that did.
     """
     ranks = {hit["passage_id"]: hit["rank"] for hit in before}
     for hit in after:
-        if hit["relevant"] and not won:
-            return None
         if hit["relevant"] == won and hit["rank"] < ranks.get(hit["passage_id"], math.inf):
             return int(hit["rank"])
     return None

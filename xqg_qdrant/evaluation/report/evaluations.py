@@ -216,7 +216,7 @@ def _gain_chart(table: MeasureTable) -> list[RowChart]:
     ]
     return [
         draw_rows(
-            f"What is gained in {table.measure} over {table.runs[0]}",
+            f"{table.measure}: differences to {table.runs[0]}",
             "Differences with 95% bootstrap intervals; the line is no difference.",
             "points of percent",
             table.compared,

@@ -112,8 +112,8 @@ def _section(one: Results, name: str) -> Section:
     manifest = one.manifest
     kind = manifest["kind"]
     try:
-        pilot = one.read_json("pilot.json") if kind == "pilot" else {}
-        sweep = one.read_json("sweep.json") if kind == "sweep" else pilot.get("sweep")
+        sweep = one.read_json("sweep.json") if kind in ("sweep", "pilot") else None
+        pilot = one.read_json("pilot.json") if kind == "pilot" else None
         facts = {key: value for key, value in manifest.items() if key not in ("kind", "command", "yields")}
         yields = sorted(manifest["yields"].items())
         return Section(
@@ -123,9 +123,9 @@ def _section(one: Results, name: str) -> Section:
             shlex.join(manifest["command"]),
             [Yield(language, found["asked"], found["kept"], found.get("wrong_script")) for language, found in yields],
             _evaluation(one),
-            view_changes(one.read_rows(CHANGES)),
-            view_sweep(sweep) if sweep else None,
-            view_pilot(pilot) if pilot else None,
+            view_changes(rows) if (rows := one.read_rows(CHANGES)) else [],
+            None if sweep is None else view_sweep(sweep),
+            None if pilot is None else view_pilot(pilot),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{one.folder}: is damaged ({error!r}). Cure: make the results again, with --save.") from error
@@ -150,7 +150,7 @@ def _side_by_side(results: Sequence[Results], names: Sequence[str]) -> Iterator[
     """Yield, for evaluations that asked the same questions, their runs side by side in every measure of the first."""
     alike: dict[tuple[tuple[str, str], ...], list[tuple[str, Results]]] = {}
     for one, name in zip(results, names, strict=True):
-        if one.values:
+        if one.manifest["kind"] == "evaluation" and one.values:
             asked = tuple(sorted((query.query_id, query.text) for query in one.queries))
             alike.setdefault(asked, []).append((name, one))
     for group in alike.values():
