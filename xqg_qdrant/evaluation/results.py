@@ -28,8 +28,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from xqg_qdrant.aside import built_aside
 from xqg_qdrant.catalogue import is_catalogued
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.evaluation.answers import Found
 from xqg_qdrant.evaluation.changes import HITS_SHOWN, MatchQueries, find_changes
-from xqg_qdrant.evaluation.comparison import Found, Report, Values, average, languages_of
+from xqg_qdrant.evaluation.comparison import Report, Values, average, languages_of
 from xqg_qdrant.evaluation.files import Run, read_qrels, read_run, write_run
 from xqg_qdrant.lines import existing_file, opened_file
 from xqg_qdrant.records import Qrel, Query
