@@ -171,6 +171,7 @@ def evaluate(
         check_folder(save)
     query_ids = {query.query_id for query in queries}
     others: dict[str, SystemRun] = {name: read_system_run(path, query_ids) for name, path in trec.items()}
+    texts: dict[str, SystemRun] = {name: read_system_predictions(path, query_ids) for name, path in predicted.items()}
     runs: dict[str, SystemRun] = {}
     made_by: dict[str, Any] = {}
     match_queries = None
@@ -189,7 +190,7 @@ def evaluate(
         others = {name: with_passages(run, passages) for name, run in others.items()}
         match_queries = match_by(encoder)
     written = dict(runs)
-    runs |= others | {name: read_system_predictions(path, query_ids) for name, path in predicted.items()}
+    runs |= others | texts
     depth = max(len(found) for run in runs.values() for found in run.values())
     recall_at = [k for k in RECALL_AT if k <= (max(limit, depth) if collection else depth)]
     report = evaluate_runs(queries, judgements, runs, recall_at=recall_at, rules=word_rules, lenient=lenient, test=test)
