@@ -101,6 +101,13 @@ def test_runs_of_a_folder_are_chosen_by_their_names() -> None:
         assert (result.exit_code, message in result.stderr) == (2, True)
 
 
+def test_the_augmented_run_is_compared_where_no_other_is_named() -> None:
+    given = ("--questions", "q.jsonl", "--qrels", "qrels.txt", "--run", "xqg=old.trec", "--run", "new.trec")
+    for folder in ("a", "b"):
+        assert xqg("evaluate", *given, "--save", folder).exit_code == 0
+    assert list(compared("a", "b")) == ["a/xqg", "b/xqg", "comparison"]
+
+
 def test_runs_on_other_data_are_refused_with_the_field_both_values_and_the_cure() -> None:
     save("monday", "old.trec")
     Path("q2.jsonl").write_text(QUESTIONS.replace("Missä?", "Missä se on?"))

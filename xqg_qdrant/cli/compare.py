@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @click.option(
-    "--runs", metavar="NAME,NAME", help="Which run of the first folder, and which of the second.  [default: the last]"
+    "--runs",
+    metavar="NAME,NAME",
+    help="Which run of the first folder, and which of the second.  [default: xqg, or the last]",
 )
 @click.option(
     "--questions",

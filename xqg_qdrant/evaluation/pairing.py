@@ -12,7 +12,7 @@ from xqg_qdrant.evaluation.comparison import Report, languages_of, make_report
 from xqg_qdrant.evaluation.results import PASSAGES, Results
 from xqg_qdrant.evaluation.significance import TestName
 from xqg_qdrant.evaluation.systems import SystemRun, with_passages
-from xqg_qdrant.records import Passage, ScoredPassage
+from xqg_qdrant.records import XQG_VECTOR, Passage, ScoredPassage
 
 
 class Pair(NamedTuple):
@@ -23,7 +23,7 @@ class Pair(NamedTuple):
 
 
 def pair_results(first: Results, second: Results, runs: tuple[str, str] | None, test: TestName) -> Pair:
-    """Compare a run of each of two results folders; the last of each where none are named.
+    """Compare a run of each of two results folders; where none are named, `xqg` or the last of each.
 
     Raises:
         InputError: They were measured on different data, or one has no such run.
@@ -48,7 +48,7 @@ def _find_run(results: Results, name: str) -> str:
         raise InputError(f"{results.folder}: holds the results of a {kind}. Cure: give those of xqg evaluate --save.")
     if name and name not in results.values:
         raise InputError(f"{results.folder}: has no run {name!r}. Cure: name one of {', '.join(results.values)}.")
-    return name or list(results.values)[-1]
+    return name or (XQG_VECTOR if XQG_VECTOR in results.values else list(results.values)[-1])
 
 
 def _load_run(results: Results, name: str) -> SystemRun:
