@@ -3,11 +3,24 @@
 Everything heavy is imported by the command that needs it, so that `xqg --help` starts at once.
 """
 
-from xqg_qdrant.cli import collections, copy, demo, evaluation, ingest, models, report, retrieval, robustness, sweep
+from xqg_qdrant.cli import (
+    collections,
+    compare,
+    copy,
+    demo,
+    evaluation,
+    ingest,
+    models,
+    report,
+    retrieval,
+    robustness,
+    sweep,
+)
 from xqg_qdrant.cli.group import main
 
 __all__ = [
     "collections",
+    "compare",
     "copy",
     "demo",
     "evaluation",
