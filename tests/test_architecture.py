@@ -65,6 +65,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "indexing": {"stores"},
     "copying": {"fingerprint", "status", "stores"},
     "aside": set(),
+    "sample": set(),
+    "estimate": set(),
+    "pilot": {"evaluation", "sweep"},
     "evaluation": {"aside", "catalogue", "lines", "questions", "terminal"},
     "sweep": {
         "augment",

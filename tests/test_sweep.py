@@ -22,7 +22,7 @@ from xqg_qdrant.demo import read_demo_passages, read_demo_qrels, read_demo_queri
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.evaluation import official
-from xqg_qdrant.evaluation.comparison import evaluate_runs
+from xqg_qdrant.evaluation.comparison import Difference, evaluate_runs
 from xqg_qdrant.generator import Generator
 from xqg_qdrant.ingest import Recipe, Row, ingest, make_recipe
 from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, Qrel, QueriedPassage, Query
@@ -33,7 +33,7 @@ from xqg_qdrant.sweep import measuring
 from xqg_qdrant.sweep.choosing import Sweep, Trial
 from xqg_qdrant.sweep.measuring import Bench, default_measure, halve, make_bench, parse_measure, rank
 from xqg_qdrant.sweep.settings import Setting, combine, make_axes, make_base, spread, to_mean, to_sum
-from xqg_qdrant.sweep.telling import describe, format_points, make_command
+from xqg_qdrant.sweep.telling import describe, format_points, judge, make_options
 from xqg_qdrant.sweep.vectors import StoredVectors, check_sweepable, opened_vectors
 
 LANGUAGES, QUERIES_PER_LANGUAGE, PASSAGES = ("fi", "ja", "ru"), 3, 12
@@ -181,12 +181,14 @@ def test_token_budget_recall_is_measured_as_evaluate_does(
     edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: Generator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator, SETTINGS[1])
-    setup = make_setup(vectors, edge, demo_encoder, "R@50t")
-    queries, _ = questions()
+    setup = make_setup(vectors, edge, demo_encoder)
+    # A word of one passage, which some questions find early and others late.
+    queries = [query._replace(answers=("Sumbawa",)) for query in questions()[0]]
     found = search(edge, "docs", demo_encoder, [query.text for query in queries], 100, ["xqg"])["xqg"]
     run = {query.query_id: hits for query, hits in zip(queries, found, strict=True)}
-    values = evaluate_runs(queries, (), {"run": run}, token_budgets=[50]).values["run"]["R@50t"]
-    assert setup.bench.measure_vectors(vectors.fuse(setup.bench.recipe)) == values
+    values = evaluate_runs(queries, (), {"run": run}, token_budgets=[80]).values["run"]["R@80t"]
+    bench = make_bench(vectors, setup.bench.recipe, demo_encoder, queries, (), "R@80t", 100)
+    assert bench.measure_vectors(vectors.fuse(setup.bench.recipe)) == values
     assert 0 < values.macro < 100
 
 
@@ -235,6 +237,17 @@ def test_ranking_breaks_ties_by_place_also_across_the_limit(monkeypatch: pytest.
         ([1, 0, 2], [2.0, -1.0, -1.0]),
     ]
     assert next(rank(vectors, questions, 100)) == ([3, 0, 2, 4, 1], [3.0, 1.0, 1.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize("passages", [5, 13, 1003])
+@pytest.mark.parametrize("questions", [1, 3, 203])
+def test_equal_vectors_tie_wherever_they_stand(passages: int, questions: int) -> None:
+    # In a product of matrices the last columns and those before them are summed in another order.
+    draw = np.random.default_rng(0)
+    vectors = np.tile(draw.normal(size=100).astype(np.float32), (passages, 1))
+    for places, scores in rank(vectors, draw.normal(size=(questions, 100)).astype(np.float32), passages):
+        assert places == list(range(passages))
+        assert len(set(scores)) == 1
 
 
 # Which settings are tried
@@ -398,23 +411,29 @@ def test_each_setting_has_a_row_in_the_table(
     assert len(table.splitlines()) == 2 + 1 + headings + rows_of_axes + combined
 
 
-def test_the_command_names_what_differs_from_the_base_and_nothing_else() -> None:
-    def command(chosen: Setting, base: Setting = BASE) -> str:
-        return make_command(Sweep("", ((), ()), base, None, {}, {}, chosen, None), "my docs", ["--store", "x"])  # type: ignore[arg-type]
-
-    start = "xqg retune --collection 'my docs' --store x"
-    assert command(BASE) == ""
-    assert command(BASE._replace(alpha=0.02)) == f"{start} --alpha 0.02"
+def test_the_options_name_what_differs_from_the_base_and_nothing_else() -> None:
+    assert make_options(BASE, BASE) == []
+    assert make_options(BASE._replace(alpha=0.02), BASE) == ["--alpha", "0.02"]
     chosen = Setting("mean", 0.3, True, 2, ("fi", "ru"), -0.05, 30)
-    assert command(chosen) == (
-        f"{start} --fusion mean --alpha 0.3 --renormalise --min-score -0.05 --languages fi,ru --queries-per-language 2"
+    assert shlex.join(make_options(chosen, BASE)) == (
+        "--fusion mean --alpha 0.3 --renormalise --min-score -0.05 --languages fi,ru --queries-per-language 2"
     )
-    assert command(BASE, chosen._replace(languages=LANGUAGES, queries_per_language=3, alpha=0.01, fusion="sum")) == (
-        f"{start} --no-renormalise --no-min-score"
-    )
+    assert make_options(BASE, BASE._replace(renormalise=True, min_score=0.1)) == ["--no-renormalise", "--no-min-score"]
     assert describe(chosen) == (
         "mean fusion, alpha 0.3, renormalised, 2 queries in each of fi, ru, only queries that score -0.05 or more"
     )
+
+
+@pytest.mark.parametrize(
+    ("points", "p", "begins"),
+    [(2.0, 0.01, "xQG is worth it here: R@2kt +2.00 points"), (-2.0, 0.01, "xQG does harm here: R@2kt -2.00 points"),
+     (2.0, 0.05, "Nothing shows that xQG is worth it here: R@2kt +2.00 points"), (2.0, None, "Nothing shows")],
+)  # fmt: skip
+def test_a_verdict_needs_a_difference_that_is_hardly_chance(points: float, p: float | None, begins: str) -> None:
+    told = judge("R@2kt", Difference(points, 5, 1, 10, (-0.5, 4.5), p), 16)
+    assert told.startswith(begins)
+    assert "95% interval -0.50 to +4.50" in told
+    assert ("On 16 questions a difference of less than some 2.5 points does not show" in told) == (p != 0.01)
 
 
 @pytest.mark.parametrize(

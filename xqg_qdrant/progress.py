@@ -13,21 +13,21 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
 from xqg_qdrant.copying import copy_collection
 from xqg_qdrant.dead_letters import DeadLetters
 from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
+from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InputError
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generator import Generator
 from xqg_qdrant.ingest import Recipe, Row, ingest
 from xqg_qdrant.lexicon import Lexicon
 from xqg_qdrant.printing import Totals, format_left_out, format_seconds
 from xqg_qdrant.ranking import Ranker
-from xqg_qdrant.records import Query, ScoredPassage
+from xqg_qdrant.records import Passage, Query, ScoredPassage
 from xqg_qdrant.retune import Plan, retune
 from xqg_qdrant.robustness import Agreement, Pair, compare_rankings
 from xqg_qdrant.search import search_with
@@ -41,6 +41,8 @@ from xqg_qdrant.sync import Comparison, compare, delete_left
 from xqg_qdrant.terminal import echo
 from xqg_qdrant.text_set import TextSet
 from xqg_qdrant.workers import count_workers
+
+T = TypeVar("T")
 
 QUERIES_AT_ONCE = 64
 
@@ -263,6 +265,48 @@ def run_sweep(bench: Bench, seed: int, quiet: bool) -> Sweep:
         for _ in trial.run():
             bar.update(1)
     return trial.conclude()
+
+
+def count_read(rows: Iterable[T], total: int | None, quiet: bool) -> Iterator[T]:
+    """Yield the rows of a corpus with a progress bar."""
+    with _make_bar(total, " rows read", quiet) as bar:
+        for row in rows:
+            yield row
+            bar.update(1)
+
+
+def run_sample(
+    passages: Sequence[Passage],
+    store: Store,
+    collection: str,
+    encoder: Encoder,
+    generator: Generator | Lexicon,
+    recipe: Recipe,
+    threads: int,
+    seconds: float | None,
+    quiet: bool,
+) -> tuple[int, float]:
+    """Ingest passages, for so many seconds but a chunk at least; return how many were stored, and the seconds it took.
+
+    Raises:
+        InputError: none could be stored.
+    """
+    stored, start, stop = 0, time.perf_counter(), threading.Event()
+    workers = count_workers(encoder.device, threads)
+    with (
+        _make_bar(len(passages), " passages", quiet) as bar,
+        closing(ingest(passages, store, collection, encoder, generator, recipe, workers, stop)) as steps,
+    ):
+        for progress in steps:
+            stored += progress.stored
+            bar.update(progress.rows)
+            if seconds is not None and time.perf_counter() - start >= seconds:
+                stop.set()
+    if not stored:
+        raise InputError(
+            f"none of {len(passages)} passages could be stored. Cure: ingest a few of them with xqg ingest to see why."
+        )
+    return stored, time.perf_counter() - start
 
 
 def run_robustness(

@@ -21,6 +21,7 @@ from xqg_qdrant.cli.options import (
     load_encoder,
     match_by,
     opened_store,
+    qrels_option,
     questions_option,
     save_option,
     store_option,
@@ -41,12 +42,7 @@ PASSAGES_AT_ONCE = 1000
 @main.command()
 @collection_option()
 @questions_option
-@click.option(
-    "--qrels",
-    type=click.Path(path_type=Path),
-    help="Judgements, or the file of the same questions in the passages' language.  [default: those in or beside the "
-    "questions]",
-)
+@qrels_option
 @language_option
 @click.option(
     "--run",
@@ -142,8 +138,8 @@ def evaluate(
     from xqg_qdrant.evaluation.predictions import predictions_of_run, report_predictions
     from xqg_qdrant.evaluation.results import (
         check_folder,
+        describe_asked,
         describe_file,
-        describe_sources,
         make_manifest,
         save_evaluation,
     )
@@ -203,9 +199,7 @@ def evaluate(
     if write_predictions:
         files.write_predictions(write_predictions, predictions_of_run(queries, written[searched[-1]]))
     if save:
-        data = {"questions": describe_sources(questions, "queries.jsonl", len(queries))}
-        if qrels:
-            data["qrels"] = describe_sources([qrels], "qrels/test.tsv", len(judgements))
+        data = describe_asked(questions, queries, qrels, judgements)
         data |= {f"run {name}": describe_file(path, len(runs[name])) for name, path in (trec | predicted).items()}
         settings = {"limit": limit, "word_rules": word_rules, "lenient": lenient, "test": test}
         manifest = make_manifest("evaluation", given_command(), data, settings, **made_by)

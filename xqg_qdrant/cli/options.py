@@ -90,6 +90,16 @@ def questions_option(command: F) -> F:
     )(command)
 
 
+def qrels_option(command: F) -> F:
+    """Add --qrels."""
+    return click.option(
+        "--qrels",
+        type=click.Path(path_type=Path),
+        help="Judgements, or the file of the same questions in the passages' language.  "
+        "[default: those in or beside the questions]",
+    )(command)
+
+
 def language_option(command: F) -> F:
     """Add --language."""
     return click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -15,8 +16,13 @@ from xqg_qdrant.cli.options import (
     device_option,
     echo_report,
     encoder_option,
+    given_command,
+    language_option,
     load_encoder,
     opened_store,
+    qrels_option,
+    questions_option,
+    save_option,
     store_option,
     workers_option,
 )
@@ -25,10 +31,9 @@ from xqg_qdrant.terminal import echo
 
 @main.command()
 @collection_option(required=True)
-@click.option(
-    "--questions", type=click.Path(path_type=Path), required=True, help="Questions, or a BEIR folder that holds them."
-)
-@click.option("--qrels", type=click.Path(path_type=Path), help="Judgements.  [default: those of a BEIR folder]")
+@questions_option
+@qrels_option
+@language_option
 @click.option(
     "--measure",
     help="Choose by this: R@2kt, R@5kt, recall@10, MRR@10, nDCG@10 or the like.  [default: R@2kt where there are "
@@ -38,19 +43,22 @@ from xqg_qdrant.terminal import echo
 @store_option
 @encoder_option
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@save_option
 @device_option
 @workers_option
 @click.pass_obj
 def sweep(
     quiet: bool,
     collection: str,
-    questions: Path,
+    questions: tuple[Path, ...],
     qrels: Path | None,
+    language: str,
     measure: str | None,
     seed: int,
     location: str,
     encoder_folder: Path | None,
     as_json: bool,
+    save: Path | None,
     device: str,
     threads: int,
 ) -> None:
@@ -63,25 +71,41 @@ def sweep(
     The passages, their queries' texts and three vectors each have to fit into memory; the queries' vectors lie in a
     temporary file (TMPDIR) of four bytes a dimension for each different query.
     """
-    from xqg_qdrant.evaluation.files import read_qrels
+    from xqg_qdrant.evaluation.judgements import read_judged_questions
+    from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest
     from xqg_qdrant.progress import read_vectors, run_sweep
-    from xqg_qdrant.questions import read_queries
     from xqg_qdrant.sweep.measuring import make_bench
-    from xqg_qdrant.sweep.telling import describe, describe_gain, format_points, make_command
+    from xqg_qdrant.sweep.saving import save_sweep
+    from xqg_qdrant.sweep.telling import describe, format_points, judge, make_options
     from xqg_qdrant.sweep.vectors import check_sweepable, opened_vectors
 
-    queries = read_queries(questions)
-    if qrels is None and questions.is_dir() and (questions / "qrels" / "test.tsv").is_file():
-        qrels = questions
-    judgements = read_qrels(qrels) if qrels else []
+    if save:
+        check_folder(save)
+    if not questions:
+        raise click.UsageError("Missing option '--questions'.")
+    queries, judgements = read_judged_questions(questions, qrels, language)
     # One thread an operator: the workers are the threads.
     encoder = load_encoder(encoder_folder, device, 1)
     with opened_vectors() as vectors:
         with opened_store(location) as store:
             recipe = check_sweepable(store, collection, encoder)
+            fingerprint, place = store.read_fingerprint(collection), store.location
             read_vectors(vectors, store, collection, encoder, threads, quiet)
         bench = make_bench(vectors, recipe, encoder, queries, judgements, measure, EVALUATION_DEPTH)
         found = run_sweep(bench, seed, quiet)
+    if save:
+        manifest = make_manifest(
+            "sweep",
+            given_command(),
+            describe_asked(questions, queries, qrels, judgements),
+            {"measure": found.measure, "limit": EVALUATION_DEPTH},
+            seed=seed,
+            collection=collection,
+            store=place,
+            fingerprint=fingerprint,
+            device=encoder.device,
+        )
+        save_sweep(save, manifest, bench, found)
     if as_json:
         echo(json.dumps(found.to_json(), ensure_ascii=False, indent=2))
         return
@@ -96,8 +120,9 @@ def sweep(
         echo("It is not better than the plain vectors even there.")
     echo(f"On the other {reported_on} questions, which nothing was chosen on (xqg is the best, passage is plain):\n")
     echo_report(found.report, as_json=False)
-    echo(f"\n{describe_gain(found.measure, found.gained)}.")
+    echo(f"\n{judge(found.measure, found.gained, reported_on)}")
+    options = make_options(found.chosen, found.base)
     places = [] if location == DEFAULT_STORE else ["--store", location]
     models = [] if encoder_folder is None else ["--encoder", str(encoder_folder)]
-    command = make_command(found, collection, [*places, *models])
-    echo(f"To apply it: {command}" if command else f"The collection {collection!r} has this setting already.")
+    command = shlex.join(["xqg", "retune", "--collection", collection, *places, *models, *options])
+    echo(f"To apply it: {command}" if options else f"The collection {collection!r} has this setting already.")

@@ -141,6 +141,16 @@ def describe_sources(sources: Sequence[Path], in_folder: str, rows: int) -> dict
     return {"path": ", ".join(names), "sha256": checksum.hexdigest(), "rows": rows}
 
 
+def describe_asked(
+    questions: Sequence[Path], queries: Sequence[Query], qrels: Path | None, judgements: Sequence[Qrel]
+) -> dict[str, dict[str, Any]]:
+    """Return what of the files of questions and judgements stands in a manifest."""
+    data = {"questions": describe_sources(questions, "queries.jsonl", len(queries))}
+    if qrels:
+        data["qrels"] = describe_sources([qrels], "qrels/test.tsv", len(judgements))
+    return data
+
+
 def check_folder(folder: Path) -> None:
     """Make sure, before anything is computed, that results may be written there: only such are replaced.
 

@@ -1,11 +1,10 @@
-"""A sweep in words: the table of what was tried, what the best setting gained, and the command that applies it.
+"""A sweep in words: the table of what was tried, what the best setting gained, and the options that apply it.
 
 Knows plain text. Prints nothing itself.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 from xqg_qdrant.evaluation.comparison import Difference
@@ -53,39 +52,48 @@ def describe(setting: Setting) -> str:
     return ", ".join(parts)
 
 
+def judge(measure: str, gained: Difference, questions: int) -> str:
+    """Say whether the augmentation is worth it, from what it gained on questions that nothing was chosen on."""
+    told = describe_gain(measure, gained)
+    if not is_sure(gained):
+        width = (gained.interval[1] - gained.interval[0]) / 2
+        return (
+            f"Nothing shows that xQG is worth it here: {told}. On {questions} questions a difference of less than some "
+            f"{width:.1f} points does not show."
+        )
+    if gained.points > 0:
+        return f"xQG is worth it here: {told}."
+    return f"xQG does harm here: {told}. Search the plain vectors, or try another generator."
+
+
+def is_sure(gained: Difference) -> bool:
+    """Say whether a difference is hardly chance."""
+    return gained.p is not None and gained.p < SURE
+
+
 def describe_gain(measure: str, gained: Difference) -> str:
-    """Return what a setting gained over the plain vectors, and whether that could be chance."""
+    """Return a difference with its interval and p-value."""
     low, high = gained.interval
-    p = 1.0 if gained.p is None else gained.p
-    told = f"{measure} {gained.points:+.2f} points (95% interval {low:+.2f} to {high:+.2f}, p = {p:.4f})"
-    if p >= SURE:
-        return f"{told}: this could be chance"
-    return f"{told}: {'better' if gained.points > 0 else 'worse'} than the plain vectors, and hardly by chance"
+    p = "" if gained.p is None else f", p = {gained.p:.4f}"
+    return f"{measure} {gained.points:+.2f} points, 95% interval {low:+.2f} to {high:+.2f}{p}"
 
 
-def make_command(sweep: Sweep, collection: str, options: Sequence[str]) -> str:
-    """Return the `xqg retune` that gives the collection the chosen setting; empty where it has it.
-
-    Args:
-        sweep: what was chosen, from what.
-        collection: what it was chosen for.
-        options: further options, such as where the collection lives.
-    """
-    base, chosen = sweep.base, sweep.chosen
-    changes: list[str] = []
+def make_options(chosen: Setting, base: Setting) -> list[str]:
+    """Return the options of `xqg retune` and `xqg ingest` that lead from one setting to another."""
+    options: list[str] = []
     if chosen.fusion != base.fusion:
-        changes += ["--fusion", chosen.fusion]
+        options += ["--fusion", chosen.fusion]
     if chosen.alpha != base.alpha:
-        changes += ["--alpha", repr(chosen.alpha)]
+        options += ["--alpha", repr(chosen.alpha)]
     if chosen.renormalise != base.renormalise:
-        changes.append("--renormalise" if chosen.renormalise else "--no-renormalise")
+        options.append("--renormalise" if chosen.renormalise else "--no-renormalise")
     if chosen.min_score != base.min_score:
-        changes += ["--no-min-score"] if chosen.min_score is None else ["--min-score", repr(chosen.min_score)]
+        options += ["--no-min-score"] if chosen.min_score is None else ["--min-score", repr(chosen.min_score)]
     if chosen.languages != base.languages and chosen.languages is not None:
-        changes += ["--languages", ",".join(chosen.languages)]
+        options += ["--languages", ",".join(chosen.languages)]
     if chosen.queries_per_language != base.queries_per_language:
-        changes += ["--queries-per-language", str(chosen.queries_per_language)]
-    return shlex.join(["xqg", "retune", "--collection", collection, *options, *changes]) if changes else ""
+        options += ["--queries-per-language", str(chosen.queries_per_language)]
+    return options
 
 
 def _row(label: str, found: Measured) -> str:
