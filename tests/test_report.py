@@ -269,7 +269,8 @@ def test_a_sweep_shows_a_chart_for_each_axis_and_what_was_chosen(tmp_path: Path)
     assert ["".join(inner) for inner in titles] == [
         "R@2kt: differences to passage",
         "R@2kt by language",
-        "R@2kt against alpha",
+        "R@2kt against alpha, mean fusion",
+        "R@2kt against alpha, sum fusion",
         "R@2kt against the number of queries",
         "R@2kt by languages",
         "R@2kt against the filter",
