@@ -59,12 +59,16 @@ class Browser:
                 return result
             self.events.append(answer)
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, theme: str = "light") -> None:
+    def open(
+        self, path: Path, width: int = 1280, height: int = 900, theme: str = "light", media: str = "screen"
+    ) -> None:
         self.events.clear()
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 700
         )
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+        self.call(
+            "Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": theme}]
+        )
         self.call("Page.navigate", url=path.as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._read())

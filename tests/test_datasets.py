@@ -181,7 +181,7 @@ def test_mkqa_gives_a_question_for_each_language_with_english_answers(write: Wri
         "answers": {
             "en": [
                 {"type": "entity", "entity": "Q1", "text": "Ann Lee", "aliases": ["A. Lee", "Ann Lee"]},
-                {"type": "short_phrase", "text": "Lee"},
+                {"type": "short_phrase", "text": "Lee", "aliases": [""]},
             ],
             "ja": [{"type": "entity", "entity": "Q1", "text": "アン・リー"}],
         },

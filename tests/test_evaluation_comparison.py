@@ -13,11 +13,10 @@ from xqg_qdrant.evaluation import official
 from xqg_qdrant.evaluation.comparison import (
     Difference,
     evaluate_runs,
-    predictions_of_run,
-    report_predictions,
 )
 from xqg_qdrant.evaluation.files import Prediction, read_qrels
 from xqg_qdrant.evaluation.measures import per_query_values
+from xqg_qdrant.evaluation.predictions import predictions_of_run, report_predictions
 from xqg_qdrant.evaluation.significance import paired_randomisation_test
 from xqg_qdrant.evaluation.table import format_table
 from xqg_qdrant.questions import read_queries
@@ -55,7 +54,7 @@ def run_of(**found: str) -> dict[str, list[ScoredPassage]]:
 
 
 PLAIN = run_of(a1="turku oulu", a2="turku", a3="oulu turku", k1="turku", k2="oulu")
-AUGMENTED = run_of(a1="oulu turku", a2="oulu turku", a3="rovaniemi", k1="turku oulu", other="oulu")
+AUGMENTED = run_of(a1="oulu turku", a2="oulu turku", a3="rovaniemi", k1="turku oulu", k2="oulu", other="oulu")
 
 
 def test_one_run_is_averaged_over_questions_and_then_languages() -> None:
@@ -279,6 +278,7 @@ def test_results_of_too_few_tokens_are_noted() -> None:
     assert report.notes == ()
     report = evaluate_runs(QUERIES, [], {"xqg": run_of(a1="oulu", a3="turku")}, token_budgets=[2000])
     assert report.notes == (
+        "xqg: 3 of the 5 questions have no results and count as misses",
         "R@2kt of xqg: 3 of the questions missed have results of fewer than 2,000 tokens; search with a higher limit",
     )
 

@@ -24,7 +24,7 @@ from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import MismatchError
 from xqg_qdrant.ingest import ingest, make_recipe
 from xqg_qdrant.lexicon import Lexicon
-from xqg_qdrant.ranking import Ranker, fuse_ranks
+from xqg_qdrant.ranking import Ranker, fuse_scores
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, QueriedPassage, ScoredPassage
 from xqg_qdrant.retune import plan_retune, retune
 from xqg_qdrant.stores import Store, open_store
@@ -120,10 +120,27 @@ def scored(name: str, score: float = 0.0) -> ScoredPassage:
     return ScoredPassage(Passage(name, "text"), score)
 
 
-def test_ranks_are_put_together_as_qdrant_does() -> None:
-    fused = fuse_ranks([[scored("a"), scored("b"), scored("c")], [scored("c"), scored("d"), scored("a")]], 3)
-    # a: 1/2 + 1/4, b: 1/3, c: 1/4 + 1/2, d: 1/3; equal ones by id
-    assert [(hit.passage.passage_id, hit.score) for hit in fused] == [("a", 0.75), ("c", 0.75), ("b", 1 / 3)]
+def test_the_scores_of_both_searches_count_half_whatever_their_scale() -> None:
+    near = [scored("a", 30.0), scored("b", 20.0), scored("c", 10.0)]
+    alike = [scored("d", 4.0), scored("b", 3.0), scored("c", 2.0), scored("e", 1.0)]
+    fused = fuse_scores(near, alike, 4)
+    # a: (1 + 0) / 2, b: (1/2 + 3/4) / 2, c: (0 + 1/2) / 2, d: (0 + 1) / 2, e: (0 + 1/4) / 2; equal ones by id
+    assert [(hit.passage.passage_id, hit.score) for hit in fused] == [("b", 0.625), ("a", 0.5), ("d", 0.5), ("c", 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("near", "alike", "expected"),
+    [
+        ([], [], []),
+        ([scored("a", -3.0)], [], [("a", 0.5)]),
+        ([], [scored("a", 2.0)], [("a", 0.5)]),
+        ([scored("a", 2.0), scored("b", 2.0)], [], [("a", 0.5), ("b", 0.5)]),
+    ],
+)
+def test_what_one_search_alone_finds_and_what_scores_alike_is_put_together_too(
+    near: list[ScoredPassage], alike: list[ScoredPassage], expected: list[tuple[str, float]]
+) -> None:
+    assert [(hit.passage.passage_id, hit.score) for hit in fuse_scores(near, alike, 5)] == expected
 
 
 class Lookup:
@@ -172,7 +189,7 @@ def test_hybrid_finds_by_terms_what_the_vectors_do_not(store: Store, demo_encode
     by_vector, fused = (ranker.rank([word], against, name, 1)[0][0] for name in ("xqg", "hybrid"))
     assert by_vector.passage.passage_id != rows[0].passage.passage_id
     assert fused.passage.passage_id == rows[0].passage.passage_id
-    assert fused.score == 1 / 2 + 1 / 5  # first by its terms, last of four by its vector
+    assert fused.score == 0.5  # the first by its terms, the last by its vector
 
 
 def xqg(*arguments: object) -> Result:

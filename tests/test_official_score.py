@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -16,7 +18,7 @@ from shared_data import shared_file
 from xqg_qdrant.corpus import read_passages
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import official
-from xqg_qdrant.evaluation.files import Prediction
+from xqg_qdrant.evaluation.files import Prediction, read_predictions
 from xqg_qdrant.evaluation.official import answer_hits, load_tokenizer, score_predictions, span_answers
 from xqg_qdrant.questions import read_queries
 from xqg_qdrant.records import Passage, Query
@@ -145,6 +147,28 @@ def test_rule_6_the_score_is_the_mean_over_languages() -> None:
     assert score["macro"] == pytest.approx((100 / 3 + 100) / 2)
 
 
+def test_a_file_as_other_systems_write_them_scores_as_in_the_official_loop(
+    tmp_path: Path, word_tokenize: Callable[[str], list[str]]
+) -> None:
+    # Ids as numbers, labels with spaces, a question twice, one that gold lacks, one left out, no contexts, empty ones,
+    # fields that nobody asked for.
+    rows = [
+        {"id": 1, "lang": " ar", "ctxs": ["", "in Oulu"], "has_answer": True},
+        {"id": "1", "lang": "ar", "ctxs": []},
+        {"id": "3", "lang": "ko", "ctxs": ["founded in", "1605."], "scores": [0.5, 0.25]},
+        {"id": "3", "lang": "ko", "ctxs": ["", " "]},
+        {"id": "3", "lang": "ko ", "ctxs": ["no"]},
+        {"id": "2", "lang": "ar", "ctxs": ["yes"]},
+        {"id": "404", "lang": "ar", "ctxs": ["Oulu"]},
+    ]
+    (tmp_path / "dr-decr.json").write_text(json.dumps(rows))
+    predictions = read_predictions(tmp_path / "dr-decr.json")
+    score = score_predictions(predictions, GOLD)["R@2kt"]
+    assert score["questions"] == {" ar": 1, "ar": 1, "ko": 2, "ko ": 1}
+    assert score["per_language"] == {" ar": 100, "ar": 0, "ko": 50, "ko ": 0}
+    assert score["macro"] == official_loop(predictions, GOLD, 2000, word_tokenize) == 37.5
+
+
 def test_nothing_to_count_is_an_error() -> None:
     with pytest.raises(InputError, match="check that the ids of both files agree"):
         score_predictions([Prediction("99", "ar", ("Oulu",))], GOLD)
@@ -269,6 +293,27 @@ def test_answers_that_no_text_can_hold_are_as_many_as_with_nltk_itself(
         lambda answer: answer in " ".join(word_tokenize(answer))
     )
     assert lost(lambda answer: answer_hits([answer], [answer], rules="published")[0]) == 211  # as with NLTK 3.9.2
+
+
+def test_all_dev_questions_score_as_in_the_official_loop_whatever_a_file_lacks(
+    word_tokenize: Callable[[str], list[str]],
+) -> None:
+    gold = read_queries(shared_file("xor/dev.jsonl.gz"))
+    passages = [p.text for p in read_passages(str(shared_file("dev/corpus.jsonl.gz"))) if isinstance(p, Passage)][:300]
+    cached = {text: word_tokenize(text) for text in passages}
+    choose = random.Random(7)
+    predictions = []
+    for query in gold:
+        # The system leaves every ninth question out, and gives every seventh twice, under a label with a space.
+        contexts = tuple(choose.sample(passages, 30))
+        if choose.randrange(9):
+            predictions.append(Prediction(query.query_id, query.language, contexts))
+        if not choose.randrange(7):
+            predictions.append(Prediction(query.query_id, f" {query.language}", contexts[::-1]))
+    scores = score_predictions(predictions, gold)
+    for name, budget in (("R@2kt", 2000), ("R@5kt", 5000)):
+        assert scores[name]["macro"] == official_loop(predictions, gold, budget, cached.__getitem__)
+        assert 0 < scores[name]["macro"] < 100
 
 
 # Without NLTK

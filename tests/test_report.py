@@ -269,7 +269,8 @@ def test_a_sweep_shows_a_chart_for_each_axis_and_what_was_chosen(tmp_path: Path)
     assert ["".join(inner) for inner in titles] == [
         "R@2kt: differences to passage",
         "R@2kt by language",
-        "R@2kt against alpha",
+        "R@2kt against alpha, mean fusion",
+        "R@2kt against alpha, sum fusion",
         "R@2kt against the number of queries",
         "R@2kt by languages",
         "R@2kt against the filter",
@@ -279,6 +280,8 @@ def test_a_sweep_shows_a_chart_for_each_axis_and_what_was_chosen(tmp_path: Path)
     assert lead.endswith("is told by the other 212 questions.")
     assert gained.startswith("R@2kt: xqg 46.50, passage 44.00, a difference of +2.50 (95% interval +1.50 to +3.50")
     assert "Significantly better in ar, bn, fi, ja, ko, te, worse in none." in gained
+    # In a language it is Holm's p that counts.
+    assert "ar 50 44.00 46.50 +2.50** +0.50 to +4.50 0.0060 30 12" in page.texts("tr")
     assert "plain vectors 44.00 41.50 to 46.40" in " ".join(page.texts("tr"))
     assert len([row for row in page.texts("tr") if row.startswith("✓")]) >= 1
 

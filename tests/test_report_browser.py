@@ -20,6 +20,7 @@ BINARY = find_browser()
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(BINARY is None, reason="there is no Chromium on this machine")]
 THEMES = ("light", "dark")
 PHONE = 360
+A4 = 794
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,19 @@ def test_the_two_themes_are_light_and_dark(chromium: Browser, report: Path) -> N
         seen[theme] = [luminance(chromium.evaluate(f"{style}.{name}")) for name in ("backgroundColor", "color")]
     assert seen["light"][0] > 0.9 > 0.1 > seen["light"][1]
     assert seen["dark"][0] < 0.1 < 0.7 < seen["dark"][1]
+
+
+def test_paper_is_white_holds_folded_tables_and_only_the_questions_that_are_open(
+    chromium: Browser, report: Path
+) -> None:
+    chromium.open(report, width=A4, theme="dark", media="print")
+    assert luminance(chromium.evaluate("getComputedStyle(document.body).backgroundColor")) == 1.0
+    tables = "[...document.querySelectorAll('details:not(.change) table')]"
+    assert chromium.evaluate(f"{tables}.every(e => e.checkVisibility({{contentVisibilityAuto: true}}))")
+    assert chromium.evaluate(f"{tables}.some(e => !e.closest('details').open)")
+    assert chromium.evaluate("Math.max(...[...document.querySelectorAll('table')].map(e => e.scrollWidth))") < A4
+    shown = "[...document.querySelectorAll('details.change .runs')].filter(e => e.checkVisibility()).length"
+    assert chromium.evaluate(shown) == chromium.evaluate("document.querySelectorAll('details.change[open]').length")
 
 
 @pytest.mark.parametrize("width", [PHONE, 1280])

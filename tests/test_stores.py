@@ -219,6 +219,9 @@ def test_a_search_for_terms_adds_up_how_rare_the_shared_ones_are(place: Place) -
     ]
     assert [[hit.passage.passage_id for hit in hits] for hits in found[:2]] == [["c", "a"], ["a", "b"]]
     assert found[0][0].generated_queries == make_sparse_points()[2].generated_queries
+    # With room for one, of the two that are alike neither is.
+    assert store.search_terms(place.collection, queries[1:2], 1) == [[]]
+    assert [hit.passage.passage_id for hit in store.search_terms(place.collection, queries[:1], 1)[0]] == ["c"]
     store.quantise(place.collection)
     assert [hit.passage.passage_id for hit in store.search_terms(place.collection, queries[:1], 3)[0]] == ["c", "a"]
 

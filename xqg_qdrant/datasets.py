@@ -137,8 +137,8 @@ def _mkqa(fields: Mapping[str, Any]) -> Iterator[QuestionRow]:
     texts: dict[str, None] = {}
     for answer in english:
         aliases = answer.get("aliases") or ()
-        # Unanswerable questions have the text null.
-        texts |= dict.fromkeys(_texts([text for text in (answer.get("text"), *aliases) if text is not None], "answers"))
+        # Unanswerable questions have the text null; an empty one would be found in every passage.
+        texts |= dict.fromkeys(_texts([text for text in (answer.get("text"), *aliases) if text], "answers"))
     for language, text in fields["queries"].items():
         question = {"id": f"{fields['example_id']}-{language}", "text": text, "lang": language}
         yield QuestionRow(question | {"answers": list(texts)})

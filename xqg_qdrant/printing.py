@@ -125,6 +125,27 @@ def format_hits(hits: Sequence[Hit]) -> str:
     return "\n".join(paragraphs)
 
 
+def format_change(change: Mapping[str, Any]) -> str:
+    """Return a question that was won or lost, as `find_changes` gives it, with what both runs found first."""
+    verdict = "won " if change["after"] > change["before"] else "lost"
+    language = f" ({one_line(change['lang'])})" if change["lang"] else ""
+    lines = [
+        f"{verdict} {one_line(change['id'])}{language}  "
+        f"{change['measure']} {change['before']:.2f} to {change['after']:.2f}",
+        f"     {one_line(change['text'])}",
+    ]
+    if change["answers"]:
+        lines.append(f"     answers: {one_line(', '.join(change['answers']))}")
+    for run, hits in change["hits"].items():
+        lines.append(f"     {run}{'' if hits else ': nothing found'}")
+        for hit in hits:
+            text = hit["title"] or shorten(hit["text"][: 10 * SNIPPET_CHARACTERS], SNIPPET_CHARACTERS, placeholder=" …")
+            name = f"[{one_line(hit['passage_id'])}]" if hit["passage_id"] else ""
+            cells = (one_line(text), name, "relevant" if hit["relevant"] else "")
+            lines.append(f"     {hit['rank']:>5}  " + "  ".join(filter(None, cells)))
+    return "\n".join(lines)
+
+
 def hits_to_json(question: str, ranking: str, hits: Sequence[Hit]) -> str:
     """Return one line of JSON for a question and its hits."""
     return json.dumps(

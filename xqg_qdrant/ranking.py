@@ -2,11 +2,11 @@
 
     passage   by plain vectors
     xqg       by augmented vectors
-    hybrid    by augmented vectors and by terms, the ranks of both put together
+    hybrid    by augmented vectors and by terms, half and half
     max-sim   as xqg, the passages found then ordered by the nearest of their plain vector and their queries' vectors
 
-Reciprocal ranks as in Cormack, Clarke, Büttcher, "Reciprocal Rank Fusion Outperforms Condorcet", SIGIR 2009, with the
-constant of Qdrant's own fusion. Knows which searches a ranking takes. Knows nothing of engines or measures.
+The halves of hybrid are made comparable as in Bruch, Gai, Ingber, "An Analysis of Fusion Functions for Hybrid
+Retrieval", TOIS 2023. Knows which searches a ranking takes. Knows nothing of engines or measures.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from xqg_qdrant.words import find_term_ids
 HYBRID = "hybrid"
 MAX_SIM = "max-sim"
 
-RANK_CONSTANT = 2
-# So many of each list are put together, or the limit where it is higher.
-CANDIDATES = 100
+# So many of each search are put together, or the limit where it is higher.
+CANDIDATES = 200
 # Of so many generated queries the vectors are remembered from question to question: 150 MB of 384 dimensions.
 MOST_REMEMBERED = 100_000
 
@@ -57,7 +56,7 @@ class Ranker:
             near = self._store.search(self._collection, vectors, XQG_VECTOR, candidates)
             terms = [find_term_ids([question]) for question in questions]
             alike = self._store.search_terms(self._collection, terms, candidates)
-            return [fuse_ranks(lists, limit) for lists in zip(near, alike, strict=True)]
+            return [fuse_scores(*lists, limit) for lists in zip(near, alike, strict=True)]
         if ranking == MAX_SIM:
             found = self._store.search(self._collection, vectors, XQG_VECTOR, limit)
             return [self._rescore(vector, hits) for vector, hits in zip(vectors, found, strict=True)]
@@ -83,17 +82,18 @@ class Ranker:
         self._known.update(zip(unknown, self._encoder.encode_queries(unknown), strict=True))
 
 
-def fuse_ranks(lists: Sequence[Sequence[ScoredPassage]], limit: int) -> list[ScoredPassage]:
-    """Put ranked lists together: a passage scores 1 / (2 + rank) in each that holds it, where the first has rank 0.
+def fuse_scores(near: Sequence[ScoredPassage], alike: Sequence[ScoredPassage], limit: int) -> list[ScoredPassage]:
+    """Put together what was found by vectors and by terms: the mean of both scores, each brought to 0…1.
 
-    Equal scores are ordered by passage id.
+    By vectors the best has 1 and the last found 0, by terms the best has 1 and who shares none 0; whoever a search did
+    not find has 0 of it. Equal scores are ordered by passage id.
     """
     scores: dict[str, float] = {}
-    found: dict[str, ScoredPassage] = {}
-    for hits in lists:
-        for place, hit in enumerate(hits):
-            passage_id = hit.passage.passage_id
-            scores[passage_id] = scores.get(passage_id, 0.0) + 1 / (RANK_CONSTANT + place)
-            found.setdefault(passage_id, hit)
+    found = {hit.passage.passage_id: hit for hit in (*alike, *near)}
+    for hits, least in ((near, near[-1].score if len(near) > 1 else 0.0), (alike, 0.0)):
+        span = hits[0].score - least if hits else 0.0
+        for hit in hits:
+            share = (hit.score - least) / span if span else 1.0
+            scores[hit.passage.passage_id] = scores.get(hit.passage.passage_id, 0.0) + share / 2
     best = sorted(scores, key=lambda passage_id: (-scores[passage_id], passage_id))[:limit]
     return [replace(found[passage_id], score=scores[passage_id]) for passage_id in best]

@@ -211,7 +211,7 @@ def _with_separation(
             for language in sorted(set(languages.values())):
                 same, other = ({id_: v for id_, v in of.items() if languages[id_] == language} for of in kinds)
                 if len(same) > 1 and len(other) > 1:
-                    placements.setdefault(language, {})[name] = _place(same, other)
+                    placements.setdefault(language, {})[name] = place(same, other)
         if not placements:
             continue
         title = f"{AREA}{measure}"
@@ -219,11 +219,11 @@ def _with_separation(
             areas = {language: fmean(found[name][0].values()) for language, found in placements.items()}
             per_pair = {id_: v for found in placements.values() for kind in found[name] for id_, v in kind.items()}
             values[name][title] = Values(fmean(areas.values()), areas, per_pair)
-        comparisons[VECTORS[1]][title] = _compare_areas(placements)
+        comparisons[VECTORS[1]][title] = compare_areas(placements)
     return Report(report.questions, values, comparisons, report.notes)
 
 
-def _place(same: Mapping[str, float], other: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+def place(same: Mapping[str, float], other: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
     """Return of each paraphrase the share of near-misses below it, and of each near-miss that of paraphrases above.
 
     In percent; equal values count half. The mean of either is the area under the ROC curve.
@@ -241,7 +241,7 @@ def _place(same: Mapping[str, float], other: Mapping[str, float]) -> tuple[dict[
     )
 
 
-def _compare_areas(
+def compare_areas(
     placements: Mapping[str, Mapping[str, tuple[dict[str, float], dict[str, float]]]],
 ) -> Comparison:
     """Compare the areas of the augmented vectors with those of the plain ones, in each language and on average."""

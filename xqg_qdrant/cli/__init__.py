@@ -5,6 +5,7 @@ Everything heavy is imported by the command that needs it, so that `xqg --help` 
 
 from xqg_qdrant.cli import (
     collections,
+    compare,
     copy,
     demo,
     evaluation,
@@ -20,6 +21,7 @@ from xqg_qdrant.cli.group import main
 
 __all__ = [
     "collections",
+    "compare",
     "copy",
     "demo",
     "evaluation",

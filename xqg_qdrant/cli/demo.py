@@ -16,6 +16,7 @@ from xqg_qdrant.cli.options import (
     given_command,
     load_encoder,
     load_generator,
+    match_by,
     opened_store,
     save_option,
     store_option,
@@ -50,7 +51,6 @@ def demo(
     from xqg_qdrant.evaluation.results import check_folder, describe_file, make_manifest, save_evaluation
     from xqg_qdrant.ingest import make_recipe
     from xqg_qdrant.progress import run_ingest, search_all
-    from xqg_qdrant.search import match_queries
 
     def tell(message: str) -> None:
         echo(message, err=as_json)
@@ -91,15 +91,7 @@ def demo(
             device=encoder.device,
             yields={lang: {"asked": asked, "kept": totals.kept[lang]} for lang, asked in totals.asked.items()},
         )
-        save_evaluation(
-            save,
-            manifest,
-            queries,
-            qrels,
-            report,
-            runs,
-            lambda question, found: match_queries(encoder, encoder.encode_queries([question])[0], found),
-        )
+        save_evaluation(save, manifest, queries, qrels, report, runs, match_by(encoder))
     tell(
         f"{len(queries)} questions in {len(report.questions)} languages, plain vectors (passage) and augmented (xqg):\n"
     )

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from xqg_qdrant.cli.group import main
-from xqg_qdrant.cli.options import device_option, encoder_option, generator_option, store_option
+from xqg_qdrant.cli.options import device_option, encoder_option, store_option
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.terminal import echo
 
@@ -84,7 +84,12 @@ def export(
 @main.command()
 @store_option
 @encoder_option
-@generator_option
+@click.option(
+    "--generator",
+    "generator_folder",
+    type=click.Path(path_type=Path),
+    help="Model folder of the generator.  [default: the demo generator]",
+)
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="All checks as one JSON object.")
 def doctor(

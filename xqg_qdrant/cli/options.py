@@ -16,6 +16,7 @@ from xqg_qdrant.terminal import ask, echo
 
 if TYPE_CHECKING:
     from xqg_qdrant.encoder import Encoder
+    from xqg_qdrant.evaluation.changes import MatchQueries
     from xqg_qdrant.evaluation.comparison import Report
     from xqg_qdrant.generator import Generator
     from xqg_qdrant.ingest import Row
@@ -248,6 +249,13 @@ def given_command() -> list[str]:
             values = [word for one in values for word in (parameter.opts[0], one)]
         words += values
     return words
+
+
+def match_by(encoder: Encoder) -> MatchQueries:
+    """Return what finds the generated query that speaks for a hit, for results that are saved."""
+    from xqg_qdrant.search import match_queries
+
+    return lambda question, found: match_queries(encoder, encoder.encode_queries([question])[0], found)
 
 
 def echo_report(report: Report, as_json: bool) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from xqg_qdrant.evaluation.comparison import Found, Report
+from xqg_qdrant.evaluation.answers import Found
+from xqg_qdrant.evaluation.comparison import Report
 from xqg_qdrant.evaluation.official import span_answers
 from xqg_qdrant.records import GeneratedQuery, Qrel, Query, ScoredPassage
 

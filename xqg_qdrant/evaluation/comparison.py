@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import official
-from xqg_qdrant.evaluation.files import Prediction
+from xqg_qdrant.evaluation.answers import Found, find_answer_hits, note_short_results
 from xqg_qdrant.evaluation.measures import per_query_values
 from xqg_qdrant.evaluation.significance import (
     TESTS,
@@ -25,11 +25,7 @@ from xqg_qdrant.evaluation.significance import (
     is_hit_or_miss,
     percentile_interval,
 )
-from xqg_qdrant.records import Qrel, Query, ScoredPassage
-
-Found: TypeAlias = Mapping[str, Sequence[ScoredPassage]]
-"""A run: for each query id the passages found, best first. One without an id, or without a text, is of a system that
-does not tell it: such a run has no recall, or no R@kt."""
+from xqg_qdrant.records import Qrel, Query
 
 UNKNOWN_LANGUAGE = "und"
 """Where the file names no language; the code that BCP 47 has for it."""
@@ -140,7 +136,8 @@ def evaluate_runs(
     Args:
         queries: The questions. Judgements and results of others are passed over.
         qrels: The judgements; may be empty.
-        runs: What each run found, by its name such as `passage` or `xqg`.
+        runs: What each run found, by its name such as `passage` or `xqg`. One that tells no passage ids has no recall,
+            one that tells no texts has no R@kt.
         recall_at: The ranks k for recall@k.
         mrr_at: The ranks k for MRR@k.
         ndcg_at: The ranks k for nDCG@k.
@@ -164,14 +161,16 @@ def evaluate_runs(
         raise InputError(f"none of the {len(languages)} questions has anything to be measured by: {reason}")
     values: dict[str, dict[str, Values]] = {}
     for name, run in runs.items():
+        if missing := sum(1 for query_id in languages if not run.get(query_id)):
+            notes.append(f"{name}: {missing} of the {len(languages)} questions have no results and count as misses")
         passages = [hit.passage for found in run.values() for hit in found]
         has_ids = all(passage.passage_id for passage in passages)
         figures: dict[str, dict[str, float]] = {}
         if answerable and (not has_ids or all(passage.text for passage in passages)):
-            figures = _answer_hits(answerable, run, token_budgets, rules)
-            notes += _short_results(name, answerable, run, figures, token_budgets, rules)
+            figures = find_answer_hits(answerable, run, token_budgets, rules)
+            notes += note_short_results(name, answerable, run, figures, token_budgets, rules)
             if lenient:
-                figures |= _answer_hits(answerable, run, token_budgets, rules, lenient=True)
+                figures |= find_answer_hits(answerable, run, token_budgets, rules, lenient=True)
         elif answerable:
             notes.append(f"{name}: R@kt is left out, because the texts of its passages are not known")
         if judged and has_ids:
@@ -274,86 +273,8 @@ def languages_of(queries: Iterable[Query]) -> dict[str, str]:
     return {query.query_id: query.language or UNKNOWN_LANGUAGE for query in queries}
 
 
-def predictions_of_run(queries: Iterable[Query], run: Found) -> list[Prediction]:
-    """Return what a run found as predictions for XOR-Retrieve: the passages' texts, without their titles."""
-    return [
-        Prediction(query.query_id, query.language, tuple(found.passage.text for found in run.get(query.query_id, ())))
-        for query in queries
-    ]
-
-
-def report_predictions(
-    predictions: Mapping[str, Iterable[Prediction]], gold: Sequence[Query], rules: official.WordRules = "installed"
-) -> Report:
-    """Report the official score of systems' predictions, by the systems' names; questions that have none are left out.
-
-    As each system may leave out others, nothing is compared.
-    """
-    scores = {name: official.score_predictions(found, gold, rules=rules) for name, found in predictions.items()}
-    values = {
-        name: {measure: Values(score["macro"], score["per_language"], {}) for measure, score in scored.items()}
-        for name, scored in scores.items()
-    }
-    counted = {name: next(iter(scored.values()))["questions"] for name, scored in scores.items()}
-    expected = sum(1 for query in gold if official.span_answers(query))
-    notes = tuple(
-        f"{name}: {expected - sum(questions.values())} questions have no prediction and are not counted, "
-        "as in the official script"
-        for name, questions in counted.items()
-        if expected > sum(questions.values())
-    )
-    languages = sorted({language for questions in counted.values() for language in questions})
-    most = {language: max(questions.get(language, 0) for questions in counted.values()) for language in languages}
-    return Report(most, values, {}, notes)
-
-
 def _by_language(query_ids: Iterable[str], languages: Mapping[str, str]) -> dict[str, list[str]]:
     grouped: dict[str, list[str]] = {}
     for query_id in query_ids:
         grouped.setdefault(languages[query_id], []).append(query_id)
     return dict(sorted(grouped.items()))
-
-
-def _answer_hits(
-    queries: Iterable[Query],
-    run: Found,
-    token_budgets: Sequence[int],
-    rules: official.WordRules,
-    lenient: bool = False,
-) -> dict[str, dict[str, float]]:
-    """Return for each measure R@kt and each question 1 where an answer is among the tokens found, and 0 elsewhere."""
-    hits: dict[str, dict[str, float]] = {}
-    for query in queries:
-        texts = (found.passage.text for found in run.get(query.query_id, ()))
-        answers = official.span_answers(query)
-        if lenient:
-            answers = official.add_tokenised(answers, rules)
-        found = official.answer_hits(texts, answers, token_budgets, rules)
-        for budget, hit in zip(token_budgets, found, strict=True):
-            hits.setdefault(official.measure_name(budget, lenient), {})[query.query_id] = float(hit)
-    return hits
-
-
-def _short_results(
-    name: str,
-    queries: Sequence[Query],
-    run: Found,
-    hits: Mapping[str, Mapping[str, float]],
-    token_budgets: Sequence[int],
-    rules: official.WordRules,
-) -> list[str]:
-    """Say where misses may come from too few results: R@5kt of ten passages is R@1kt under another name."""
-    notes = []
-    for budget in token_budgets:
-        measure = official.measure_name(budget)
-        short = 0
-        for query in queries:
-            texts = (found.passage.text for found in run.get(query.query_id, ()))
-            if not hits[measure][query.query_id] and official.token_count(texts, budget, rules) < budget:
-                short += 1
-        if short:
-            notes.append(
-                f"{measure} of {name}: {short} of the questions missed have results of fewer than {budget:,} tokens; "
-                "search with a higher limit"
-            )
-    return notes

@@ -5,7 +5,7 @@
     qrels.tsv        the judgements, where there are any
     values.json      an evaluation's {run: {measure: {query id: percent}}}
     NAME.trec        each run of an evaluation, for those that tell passage ids
-    passages.jsonl   title and beginning of the passages that the runs found first
+    passages.jsonl   title and text of the passages that the runs found first
     changes.jsonl    the questions won and lost between the first two runs
 
 Other kinds of results add files of their own. Knows files. Knows nothing of stores and models: the caller tells of
@@ -28,8 +28,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from xqg_qdrant.aside import built_aside
 from xqg_qdrant.catalogue import is_catalogued
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.evaluation.answers import Found
 from xqg_qdrant.evaluation.changes import HITS_SHOWN, MatchQueries, find_changes
-from xqg_qdrant.evaluation.comparison import Found, Report, Values, average, languages_of
+from xqg_qdrant.evaluation.comparison import Report, Values, average, languages_of
 from xqg_qdrant.evaluation.files import Run, read_qrels, read_run, write_run
 from xqg_qdrant.lines import existing_file, opened_file
 from xqg_qdrant.records import Qrel, Query
@@ -48,7 +49,6 @@ PACKAGES = (
     "xqg-qdrant", "numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "qdrant-client", "qdrant-edge-py",
     "pytrec_eval-terrier", "nltk", "ir_datasets",
 )  # fmt: skip
-SHOWN_CHARACTERS = 200
 
 
 class Results(NamedTuple):
@@ -231,7 +231,7 @@ def save_evaluation(
         }
         _write_rows(
             final / PASSAGES,
-            ({"id": id_, "title": p.title, "text": p.text[:SHOWN_CHARACTERS]} for id_, p in first.items()),
+            ({"id": id_, "title": p.title, "text": p.text} for id_, p in first.items()),
         )
         _write_rows(final / CHANGES, find_changes(queries, qrels, report, runs, match_queries))
 

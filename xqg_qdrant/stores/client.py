@@ -177,7 +177,7 @@ class ClientStore:
             vectors = [models.SparseVector(indices=list(ids), values=[1.0] * len(ids)) for ids in batch]
             return self._fetch(collection, vectors, TERMS_VECTOR, count)
 
-        return layout.search_in_batches(fetch, terms, limit, self._search_batch(collection))
+        return layout.search_terms_in_batches(fetch, terms, limit, self._search_batch(collection))
 
     def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
         """Return each of these passages that is stored, with its vectors."""

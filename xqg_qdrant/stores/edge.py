@@ -154,7 +154,7 @@ class EdgeStore:
             nearest = [engine.Query.Nearest(vector, using=TERMS_VECTOR) for vector in vectors]
             return self._fetch(collection, nearest, count)
 
-        return layout.search_in_batches(fetch, terms, limit, SEARCH_BATCH)
+        return layout.search_terms_in_batches(fetch, terms, limit, SEARCH_BATCH)
 
     def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
         """Return each of these passages that is stored, with its vectors."""

@@ -323,6 +323,23 @@ def read_hit(hit: RawHit) -> ScoredPassage:
     return ScoredPassage(passage, hit.score, queries)
 
 
+def search_terms_in_batches(
+    fetch: Fetch[Sequence[int], H], terms: Iterable[Sequence[int]], limit: int, batch_size: int
+) -> list[list[ScoredPassage]]:
+    """Return the at most `limit` best hits of each query's terms, equal scores ordered by passage id.
+
+    Of hits with equal scores all are returned or none: terms that more passages share than can be returned do not tell
+    which of them are meant, and looking for the end of such a tie could read a whole collection.
+    """
+    found = []
+    for queries in batched(terms, batch_size):
+        for hits in fetch(queries, limit + 1):
+            cut = hits[limit].score if len(hits) > limit else -math.inf
+            best = [read_hit(hit) for hit in hits if hit.score > cut]
+            found.append(sorted(best, key=lambda hit: (-hit.score, hit.passage.passage_id)))
+    return found
+
+
 def search_in_batches(
     fetch: Fetch[Q, H], vectors: Iterable[Q], limit: int, batch_size: int, read: Callable[[H], ScoredPassage] = read_hit
 ) -> list[list[ScoredPassage]]:

@@ -71,7 +71,8 @@ class Store(Protocol):
         """Return for each query, the ids of its terms, the `limit` best passages that share any with it, best first.
 
         A passage's score is the sum over the shared terms of `ln(1 + (n - d + 0.5) / (d + 0.5))`, where d of the n
-        passages hold the term. Equal scores are ordered by passage id.
+        passages hold the term. Equal scores are ordered by passage id; where the limit would cut between some, none of
+        these is returned.
 
         Raises:
             StoreError: also where the collection has no sparse vector.

@@ -38,7 +38,7 @@ class Axis(NamedTuple):
         """Return the round values of the axis: at most seven, or 1, 2 and 5 of every power of ten."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            digits = (1, 2, 5) if len(powers) <= 4 else (1,)
+            digits = (1, 2, 5) if len(powers) <= 3 else (1,)
             values = [digit * 10.0**power for power in powers for digit in digits]
         else:
             step = tick_step(self.high - self.low)

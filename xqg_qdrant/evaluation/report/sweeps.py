@@ -79,12 +79,16 @@ def view_sweep(sweep: Json) -> Sweep:
     charts: list[tuple[str, LineChart | RowChart]] = []
     for curve, places in sweep["curves"].items():
         tried = [points[place] for place in places]
-        if curve in NUMBERS:
-            field, axis, name, along = NUMBERS[curve]
-            if curve == "alpha":  # zero is the plain vector, and has no place on a logarithmic axis
-                tried = [one for one in tried if one["setting"][field] > 0]
-            if tried:
-                charts.append(("line", _line_chart(sweep["measure"], tried, plain, field, axis, name, along)))
+        if curve == "alpha":
+            # Zero is the plain vector, and has no place on a logarithmic axis. A sum needs a smaller alpha than a mean.
+            for fusion in dict.fromkeys(one["setting"]["fusion"] for one in tried):
+                of_fusion = [o for o in tried if o["setting"]["fusion"] == fusion and o["setting"]["alpha"] > 0]
+                if of_fusion:
+                    charts.append(
+                        ("line", _line_chart(sweep["measure"], curve, of_fusion, plain, f", {fusion} fusion"))
+                    )
+        elif curve in NUMBERS and tried:
+            charts.append(("line", _line_chart(sweep["measure"], curve, tried, plain)))
         elif tried:
             charts.append(("row", _row_chart(sweep["measure"], curve, tried, plain)))
     everywhere = [point["setting"] for point in points]
@@ -155,19 +159,18 @@ def _point(found: Json, x: float = 0.0) -> Point:
     return Point(found["macro"], low, high, x)
 
 
-def _line_chart(
-    measure: str, tried: Sequence[Json], plain: Json, field: str, axis: str, name: str, along: Sequence[str]
-) -> LineChart:
+def _line_chart(measure: str, curve: str, tried: Sequence[Json], plain: Json, which: str = "") -> LineChart:
+    field, axis, name, along = NUMBERS[curve]
     settings = [one["setting"] for one in tried]
+    named = [name_setting(setting, settings, (field, *along)) for setting in settings]
     series: dict[str, list[Point]] = {}
-    for one in tried:
-        named = name_setting(one["setting"], settings, (field, *along))
-        series.setdefault(named, []).append(_point(one, one["setting"][field] or 0))
-    best = max(tried, key=lambda one: float(one["macro"]))
+    for one, name_of_one in zip(tried, named, strict=True):
+        series.setdefault(name_of_one, []).append(_point(one, one["setting"][field] or 0))
+    best, name_of_best = max(zip(tried, named, strict=True), key=lambda found: float(found[0]["macro"]))
+    where = f"{best['setting'][field] or 0:g}{f' ({name_of_best})' if len(series) > 1 else ''}"
     return draw_lines(
-        f"{measure} against {name}",
-        f"Best: {describe_point(_point(best))} at {best['setting'][field] or 0:g}; plain vectors "
-        f"{describe_point(_point(plain))}.",
+        f"{measure} against {name}{which}",
+        f"Best: {describe_point(_point(best))} at {where}; plain vectors {describe_point(_point(plain))}.",
         axis,
         f"{measure}, percent",
         [Series(one, points) for one, points in series.items()],
