@@ -174,7 +174,7 @@ def rank(vectors: FloatArray, queries: FloatArray, limit: int) -> Iterator[tuple
     """
     # In a product of matrices the last bits of a column depend on its place. Equal vectors shall tie, as in a store.
     first: dict[bytes, int] = {}
-    digests = (blake2b(np.ascontiguousarray(vector), digest_size=16).digest() for vector in vectors)
+    digests = (blake2b(vector.tobytes(), digest_size=16).digest() for vector in vectors)
     same = np.array([first.setdefault(digest, len(first)) for digest in digests], dtype=np.int64)
     distinct = vectors if len(first) == len(vectors) else vectors[np.unique(same, return_index=True)[1]]
     rows = max(1, SCORES_AT_ONCE // len(vectors))
