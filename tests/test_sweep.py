@@ -331,6 +331,8 @@ def test_the_halves_are_alike_in_their_languages_and_a_question_is_in_one_of_the
     assert [sum(id_.isdigit() for id_ in half) for half in (first, second)] == [2, 2]
     assert halve(queries[::-1], 0) == (first, second)
     assert len({tuple(halve(queries, seed)[0]) for seed in range(10)}) > 1
+    with pytest.raises(InputError, match=r"the 2 questions .* have no two halves alike\. Cure: give more questions"):
+        halve([queries[0], queries[-1]], 0)
 
 
 def test_the_best_on_one_half_is_reported_on_the_other(

@@ -174,8 +174,9 @@ def rank(vectors: FloatArray, queries: FloatArray, limit: int) -> Iterator[tuple
     """
     # In a product of matrices the last bits of a column depend on its place. Equal vectors shall tie, as in a store.
     first: dict[bytes, int] = {}
-    same = np.array([first.setdefault(vector.tobytes(), len(first)) for vector in vectors], dtype=np.int64)
-    distinct = vectors[np.unique(same, return_index=True)[1]]
+    digests = (blake2b(np.ascontiguousarray(vector), digest_size=16).digest() for vector in vectors)
+    same = np.array([first.setdefault(digest, len(first)) for digest in digests], dtype=np.int64)
+    distinct = vectors if len(first) == len(vectors) else vectors[np.unique(same, return_index=True)[1]]
     rows = max(1, SCORES_AT_ONCE // len(vectors))
     limit = min(limit, len(vectors))
     for start in range(0, len(queries), rows):
@@ -193,6 +194,9 @@ def halve(queries: Sequence[Query], seed: int) -> tuple[list[str], list[str]]:
     """Return the ids of two halves of the questions, alike in their languages.
 
     Which half a question falls into depends on its id and the seed alone, and on which others there are.
+
+    Raises:
+        InputError: no language has two questions.
     """
     by_language: dict[str, list[str]] = {}
     for query in queries:
@@ -203,4 +207,9 @@ def halve(queries: Sequence[Query], seed: int) -> tuple[list[str], list[str]]:
         middle = (len(shuffled) + 1) // 2
         first += shuffled[:middle]
         second += shuffled[middle:]
+    if not second:
+        raise InputError(
+            f"the {len(queries)} questions that can be measured are all in different languages, so they have no two "
+            "halves alike. Cure: give more questions."
+        )
     return first, second
