@@ -71,6 +71,9 @@ def test_terms_are_five_letters_of_a_word_or_pairs_where_words_are_written_toget
 def test_a_terms_id_is_its_crc_32_so_that_every_machine_and_client_finds_it() -> None:
     assert zlib.crc32(b"nile") == 0x492B1EFF  # by `printf nile | gzip -c | tail -c8 | od -t x4`
     assert find_term_ids(["Nile nile", "the"]) == tuple(sorted((0x492B1EFF, zlib.crc32(b"the"))))
+    ids = find_term_ids(["the quick brown fox", "jumps over the lazy dog"])
+    assert len(ids) == 8
+    assert list(ids) == sorted(ids)
 
 
 def test_a_sparse_ingest_keeps_the_terms_of_title_text_and_queries(store: Store, demo_encoder: Encoder) -> None:

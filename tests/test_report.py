@@ -149,7 +149,8 @@ def test_yields_and_wrong_scripts_are_told_by_language(page: Page) -> None:
     assert "te 400 290 72.5% 3.8%" in page.texts("tr")
 
 
-def test_every_heading_table_and_drawing_can_be_read_aloud(page: Page) -> None:
+def test_every_heading_table_and_drawing_can_be_read_aloud(tmp_path: Path, evaluation: Path) -> None:
+    page = Page(rendered(evaluation, write_evaluation(tmp_path / "second"), write_pilot(tmp_path / "pilot")))
     levels = [int(tag[1]) for tag, _, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -433,12 +434,14 @@ def test_the_command_writes_the_file_whole_and_replaces_what_was_there(tmp_path:
 
 
 def test_a_place_that_cannot_be_written_is_named_with_its_cure(tmp_path: Path, evaluation: Path) -> None:
-    for output in (tmp_path / "missing" / "report.html", tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for output in (tmp_path / "missing" / "report.html", folder):
         result = CliRunner().invoke(main, ["report", str(evaluation), "--output", str(output)])
         assert result.exit_code == 2
         assert str(output) in result.stderr
         assert "Cure: " in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_report_without_jinja_names_the_extra(evaluation: Path, monkeypatch: pytest.MonkeyPatch) -> None:

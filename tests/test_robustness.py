@@ -166,6 +166,11 @@ def test_areas_are_compared_as_delong_does() -> None:
     assert difference.interval == pytest.approx((25 - 1.959964 * 28.867513, 25 + 1.959964 * 28.867513))
     assert difference.p == pytest.approx(0.386476, abs=1e-6)
     assert (difference.won, difference.lost, difference.tied) == (3, 0, 2)
+    overall = report_agreements([*GERMAN, *KOREAN]).comparisons["xqg"]["AUC of RBO"].overall
+    # ko: gains -50, 0 and 0, -50, so its variance is 1250 / 2 + 1250 / 2, that of de 833.33. Of the mean of two
+    # languages it is a quarter of the sum: sqrt(2083.33 / 4) = 22.821773. The differences are 25 and -25.
+    assert (overall.points, overall.p) == (0, 1)
+    assert overall.interval == pytest.approx((-1.959964 * 22.821773, 1.959964 * 22.821773))
 
 
 def test_the_test_of_areas_holds_what_it_promises_where_nothing_differs() -> None:
