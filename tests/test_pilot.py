@@ -150,13 +150,14 @@ def test_a_gain_on_held_back_questions_never_makes_it_worth_it(points: float, p:
 
 
 def test_a_corpus_takes_what_its_sample_took_times_how_much_larger_it_is() -> None:
-    cost = Cost(corpus=18_000, measured=90, seconds=60.0, stored_bytes=900_000, fixed_bytes=1_000)
+    cost = Cost(corpus=18_000, measured=90, seconds=60.0, stored_bytes=900_000, journal_bytes=1_000)
     assert cost.total_seconds == 12_000
-    assert cost.total_bytes == 180_001_000
+    assert cost.total_bytes == 180_200_000
+    assert cost._replace(journal_bytes=1 << 20).total_bytes == 180_000_000 + (64 << 20)
     assert cost.price(3.0) == 10.0
     assert cost.to_json(3.0) == {
         "passages": 18_000, "measured": {"passages": 90, "seconds": 60.0, "bytes": 900_000},
-        "seconds": 12_000.0, "bytes": 180_001_000, "price": 10.0,
+        "seconds": 12_000.0, "bytes": 180_200_000, "price": 10.0,
     }  # fmt: skip
     assert cost.to_json(None)["price"] is None
 
@@ -169,9 +170,9 @@ def test_of_files_with_holes_what_is_really_taken_counts_and_the_journal_apart(t
             file.truncate(32 << 20)
             file.write(b"\1" * size)
             os.fsync(file.fileno())
-    stored, fixed = measure_disk(tmp_path)
+    stored, journal_bytes = measure_disk(tmp_path)
     assert 1 << 16 <= stored < 1 << 18
-    assert 1 << 14 <= fixed < 1 << 16
+    assert 1 << 14 <= journal_bytes < 1 << 16
 
 
 @pytest.mark.parametrize(

@@ -8,22 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# The engine's journal has a size of its own, however many points there are.
+# The engine's journal grows with the points to two files of 32 MiB at most, and is emptied again and again.
 JOURNAL = "wal"
+LARGEST_JOURNAL = 64 << 20
 BLOCK_BYTES = 512
 
 
 class Cost(NamedTuple):
-    """A corpus of so many passages, and what so many of them took: seconds, and bytes on the disk.
-
-    `fixed_bytes` is what a collection takes whatever it holds.
-    """
+    """A corpus of so many passages, and what so many of them took: seconds, bytes on the disk, and in its journal."""
 
     corpus: int
     measured: int
     seconds: float
     stored_bytes: int
-    fixed_bytes: int
+    journal_bytes: int
 
     @property
     def total_seconds(self) -> float:
@@ -33,7 +31,8 @@ class Cost(NamedTuple):
     @property
     def total_bytes(self) -> int:
         """Return what the whole collection takes on the disk, without an index."""
-        return round(self.stored_bytes * self.corpus / self.measured) + self.fixed_bytes
+        larger = self.corpus / self.measured
+        return round(self.stored_bytes * larger + min(self.journal_bytes * larger, LARGEST_JOURNAL))
 
     def price(self, price_per_hour: float) -> float:
         """Return what the whole corpus costs on a machine of this price."""
