@@ -24,7 +24,10 @@ from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
 from xqg_qdrant.retune import plan_retune, retune
 from xqg_qdrant.stores import Store, open_store
 
-LINES = "ru\triver\tрека\nru\tAfrica\tАфрика\nru\tEast Africa\tВосточная Африка\nfi\triver\tjoki\nru\triver\tречка\n"
+LINES = (
+    "ru\triver\tрека\nru\tAfrica\tАфрика\nru\teast\tвосток\nru\tEast Africa\tВосточная Африка\n"
+    "fi\triver\tjoki\nru\triver\tречка\n"
+)
 NILE = Passage("nile", "A river, the longest river of East Africa and of Africa.", "River Nile")
 
 
