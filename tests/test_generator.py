@@ -124,6 +124,15 @@ def test_fewer_queries_and_languages_are_those_of_more_with_lower_numbers(
     assert_fewer_are_a_part_of_more(generator, passages()[:1], SAMPLING._replace(top_k=2, temperature=0.01))
 
 
+def test_queries_in_another_script_are_dropped_and_counted_by_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = open_generator("t5")
+    first, second = generator.languages[:2]
+    monkeypatch.setattr("xqg_qdrant.generator.is_written_in", lambda text, language: language != first)
+    for generation in generator.generate(passages(), (first, second), COUNT, 0, SAMPLING):
+        assert generation.wrong_script == (first,) * COUNT
+        assert {query.language for query in generation.queries} == {second}
+
+
 def test_the_shipped_generator_writes_fewer_queries_as_a_part_of_more(demo_generator: Generator) -> None:
     assert_fewer_are_a_part_of_more(demo_generator, read_demo_passages()[:20], demo_generator.sampling)
 

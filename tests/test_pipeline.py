@@ -23,6 +23,7 @@ from xqg_qdrant.ingest import (
     Recipe,
     ingest,
 )
+from xqg_qdrant.printing import Totals
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, QueriedPassage, Reject
 from xqg_qdrant.stores import Store
 from xqg_qdrant.workers import ITEMS_IN_FLIGHT
@@ -66,7 +67,9 @@ class FakeGenerator:
     ) -> list[Generation]:
         self._before(passages)
         return [
-            Generation(tuple(GeneratedQuery(code, f"{code} {passage.text}") for code in languages), count)
+            Generation(
+                tuple(GeneratedQuery(code, f"{code} {passage.text}") for code in languages), count, (languages[0],)
+            )
             for passage in passages
         ]
 
@@ -169,6 +172,19 @@ def test_as_many_chunks_are_generated_at_once_as_there_are_workers() -> None:
     assert (
         len(list(run(passages(6 * CHUNK_SIZE), FakeStore(), FakeGenerator(lambda _: barrier.wait()), workers=3))) == 6
     )
+
+
+def test_the_yield_of_each_language_is_told_with_what_was_dropped_for_its_script() -> None:
+    totals = Totals()
+    for progress in run(passages(CHUNK_SIZE + 2), FakeStore(), FakeGenerator()):
+        totals.add(progress)
+    first, *others = RECIPE.languages
+    per_passage = RECIPE.queries_per_language
+    n = CHUNK_SIZE + 2
+    told = {"asked": n * per_passage, "kept": n}
+    assert totals.yields() == {first: {**told, "wrong_script": n}} | {
+        name: {**told, "wrong_script": 0} for name in others
+    }
 
 
 def test_no_more_is_read_ahead_than_the_chunks_in_flight() -> None:

@@ -48,10 +48,14 @@ class Sampling(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """The queries of one passage that were kept, and how many were asked for in each language."""
+    """The queries of one passage that were kept, and how many were asked for in each language.
+
+    `wrong_script` has the language of each one that was dropped because it is not written in that language's script.
+    """
 
     queries: tuple[GeneratedQuery, ...]
     asked: int
+    wrong_script: tuple[str, ...] = ()
 
 
 class _Group(NamedTuple):
@@ -129,8 +133,7 @@ class Generator:
         ]
         size = len(languages) * count
         return [
-            Generation(_keep_usable(queries[number * size : (number + 1) * size]), asked=count)
-            for number in range(len(passages))
+            _keep_usable(queries[number * size : (number + 1) * size], asked=count) for number in range(len(passages))
         ]
 
     def generate_ids(
@@ -234,10 +237,15 @@ class Generator:
             yield batch
 
 
-def _keep_usable(queries: Iterable[GeneratedQuery]) -> tuple[GeneratedQuery, ...]:
+def _keep_usable(queries: Iterable[GeneratedQuery], asked: int) -> Generation:
     """Drop empty queries, repetitions, and those that are not written in their language's script."""
     kept: dict[tuple[str, str], GeneratedQuery] = {}
+    wrong_script = []
     for query in queries:
-        if query.text and is_written_in(query.text, query.language):
+        if not query.text:
+            continue
+        if is_written_in(query.text, query.language):
             kept.setdefault((query.language, " ".join(query.text.casefold().split())), query)
-    return tuple(kept.values())
+        else:
+            wrong_script.append(query.language)
+    return Generation(tuple(kept.values()), asked, tuple(wrong_script))

@@ -17,6 +17,7 @@ from contextlib import closing
 from functools import partial
 from itertools import chain, islice
 from threading import Event
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -102,7 +103,8 @@ class Progress(NamedTuple):
 
     `stored` passages were written, `unchanged` ones were there already, `rejects` could not be used. `asked` and
     `kept` count generated queries by language; of given ones, which nobody asked for, `kept` alone. `bare` is how many
-    of the written passages have no query, `left_out` how many of the kept queries the filter lets take no part.
+    of the written passages have no query, `left_out` how many of the kept queries the filter lets take no part,
+    `wrong_script` counts by language those that were dropped because they are not written in its script.
     """
 
     stored: int
@@ -112,6 +114,7 @@ class Progress(NamedTuple):
     kept: Mapping[str, int]
     bare: int = 0
     left_out: int = 0
+    wrong_script: Mapping[str, int] = MappingProxyType({})
 
     @property
     def rows(self) -> int:
@@ -239,7 +242,8 @@ def ingest(
         InputError: the recipe is for given queries and there is a generator, or the other way round; or the rows cannot
             be read to their end, which is raised when those before are stored.
     """
-    if recipe.given != (generator is None) or isinstance(generator, Generator) != (recipe.sampling is not None):
+    model = None if isinstance(generator, Lexicon) else generator
+    if recipe.given != (generator is None) or (model is None) != (recipe.sampling is None):
         raise InputError("the recipe was made for another generator; make it with make_recipe(generator)")
     described = None if generator is None else generator.describe()
     fingerprint = make_fingerprint(encoder.describe(), described, recipe.describe())
@@ -256,7 +260,6 @@ def ingest(
     if stored is None:
         _create(store, collection, encoder.dim, fingerprint)
 
-    model = generator if isinstance(generator, Generator) else None
     cheap = model is None or model.device != "cpu"
     chunks = batched(chain(first, unread), CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
     looked_up = (_look_up(chunk, store, collection, generator, recipe_hash) for chunk in chunks)
@@ -339,6 +342,7 @@ def _augment(
     vectors = np.split(check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim), np.cumsum(counts)[:-1])
 
     points, rejects, asked, kept, left_out = [], list(chunk.rejects), Counter[str](), Counter[str](), 0
+    wrong_script = Counter(language for generation in generations for language in generation.wrong_script)
     for (row, content_hash), generation, vector, queries in zip(
         chunk.missing, generations, plain, vectors, strict=True
     ):
@@ -359,7 +363,8 @@ def _augment(
                 AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash, terms=terms)
             )
     bare = sum(not point.generated_queries for point in points)
-    return _Augmented(points, Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out))
+    progress = Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out, wrong_script)
+    return _Augmented(points, progress)
 
 
 def find_terms(passage: Passage, queries: Iterable[GeneratedQuery]) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ class Totals:
         self.stored = self.unchanged = self.rejected = self.bare = self.left_out = 0
         self.asked: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
+        self.wrong_script: Counter[str] = Counter()
 
     def add(self, progress: Progress) -> None:
         """Add what one chunk came to."""
@@ -40,6 +41,14 @@ class Totals:
         self.left_out += progress.left_out
         self.asked.update(progress.asked)
         self.kept.update(progress.kept)
+        self.wrong_script.update(progress.wrong_script)
+
+    def yields(self) -> dict[str, dict[str, int]]:
+        """Return for each language how many queries were asked for, kept, and dropped for their script."""
+        return {
+            language: {"asked": asked, "kept": self.kept[language], "wrong_script": self.wrong_script[language]}
+            for language, asked in self.asked.items()
+        }
 
     @property
     def rows(self) -> int:

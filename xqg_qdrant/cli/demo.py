@@ -89,7 +89,7 @@ def demo(
             store=place,
             fingerprint=fingerprint,
             device=encoder.device,
-            yields={lang: {"asked": asked, "kept": totals.kept[lang]} for lang, asked in totals.asked.items()},
+            yields=totals.yields(),
         )
         save_evaluation(save, manifest, queries, qrels, report, runs, match_by(encoder))
     tell(

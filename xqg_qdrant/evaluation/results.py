@@ -100,7 +100,8 @@ def make_manifest(
         store: Its store's location.
         fingerprint: Its fingerprint: the models with their checksums, and the recipe.
         device: Where the models ran.
-        yields: For each language how many generated queries were `asked` for and `kept`, where that is known.
+        yields: For each language how many generated queries were `asked` for, `kept`, and dropped for their
+            `wrong_script`, where that is known.
     """
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
