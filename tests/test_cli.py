@@ -361,6 +361,16 @@ def test_the_demo_shows_both_vectors_evaluates_and_says_what_to_try_next() -> No
     for measure in ("R@2kt", "R@5kt", "recall@10", "MRR@10", "nDCG@10"):
         assert measure in result.stdout
     assert "xqg query --collection xqg_demo" in result.stdout
+    assert "xqg demo --lexicon" in result.stdout
     again = xqg("demo", "--threads", 2, "--json")
     assert json.loads(again.stdout)["comparison"]
     assert "0 passages stored, 248 unchanged" in again.stderr
+
+
+def test_the_demo_finds_more_by_the_terms_of_the_shipped_lexicon() -> None:
+    result = xqg("demo", "--threads", 2, "--lexicon", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "248 passages stored" in result.stderr
+    compared = json.loads(result.stdout)["comparison"]["hybrid"]["MRR@10"]
+    assert compared["difference"] > 5
+    assert compared["p"] < 0.001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from xqg_qdrant.records import Query
     from xqg_qdrant.stores import Store
 
-DEMO_COLLECTION = "xqg_demo"
 # Chosen on other passages than the demo's; see the card of the demo generator.
 DEMO_RECIPE: dict[str, Any] = {"fusion": "mean", "alpha": 0.1, "renormalise": True}
 DEMO_LANGUAGES_SHOWN = ("fi", "ja", "ru")
@@ -36,17 +36,29 @@ DEMO_LANGUAGES_SHOWN = ("fi", "ja", "ru")
 
 @main.command()
 @store_option
-@collection_option(default=DEMO_COLLECTION, show_default=True)
+@collection_option(show_default="xqg_demo or xqg_demo_lexicon")
+@click.option(
+    "--lexicon",
+    is_flag=True,
+    help="Take translated words of the shipped lexicon in the place of generated questions, and rank by terms too.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 @save_option
 @device_options
 @click.pass_obj
 def demo(
-    quiet: bool, location: str, collection: str, as_json: bool, save: Path | None, device: str, threads: int
+    quiet: bool,
+    location: str,
+    collection: str | None,
+    lexicon: bool,
+    as_json: bool,
+    save: Path | None,
+    device: str,
+    threads: int,
 ) -> None:
     """Ingest the demo corpus with the shipped models, search it, and measure what the augmentation gave."""
     from xqg_qdrant.dead_letters import DeadLetters
-    from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_qrels, read_demo_queries
+    from xqg_qdrant.demo import DEMO_FOLDER, DEMO_LEXICON, read_demo_passages, read_demo_qrels, read_demo_queries
     from xqg_qdrant.evaluation.comparison import evaluate_runs
     from xqg_qdrant.evaluation.results import check_folder, describe_file, make_manifest, save_evaluation
     from xqg_qdrant.ingest import make_recipe
@@ -56,14 +68,17 @@ def demo(
         echo(message, err=as_json)
 
     passages, queries, qrels = read_demo_passages(), read_demo_queries(), read_demo_qrels()
+    collection = collection or ("xqg_demo_lexicon" if lexicon else "xqg_demo")
+    augmentation = "rows of translated words" if lexicon else "generated queries"
+    rankings = {"passage": "plain", "xqg": "augmented"} | ({"hybrid": "hybrid"} if lexicon else {})
     if save:
         check_folder(save)
     with opened_store(location) as store:
-        encoder, generator = load_encoder(None, device, 1), load_generator(None, device, 1)
-        recipe = make_recipe(generator, **DEMO_RECIPE)
+        encoder, generator = load_encoder(None, device, 1), load_generator(DEMO_LEXICON if lexicon else None, device, 1)
+        recipe = make_recipe(generator, **DEMO_RECIPE, sparse=lexicon)
         tell(
             f"Ingesting {len(passages)} English passages into {collection!r} ({store.location}), each with "
-            f"{recipe.queries_per_language} generated queries in each of {', '.join(recipe.languages)} "
+            f"{recipe.queries_per_language} {augmentation} in each of {', '.join(recipe.languages)} "
             f"({recipe.fusion} fusion, alpha {recipe.alpha}, renormalised)."
         )
         letters = DeadLetters(Path(f"{collection}.rejected.jsonl"))
@@ -72,8 +87,9 @@ def demo(
         )
         tell("")
         for language in DEMO_LANGUAGES_SHOWN:
-            tell(_show_question(store, collection, encoder, next(q for q in queries if q.language == language)))
-        runs = search_all(store, collection, encoder, queries, EVALUATION_DEPTH, ["passage", "xqg"], quiet)
+            question = next(query for query in queries if query.language == language)
+            tell(_show_question(store, collection, encoder, question, rankings))
+        runs = search_all(store, collection, encoder, queries, EVALUATION_DEPTH, list(rankings), quiet)
         fingerprint, place = store.read_fingerprint(collection), store.location
     report = evaluate_runs(queries, qrels, runs, recall_at=(1, 10))
     if save:
@@ -92,28 +108,34 @@ def demo(
             yields=totals.yields(),
         )
         save_evaluation(save, manifest, queries, qrels, report, runs, match_by(encoder))
-    tell(
-        f"{len(queries)} questions in {len(report.questions)} languages, plain vectors (passage) and augmented (xqg):\n"
+    by = "plain vectors (passage)" + (
+        ", augmented (xqg), and terms too (hybrid)" if lexicon else " and augmented (xqg)"
     )
+    tell(f"{len(queries)} questions in {len(report.questions)} languages, {by}:\n")
     echo_report(report, as_json)
+    again = "" if lexicon else "  xqg demo --lexicon\n"
+    augmenting = f" --sparse --generator {DEMO_LEXICON}" if lexicon else ""
     tell(
         f"\nThe collection {collection!r} lies in {store.location}. Try next:\n"
         f"  xqg query --collection {collection} --store {location} 'Какая река самая длинная в Африке?'\n"
-        f"  xqg ingest YOUR_FILE.jsonl --collection docs --languages ja,ru\n"
+        f"  xqg ingest YOUR_FILE.jsonl --collection docs --languages ja,ru{augmenting}\n"
         f"  xqg evaluate --collection {collection} --store {location} --questions {DEMO_FOLDER}\n"
+        f"{again}"
         "The demo models are small; for production export larger ones: see `xqg export --help`."
     )
 
 
-def _show_question(store: Store, collection: str, encoder: Encoder, question: Query) -> str:
+def _show_question(
+    store: Store, collection: str, encoder: Encoder, question: Query, rankings: Mapping[str, str]
+) -> str:
     from xqg_qdrant.search import search
 
-    found = search(store, collection, encoder, [question.text], 3, ["passage", "xqg"])
+    found = search(store, collection, encoder, [question.text], 3, list(rankings))
     lines = [f"{question.language}: {question.text}  (answer: {question.answers[0]})"]
-    for name, label in (("passage", "plain    "), ("xqg", "augmented")):
+    for name, label in rankings.items():
         titles = (
             f"{hit.passage.title}{' ✓' if any(answer in hit.passage.text for answer in question.answers) else ''}"
             for hit in found[name][0]
         )
-        lines.append(f"  {label}  {' | '.join(titles)}")
+        lines.append(f"  {label:<9}  {' | '.join(titles)}")
     return "\n".join(lines) + "\n"

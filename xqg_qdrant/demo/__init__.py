@@ -1,7 +1,8 @@
 """The demo corpus: English passages, and questions about them in the seven languages of the paper, as a BEIR folder.
 
 `corpus.jsonl` holds the passages, `queries.jsonl` the questions with their English answers, `qrels/test.tsv` which
-passage answers which question. All of it was written for this project.
+passage answers which question. All of it was written for this project. `lexicon.tsv.gz` is a lexicon in the place of a
+generator.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from xqg_qdrant.questions import read_queries
 from xqg_qdrant.records import Passage, Qrel, Query
 
 DEMO_FOLDER = Path(__file__).resolve().parent
+DEMO_LEXICON = DEMO_FOLDER / "lexicon.tsv.gz"
 
 
 def read_demo_passages() -> list[Passage]:
