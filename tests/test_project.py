@@ -28,6 +28,12 @@ def compose() -> dict[str, Any]:
     return loaded
 
 
+def test_every_package_of_the_checkout_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "xqg_qdrant").rglob("__init__.py")}
+    assert set(listed) == found | {"xqg_qdrant.models"}
+
+
 def test_every_server_of_the_compose_file_is_pinned_and_has_a_volume_and_a_health_check(
     compose: dict[str, Any],
 ) -> None:
