@@ -100,6 +100,15 @@ def test_questions_won_and_lost_are_kept_with_the_first_hits_and_the_first_relev
     assert second["hits"]["xqg"][0]["best_query"] is None
 
 
+def test_of_several_runs_the_last_is_held_against_the_first(tmp_path: Path) -> None:
+    runs = RUNS | {"hybrid": {"a1": found("turku"), "a2": found("oulu"), "k 1": found()}}
+    report = evaluate_runs(QUERIES, QRELS, runs, recall_at=[1], mrr_at=[], ndcg_at=[], token_budgets=[])
+    save_evaluation(tmp_path / "r", MANIFEST, QUERIES, QRELS, report, runs)
+    (change,) = read_results(tmp_path / "r").read_rows(CHANGES)
+    assert (change["id"], change["before"], change["after"]) == ("a2", 100, 0)
+    assert list(change["hits"]) == ["passage", "hybrid"]
+
+
 def test_without_judgements_a_hit_is_relevant_that_holds_an_answer(tmp_path: Path) -> None:
     report = evaluate_runs(QUERIES, QRELS, RUNS, recall_at=[1], mrr_at=[], ndcg_at=[], token_budgets=[])
     save_evaluation(tmp_path / "r", MANIFEST, QUERIES, [], report, RUNS)

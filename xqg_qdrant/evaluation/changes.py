@@ -26,7 +26,7 @@ def find_changes(
     runs: Mapping[str, Found],
     match_queries: MatchQueries | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield as JSON values each question that the second run wins or loses in the first measure that both runs have.
+    """Yield as JSON values each question that the last run wins from the first or loses, in the first measure of both.
 
     `hits` are of each of the two runs the first three passages found, and the first relevant one where it comes later.
     """
@@ -34,9 +34,9 @@ def find_changes(
     judged = {query_id for query_id, _ in relevant}
     if not report.comparisons:
         return
-    first, second = list(report.values)[:2]
-    for measure in list(report.comparisons[second])[:1]:
-        before, after = (report.values[run][measure].per_query for run in (first, second))
+    first, *_, last = report.values
+    for measure in list(report.comparisons[last])[:1]:
+        before, after = (report.values[run][measure].per_query for run in (first, last))
         for query in queries:
             if before.get(query.query_id) == after.get(query.query_id):
                 continue
@@ -56,7 +56,7 @@ def find_changes(
                 "after": after[query.query_id],
                 "hits": {
                     run: _first_hits(query.text, runs[run].get(query.query_id, ()), is_relevant, match_queries)
-                    for run in (first, second)
+                    for run in (first, last)
                 },
             }
 

@@ -6,7 +6,7 @@
     values.json      an evaluation's {run: {measure: {query id: percent}}}
     NAME.trec        each run of an evaluation, for those that tell passage ids
     passages.jsonl   title and text of the passages that the runs found first
-    changes.jsonl    the questions won and lost between the first two runs
+    changes.jsonl    the questions won and lost by the last run against the first
 
 Other kinds of results add files of their own. Knows files. Knows nothing of stores and models: the caller tells of
 them. No API key can get into a folder: none is an argument, and a store's location holds none.
