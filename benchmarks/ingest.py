@@ -44,7 +44,8 @@ def ours(cores: int, generator_shape: str, encoder_shape: str, dtype: str, langu
     from xqg_qdrant import generator as room
     from xqg_qdrant.encoder import Encoder
     from xqg_qdrant.generator import Generator
-    from xqg_qdrant.ingest import ingest, make_recipe
+    from xqg_qdrant.ingest import ingest
+    from xqg_qdrant.recipe import make_recipe
     from xqg_qdrant.stores import open_store
     from xqg_qdrant.workers import count_workers
 

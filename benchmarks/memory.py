@@ -87,8 +87,9 @@ def ingest_here(folder: Path, store_name: str, queries: str, count: int, workers
     """Ingest and print a line of JSON at every mark."""
     from xqg_qdrant.corpus import read_generated_queries, read_passages, read_queried_passages
     from xqg_qdrant.encoder import Encoder
-    from xqg_qdrant.ingest import ingest, make_recipe
+    from xqg_qdrant.ingest import ingest
     from xqg_qdrant.query_index import QueryIndex
+    from xqg_qdrant.recipe import make_recipe
 
     if queries == "corpus":
         rows = read_queried_passages(str(folder / "with.jsonl"))

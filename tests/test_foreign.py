@@ -25,7 +25,8 @@ from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import refuse_mismatch
 from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import CHUNK_SIZE, Progress, Recipe, ingest, make_recipe
+from xqg_qdrant.ingest import CHUNK_SIZE, Progress, ingest
+from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout, Reject
 from xqg_qdrant.search import answer
 from xqg_qdrant.stores import open_foreign_store, open_store

@@ -18,9 +18,10 @@ from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import Recipe, ingest, make_recipe
+from xqg_qdrant.ingest import ingest
 from xqg_qdrant.printing import format_hits
 from xqg_qdrant.query_index import QueryIndex
+from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, QueriedPassage, Reject, ScoredPassage
 from xqg_qdrant.search import Hit
 from xqg_qdrant.stores import Store, open_store

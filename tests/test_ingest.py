@@ -21,7 +21,8 @@ from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.generator import Generation, Generator
-from xqg_qdrant.ingest import CHUNK_SIZE, Progress, Recipe, ingest, make_recipe
+from xqg_qdrant.ingest import CHUNK_SIZE, Progress, ingest
+from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import AugmentedPassage, FloatArray, Passage, Reject
 from xqg_qdrant.stores import Store, open_store
 

@@ -18,8 +18,9 @@ from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import ingest, make_recipe, read_recipe
+from xqg_qdrant.ingest import ingest
 from xqg_qdrant.lexicon import WORDS_A_QUERY, Lexicon
+from xqg_qdrant.recipe import make_recipe, read_recipe
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
 from xqg_qdrant.retune import plan_retune, retune
 from xqg_qdrant.stores import Store, open_store

@@ -23,9 +23,9 @@ from xqg_qdrant.estimate import Cost, format_bytes, measure_disk
 from xqg_qdrant.evaluation.comparison import Difference
 from xqg_qdrant.evaluation.results import read_results
 from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import make_recipe
 from xqg_qdrant.pilot import hold_back, judge_held_back
 from xqg_qdrant.progress import run_sample
+from xqg_qdrant.recipe import make_recipe
 from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
 from xqg_qdrant.sample import choose_questions, draw_sample, keep_answered
 from xqg_qdrant.stores import open_store

@@ -16,14 +16,9 @@ import pytest
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, ModelError, StoreError
 from xqg_qdrant.generator import Generation, Generator, Sampling
-from xqg_qdrant.ingest import (
-    CHEAP_CHUNK_SIZE,
-    CHUNK_SIZE,
-    Progress,
-    Recipe,
-    ingest,
-)
+from xqg_qdrant.ingest import CHEAP_CHUNK_SIZE, CHUNK_SIZE, Progress, ingest
 from xqg_qdrant.printing import Totals
+from xqg_qdrant.recipe import Recipe
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, QueriedPassage, Reject
 from xqg_qdrant.stores import Store
 from xqg_qdrant.workers import ITEMS_IN_FLIGHT

@@ -23,7 +23,8 @@ from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import Fingerprint, hash_recipe
 from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import Recipe, Row, ingest, make_recipe
+from xqg_qdrant.ingest import Row, ingest
+from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, QueriedPassage
 from xqg_qdrant.retune import Plan, Retuned, plan_retune, retune
 from xqg_qdrant.search import answer

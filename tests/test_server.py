@@ -33,7 +33,8 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import StoreError
 from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import ingest, make_recipe
+from xqg_qdrant.ingest import ingest
+from xqg_qdrant.recipe import make_recipe
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, QueriedPassage
 from xqg_qdrant.stores import Store, open_store, sends_key_in_clear
 from xqg_qdrant.stores import server_load as load_module

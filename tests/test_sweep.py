@@ -24,7 +24,8 @@ from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.evaluation import official
 from xqg_qdrant.evaluation.comparison import Difference, evaluate_runs
 from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import Recipe, Row, ingest, make_recipe
+from xqg_qdrant.ingest import Row, ingest
+from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, Qrel, QueriedPassage, Query
 from xqg_qdrant.retune import plan_retune, retune
 from xqg_qdrant.search import search

@@ -29,8 +29,8 @@ from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import ModelError, StoreError, XqgError
 from xqg_qdrant.fingerprint import hash_content, hash_recipe, make_fingerprint
 from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import make_recipe
 from xqg_qdrant.model_folder import ModelFolder
+from xqg_qdrant.recipe import make_recipe
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, Passage
 from xqg_qdrant.search import answer
 from xqg_qdrant.session import Session, is_cuda_at_hand

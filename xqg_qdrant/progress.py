@@ -23,10 +23,11 @@ from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InputError
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import Recipe, Row, ingest
+from xqg_qdrant.ingest import Row, ingest
 from xqg_qdrant.lexicon import Lexicon
 from xqg_qdrant.printing import Totals, format_left_out, format_seconds
 from xqg_qdrant.ranking import Ranker
+from xqg_qdrant.recipe import Recipe
 from xqg_qdrant.records import Passage, Query, ScoredPassage
 from xqg_qdrant.retune import Plan, retune
 from xqg_qdrant.robustness import Agreement, Pair, compare_rankings

@@ -14,8 +14,9 @@ from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import MismatchError
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import Recipe, ingest, make_recipe
+from xqg_qdrant.ingest import ingest
 from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
+from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage
 from xqg_qdrant.search import check_collection
 from xqg_qdrant.stores import Store, open_store

@@ -31,8 +31,9 @@ from xqg_qdrant.copying import copy_collection
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import MismatchError, StoreError
 from xqg_qdrant.fingerprint import RETUNING_FIELD
-from xqg_qdrant.ingest import Recipe, ingest, make_recipe, read_recipe
+from xqg_qdrant.ingest import ingest
 from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
+from xqg_qdrant.recipe import Recipe, make_recipe, read_recipe
 from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, QueriedPassage, Reject
 from xqg_qdrant.retune import plan_retune, retune
 from xqg_qdrant.stores import Store, open_store

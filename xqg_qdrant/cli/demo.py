@@ -61,8 +61,8 @@ def demo(
     from xqg_qdrant.demo import DEMO_FOLDER, DEMO_LEXICON, read_demo_passages, read_demo_qrels, read_demo_queries
     from xqg_qdrant.evaluation.comparison import evaluate_runs
     from xqg_qdrant.evaluation.results import check_folder, describe_file, make_manifest, save_evaluation
-    from xqg_qdrant.ingest import make_recipe
     from xqg_qdrant.progress import run_ingest, search_all
+    from xqg_qdrant.recipe import make_recipe
 
     def tell(message: str) -> None:
         echo(message, err=as_json)

@@ -76,9 +76,9 @@ def ingest(
     code is 3.
     """
     from xqg_qdrant.dead_letters import DeadLetters
-    from xqg_qdrant.ingest import make_recipe
     from xqg_qdrant.languages import parse_languages
     from xqg_qdrant.progress import run_ingest
+    from xqg_qdrant.recipe import make_recipe
     from xqg_qdrant.rows import count_rows
 
     if queries is not None and generator_folder is not None:
@@ -138,9 +138,9 @@ def sync(
     may only be damaged; the exit code is then 3.
     """
     from xqg_qdrant.dead_letters import DeadLetters
-    from xqg_qdrant.ingest import read_recipe
     from xqg_qdrant.printing import Totals
     from xqg_qdrant.progress import run_compare, run_delete_left, run_ingest
+    from xqg_qdrant.recipe import read_recipe
     from xqg_qdrant.rows import count_rows
     from xqg_qdrant.status import read_existing_fingerprint
     from xqg_qdrant.sync import check_comparable
@@ -211,9 +211,9 @@ def augment(
     dead-letter file with their id and the reason; then the exit code is 3.
     """
     from xqg_qdrant.dead_letters import DeadLetters
-    from xqg_qdrant.ingest import make_recipe
     from xqg_qdrant.languages import parse_languages
     from xqg_qdrant.progress import run_ingest
+    from xqg_qdrant.recipe import make_recipe
     from xqg_qdrant.records import PayloadLayout
 
     layout = PayloadLayout(text_field, title_field, id_field)

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from xqg_qdrant.encoder import Encoder
     from xqg_qdrant.estimate import Cost
     from xqg_qdrant.generator import Generator
-    from xqg_qdrant.ingest import Recipe
     from xqg_qdrant.lexicon import Lexicon
+    from xqg_qdrant.recipe import Recipe
     from xqg_qdrant.sample import Sample
     from xqg_qdrant.stores import Store
 
@@ -122,8 +122,8 @@ def _draw(file: str, id_field: str | None, size: int, seed: int, quiet: bool, wa
 
 
 def _make_recipe(generator: Generator | Lexicon, languages: str | None, queries_per_language: int) -> Recipe:
-    from xqg_qdrant.ingest import make_recipe
     from xqg_qdrant.languages import parse_languages
+    from xqg_qdrant.recipe import make_recipe
 
     named = parse_languages(languages, generator.languages) if languages is not None else ()
     return make_recipe(generator, named, queries_per_language=queries_per_language)

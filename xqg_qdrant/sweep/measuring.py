@@ -19,7 +19,7 @@ from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import official
 from xqg_qdrant.evaluation.comparison import Report, Values, average, evaluate_runs, languages_of
 from xqg_qdrant.evaluation.measures import per_query_values
-from xqg_qdrant.ingest import Recipe
+from xqg_qdrant.recipe import Recipe
 from xqg_qdrant.records import FloatArray, Qrel, Query, ScoredPassage
 from xqg_qdrant.sweep.vectors import StoredVectors
 

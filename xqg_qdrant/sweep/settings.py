@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from xqg_qdrant.ingest import Recipe
+from xqg_qdrant.recipe import Recipe
 
 QUERIES, ALPHA, LANGUAGES, FILTER = "queries", "alpha", "languages", "filter"
 

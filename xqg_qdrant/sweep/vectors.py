@@ -22,7 +22,7 @@ from xqg_qdrant.augment import check_vectors, fuse, keep_relevant
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import RETUNING_FIELD
-from xqg_qdrant.ingest import Recipe, read_recipe
+from xqg_qdrant.recipe import Recipe, read_recipe
 from xqg_qdrant.records import PASSAGE_VECTOR, FloatArray, GeneratedQuery, Passage
 from xqg_qdrant.retune import is_kept
 from xqg_qdrant.search import check_collection
