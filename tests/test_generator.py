@@ -200,9 +200,9 @@ def test_a_new_process_writes_the_same_queries() -> None:
         [sys.executable, "-c", IN_A_NEW_PROCESS, about],
         capture_output=True, check=True, encoding="utf-8", cwd=Path(__file__).parents[1], timeout=120,
     ).stdout  # fmt: skip
-    queries, asked = json.loads(output)
+    queries, asked, wrong_script = json.loads(output)
     [expected] = open_generator("t5", "int8").generate([passage], LANGUAGES, 20, 3, SAMPLING)
-    assert asked == 20
+    assert (asked, wrong_script) == (20, list(expected.wrong_script))
     assert [GeneratedQuery(*query) for query in queries] == list(expected.queries)
     assert len(queries) > 2
 
