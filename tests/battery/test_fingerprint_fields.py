@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from xqg_qdrant.demo import DEMO_LEXICON
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import MismatchError
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generator import Generator
 from xqg_qdrant.ingest import ingest
+from xqg_qdrant.lexicon import Lexicon
 from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
 from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage
@@ -23,6 +25,8 @@ from xqg_qdrant.stores import Store, open_store
 
 PASSAGES = [Passage(f"p{number}", f"Passage {number} is about a river.") for number in range(3)]
 FEW = {"queries_per_language": 1, "max_new_tokens": 4}
+LEXICON = Lexicon(DEMO_LEXICON)
+LEXICON_RECIPE = make_recipe(LEXICON, ("fi",), queries_per_language=1, sparse=True)
 
 
 def changed(value: Any) -> list[Any]:  # noqa: ANN401
@@ -45,10 +49,11 @@ def changed(value: Any) -> list[Any]:  # noqa: ANN401
 
 @pytest.fixture(scope="module")
 def store(demo_encoder: Encoder, demo_generator: Generator) -> Iterator[Store]:
-    """A store with a collection of generated queries, `docs`, and one of given ones, `given`."""
+    """A store with a collection of generated queries, `docs`, one of given ones, and one of a lexicon's with terms."""
     store = open_store(":memory:")
     list(ingest(PASSAGES, store, "docs", demo_encoder, demo_generator, recipe_of(demo_generator)))
     list(ingest(given_rows(), store, "given", demo_encoder, None, make_recipe(None)))
+    list(ingest(PASSAGES, store, "lexicon", demo_encoder, LEXICON, LEXICON_RECIPE))
     yield store
     store.close()
 
@@ -67,11 +72,12 @@ def try_ingest(
     """Ingest into a collection and return how it was refused, once nothing is seen to have changed."""
     before = {point.passage.passage_id: point.content_hash for point in store.scroll(collection)}
     fingerprint = store.read_fingerprint(collection)
-    steps = (
-        ingest(given_rows(), store, collection, encoder, None, recipe or make_recipe(None))
-        if collection == "given"
-        else ingest(PASSAGES, store, collection, encoder, generator, recipe or recipe_of(generator))
-    )
+    if collection == "given":
+        steps = ingest(given_rows(), store, collection, encoder, None, recipe or make_recipe(None))
+    elif collection == "lexicon":
+        steps = ingest(PASSAGES, store, collection, encoder, LEXICON, recipe or LEXICON_RECIPE)
+    else:
+        steps = ingest(PASSAGES, store, collection, encoder, generator, recipe or recipe_of(generator))
     with pytest.raises(MismatchError) as caught:
         list(steps)
     assert {point.passage.passage_id: point.content_hash for point in store.scroll(collection)} == before
@@ -93,12 +99,12 @@ def assert_refusal(message: str, field: str, stored: object, now: object) -> Non
     assert message.endswith("Nothing was changed.")
 
 
-@pytest.mark.parametrize("collection", ["docs", "given"])
+@pytest.mark.parametrize(("collection", "fields"), [("docs", 20), ("given", 12), ("lexicon", 17)])
 def test_a_stored_field_of_any_other_value_is_refused(
-    collection: str, store: Store, demo_encoder: Encoder, demo_generator: Generator
+    collection: str, fields: int, store: Store, demo_encoder: Encoder, demo_generator: Generator
 ) -> None:
     original = fields_of(store, collection)
-    assert len(original) >= (20 if collection == "docs" else 12)
+    assert len(original) >= fields
     for field, value in original.items():
         for other in changed(value):
             store.write_fingerprint(collection, {**original, field: other})
