@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.records import FloatArray
@@ -65,10 +66,15 @@ def keep_relevant(passage: FloatArray, queries: FloatArray, min_score: float | N
     """
     if min_score is None:
         return queries
-    # Not a product of matrices: there the last bits of a row may depend on how many there are.
-    scores = (queries.astype(np.float64) * passage.astype(np.float64)).sum(axis=1)
-    kept: FloatArray = queries[scores >= min_score]
+    kept: FloatArray = queries[score_queries(passage, queries) >= min_score]
     return kept
+
+
+def score_queries(passage: FloatArray, queries: FloatArray) -> npt.NDArray[np.float64]:
+    """Return the dot products of queries, shape `(n, dim)`, with their passage, shape `(dim,)`, in float64."""
+    # Not a product of matrices: there the last bits of a row may depend on how many there are.
+    scores: npt.NDArray[np.float64] = (queries.astype(np.float64) * passage.astype(np.float64)).sum(axis=1)
+    return scores
 
 
 def check_fusion(alpha: float, fusion: str, min_score: float | None = None) -> None:

@@ -12,13 +12,12 @@ from collections import abc
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from xqg_qdrant.augment import check_vectors, fuse, keep_relevant
+from xqg_qdrant.augment import check_vectors, fuse, keep_relevant, score_queries
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import RETUNING_FIELD
@@ -75,8 +74,7 @@ class StoredVectors:
     def read(self, store: Store, collection: str) -> Iterator[int]:
         """Read all points; yield how many of them at a time."""
         plain = []
-        points = store.scroll(collection)
-        while batch := list(islice(points, POINTS_AT_ONCE)):
+        for batch in batched(store.scroll(collection), POINTS_AT_ONCE):
             for point in batch:
                 self.passages.append(point.passage)
                 self.queries.append(point.generated_queries)
@@ -118,24 +116,21 @@ class StoredVectors:
     def fuse(self, recipe: Recipe) -> FloatArray:
         """Return the vectors that an ingest with this recipe stores, shape `(passages, dim)`."""
         fused = np.empty_like(self.plain)
-        for place, (plain, queries, rows) in enumerate(zip(self.plain, self.queries, self._rows, strict=True)):
-            kept = rows[[is_kept(query, recipe) for query in queries]] if len(rows) else rows
-            relevant = keep_relevant(plain, self._take(kept), recipe.min_score)
+        for place, (plain, queries) in enumerate(self._pairs(recipe)):
+            relevant = keep_relevant(plain, queries, recipe.min_score)
             fused[place] = fuse(plain, relevant, recipe.alpha, recipe.fusion, recipe.renormalise)
         return fused
 
     def score_queries(self, recipe: Recipe) -> npt.NDArray[np.float64]:
         """Return the dot product of each query that the recipe keeps with its passage's plain vector."""
-        scores = [np.empty(0)]
-        for plain, queries, rows in zip(self.plain, self.queries, self._rows, strict=True):
-            kept = rows[[is_kept(query, recipe) for query in queries]] if len(rows) else rows
-            scores.append((self._take(kept).astype(np.float64) * plain.astype(np.float64)).sum(axis=1))
-        return np.concatenate(scores)
+        return np.concatenate([np.empty(0), *(score_queries(*pair) for pair in self._pairs(recipe))])
 
-    def _take(self, rows: npt.NDArray[np.int64]) -> FloatArray:
-        if not len(rows):
-            return np.empty((0, self.plain.shape[1]), dtype=np.float32)
-        return np.asarray(self._vectors[rows])
+    def _pairs(self, recipe: Recipe) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """Yield each plain vector, shape `(dim,)`, with those of the queries that the recipe keeps, `(n, dim)`."""
+        none = np.empty((0, self.plain.shape[1]), dtype=np.float32)
+        for plain, queries, rows in zip(self.plain, self.queries, self._rows, strict=True):
+            kept = [row for row, query in zip(rows, queries, strict=True) if is_kept(query, recipe)]
+            yield plain, np.asarray(self._vectors[kept]) if kept else none
 
 
 @contextmanager
