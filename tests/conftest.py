@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rest_qdrant import RestQdrant
@@ -22,6 +23,22 @@ def demo_encoder() -> Encoder:
 @pytest.fixture(scope="session")
 def demo_generator() -> Generator:
     return Generator(shipped_model(DEMO_GENERATOR), "cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def remembered(demo_generator: Generator) -> Iterator[None]:
+    """Have the generator write the same queries once: what is tested is what becomes of them."""
+    generate, known = demo_generator.generate, {}
+
+    def remember(*arguments: Any) -> Any:  # noqa: ANN401
+        key = repr(arguments)
+        if key not in known:
+            known[key] = generate(*arguments)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_generator, "generate", remember)
+        yield
 
 
 @pytest.fixture

@@ -32,6 +32,8 @@ from xqg_qdrant.stores import Store, open_store
 
 LANGUAGES, QUERIES_PER_LANGUAGE, PASSAGES = ["fi", "ja", "ru"], 3, 5
 # Between the scores of the demo passages' queries.
+pytestmark = pytest.mark.usefixtures("remembered")
+
 MIN_SCORE = 0.35
 CHANGES: list[dict[str, Any]] = [
     {"alpha": 0.3},
@@ -80,22 +82,6 @@ def edge(tmp_path: Path) -> Iterator[Store]:
     opened = open_store(str(tmp_path / "store"))
     yield opened
     opened.close()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def remembered(demo_generator: Generator) -> Iterator[None]:
-    """Have the generator write the same queries once: what is tested is what becomes of them."""
-    generate, known = demo_generator.generate, {}
-
-    def remember(*arguments: Any) -> Any:  # noqa: ANN401
-        key = repr(arguments)
-        if key not in known:
-            known[key] = generate(*arguments)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_generator, "generate", remember)
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -38,6 +38,8 @@ from xqg_qdrant.sweep.telling import describe, format_points, judge, make_option
 from xqg_qdrant.sweep.vectors import StoredVectors, check_sweepable, opened_vectors
 
 LANGUAGES, QUERIES_PER_LANGUAGE, PASSAGES = ("fi", "ja", "ru"), 3, 12
+pytestmark = pytest.mark.usefixtures("remembered")
+
 BASE = Setting("sum", 0.01, queries_per_language=QUERIES_PER_LANGUAGE, languages=LANGUAGES)
 SETTINGS = [
     BASE,
@@ -91,22 +93,6 @@ def edge(tmp_path: Path) -> Iterator[Store]:
     opened = open_store(f"edge:{tmp_path / 'store'}")
     yield opened
     opened.close()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def remembered(demo_generator: Generator) -> Iterator[None]:
-    """Have the generator write the same queries once: what is tested is what becomes of them."""
-    generate, known = demo_generator.generate, {}
-
-    def remember(*arguments: Any) -> Any:  # noqa: ANN401
-        key = repr(arguments)
-        if key not in known:
-            known[key] = generate(*arguments)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_generator, "generate", remember)
-        yield
 
 
 def recipe_of(generator: Generator | None, setting: Setting) -> Recipe:
