@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xqg_qdrant.cli.group import main
-from xqg_qdrant.cli.options import echo_report, language_option, test_option
+from xqg_qdrant.cli.options import echo_report, json_option, language_option, qrels_option, test_option
 from xqg_qdrant.terminal import echo
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Questions, where FIRST and SECOND are TREC runs or prediction files (.json). May be given again.",
 )
-@click.option(
-    "--qrels", type=click.Path(path_type=Path), help="Judgements.  [default: those in or beside the questions]"
-)
+@qrels_option
 @language_option
 @test_option
 @click.option(
@@ -44,7 +42,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Also each question won or lost in the first measure, with the passages that both runs found first.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@json_option
 def compare(
     first: Path,
     second: Path,

@@ -12,9 +12,11 @@ from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     EVALUATION_DEPTH,
     collection_option,
+    describe_searched,
     device_options,
     echo_report,
     given_command,
+    json_option,
     load_encoder,
     load_generator,
     match_by,
@@ -42,7 +44,7 @@ DEMO_LANGUAGES_SHOWN = ("fi", "ja", "ru")
     is_flag=True,
     help="Take translated words of the shipped lexicon in the place of generated questions, and rank by terms too.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@json_option
 @save_option
 @device_options
 @click.pass_obj
@@ -60,7 +62,7 @@ def demo(
     from xqg_qdrant.dead_letters import DeadLetters
     from xqg_qdrant.demo import DEMO_FOLDER, DEMO_LEXICON, read_demo_passages, read_demo_qrels, read_demo_queries
     from xqg_qdrant.evaluation.comparison import evaluate_runs
-    from xqg_qdrant.evaluation.results import check_folder, describe_file, make_manifest, save_evaluation
+    from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest, save_evaluation
     from xqg_qdrant.progress import run_ingest, search_all
     from xqg_qdrant.recipe import make_recipe
 
@@ -90,21 +92,15 @@ def demo(
             question = next(query for query in queries if query.language == language)
             tell(_show_question(store, collection, encoder, question, rankings))
         runs = search_all(store, collection, encoder, queries, EVALUATION_DEPTH, list(rankings), quiet)
-        fingerprint, place = store.read_fingerprint(collection), store.location
+        searched = describe_searched(store, collection, encoder)
     report = evaluate_runs(queries, qrels, runs, recall_at=(1, 10))
     if save:
         manifest = make_manifest(
             "evaluation",
             given_command(),
-            {
-                "questions": describe_file(DEMO_FOLDER / "queries.jsonl", len(queries)),
-                "qrels": describe_file(DEMO_FOLDER / "qrels" / "test.tsv", len(qrels)),
-            },
+            describe_asked([DEMO_FOLDER], queries, DEMO_FOLDER, qrels),
             {"limit": EVALUATION_DEPTH, "word_rules": "installed", "test": "randomisation"},
-            collection=collection,
-            store=place,
-            fingerprint=fingerprint,
-            device=encoder.device,
+            **searched,
             yields=totals.yields(),
         )
         save_evaluation(save, manifest, queries, qrels, report, runs, match_by(encoder))

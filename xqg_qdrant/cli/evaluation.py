@@ -13,10 +13,12 @@ from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     EVALUATION_DEPTH,
     collection_option,
+    describe_searched,
     device_options,
     echo_report,
     encoder_option,
     given_command,
+    json_option,
     language_option,
     load_encoder,
     match_by,
@@ -97,7 +99,7 @@ PASSAGES_AT_ONCE = 1000
     "published.",
 )
 @test_option
-@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@json_option
 @click.option("--write-run", type=click.Path(path_type=Path), help="Write the TREC run (the last one, of several).")
 @click.option("--write-predictions", type=click.Path(path_type=Path), help="Write the run in XOR-Retrieve's format.")
 @save_option
@@ -178,12 +180,7 @@ def evaluate(
             check_collection(store, collection, encoder)
             runs = search_all(store, collection, encoder, queries, limit, searched, quiet)
             passages = _read_passages(store, collection, others)
-            made_by = {
-                "collection": collection,
-                "store": store.location,
-                "fingerprint": store.read_fingerprint(collection),
-                "device": encoder.device,
-            }
+            made_by = describe_searched(store, collection, encoder)
         others = {name: with_passages(run, passages) for name, run in others.items()}
         match_queries = match_by(encoder)
     written = dict(runs)

@@ -148,12 +148,17 @@ def fusion_options(command: F) -> F:
     return fusion(alpha(renormalise(min_score(command))))
 
 
+def languages_option(command: F) -> F:
+    """Add --languages."""
+    return click.option(
+        "--languages", help="Languages to generate queries in, such as ar,ja,ru.  [default: all the generator's]"
+    )(command)
+
+
 def recipe_options(command: F) -> F:
     """Add the options of a recipe, by the names of its settings."""
     options = (
-        click.option(
-            "--languages", help="Languages to generate queries in, such as ar,ja,ru.  [default: all the generator's]"
-        ),
+        languages_option,
         click.option("--queries-per-language", type=int, help="Queries generated a language.  [default: 5]"),
         fusion_options,
         click.option(
@@ -222,6 +227,11 @@ def test_option(command: F) -> F:
     )(command)
 
 
+def json_option(command: F) -> F:
+    """Add --json, as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")(command)
+
+
 def save_option(command: F) -> F:
     """Add --save."""
     return click.option(
@@ -249,6 +259,16 @@ def given_command() -> list[str]:
             values = [word for one in values for word in (parameter.opts[0], one)]
         words += values
     return words
+
+
+def describe_searched(store: Store, collection: str, encoder: Encoder) -> dict[str, Any]:
+    """Return what a manifest tells of the collection that was searched, by the names of `make_manifest`."""
+    return {
+        "collection": collection,
+        "store": store.location,
+        "fingerprint": store.read_fingerprint(collection),
+        "device": encoder.device,
+    }
 
 
 def match_by(encoder: Encoder) -> MatchQueries:

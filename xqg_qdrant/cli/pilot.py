@@ -22,7 +22,9 @@ from xqg_qdrant.cli.options import (
     generator_option,
     given_command,
     id_field_option,
+    json_option,
     language_option,
+    languages_option,
     load_encoder,
     load_generator,
     opened_store,
@@ -51,9 +53,6 @@ price_option = click.option(
     "--price-per-hour", type=click.FloatRange(min=0), help="What an hour of this machine costs, in any currency."
 )
 sample_seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Decides what is drawn.")
-languages_option = click.option(
-    "--languages", help="Languages to generate queries in, such as ar,ja,ru.  [default: all the generator's]"
-)
 
 
 def queries_per_language_option(least: int) -> Callable[[F], F]:
@@ -76,7 +75,7 @@ def queries_per_language_option(least: int) -> Callable[[F], F]:
 @queries_per_language_option(1)
 @id_field_option
 @sample_seed_option
-@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@json_option
 @device_option
 @workers_option
 @click.pass_obj
@@ -188,7 +187,7 @@ def _describe_cost(cost: Cost, recipe: Recipe, device: str, price_per_hour: floa
 @queries_per_language_option(2)
 @id_field_option
 @sample_seed_option
-@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@json_option
 @save_option
 @device_option
 @workers_option

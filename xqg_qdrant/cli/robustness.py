@@ -9,10 +9,12 @@ import click
 from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     collection_option,
+    describe_searched,
     device_options,
     echo_report,
     encoder_option,
     given_command,
+    json_option,
     language_option,
     load_encoder,
     opened_store,
@@ -33,7 +35,7 @@ from xqg_qdrant.cli.options import (
 @language_option
 @store_option
 @encoder_option
-@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@json_option
 @save_option
 @device_options
 @click.pass_obj
@@ -67,17 +69,14 @@ def robustness(
         encoder = load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
         report = report_agreements(run_robustness(store, collection, encoder, found, quiet), left_out)
-        fingerprint, place = store.read_fingerprint(collection), store.location
+        searched = describe_searched(store, collection, encoder)
     if save:
         manifest = make_manifest(
             "robustness",
             given_command(),
             {"pairs": describe_sources(pairs, PAIRS_FILE, len(found))},
             {"limit": RANKED, "persistence": PERSISTENCE},
-            collection=collection,
-            store=place,
-            fingerprint=fingerprint,
-            device=encoder.device,
+            **searched,
         )
         save_robustness(save, manifest, found, report)
     echo_report(report, as_json)

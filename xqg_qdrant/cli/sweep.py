@@ -13,10 +13,12 @@ from xqg_qdrant.cli.options import (
     DEFAULT_STORE,
     EVALUATION_DEPTH,
     collection_option,
+    describe_searched,
     device_option,
     echo_report,
     encoder_option,
     given_command,
+    json_option,
     language_option,
     load_encoder,
     opened_store,
@@ -42,7 +44,7 @@ from xqg_qdrant.terminal import echo
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides which half a question falls into.")
 @store_option
 @encoder_option
-@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+@json_option
 @save_option
 @device_option
 @workers_option
@@ -89,7 +91,7 @@ def sweep(
     with opened_vectors() as vectors:
         with opened_store(location) as store:
             recipe = check_sweepable(store, collection, encoder)
-            fingerprint, place = store.read_fingerprint(collection), store.location
+            searched = describe_searched(store, collection, encoder)
             read_vectors(vectors, store, collection, encoder, threads, quiet)
         bench = make_bench(vectors, recipe, encoder, queries, judgements, measure, EVALUATION_DEPTH)
         found = run_sweep(bench, seed, quiet)
@@ -100,10 +102,7 @@ def sweep(
             describe_asked(questions, queries, qrels, judgements),
             {"measure": found.measure, "limit": EVALUATION_DEPTH},
             seed=seed,
-            collection=collection,
-            store=place,
-            fingerprint=fingerprint,
-            device=encoder.device,
+            **searched,
         )
         save_sweep(save, manifest, bench, found)
     if as_json:
