@@ -31,7 +31,8 @@ ROUND_SECONDS = 10.0
 
 def ours(cores: int, shape: str, dtype: str, mixed: bool, language_tokens: bool, restricted: bool) -> dict[str, Pass]:
     """Run this package with one worker thread for each core, as an ingest does."""
-    writer = generator.Generator(models.exported(shape, dtype, language_tokens, restricted), device="cpu", threads=1)
+    folder = models.exported(shape, dtype, language_tokens, restricted)
+    writer = generator.QueryGenerator(folder, device="cpu", threads=1)
     sampling = writer.sampling._replace(top_k=TOP_K, max_new_tokens=MOST if mixed else FIXED)
     if mixed:
         _end_early()

@@ -43,8 +43,8 @@ def ours(cores: int, generator_shape: str, encoder_shape: str, dtype: str, langu
     """Run the pipeline of `xqg ingest` into the embedded engine, with one worker for each core."""
     from xqg_qdrant import generator as room
     from xqg_qdrant.encoder import Encoder
-    from xqg_qdrant.generator import Generator
-    from xqg_qdrant.ingest import ingest
+    from xqg_qdrant.generator import QueryGenerator
+    from xqg_qdrant.pipeline import ingest
     from xqg_qdrant.recipe import make_recipe
     from xqg_qdrant.stores import open_store
     from xqg_qdrant.workers import count_workers
@@ -52,7 +52,7 @@ def ours(cores: int, generator_shape: str, encoder_shape: str, dtype: str, langu
     clock = ModelClock()
     encoder = Encoder(models.exported(encoder_shape, dtype), device="cpu", threads=1)
     folder = models.exported(generator_shape, dtype, language_tokens)
-    generator = Generator(folder, device="cpu", threads=1)
+    generator = QueryGenerator(folder, device="cpu", threads=1)
     # Random weights write no language's script; what is dropped would not have to be encoded.
     room.is_written_in = lambda text, code: True  # type: ignore[attr-defined]
     recipe = make_recipe(

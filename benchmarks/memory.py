@@ -87,7 +87,7 @@ def ingest_here(folder: Path, store_name: str, queries: str, count: int, workers
     """Ingest and print a line of JSON at every mark."""
     from xqg_qdrant.corpus import read_generated_queries, read_passages, read_queried_passages
     from xqg_qdrant.encoder import Encoder
-    from xqg_qdrant.ingest import ingest
+    from xqg_qdrant.pipeline import ingest
     from xqg_qdrant.query_index import QueryIndex
     from xqg_qdrant.recipe import make_recipe
 

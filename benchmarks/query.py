@@ -24,7 +24,7 @@ from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
-from xqg_qdrant.search import search
+from xqg_qdrant.retrieval import search
 from xqg_qdrant.stores.edge import EdgeStore
 
 COPIES = 20

@@ -11,7 +11,7 @@ from rest_qdrant import RestQdrant
 from writing import Write, writer
 
 from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.generator import Generator
+from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
 
 
@@ -21,12 +21,12 @@ def demo_encoder() -> Encoder:
 
 
 @pytest.fixture(scope="session")
-def demo_generator() -> Generator:
-    return Generator(shipped_model(DEMO_GENERATOR), "cpu", threads=1)
+def demo_generator() -> QueryGenerator:
+    return QueryGenerator(shipped_model(DEMO_GENERATOR), "cpu", threads=1)
 
 
 @pytest.fixture(scope="module")
-def remembered(demo_generator: Generator) -> Iterator[None]:
+def remembered(demo_generator: QueryGenerator) -> Iterator[None]:
     """Have the generator write the same queries once: what is tested is what becomes of them."""
     generate, known = demo_generator.generate, {}
 

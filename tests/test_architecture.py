@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tokenizer",
     },
     "recipe": {"augment", "fingerprint", "generator", "lexicon"},
-    "ingest": {
+    "pipeline": {
         "augment",
         "encoder",
         "fingerprint",
@@ -69,10 +69,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "status": {"fingerprint", "stores"},
     "ranking": {"encoder", "stores", "words"},
-    "search": {"encoder", "fingerprint", "ranking", "status", "stores"},
+    "retrieval": {"encoder", "fingerprint", "ranking", "status", "stores"},
     "text_set": set(),
-    "sync": {"fingerprint", "ingest", "stores", "text_set"},
-    "retune": {"augment", "encoder", "fingerprint", "ingest", "recipe", "search", "status", "stores", "workers"},
+    "sync": {"fingerprint", "pipeline", "stores", "text_set"},
+    "retune": {"augment", "encoder", "fingerprint", "pipeline", "recipe", "retrieval", "status", "stores", "workers"},
     "indexing": {"stores"},
     "copying": {"fingerprint", "status", "stores"},
     "aside": set(),
@@ -87,12 +87,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "fingerprint",
         "recipe",
         "retune",
-        "search",
+        "retrieval",
         "status",
         "stores",
         "workers",
     },
-    "robustness": {"datasets", "encoder", "evaluation", "fields", "lines", "rows", "search", "stores"},
+    "robustness": {"datasets", "encoder", "evaluation", "fields", "lines", "rows", "retrieval", "stores"},
     "demo": {"corpus", "evaluation", "questions"},
     "export": {
         "aside",
@@ -113,25 +113,25 @@ MAY_IMPORT: dict[str, set[str]] = {
         "generator",
         "model_folder",
         "recipe",
-        "search",
+        "retrieval",
         "session",
         "stores",
     },
-    "printing": {"doctor", "fingerprint", "ingest", "search", "status", "terminal"},
+    "printing": {"doctor", "fingerprint", "pipeline", "retrieval", "status", "terminal"},
     "progress": {
         "copying",
         "dead_letters",
         "encoder",
         "fingerprint",
         "generator",
-        "ingest",
+        "pipeline",
         "lexicon",
         "printing",
         "ranking",
         "recipe",
         "retune",
         "robustness",
-        "search",
+        "retrieval",
         "status",
         "stores",
         "sweep",
@@ -279,7 +279,7 @@ def test_help_is_printed_without_anything_heavy() -> None:
 
 
 def test_inference_and_ingest_import_nothing_of_the_export() -> None:
-    rooms = ("encoder", "generator", "ingest", "search", "cli", "stores", "corpus", "evaluation.comparison")
+    rooms = ("encoder", "generator", "pipeline", "retrieval", "cli", "stores", "corpus", "evaluation.comparison")
     loaded = modules_after("import " + ", ".join(f"xqg_qdrant.{name}" for name in rooms))
     assert loaded & {"torch", "transformers", "onnx", "huggingface_hub"} == set()
 

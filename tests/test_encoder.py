@@ -170,7 +170,7 @@ def test_inputs_that_the_graph_refuses_are_reported_with_their_shapes() -> None:
 USE = """
 import json, sys
 from pathlib import Path
-import xqg_qdrant.encoder, xqg_qdrant.generator, xqg_qdrant.ingest, xqg_qdrant.cli
+import xqg_qdrant.encoder, xqg_qdrant.generator, xqg_qdrant.pipeline, xqg_qdrant.cli
 vectors = xqg_qdrant.encoder.Encoder(Path(sys.argv[1]), "cpu", 1).encode_queries(["Missä?", "Где?"])
 print(json.dumps([vectors.tolist(), sorted(sys.modules)]))
 """

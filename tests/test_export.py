@@ -45,7 +45,7 @@ from xqg_qdrant.export.quantise import round_weight, split_columns
 from xqg_qdrant.export.reference import Reference
 from xqg_qdrant.export.t5 import LONGEST_INPUT, Model, _encoder_bias, build_t5_decoder, relative_buckets
 from xqg_qdrant.export.t5_smoothing import Smoothed, smooth_t5
-from xqg_qdrant.generator import Generator
+from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.model_folder import read_model_folder
 from xqg_qdrant.session import Session
 
@@ -393,7 +393,7 @@ def decode_with_transformers(
 def test_an_exported_generator_writes_the_greedy_ids_of_transformers(
     form: str,
 ) -> None:
-    generator = Generator(exported_generator(form), device="cpu", threads=1)
+    generator = QueryGenerator(exported_generator(form), device="cpu", threads=1)
     languages = generator.languages
     asked = [(passage, language) for passage in passages() for language in languages]
     expected = decode_with_transformers(

@@ -24,11 +24,11 @@ from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import refuse_mismatch
-from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import CHUNK_SIZE, Progress, ingest
+from xqg_qdrant.generator import QueryGenerator
+from xqg_qdrant.pipeline import CHUNK_SIZE, Progress, ingest
 from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout, Reject
-from xqg_qdrant.search import answer
+from xqg_qdrant.retrieval import answer
 from xqg_qdrant.stores import open_foreign_store, open_store
 from xqg_qdrant.stores.client import FINGERPRINT_KEY, ClientStore
 from xqg_qdrant.stores.foreign import ForeignStore
@@ -100,7 +100,7 @@ def assert_theirs_is_kept(before: Mapping[str, models.Record], after: Mapping[st
 
 
 @pytest.fixture
-def recipe(demo_generator: Generator) -> Recipe:
+def recipe(demo_generator: QueryGenerator) -> Recipe:
     return make_recipe(demo_generator, ["fi", "ru"], queries_per_language=2, max_new_tokens=8)
 
 
@@ -135,7 +135,7 @@ def memory() -> Iterator[ForeignStore]:
 class Models:
     """The shipped models and a recipe, to augment with."""
 
-    def __init__(self, encoder: Encoder, generator: Generator, recipe: Recipe) -> None:
+    def __init__(self, encoder: Encoder, generator: QueryGenerator, recipe: Recipe) -> None:
         self.encoder, self.generator, self.recipe = encoder, generator, recipe
 
     def augment(self, store: ForeignStore) -> tuple[int, int, list[Reject]]:
@@ -146,7 +146,7 @@ class Models:
 
 
 @pytest.fixture
-def demo(demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe) -> Models:
+def demo(demo_encoder: Encoder, demo_generator: QueryGenerator, recipe: Recipe) -> Models:
     return Models(demo_encoder, demo_generator, recipe)
 
 

@@ -31,7 +31,7 @@ from scipy import stats
 from xqg_qdrant.decoding import Noise, gumbel_noise
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.generator import Generation, Generator, Sampling
+from xqg_qdrant.generator import Generation, QueryGenerator, Sampling
 from xqg_qdrant.records import GeneratedQuery, Passage
 from xqg_qdrant.session import Buffer, Session
 
@@ -41,12 +41,12 @@ FORMS = [("t5", "float32"), ("t5", "int8"), ("t5-1.1", "float32"), ("mt5", "floa
 Rows = dict[tuple[str, int], list[int]]
 
 
-def open_generator(form: str, dtype: str = "float32", threads: int = 1) -> Generator:
-    return Generator(exported_generator(form, dtype), device="cpu", threads=threads)
+def open_generator(form: str, dtype: str = "float32", threads: int = 1) -> QueryGenerator:
+    return QueryGenerator(exported_generator(form, dtype), device="cpu", threads=threads)
 
 
 def sample(
-    generator: Generator, passage: Passage, languages: tuple[str, ...] = (), count: int = COUNT, seed: int = 0
+    generator: QueryGenerator, passage: Passage, languages: tuple[str, ...] = (), count: int = COUNT, seed: int = 0
 ) -> Rows:
     """Return the ids of each query by language and number, with the noise that `generate` draws for it."""
     languages = languages or generator.languages
@@ -100,7 +100,7 @@ def test_a_query_is_the_same_to_the_last_bit_whatever_is_generated_beside_it(for
             assert generator.generate_ids([passage], (language,), by_place[number, place, :1]) == rows[:1]
 
 
-def assert_fewer_are_a_part_of_more(generator: Generator, passages: Sequence[Passage], sampling: Sampling) -> None:
+def assert_fewer_are_a_part_of_more(generator: QueryGenerator, passages: Sequence[Passage], sampling: Sampling) -> None:
     languages = sorted(generator.languages)
     more = generator.generate(passages, languages, COUNT, 0, sampling)
     assert any(len(generation.queries) < COUNT * len(languages) for generation in more)  # some repeat others
@@ -133,7 +133,7 @@ def test_queries_in_another_script_are_dropped_and_counted_by_language(monkeypat
         assert {query.language for query in generation.queries} == {second}
 
 
-def test_the_shipped_generator_writes_fewer_queries_as_a_part_of_more(demo_generator: Generator) -> None:
+def test_the_shipped_generator_writes_fewer_queries_as_a_part_of_more(demo_generator: QueryGenerator) -> None:
     assert_fewer_are_a_part_of_more(demo_generator, read_demo_passages()[:20], demo_generator.sampling)
 
 
@@ -183,10 +183,10 @@ def test_no_passages_give_no_queries() -> None:
 IN_A_NEW_PROCESS = """
 import json, sys
 from pathlib import Path
-from xqg_qdrant.generator import Generator, Sampling
+from xqg_qdrant.generator import QueryGenerator, Sampling
 from xqg_qdrant.records import Passage
 folder, passage, languages, sampling = json.loads(sys.argv[1])
-generator = Generator(Path(folder), "cpu", 1)
+generator = QueryGenerator(Path(folder), "cpu", 1)
 generator.generate([Passage("another", "before it")], languages, 2, 5, Sampling(*sampling))
 print(json.dumps(generator.generate([Passage(*passage)], languages, 20, 3, Sampling(*sampling))[0]))
 """
@@ -231,7 +231,7 @@ def test_the_noise_of_a_query_has_its_own_key(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_prompt_is_filled_in_one_pass_so_that_a_title_cannot_ask_for_the_text() -> None:
-    generator = Generator(exported_generator("t5"), device="cpu", threads=1)
+    generator = QueryGenerator(exported_generator("t5"), device="cpu", threads=1)
     passage = Passage("1", "the text, {title}", title="On {text} and {language}")
     filled = generator.fill_prompt(passage, "fi")
     assert filled == "Finnish, Finnish, Finnish: On {text} and {language} the text, {title}"
@@ -326,7 +326,7 @@ def test_a_prompt_is_the_template_with_the_passages_own_words(form: str, passage
     assert open_generator(form).fill_prompt(passage, "ja") == prompt
 
 
-def write(generator: Generator, monkeypatch: pytest.MonkeyPatch, *texts: str, count: int) -> Generation:
+def write(generator: QueryGenerator, monkeypatch: pytest.MonkeyPatch, *texts: str, count: int) -> Generation:
     """Return what `generate` makes of these outputs of the model, `count` for each of ja, ru."""
     tokenizer = generator._tokenizer
     rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]

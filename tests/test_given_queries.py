@@ -17,13 +17,13 @@ from xqg_qdrant.corpus import read_generated_queries, read_passages, read_querie
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
-from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import ingest
+from xqg_qdrant.generator import QueryGenerator
+from xqg_qdrant.pipeline import ingest
 from xqg_qdrant.printing import format_hits
 from xqg_qdrant.query_index import QueryIndex
 from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, QueriedPassage, Reject, ScoredPassage
-from xqg_qdrant.search import Hit
+from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import Store, open_store
 
 FI, RU = GeneratedQuery("fi", "Missä Tonava alkaa?"), GeneratedQuery("ru", "Где начинается Дунай?")
@@ -216,7 +216,7 @@ def test_an_edited_query_redoes_its_passage_alone(store: Store, demo_encoder: En
 
 
 def test_given_and_generated_queries_do_not_mix_in_a_collection(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     row, given = demo_rows(2)[1], make_recipe(None)
     generated = make_recipe(demo_generator, ["fi"], queries_per_language=1, max_new_tokens=4)
@@ -239,7 +239,7 @@ def test_given_and_generated_queries_do_not_mix_in_a_collection(
 
 
 def test_a_recipe_and_rows_of_the_other_kind_are_refused(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     row = demo_rows(2)[1]
     with pytest.raises(InputError, match=r"make it with make_recipe\(generator\)"):
@@ -272,7 +272,7 @@ def no_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a generator was opened")
 
-    monkeypatch.setattr(Generator, "__init__", refuse)
+    monkeypatch.setattr(QueryGenerator, "__init__", refuse)
 
 
 @pytest.mark.usefixtures("no_generator")

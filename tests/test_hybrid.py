@@ -22,8 +22,8 @@ from xqg_qdrant.copying import copy_collection
 from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import MismatchError
-from xqg_qdrant.ingest import ingest
 from xqg_qdrant.lexicon import Lexicon
+from xqg_qdrant.pipeline import ingest
 from xqg_qdrant.ranking import Ranker, fuse_scores
 from xqg_qdrant.recipe import make_recipe
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, QueriedPassage, ScoredPassage

@@ -20,8 +20,8 @@ import pytest
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
-from xqg_qdrant.generator import Generation, Generator
-from xqg_qdrant.ingest import CHUNK_SIZE, Progress, ingest
+from xqg_qdrant.generator import Generation, QueryGenerator
+from xqg_qdrant.pipeline import CHUNK_SIZE, Progress, ingest
 from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import AugmentedPassage, FloatArray, Passage, Reject
 from xqg_qdrant.stores import Store, open_store
@@ -31,7 +31,7 @@ KILLS = 10
 
 
 @pytest.fixture
-def recipe(demo_generator: Generator) -> Recipe:
+def recipe(demo_generator: QueryGenerator) -> Recipe:
     return make_recipe(demo_generator, ["fi", "ru"], queries_per_language=2, max_new_tokens=8)
 
 
@@ -63,7 +63,7 @@ def total(steps: Iterable[Progress]) -> tuple[int, int, int]:
 
 
 def test_a_point_holds_the_passage_its_queries_and_the_published_sum_of_their_vectors(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, recipe: Recipe
 ) -> None:
     passage = replace(read_demo_passages()[0], metadata={"source": "demo", "year": 2026})
     assert total(ingest([passage], store, "docs", demo_encoder, demo_generator, recipe)) == (1, 0, 0)
@@ -80,7 +80,7 @@ def test_a_point_holds_the_passage_its_queries_and_the_published_sum_of_their_ve
 
 @pytest.mark.parametrize("fusion", ["sum", "mean"])
 def test_queries_below_the_least_score_are_stored_and_take_no_part(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe, fusion: str
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, recipe: Recipe, fusion: str
 ) -> None:
     passages = read_demo_passages()[:3]
     plain = demo_encoder.encode_passages([f"{passage.title} {passage.text}" for passage in passages])
@@ -104,7 +104,7 @@ def test_queries_below_the_least_score_are_stored_and_take_no_part(
 
 
 def test_a_filter_is_in_the_fingerprint_and_none_leaves_it_as_it_was(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, recipe: Recipe
 ) -> None:
     list(ingest(read_demo_passages()[:1], store, "docs", demo_encoder, demo_generator, recipe))
     filtered = make_recipe(demo_generator, ["fi", "ru"], queries_per_language=2, max_new_tokens=8, min_score=0.25)
@@ -122,7 +122,7 @@ def test_a_filter_is_in_the_fingerprint_and_none_leaves_it_as_it_was(
 
 
 def test_any_number_of_workers_gives_the_same_points(
-    demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe, tmp_path: Path
+    demo_encoder: Encoder, demo_generator: QueryGenerator, recipe: Recipe, tmp_path: Path
 ) -> None:
     passages, results = read_demo_passages()[: 5 * CHUNK_SIZE + 3], []
     for workers in (1, 4):
@@ -135,7 +135,7 @@ def test_any_number_of_workers_gives_the_same_points(
 
 
 def test_a_second_run_generates_nothing_and_changes_nothing(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passages = read_demo_passages()[: CHUNK_SIZE + 3]
     assert total(ingest(passages, store, "docs", demo_encoder, demo_generator, recipe)) == (CHUNK_SIZE + 3, 0, 0)
@@ -150,7 +150,7 @@ def test_a_second_run_generates_nothing_and_changes_nothing(
 
 
 def test_an_edited_corpus_redoes_only_what_changed(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, recipe: Recipe
 ) -> None:
     passages = read_demo_passages()[:5]
     list(ingest(passages, store, "docs", demo_encoder, demo_generator, recipe))
@@ -166,7 +166,7 @@ def test_an_edited_corpus_redoes_only_what_changed(
 
 
 def test_points_do_not_depend_on_the_order_of_the_corpus_or_of_the_languages(
-    demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe, tmp_path: Path
+    demo_encoder: Encoder, demo_generator: QueryGenerator, recipe: Recipe, tmp_path: Path
 ) -> None:
     passages = read_demo_passages()[:6]
     results = []
@@ -193,7 +193,7 @@ def test_points_do_not_depend_on_the_order_of_the_corpus_or_of_the_languages(
 def test_another_recipe_is_refused_with_the_field_and_a_cure(
     store: Store,
     demo_encoder: Encoder,
-    demo_generator: Generator,
+    demo_generator: QueryGenerator,
     recipe: Recipe,
     change: dict[str, Any],
     field: str,
@@ -209,7 +209,7 @@ def test_another_recipe_is_refused_with_the_field_and_a_cure(
 
 
 def test_rejected_rows_are_handed_on_and_the_rest_is_stored(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, recipe: Recipe
 ) -> None:
     reject = Reject("corpus.jsonl", 7, "text is empty", "{}")
     rows: list[Passage | Reject] = [read_demo_passages()[0], reject]
@@ -225,7 +225,7 @@ def test_rejected_rows_are_handed_on_and_the_rest_is_stored(
 def test_a_vector_that_cannot_be_found_rejects_its_passage_alone(
     store: Store,
     demo_encoder: Encoder,
-    demo_generator: Generator,
+    demo_generator: QueryGenerator,
     recipe: Recipe,
     monkeypatch: pytest.MonkeyPatch,
     value: float,
@@ -246,7 +246,7 @@ def test_a_vector_that_cannot_be_found_rejects_its_passage_alone(
 
 
 def test_the_yield_counts_what_was_asked_for_and_what_was_kept(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator, recipe: Recipe
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, recipe: Recipe
 ) -> None:
     passages = read_demo_passages()[:3]
     (step,) = ingest(passages, store, "docs", demo_encoder, demo_generator, recipe)
@@ -270,7 +270,7 @@ def test_the_yield_counts_what_was_asked_for_and_what_was_kept(
     ],
 )
 def test_settings_out_of_range_are_refused_with_their_value(
-    demo_generator: Generator, settings: dict[str, Any], message: str
+    demo_generator: QueryGenerator, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         make_recipe(demo_generator, **settings)

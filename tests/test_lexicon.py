@@ -17,9 +17,9 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
-from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import ingest
+from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.lexicon import WORDS_A_QUERY, Lexicon
+from xqg_qdrant.pipeline import ingest
 from xqg_qdrant.recipe import make_recipe, read_recipe
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
 from xqg_qdrant.retune import plan_retune, retune
@@ -111,7 +111,7 @@ def test_the_fingerprint_names_the_file_and_tells_its_recipe_back(
 
 
 def test_another_lexicon_and_a_model_are_refused_where_one_made_the_collection(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator, lexicon: Lexicon, write: Write
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, lexicon: Lexicon, write: Write
 ) -> None:
     list(ingest([NILE], store, "docs", demo_encoder, lexicon, make_recipe(lexicon)))
     other = Lexicon(Path(write(LINES + "ru\tnile\tНил\n", "other.tsv")))
@@ -128,7 +128,7 @@ def test_a_lexicon_has_no_sampling(lexicon: Lexicon, name: str) -> None:
 
 
 def test_a_lexicon_recipe_and_a_model_do_not_go_together(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator, lexicon: Lexicon
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, lexicon: Lexicon
 ) -> None:
     with pytest.raises(InputError, match="another generator"):
         list(ingest([NILE], store, "docs", demo_encoder, demo_generator, make_recipe(lexicon)))

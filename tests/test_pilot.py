@@ -22,7 +22,7 @@ from xqg_qdrant.errors import InputError
 from xqg_qdrant.estimate import Cost, format_bytes, measure_disk
 from xqg_qdrant.evaluation.comparison import Difference
 from xqg_qdrant.evaluation.results import read_results
-from xqg_qdrant.generator import Generator
+from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.pilot import hold_back, judge_held_back
 from xqg_qdrant.progress import run_sample
 from xqg_qdrant.recipe import make_recipe
@@ -184,7 +184,7 @@ def test_a_size_is_written_for_people(size: int, expected: str) -> None:
 
 
 def test_a_sample_is_ingested_for_no_longer_than_asked(
-    tmp_path: Path, demo_encoder: Encoder, demo_generator: Generator
+    tmp_path: Path, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     recipe = make_recipe(demo_generator, ("fi",), queries_per_language=1, max_new_tokens=4)
     passages = [Passage(f"{number}", "It is.") for number in range(4000)]

@@ -15,8 +15,8 @@ import pytest
 
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, ModelError, StoreError
-from xqg_qdrant.generator import Generation, Generator, Sampling
-from xqg_qdrant.ingest import CHEAP_CHUNK_SIZE, CHUNK_SIZE, Progress, ingest
+from xqg_qdrant.generator import Generation, QueryGenerator, Sampling
+from xqg_qdrant.pipeline import CHEAP_CHUNK_SIZE, CHUNK_SIZE, Progress, ingest
 from xqg_qdrant.printing import Totals
 from xqg_qdrant.recipe import Recipe
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, QueriedPassage, Reject
@@ -128,7 +128,7 @@ def run(
     encoder: FakeEncoder | None = None,
 ) -> abc.Generator[Progress, None, None]:
     recipe = RECIPE if generator else Recipe()
-    models = cast(Encoder, encoder or FakeEncoder()), cast(Generator, generator)
+    models = cast(Encoder, encoder or FakeEncoder()), cast(QueryGenerator, generator)
     return ingest(rows, cast(Store, store), "docs", *models, recipe, workers, stop)
 
 

@@ -22,12 +22,12 @@ from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import Fingerprint, hash_recipe
-from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import Row, ingest
+from xqg_qdrant.generator import QueryGenerator
+from xqg_qdrant.pipeline import Row, ingest
 from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, QueriedPassage
+from xqg_qdrant.retrieval import answer
 from xqg_qdrant.retune import Plan, Retuned, plan_retune, retune
-from xqg_qdrant.search import answer
 from xqg_qdrant.stores import Store, open_store
 
 LANGUAGES, QUERIES_PER_LANGUAGE, PASSAGES = ["fi", "ja", "ru"], 3, 5
@@ -89,14 +89,14 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retune_module, "CHUNK_SIZE", 3)
 
 
-def recipe_of(generator: Generator | None, **settings: Any) -> Recipe:
+def recipe_of(generator: QueryGenerator | None, **settings: Any) -> Recipe:
     if generator is None:
         return make_recipe(None, **settings)
     generated = {"languages": LANGUAGES, "queries_per_language": QUERIES_PER_LANGUAGE, "max_new_tokens": 8, **settings}
     return make_recipe(generator, **generated)
 
 
-def fill(store: Store, collection: str, encoder: Encoder, generator: Generator | None, **settings: Any) -> int:
+def fill(store: Store, collection: str, encoder: Encoder, generator: QueryGenerator | None, **settings: Any) -> int:
     """Ingest, and return how many passages were stored."""
     given = rows() if generator else given_rows()
     steps = ingest(given, store, collection, encoder, generator, recipe_of(generator, **settings))
@@ -138,7 +138,7 @@ def assert_equal(store: Store, collection: str, other: str) -> None:
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_a_retuned_collection_is_that_of_an_ingest_with_the_new_recipe(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator, changes: dict[str, Any]
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, changes: dict[str, Any]
 ) -> None:
     fill(store, "docs", demo_encoder, demo_generator)
     fill(store, "fresh", demo_encoder, demo_generator, **changes)
@@ -167,7 +167,7 @@ def test_a_collection_of_given_queries_is_retuned_too(
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_filter_can_be_taken_back_and_any_number_of_workers_gives_the_same(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator, workers: int
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, workers: int
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator, min_score=MIN_SCORE, alpha=0.4, renormalise=True)
     fill(edge, "fresh", demo_encoder, demo_generator, fusion="mean")
@@ -176,7 +176,9 @@ def test_a_filter_can_be_taken_back_and_any_number_of_workers_gives_the_same(
     assert_equal(edge, "docs", "fresh")
 
 
-def test_the_same_recipe_again_is_nothing_to_do(edge: Store, demo_encoder: Encoder, demo_generator: Generator) -> None:
+def test_the_same_recipe_again_is_nothing_to_do(
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
+) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     before = edge.read_fingerprint("docs")
     changes = {"alpha": 0.01, "languages": LANGUAGES[::-1], "queries_per_language": QUERIES_PER_LANGUAGE}
@@ -186,7 +188,9 @@ def test_the_same_recipe_again_is_nothing_to_do(edge: Store, demo_encoder: Encod
     assert edge.read_fingerprint("docs") == before
 
 
-def test_a_plan_tells_how_many_queries_it_drops(edge: Store, demo_encoder: Encoder, demo_generator: Generator) -> None:
+def test_a_plan_tells_how_many_queries_it_drops(
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
+) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     plan = plan_retune(edge, "docs", demo_encoder, {"languages": ["fi", "ja"], "queries_per_language": 2})
     assert (plan.passages, plan.begun, plan.asked) == (PASSAGES, False, (9, 4))
@@ -199,7 +203,7 @@ def test_a_plan_tells_how_many_queries_it_drops(edge: Store, demo_encoder: Encod
 
 
 def test_meanwhile_both_recipes_are_told_and_each_point_says_which_made_it(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(store, "docs", demo_encoder, demo_generator)
     before = store.read_fingerprint("docs")
@@ -212,7 +216,7 @@ def test_meanwhile_both_recipes_are_told_and_each_point_says_which_made_it(
     assert made == [hash_recipe(after)] * 3 + [hash_recipe(before)] * (PASSAGES - 3)
 
 
-def test_meanwhile_questions_are_answered(edge: Store, demo_encoder: Encoder, demo_generator: Generator) -> None:
+def test_meanwhile_questions_are_answered(edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     begin(edge, demo_encoder, {"alpha": 0.3})
     hits = answer(edge, "docs", demo_encoder, "Where does the Danube end?", PASSAGES, "xqg")
@@ -221,7 +225,7 @@ def test_meanwhile_questions_are_answered(edge: Store, demo_encoder: Encoder, de
 
 @pytest.mark.parametrize("changes", [{}, {"alpha": 0.3}], ids=["old recipe", "new recipe"])
 def test_meanwhile_an_ingest_is_refused_with_the_cure_by_either_recipe(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator, changes: dict[str, Any]
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, changes: dict[str, Any]
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     begin(edge, demo_encoder, {"alpha": 0.3})
@@ -238,7 +242,7 @@ def test_meanwhile_an_ingest_is_refused_with_the_cure_by_either_recipe(
 
 @pytest.mark.parametrize("again", [{}, {"alpha": 0.3, "languages": ["fi"]}], ids=["no settings", "the same"])
 def test_an_unfinished_retune_is_finished_and_does_nothing_twice(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator, again: dict[str, Any]
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, again: dict[str, Any]
 ) -> None:
     fill(store, "docs", demo_encoder, demo_generator)
     fill(store, "fresh", demo_encoder, demo_generator, alpha=0.3, languages=["fi"])
@@ -251,7 +255,7 @@ def test_an_unfinished_retune_is_finished_and_does_nothing_twice(
 
 @pytest.mark.parametrize("changes", [{"alpha": 0.4}, {"alpha": 0.01}, {"alpha": 0.3, "fusion": "mean"}], ids=str)
 def test_an_unfinished_retune_refuses_another_and_also_the_way_back(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator, changes: dict[str, Any]
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, changes: dict[str, Any]
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     begin(edge, demo_encoder, {"alpha": 0.3})
@@ -264,7 +268,7 @@ def test_an_unfinished_retune_refuses_another_and_also_the_way_back(
 
 
 def test_asked_to_stop_it_leaves_whole_chunks_and_stays_unfinished(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     fill(edge, "fresh", demo_encoder, demo_generator, alpha=0.3)
@@ -279,7 +283,7 @@ def test_asked_to_stop_it_leaves_whole_chunks_and_stays_unfinished(
 
 
 def test_what_a_late_ingest_wrote_is_retuned_before_the_end(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     fill(edge, "fresh", demo_encoder, demo_generator, alpha=0.3)
@@ -292,7 +296,7 @@ def test_what_a_late_ingest_wrote_is_retuned_before_the_end(
 
 
 def test_a_passage_that_is_deleted_meanwhile_stays_deleted(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     plan = plan_retune(edge, "docs", demo_encoder, {"alpha": 0.3})
@@ -312,7 +316,7 @@ def test_a_passage_that_is_deleted_meanwhile_stays_deleted(
 
 
 def test_a_retune_ends_when_somebody_begins_another_meanwhile(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     plan, other = (plan_retune(edge, "docs", demo_encoder, {"alpha": alpha}) for alpha in (0.3, 0.4))
@@ -328,7 +332,7 @@ def test_a_retune_ends_when_somebody_begins_another_meanwhile(
 
 
 def test_at_the_end_it_does_not_overwrite_what_another_retune_has_begun(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     plan, other = (plan_retune(edge, "docs", demo_encoder, {"alpha": alpha}) for alpha in (0.3, 0.4))
@@ -342,7 +346,7 @@ def test_at_the_end_it_does_not_overwrite_what_another_retune_has_begun(
 
 
 def test_a_retune_that_another_process_finished_meanwhile_ends_well(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     fill(edge, "fresh", demo_encoder, demo_generator, alpha=0.3)
@@ -355,7 +359,7 @@ def test_a_retune_that_another_process_finished_meanwhile_ends_well(
 
 
 def test_a_collection_that_is_deleted_meanwhile_ends_it(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     plan = plan_retune(edge, "docs", demo_encoder, {"alpha": 0.3})
@@ -365,7 +369,7 @@ def test_a_collection_that_is_deleted_meanwhile_ends_it(
 
 
 def test_a_passage_whose_payload_was_edited_is_left_for_the_next_ingest(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     fill(edge, "fresh", demo_encoder, demo_generator, alpha=0.3)
@@ -396,7 +400,7 @@ def test_a_passage_whose_payload_was_edited_is_left_for_the_next_ingest(
     ],
 )
 def test_what_the_stored_queries_do_not_allow_is_refused_with_both_values_and_the_cure(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator, changes: dict[str, Any], message: str
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, changes: dict[str, Any], message: str
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     before, points = edge.read_fingerprint("docs"), read_points(edge, "docs").keys()
@@ -416,7 +420,7 @@ def test_of_given_queries_there_are_no_languages_and_numbers(
 
 
 def test_another_encoder_and_an_unknown_collection_are_refused(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator, monkeypatch: pytest.MonkeyPatch
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     with pytest.raises(InputError, match="there is no collection 'other'"):
@@ -448,7 +452,7 @@ def ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sequence[str]:
 
 def test_the_command_retunes_and_tells_what_it_did(ingested: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("xqg_qdrant.generator.Generator.__init__", None)
+        patch.setattr("xqg_qdrant.generator.QueryGenerator.__init__", None)
         result = xqg("retune", "--alpha", 0.2, "--fusion", "mean", "--renormalise", "--min-score", 1000)
         assert result.exit_code == 0, result.stderr
         assert f"{PASSAGES} passages retuned, " in result.stderr

@@ -9,7 +9,7 @@ import numpy as np
 
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage
-from xqg_qdrant.search import answer
+from xqg_qdrant.retrieval import answer
 from xqg_qdrant.stores import open_store
 
 VECTORS = {"question": [1, 0], "near": [0.9, 0.1], "nearer": [0.95, 0], "far": [0, 1], "first": [1, 0], "last": [0, 1]}

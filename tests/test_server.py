@@ -32,8 +32,8 @@ from rest_qdrant import Json, RestQdrant, Script, answer
 from xqg_qdrant.cli import main
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import StoreError
-from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import ingest
+from xqg_qdrant.generator import QueryGenerator
+from xqg_qdrant.pipeline import ingest
 from xqg_qdrant.recipe import make_recipe
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, QueriedPassage
 from xqg_qdrant.stores import Store, open_store, sends_key_in_clear
@@ -445,7 +445,7 @@ def test_a_collection_deleted_during_its_load_is_no_error_of_the_index(rest: Res
 
 
 def test_an_ingest_of_given_queries_is_indexed_at_its_end_and_one_that_generates_as_it_goes(
-    store: Store, sent: list[tuple[str, str, Json]], demo_encoder: Encoder, demo_generator: Generator
+    store: Store, sent: list[tuple[str, str, Json]], demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     row = QueriedPassage(Passage("a", "Tonava"), (GeneratedQuery("fi", "Missä?"),))
     list(ingest([row], store, "given", demo_encoder, None, make_recipe(None)))

@@ -23,12 +23,12 @@ from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.evaluation import official
 from xqg_qdrant.evaluation.comparison import Difference, evaluate_runs
-from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import Row, ingest
+from xqg_qdrant.generator import QueryGenerator
+from xqg_qdrant.pipeline import Row, ingest
 from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, Qrel, QueriedPassage, Query
+from xqg_qdrant.retrieval import search
 from xqg_qdrant.retune import plan_retune, retune
-from xqg_qdrant.search import search
 from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.sweep import measuring
 from xqg_qdrant.sweep.choosing import Sweep, Trial
@@ -95,7 +95,7 @@ def edge(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def recipe_of(generator: Generator | None, setting: Setting) -> Recipe:
+def recipe_of(generator: QueryGenerator | None, setting: Setting) -> Recipe:
     changed: dict[str, Any] = {"alpha": setting.alpha, "fusion": setting.fusion, "renormalise": setting.renormalise}
     changed["min_score"] = setting.min_score
     if generator is None:
@@ -104,7 +104,7 @@ def recipe_of(generator: Generator | None, setting: Setting) -> Recipe:
     return make_recipe(generator, **changed, max_new_tokens=8)
 
 
-def fill(store: Store, collection: str, encoder: Encoder, generator: Generator | None, setting: Setting) -> None:
+def fill(store: Store, collection: str, encoder: Encoder, generator: QueryGenerator | None, setting: Setting) -> None:
     given = rows() if generator else given_rows()
     steps = ingest(given, store, collection, encoder, generator, recipe_of(generator, setting))
     assert sum(step.stored for step in steps) == PASSAGES + 1
@@ -139,7 +139,7 @@ def run_trial(bench: Bench, seed: int = 0) -> Sweep:
 
 @pytest.mark.parametrize("kind", ["generated", "given"])
 def test_every_setting_finds_what_a_collection_ingested_with_it_finds(
-    store: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: Generator, kind: str
+    store: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: QueryGenerator, kind: str
 ) -> None:
     generator, settings = (demo_generator, SETTINGS) if kind == "generated" else (None, GIVEN_SETTINGS)
     fill(store, "docs", demo_encoder, generator, settings[0])
@@ -165,7 +165,7 @@ def test_every_setting_finds_what_a_collection_ingested_with_it_finds(
 
 @needs_nltk
 def test_token_budget_recall_is_measured_as_evaluate_does(
-    edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator, SETTINGS[1])
     setup = make_setup(vectors, edge, demo_encoder)
@@ -180,7 +180,7 @@ def test_token_budget_recall_is_measured_as_evaluate_does(
 
 
 def test_the_vectors_are_those_of_an_ingest_to_the_last_bit(
-    edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator, BASE)
     setup = make_setup(vectors, edge, demo_encoder)
@@ -298,7 +298,7 @@ def test_alphas_are_round_numbers_spread_over_decades() -> None:
     assert spread(0.009, 0.4) == [0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3]
 
 
-def test_what_a_collection_was_made_with_is_the_base(demo_generator: Generator) -> None:
+def test_what_a_collection_was_made_with_is_the_base(demo_generator: QueryGenerator) -> None:
     recipe = recipe_of(demo_generator, SETTINGS[3])
     assert make_base(recipe) == SETTINGS[3]._replace(percentile=None)
     assert SETTINGS[2].apply(recipe) == recipe_of(demo_generator, SETTINGS[2])
@@ -323,7 +323,7 @@ def test_the_halves_are_alike_in_their_languages_and_a_question_is_in_one_of_the
 
 
 def test_the_best_on_one_half_is_reported_on_the_other(
-    edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator, BASE)
     setup = make_setup(vectors, edge, demo_encoder)
@@ -346,7 +346,7 @@ def test_the_best_on_one_half_is_reported_on_the_other(
 
 
 def test_the_half_that_is_reported_on_is_not_looked_at_before_the_choice(
-    edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator, BASE)
     setup = make_setup(vectors, edge, demo_encoder)
@@ -360,7 +360,7 @@ def test_the_half_that_is_reported_on_is_not_looked_at_before_the_choice(
 
 
 def test_a_sweep_as_json_is_what_a_report_is_built_from(
-    edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator, BASE)
     found = run_trial(make_setup(vectors, edge, demo_encoder).bench)
@@ -380,7 +380,7 @@ def test_a_sweep_as_json_is_what_a_report_is_built_from(
 
 
 def test_each_setting_has_a_row_in_the_table(
-    edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator, BASE)
     found = run_trial(make_setup(vectors, edge, demo_encoder).bench)
@@ -458,7 +458,7 @@ def test_questions_that_cannot_be_measured_are_refused(demo_encoder: Encoder, ve
 
 
 def test_an_empty_collection_and_one_that_is_being_retuned_are_refused(
-    edge: Store, demo_encoder: Encoder, demo_generator: Generator
+    edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     with pytest.raises(InputError, match="there is no collection 'docs'"):
         check_sweepable(edge, "docs", demo_encoder)
@@ -498,7 +498,7 @@ def xqg(*arguments: object) -> Result:
 
 
 def test_the_printed_command_gives_the_collection_that_was_reported_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_encoder: Encoder, demo_generator: Generator
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     monkeypatch.chdir(tmp_path)
     store = open_store("edge:xqg_data")

@@ -15,7 +15,7 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.cli.group import Group
 from xqg_qdrant.printing import format_hits, hits_to_json
 from xqg_qdrant.records import GeneratedQuery, Passage, ScoredPassage
-from xqg_qdrant.search import Hit
+from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.terminal import one_line, visible
 
 CONTROLS = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cc"]

@@ -11,7 +11,7 @@ from shared_data import shared_file
 
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.export import export_checkpoint
-from xqg_qdrant.generator import Generator
+from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.lexicon import Lexicon
 
 TRAINING = Path(__file__).parent.parent / "training"
@@ -40,7 +40,7 @@ def test_the_generator_trains_and_exports_with_parity(tmp_path: Path) -> None:
         str(tmp_path / "checkpoint"), tmp_path / "exported", languages=LANGUAGES, max_new_tokens=8
     )
     assert exported.parity["float32"]["identical_greedy_queries"] == exported.parity["inputs"] >= 50
-    assert Generator(exported.folder, "cpu").languages == LANGUAGES
+    assert QueryGenerator(exported.folder, "cpu").languages == LANGUAGES
 
 
 @pytest.mark.parametrize("name", ["dev/corpus.jsonl.gz", "question-match/corpus.jsonl.gz", "xor/dev.jsonl.gz"])

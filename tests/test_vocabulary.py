@@ -24,7 +24,7 @@ from xqg_qdrant.export.checkpoint import fetch_checkpoint
 from xqg_qdrant.export.reference import Reference
 from xqg_qdrant.export.t5 import Model, build_t5_head
 from xqg_qdrant.export.vocabulary import LARGEST, MULTIPLE, restrict_vocabulary
-from xqg_qdrant.generator import Generator
+from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.model_folder import write_description
 
 SPECIALS = ("<pad>", "</s>", "<unk>")
@@ -74,7 +74,7 @@ def test_suppressed_ids_are_in_no_vocabulary() -> None:
 def test_a_restricted_vocabulary_samples_as_the_full_one_does_with_the_others_suppressed(
     dtype: str, tmp_path: Path
 ) -> None:
-    restricted = Generator(exported_generator("mt5", dtype, SAMPLE), device="cpu", threads=1)
+    restricted = QueryGenerator(exported_generator("mt5", dtype, SAMPLE), device="cpu", threads=1)
     assert restricted.restricted_languages == restricted.languages
     assert restricted.sampling.vocabulary == "restricted"
     keys = [number.to_bytes(32, "little") for number in range(len(passages()) * COUNT)]
@@ -93,7 +93,7 @@ def test_a_restricted_vocabulary_samples_as_the_full_one_does_with_the_others_su
     build_t5_head(Model(reference.weights(), reference.config, dtype), others).save(folder / "head.onnx")
     about = dict(restricted.folder.description)
     write_description(folder, "generator", {name: about[name] for name in about.keys() - {"format", "kind", "files"}})
-    full = Generator(folder, device="cpu", threads=1)
+    full = QueryGenerator(folder, device="cpu", threads=1)
     found = restricted.generate_ids(passages(), ("ja",), noise, 2.0, "restricted")
     assert found == full.generate_ids(passages(), ("ja",), noise, 2.0, "full")
     assert {token for row in found for token in row} <= set(allowed.tolist())
@@ -101,7 +101,7 @@ def test_a_restricted_vocabulary_samples_as_the_full_one_does_with_the_others_su
 
 
 def test_languages_with_their_own_vocabularies_do_not_touch_each_other() -> None:
-    generator = Generator(exported_generator("mt5", "int8", SAMPLE), device="cpu", threads=1)
+    generator = QueryGenerator(exported_generator("mt5", "int8", SAMPLE), device="cpu", threads=1)
     keys = [number.to_bytes(32, "little") for number in range(len(passages()) * len(generator.languages))]
     noise = gumbel_noise(keys, STEPS, TOP_K)
     together = generator.generate_ids(passages(), generator.languages, noise, 1.0, "restricted")
@@ -112,7 +112,7 @@ def test_languages_with_their_own_vocabularies_do_not_touch_each_other() -> None
 
 
 def test_a_restricted_vocabulary_must_be_in_the_model_folder() -> None:
-    generator = Generator(exported_generator("mt5"), device="cpu", threads=1)
+    generator = QueryGenerator(exported_generator("mt5"), device="cpu", threads=1)
     noise = np.zeros((1, 2, 1), dtype=np.float32)
     with pytest.raises(InputError, match=r"no restricted vocabulary of 'fi'; export it with --restrict-vocabulary"):
         generator.generate_ids(passages()[:1], ("fi",), noise, 1.0, "restricted")
@@ -129,7 +129,7 @@ def test_a_sample_must_hold_every_language(tmp_path: Path) -> None:
 
 
 def test_what_a_checkpoint_suppresses_stays_suppressed() -> None:
-    generator = Generator(exported_generator("mt5-prompted", "float32", SAMPLE), device="cpu", threads=1)
+    generator = QueryGenerator(exported_generator("mt5-prompted", "float32", SAMPLE), device="cpu", threads=1)
     noise = gumbel_noise([bytes([number] * 16) for number in range(60)], STEPS, 100)
     rows = generator.generate_ids(passages()[:3], ("ru",), noise, 50.0, "restricted")
     assert not {token for row in rows for token in row} & set(SUPPRESSED)

@@ -28,11 +28,11 @@ from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import ModelError, StoreError, XqgError
 from xqg_qdrant.fingerprint import hash_content, hash_recipe, make_fingerprint
-from xqg_qdrant.generator import Generator
+from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.model_folder import ModelFolder
 from xqg_qdrant.recipe import make_recipe
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, Passage
-from xqg_qdrant.search import answer
+from xqg_qdrant.retrieval import answer
 from xqg_qdrant.session import Session, is_cuda_at_hand
 from xqg_qdrant.stores import Store, find_directory
 
@@ -156,8 +156,8 @@ def _use_encoder(path: Path, device: str) -> tuple[Encoder, Check]:
     return encoder, _tell_device("encoder", detail, path / "model.onnx", device, encoder.device, seconds)
 
 
-def _use_generator(path: Path, device: str) -> tuple[Generator, Check]:
-    generator = Generator(path, device)
+def _use_generator(path: Path, device: str) -> tuple[QueryGenerator, Check]:
+    generator = QueryGenerator(path, device)
     start = time.perf_counter()
     generator.generate([_passage()], generator.languages, 1, 0, generator.sampling)
     seconds = time.perf_counter() - start
@@ -211,7 +211,7 @@ def _use_store(open_store: Callable[[], Store]) -> tuple[Store, Check]:
     return store, Check("store", OK, detail, seconds=seconds)
 
 
-def _use_all(store: Store, encoder: Encoder, generator: Generator) -> tuple[None, Check]:
+def _use_all(store: Store, encoder: Encoder, generator: QueryGenerator) -> tuple[None, Check]:
     """Take one passage of the demo corpus the whole way that an ingest and a search take it."""
     seconds: dict[str, float] = {}
 

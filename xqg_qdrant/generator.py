@@ -65,7 +65,7 @@ class _Group(NamedTuple):
     rows: range
 
 
-class Generator:
+class QueryGenerator:
     """A T5 or mT5 model that writes questions about passages in named languages.
 
     Prompts of about the same length run side by side, with all their languages and samples, and each query has its own

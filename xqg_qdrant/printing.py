@@ -12,8 +12,8 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from xqg_qdrant.fingerprint import RETUNING_FIELD, describe_retune
-from xqg_qdrant.ingest import Progress
-from xqg_qdrant.search import Hit
+from xqg_qdrant.pipeline import Progress
+from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.status import Status
 from xqg_qdrant.terminal import one_line
 

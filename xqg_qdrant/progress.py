@@ -22,16 +22,16 @@ from xqg_qdrant.dead_letters import DeadLetters
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InputError
 from xqg_qdrant.fingerprint import Fingerprint
-from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import Row, ingest
+from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.lexicon import Lexicon
+from xqg_qdrant.pipeline import Row, ingest
 from xqg_qdrant.printing import Totals, format_left_out, format_seconds
 from xqg_qdrant.ranking import Ranker
 from xqg_qdrant.recipe import Recipe
 from xqg_qdrant.records import Passage, Query, ScoredPassage
+from xqg_qdrant.retrieval import search_with
 from xqg_qdrant.retune import Plan, retune
 from xqg_qdrant.robustness import Agreement, Pair, compare_rankings
-from xqg_qdrant.search import search_with
 from xqg_qdrant.status import Status, read_existing_fingerprint, read_status
 from xqg_qdrant.stores import Store
 from xqg_qdrant.stores.protocol import Indexing
@@ -54,7 +54,7 @@ def run_ingest(
     store: Store,
     collection: str,
     encoder: Encoder,
-    generator: Generator | Lexicon | None,
+    generator: QueryGenerator | Lexicon | None,
     recipe: Recipe,
     threads: int,
     letters: DeadLetters,
@@ -281,7 +281,7 @@ def run_sample(
     store: Store,
     collection: str,
     encoder: Encoder,
-    generator: Generator | Lexicon,
+    generator: QueryGenerator | Lexicon,
     recipe: Recipe,
     threads: int,
     seconds: float | None,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.fingerprint import GIVEN, QUERIES_FIELD, Fingerprint
-from xqg_qdrant.generator import Generator, Sampling
+from xqg_qdrant.generator import QueryGenerator, Sampling
 from xqg_qdrant.lexicon import LEXICON, Lexicon
 
 RECIPE_PREFIX = "recipe."
@@ -55,7 +55,7 @@ class Recipe(NamedTuple):
         return {**asked, **drawn, **fused}
 
 
-def make_recipe(generator: Generator | Lexicon | None, languages: Sequence[str] = (), **settings: Any) -> Recipe:
+def make_recipe(generator: QueryGenerator | Lexicon | None, languages: Sequence[str] = (), **settings: Any) -> Recipe:
     """Fill in what is not set: the generator's own languages and sampling, and the published fusion.
 
     Without a generator, when queries are given, the recipe is about their fusion alone.
@@ -89,7 +89,7 @@ def make_recipe(generator: Generator | Lexicon | None, languages: Sequence[str] 
     return recipe
 
 
-def _check_sampling(generator: Generator, recipe: Recipe) -> None:
+def _check_sampling(generator: QueryGenerator, recipe: Recipe) -> None:
     sampling = recipe.sampling or generator.sampling
     for name, value in (("top_k", sampling.top_k), ("max_new_tokens", sampling.max_new_tokens)):
         if value < 1:

@@ -28,10 +28,10 @@ from xqg_qdrant.fingerprint import (
     hash_recipe,
     refuse_mismatch,
 )
-from xqg_qdrant.ingest import find_terms
+from xqg_qdrant.pipeline import find_terms
 from xqg_qdrant.recipe import RECIPE_PREFIX, Recipe, read_recipe
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, GeneratedQuery, StoredPassage
-from xqg_qdrant.search import check_collection
+from xqg_qdrant.retrieval import check_collection
 from xqg_qdrant.status import read_existing_fingerprint
 from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store

@@ -37,8 +37,8 @@ from xqg_qdrant.evaluation.significance import adjust_by_holm
 from xqg_qdrant.fields import is_blank
 from xqg_qdrant.lines import existing_file
 from xqg_qdrant.records import Query
+from xqg_qdrant.retrieval import search
 from xqg_qdrant.rows import tsv_rows
-from xqg_qdrant.search import search
 from xqg_qdrant.stores.protocol import Store
 
 RANKED = 100

@@ -18,7 +18,7 @@ from xqg_qdrant.fingerprint import (
     hash_recipe,
     refuse_mismatch,
 )
-from xqg_qdrant.ingest import Row
+from xqg_qdrant.pipeline import Row
 from xqg_qdrant.records import Passage, QueriedPassage, Reject
 from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store

@@ -83,7 +83,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
         return client
 
     monkeypatch.setattr(ClientStore, "_connect", connect_impatiently)
-    monkeypatch.setattr("xqg_qdrant.ingest.CHEAP_CHUNK_SIZE", 2)
+    monkeypatch.setattr("xqg_qdrant.pipeline.CHEAP_CHUNK_SIZE", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +128,7 @@ def undisturbed(corpus: Path, demo_encoder: Encoder, tmp_path_factory: pytest.Te
     with closing(RestQdrant()) as rest, pytest.MonkeyPatch.context() as patched:
         patched.chdir(tmp_path_factory.mktemp("undisturbed"))
         patched.setattr("xqg_qdrant.cli.ingest.load_encoder", lambda *_: demo_encoder)
-        patched.setattr("xqg_qdrant.ingest.CHEAP_CHUNK_SIZE", 2)
+        patched.setattr("xqg_qdrant.pipeline.CHEAP_CHUNK_SIZE", 2)
         assert xqg_ingest(corpus, rest.url).exit_code == 0
         stored, requests = read_stored(rest), len(rest.requests)
     assert len(stored) == PASSAGES

@@ -14,13 +14,13 @@ from xqg_qdrant.demo import DEMO_LEXICON
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import MismatchError
 from xqg_qdrant.fingerprint import Fingerprint
-from xqg_qdrant.generator import Generator
-from xqg_qdrant.ingest import ingest
+from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.lexicon import Lexicon
 from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
+from xqg_qdrant.pipeline import ingest
 from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage
-from xqg_qdrant.search import check_collection
+from xqg_qdrant.retrieval import check_collection
 from xqg_qdrant.stores import Store, open_store
 
 PASSAGES = [Passage(f"p{number}", f"Passage {number} is about a river.") for number in range(3)]
@@ -48,7 +48,7 @@ def changed(value: Any) -> list[Any]:  # noqa: ANN401
 
 
 @pytest.fixture(scope="module")
-def store(demo_encoder: Encoder, demo_generator: Generator) -> Iterator[Store]:
+def store(demo_encoder: Encoder, demo_generator: QueryGenerator) -> Iterator[Store]:
     """A store with a collection of generated queries, `docs`, one of given ones, and one of a lexicon's with terms."""
     store = open_store(":memory:")
     list(ingest(PASSAGES, store, "docs", demo_encoder, demo_generator, recipe_of(demo_generator)))
@@ -58,7 +58,7 @@ def store(demo_encoder: Encoder, demo_generator: Generator) -> Iterator[Store]:
     store.close()
 
 
-def recipe_of(generator: Generator, **settings: Any) -> Recipe:
+def recipe_of(generator: QueryGenerator, **settings: Any) -> Recipe:
     return make_recipe(generator, ("fi",), **{**FEW, **settings})
 
 
@@ -67,7 +67,7 @@ def given_rows() -> list[QueriedPassage]:
 
 
 def try_ingest(
-    store: Store, collection: str, encoder: Encoder, generator: Generator, recipe: Recipe | None = None
+    store: Store, collection: str, encoder: Encoder, generator: QueryGenerator, recipe: Recipe | None = None
 ) -> str:
     """Ingest into a collection and return how it was refused, once nothing is seen to have changed."""
     before = {point.passage.passage_id: point.content_hash for point in store.scroll(collection)}
@@ -101,7 +101,7 @@ def assert_refusal(message: str, field: str, stored: object, now: object) -> Non
 
 @pytest.mark.parametrize(("collection", "fields"), [("docs", 20), ("given", 12), ("lexicon", 17)])
 def test_a_stored_field_of_any_other_value_is_refused(
-    collection: str, fields: int, store: Store, demo_encoder: Encoder, demo_generator: Generator
+    collection: str, fields: int, store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     original = fields_of(store, collection)
     assert len(original) >= fields
@@ -123,7 +123,7 @@ def test_a_stored_field_of_any_other_value_is_refused(
 
 
 def test_a_field_that_is_missing_or_unknown_is_refused(
-    store: Store, demo_encoder: Encoder, demo_generator: Generator
+    store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     original = fields_of(store, "docs")
     for field, value in original.items():
@@ -143,14 +143,14 @@ def test_a_field_that_is_missing_or_unknown_is_refused(
     ],
 )  # fmt: skip
 def test_each_setting_of_the_recipe_is_refused_when_it_changes(
-    setting: str, value: object, store: Store, demo_encoder: Encoder, demo_generator: Generator
+    setting: str, value: object, store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
     stored = fields_of(store, "docs")[f"recipe.{setting}"]
     recipe = recipe_of(demo_generator, **{setting: value})
     assert_refusal(try_ingest(store, "docs", demo_encoder, demo_generator, recipe), f"recipe.{setting}", stored, value)
 
 
-def test_other_languages_are_refused(store: Store, demo_encoder: Encoder, demo_generator: Generator) -> None:
+def test_other_languages_are_refused(store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator) -> None:
     recipe = make_recipe(demo_generator, ("fi", "ja"), **FEW)
     message = try_ingest(store, "docs", demo_encoder, demo_generator, recipe)
     assert_refusal(message, "recipe.languages", ["fi"], ["fi", "ja"])
@@ -164,7 +164,7 @@ def test_other_languages_are_refused(store: Store, demo_encoder: Encoder, demo_g
     ],
 )  # fmt: skip
 def test_an_encoder_whose_folder_says_something_else_is_refused(
-    field: str, value: object, store: Store, demo_generator: Generator, tmp_path: Path
+    field: str, value: object, store: Store, demo_generator: QueryGenerator, tmp_path: Path
 ) -> None:
     folder = edit_folder(DEMO_ENCODER, tmp_path, **{field: value})
     encoder = Encoder(folder, "cpu", threads=1)
@@ -177,7 +177,7 @@ def test_a_generator_whose_folder_says_something_else_is_refused(
     field: str, value: object, store: Store, demo_encoder: Encoder, tmp_path: Path
 ) -> None:
     folder = edit_folder(DEMO_GENERATOR, tmp_path, **{field: value})
-    message = try_ingest(store, "docs", demo_encoder, Generator(folder, "cpu", threads=1))
+    message = try_ingest(store, "docs", demo_encoder, QueryGenerator(folder, "cpu", threads=1))
     assert_refusal(message, f"generator.{field}", fields_of(store, "docs")[f"generator.{field}"], value)
 
 

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 from xqg_qdrant.cli import main
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import ModelError
-from xqg_qdrant.generator import Generator
+from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, hash_file, shipped_model
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -423,7 +423,7 @@ def test_there_are_enough_cases_of_both_kinds() -> None:
 def test_a_copy_that_nobody_spoilt_is_opened(kind: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(shipped_model(SHIPPED[kind]), tmp_path / "model"))
     relist(folder)
-    model = Encoder(folder, "cpu", 1) if kind == "encoder" else Generator(folder, "cpu", 1)
+    model = Encoder(folder, "cpu", 1) if kind == "encoder" else QueryGenerator(folder, "cpu", 1)
     assert model.folder.path == folder
 
 
@@ -434,7 +434,7 @@ def test_a_hostile_or_damaged_folder_is_refused_before_anything_of_it_is_opened(
     forbid_opening(monkeypatch)
     case = CASES[name]
     with pytest.raises(ModelError) as caught:
-        (Encoder if case.kind == "encoder" else Generator)(spoilt)
+        (Encoder if case.kind == "encoder" else QueryGenerator)(spoilt)
     message = str(caught.value)
     assert case.named in message
     assert str(spoilt) in message
@@ -506,6 +506,6 @@ def test_a_folder_whose_files_are_not_what_their_places_are_for_is_refused(name:
     folder = Path(shutil.copytree(shipped_model(SHIPPED[case.kind]), tmp_path / "model"))
     case.spoil(folder)
     with pytest.raises(ModelError) as caught:
-        (Encoder if case.kind == "encoder" else Generator)(folder, "cpu", 1)
+        (Encoder if case.kind == "encoder" else QueryGenerator)(folder, "cpu", 1)
     assert case.named in str(caught.value)
     assert str(folder) in str(caught.value)

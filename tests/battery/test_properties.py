@@ -24,15 +24,14 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from xqg_qdrant import copying
-from xqg_qdrant import ingest as ingest_module
+from xqg_qdrant import copying, pipeline
 from xqg_qdrant import retune as retune_module
 from xqg_qdrant.copying import copy_collection
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import MismatchError, StoreError
 from xqg_qdrant.fingerprint import RETUNING_FIELD
-from xqg_qdrant.ingest import ingest
 from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
+from xqg_qdrant.pipeline import ingest
 from xqg_qdrant.recipe import Recipe, make_recipe, read_recipe
 from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, QueriedPassage, Reject
 from xqg_qdrant.retune import plan_retune, retune
@@ -292,7 +291,7 @@ class Life(RuleBasedStateMachine):
 def test_a_collection_holds_what_a_dictionary_says(
     seed: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest_module, "CHEAP_CHUNK_SIZE", 4)
+    monkeypatch.setattr(pipeline, "CHEAP_CHUNK_SIZE", 4)
     monkeypatch.setattr(retune_module, "CHUNK_SIZE", 4)
     monkeypatch.setattr(copying, "BATCH", 4)
     everything = request.config.getoption("--seeds") > 1

@@ -124,7 +124,7 @@ def demo(
 def _show_question(
     store: Store, collection: str, encoder: Encoder, question: Query, rankings: Mapping[str, str]
 ) -> str:
-    from xqg_qdrant.search import search
+    from xqg_qdrant.retrieval import search
 
     found = search(store, collection, encoder, [question.text], 3, list(rankings))
     lines = [f"{question.language}: {question.text}  (answer: {question.answers[0]})"]

@@ -148,7 +148,7 @@ def evaluate(
     from xqg_qdrant.evaluation.systems import read_system_predictions, read_system_run, with_passages
     from xqg_qdrant.progress import search_all
     from xqg_qdrant.questions import read_queries
-    from xqg_qdrant.search import check_collection
+    from xqg_qdrant.retrieval import check_collection
 
     trec, predicted = _name_files(run_files), _name_files(prediction_files)
     if gold is not None:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from xqg_qdrant.encoder import Encoder
     from xqg_qdrant.evaluation.changes import MatchQueries
     from xqg_qdrant.evaluation.comparison import Report
-    from xqg_qdrant.generator import Generator
-    from xqg_qdrant.ingest import Row
+    from xqg_qdrant.generator import QueryGenerator
     from xqg_qdrant.lexicon import Lexicon
+    from xqg_qdrant.pipeline import Row
     from xqg_qdrant.records import PayloadLayout
     from xqg_qdrant.stores import Store
     from xqg_qdrant.stores.foreign import ForeignStore
@@ -273,7 +273,7 @@ def describe_searched(store: Store, collection: str, encoder: Encoder) -> dict[s
 
 def match_by(encoder: Encoder) -> MatchQueries:
     """Return what finds the generated query that speaks for a hit, for results that are saved."""
-    from xqg_qdrant.search import match_queries
+    from xqg_qdrant.retrieval import match_queries
 
     return lambda question, found: match_queries(encoder, encoder.encode_queries([question])[0], found)
 
@@ -324,15 +324,15 @@ def load_encoder(folder: Path | None, device: str, threads: int) -> Encoder:
     return Encoder(folder or shipped_model(DEMO_ENCODER), device, threads)
 
 
-def load_generator(path: Path | None, device: str, threads: int) -> Generator | Lexicon:
+def load_generator(path: Path | None, device: str, threads: int) -> QueryGenerator | Lexicon:
     """Open the generator in a folder, the lexicon in a file, or the generator that ships."""
-    from xqg_qdrant.generator import Generator
+    from xqg_qdrant.generator import QueryGenerator
     from xqg_qdrant.lexicon import Lexicon
     from xqg_qdrant.model_folder import DEMO_GENERATOR, shipped_model
 
     if path is not None and path.is_file():
         return Lexicon(path)
-    return Generator(path or shipped_model(DEMO_GENERATOR), device, threads)
+    return QueryGenerator(path or shipped_model(DEMO_GENERATOR), device, threads)
 
 
 @contextmanager

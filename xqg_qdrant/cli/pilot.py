@@ -38,7 +38,7 @@ from xqg_qdrant.terminal import echo
 if TYPE_CHECKING:
     from xqg_qdrant.encoder import Encoder
     from xqg_qdrant.estimate import Cost
-    from xqg_qdrant.generator import Generator
+    from xqg_qdrant.generator import QueryGenerator
     from xqg_qdrant.lexicon import Lexicon
     from xqg_qdrant.recipe import Recipe
     from xqg_qdrant.sample import Sample
@@ -120,7 +120,7 @@ def _draw(file: str, id_field: str | None, size: int, seed: int, quiet: bool, wa
     return draw_sample(count_read(read_passages(file, id_field=id_field), total, quiet), size, seed, wanted)
 
 
-def _make_recipe(generator: Generator | Lexicon, languages: str | None, queries_per_language: int) -> Recipe:
+def _make_recipe(generator: QueryGenerator | Lexicon, languages: str | None, queries_per_language: int) -> Recipe:
     from xqg_qdrant.languages import parse_languages
     from xqg_qdrant.recipe import make_recipe
 
@@ -132,7 +132,7 @@ def _make_recipe(generator: Generator | Lexicon, languages: str | None, queries_
 def _ingested(
     sample: Sample,
     encoder: Encoder,
-    generator: Generator | Lexicon,
+    generator: QueryGenerator | Lexicon,
     recipe: Recipe,
     threads: int,
     seconds: float | None,

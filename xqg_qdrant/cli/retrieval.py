@@ -54,7 +54,7 @@ def query(
     With - in its place, questions are read from standard input, one a line.
     """
     from xqg_qdrant.printing import format_hits, hits_to_json
-    from xqg_qdrant.search import answer, check_collection
+    from xqg_qdrant.retrieval import answer, check_collection
 
     if not questions:
         raise click.UsageError("Missing argument 'QUESTION...'; give - to read questions from standard input.")

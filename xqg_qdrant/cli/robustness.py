@@ -59,8 +59,8 @@ def robustness(
     """
     from xqg_qdrant.evaluation.results import check_folder, describe_sources, make_manifest
     from xqg_qdrant.progress import run_robustness
+    from xqg_qdrant.retrieval import check_collection
     from xqg_qdrant.robustness import PAIRS_FILE, PERSISTENCE, RANKED, read_pairs, report_agreements, save_robustness
-    from xqg_qdrant.search import check_collection
 
     found, left_out = read_pairs(pairs, language)
     if save:

@@ -32,7 +32,7 @@ from xqg_qdrant.export.reference import Reference, cosines
 from xqg_qdrant.export.t5 import LONGEST_OUTPUT, Model, build_t5_decoder, build_t5_encoder, build_t5_head
 from xqg_qdrant.export.t5_smoothing import smooth_t5
 from xqg_qdrant.export.vocabulary import restrict_vocabulary
-from xqg_qdrant.generator import Generator
+from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.model_description import (
     DTYPES,
@@ -207,7 +207,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     samples: dict[str, Sample] = {}
 
     def measure(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
-        generator = Generator(folder, device="cpu")
+        generator = QueryGenerator(folder, device="cpu")
 
         def prompt(passages: Sequence[Passage]) -> tuple[list[str], list[int], int, int]:
             asked = [(passage, language) for passage in passages for language in settings.languages]

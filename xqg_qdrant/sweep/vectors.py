@@ -23,8 +23,8 @@ from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import RETUNING_FIELD
 from xqg_qdrant.recipe import Recipe, read_recipe
 from xqg_qdrant.records import PASSAGE_VECTOR, FloatArray, GeneratedQuery, Passage
+from xqg_qdrant.retrieval import check_collection
 from xqg_qdrant.retune import is_kept
-from xqg_qdrant.search import check_collection
 from xqg_qdrant.status import read_existing_fingerprint
 from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store

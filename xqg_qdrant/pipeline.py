@@ -32,7 +32,7 @@ from xqg_qdrant.fingerprint import (
     make_fingerprint,
     refuse_mismatch,
 )
-from xqg_qdrant.generator import Generation, Generator
+from xqg_qdrant.generator import Generation, QueryGenerator
 from xqg_qdrant.lexicon import Lexicon
 from xqg_qdrant.recipe import Recipe
 from xqg_qdrant.records import (
@@ -101,7 +101,7 @@ def ingest(
     store: Store,
     collection: str,
     encoder: Encoder,
-    generator: Generator | Lexicon | None,
+    generator: QueryGenerator | Lexicon | None,
     recipe: Recipe,
     workers: int = 1,
     stop: Event | None = None,
@@ -195,7 +195,7 @@ def _check_unchanged(store: Store, collection: str, fingerprint: Fingerprint) ->
 
 
 def _look_up(
-    rows: Sequence[Row], store: Store, collection: str, generator: Generator | Lexicon | None, recipe_hash: str
+    rows: Sequence[Row], store: Store, collection: str, generator: QueryGenerator | Lexicon | None, recipe_hash: str
 ) -> _Chunk:
     rejects, passages = [], []
     for row in rows:
@@ -214,7 +214,7 @@ def _look_up(
 
 
 def _augment(
-    chunk: _Chunk, encoder: Encoder, generator: Generator | Lexicon | None, recipe: Recipe, recipe_hash: str
+    chunk: _Chunk, encoder: Encoder, generator: QueryGenerator | Lexicon | None, recipe: Recipe, recipe_hash: str
 ) -> _Augmented:
     """Do a worker's part of a chunk, with one call of each model."""
     if not chunk.missing:
@@ -259,7 +259,7 @@ def find_terms(passage: Passage, queries: Iterable[GeneratedQuery]) -> tuple[int
 
 
 def _find_queries(
-    rows: Sequence[QueriedPassage], generator: Generator | Lexicon | None, recipe: Recipe
+    rows: Sequence[QueriedPassage], generator: QueryGenerator | Lexicon | None, recipe: Recipe
 ) -> Sequence[Generation]:
     passages = [row.passage for row in rows]
     if isinstance(generator, Lexicon):
