@@ -1,1 +1,92 @@
-"""Make a Qdrant collection answer questions asked in languages its passages are not written in (xQG, SIGIR 2023)."""
+"""Make a Qdrant collection answer questions asked in languages its passages are not written in (xQG, SIGIR 2023).
+
+The Python interface, in five lines:
+
+    from xqg_qdrant import Encoder, QueryGenerator, ingest, open_store, search
+
+    encoder, generator = Encoder(), QueryGenerator()
+    with open_store("./my_data") as store:
+        ingest("corpus.jsonl", store, "docs", encoder, generator)
+        print(search("Какая река самая длинная в Африке?", store, "docs", encoder)[0].passage.title)
+
+Each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xqg_qdrant.api import evaluate, ingest, search
+    from xqg_qdrant.encoder import Encoder
+    from xqg_qdrant.errors import InputError, MismatchError, ModelError, StoreError, XqgError
+    from xqg_qdrant.evaluation.comparison import Report
+    from xqg_qdrant.evaluation.table import format_table
+    from xqg_qdrant.generator import QueryGenerator
+    from xqg_qdrant.lexicon import Lexicon
+    from xqg_qdrant.pipeline import Progress
+    from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
+    from xqg_qdrant.retrieval import Hit
+    from xqg_qdrant.stores import Store, open_store
+
+# Whoever needs a record alone must not wait for ONNX Runtime.
+_ROOMS = {
+    "Encoder": "encoder",
+    "GeneratedQuery": "records",
+    "Hit": "retrieval",
+    "InputError": "errors",
+    "Lexicon": "lexicon",
+    "MismatchError": "errors",
+    "ModelError": "errors",
+    "Passage": "records",
+    "Progress": "pipeline",
+    "Qrel": "records",
+    "Query": "records",
+    "QueryGenerator": "generator",
+    "Reject": "records",
+    "Report": "evaluation.comparison",
+    "Store": "stores",
+    "StoreError": "errors",
+    "XqgError": "errors",
+    "evaluate": "api",
+    "format_table": "evaluation.table",
+    "ingest": "api",
+    "open_store": "stores",
+    "search": "api",
+}
+
+__all__ = [
+    "Encoder",
+    "GeneratedQuery",
+    "Hit",
+    "InputError",
+    "Lexicon",
+    "MismatchError",
+    "ModelError",
+    "Passage",
+    "Progress",
+    "Qrel",
+    "Query",
+    "QueryGenerator",
+    "Reject",
+    "Report",
+    "Store",
+    "StoreError",
+    "XqgError",
+    "evaluate",
+    "format_table",
+    "ingest",
+    "open_store",
+    "search",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'xqg_qdrant' has no attribute {name!r}")
+    return getattr(import_module(f"xqg_qdrant.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -9,7 +9,7 @@ Knows nothing of models, vectors or databases, nor of questions (`questions`), j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from types import NoneType
@@ -67,6 +67,20 @@ def read_queried_passages(source: str, *, id_field: str | None = None) -> Iterat
     """
     rows = _read_rows(source, id_field, queried=True)
     return cast("Iterator[QueriedPassage | Reject]", rows)
+
+
+def check_passages(
+    rows: Iterable[Mapping[str, Any]], *, id_field: str | None = None, queried: bool = False
+) -> Iterator[Passage | QueriedPassage | Reject]:
+    """Turn rows in memory into passages as `read_passages` does, or where `queried` as `read_queried_passages`.
+
+    A `Reject` of theirs names the row by its number, counted from 1.
+    """
+    numbered = (
+        FileRow(number, "", row) if isinstance(row, Mapping) else FileRow(number, repr(row), {}, "no mapping")
+        for number, row in enumerate(rows, start=1)
+    )
+    return _passages(numbered, "rows", (id_field,) if id_field else ID_FIELDS, queried)
 
 
 def read_generated_queries(

@@ -15,7 +15,7 @@ import numpy as np
 
 from xqg_qdrant.errors import ModelError
 from xqg_qdrant.model_description import TOKENIZER_FILE
-from xqg_qdrant.model_folder import read_model_folder
+from xqg_qdrant.model_folder import DEMO_ENCODER, read_model_folder, shipped_model
 from xqg_qdrant.records import FloatArray
 from xqg_qdrant.session import Session
 from xqg_qdrant.tokenizer import Tokenizer, encode_ids, open_tokenizer
@@ -33,12 +33,18 @@ class Encoder:
     and the last bits may depend on the batch.
     """
 
-    def __init__(self, folder: Path, device: str = "auto", threads: int = 0) -> None:
-        """Load a model folder of kind `encoder`.
+    def __init__(self, folder: str | Path | None = None, device: str = "auto", threads: int = 0) -> None:
+        """Load a model folder of kind `encoder`, or the demo encoder that ships.
+
+        Args:
+            folder: as `xqg export` writes it.
+            device: `cpu`, `cuda`, which fails where a GPU does not run it, or `auto`.
+            threads: of the CPU, for one text; 0 takes every core. For an ingest, which has a worker for each core, 1.
 
         Raises:
             ModelError: the folder or the device cannot be used; a model in bfloat16 needs a GPU.
         """
+        folder = Path(folder) if folder is not None else shipped_model(DEMO_ENCODER)
         self.folder = read_model_folder(folder, "encoder")
         about = self.folder.description
         self.dim: int = about["dim"]

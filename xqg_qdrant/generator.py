@@ -24,7 +24,7 @@ from xqg_qdrant.model_description import (
     VOCABULARIES,
     head_file,
 )
-from xqg_qdrant.model_folder import read_model_folder
+from xqg_qdrant.model_folder import DEMO_GENERATOR, read_model_folder, shipped_model
 from xqg_qdrant.records import GeneratedQuery, Passage
 from xqg_qdrant.session import Session
 from xqg_qdrant.tokenizer import encode_ids, open_tokenizer
@@ -74,12 +74,18 @@ class QueryGenerator:
     one generator at once.
     """
 
-    def __init__(self, folder: Path, device: str = "auto", threads: int = 0) -> None:
-        """Load a model folder of kind `generator`.
+    def __init__(self, folder: str | Path | None = None, device: str = "auto", threads: int = 0) -> None:
+        """Load a model folder of kind `generator`, or the demo generator that ships.
+
+        Args:
+            folder: as `xqg export` writes it.
+            device: `cpu`, `cuda`, which fails where a GPU does not run it, or `auto`.
+            threads: of the CPU, for one text; 0 takes every core. For an ingest, which has a worker for each core, 1.
 
         Raises:
             ModelError: the folder or the device cannot be used.
         """
+        folder = Path(folder) if folder is not None else shipped_model(DEMO_GENERATOR)
         self.folder = read_model_folder(folder, "generator")
         about = self.folder.description
         self._prompt: str = about["prompt"]

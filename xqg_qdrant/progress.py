@@ -26,10 +26,9 @@ from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.lexicon import Lexicon
 from xqg_qdrant.pipeline import Row, ingest
 from xqg_qdrant.printing import Totals, format_left_out, format_seconds
-from xqg_qdrant.ranking import Ranker
 from xqg_qdrant.recipe import Recipe
 from xqg_qdrant.records import Passage, Query, ScoredPassage
-from xqg_qdrant.retrieval import search_with
+from xqg_qdrant.retrieval import search_runs
 from xqg_qdrant.retune import Plan, retune
 from xqg_qdrant.robustness import Agreement, Pair, compare_rankings
 from xqg_qdrant.status import Status, read_existing_fingerprint, read_status
@@ -44,8 +43,6 @@ from xqg_qdrant.text_set import TextSet
 from xqg_qdrant.workers import count_workers
 
 T = TypeVar("T")
-
-QUERIES_AT_ONCE = 64
 
 
 def run_ingest(
@@ -232,14 +229,11 @@ def search_all(
 ) -> dict[str, dict[str, list[ScoredPassage]]]:
     """Return for each ranking a run of all questions."""
     runs: dict[str, dict[str, list[ScoredPassage]]] = {name: {} for name in rankings}
-    ranker = Ranker(store, collection, encoder)
     with _make_bar(len(queries), " questions", quiet) as bar:
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            batch = queries[start : start + QUERIES_AT_ONCE]
-            found = search_with(ranker, encoder, [query.text for query in batch], limit, rankings)
-            for name, run in runs.items():
-                run.update(zip((query.query_id for query in batch), found[name], strict=True))
-            bar.update(len(batch))
+        for part in search_runs(store, collection, encoder, queries, limit, rankings):
+            for name, found in part.items():
+                runs[name].update(found)
+            bar.update(len(found))
     return runs
 
 

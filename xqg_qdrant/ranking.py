@@ -15,17 +15,30 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, FloatArray, ScoredPassage
 from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.words import find_term_ids
 
 HYBRID = "hybrid"
 MAX_SIM = "max-sim"
+RANKINGS = (PASSAGE_VECTOR, XQG_VECTOR, HYBRID, MAX_SIM)
 
 # So many of each search are put together, or the limit where it is higher.
 CANDIDATES = 200
 # Of so many generated queries the vectors are remembered from question to question: 150 MB of 384 dimensions.
 MOST_REMEMBERED = 100_000
+
+
+def check_rankings(rankings: Iterable[str]) -> None:
+    """Make sure that there are such rankings.
+
+    Raises:
+        InputError: there is not; names those that there are.
+    """
+    for ranking in rankings:
+        if ranking not in RANKINGS:
+            raise InputError(f"there is no ranking {ranking!r}. Cure: take one of {', '.join(RANKINGS)}.")
 
 
 class Ranker:

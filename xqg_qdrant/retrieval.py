@@ -5,15 +5,18 @@ Knows which generated query speaks for a hit. Knows nothing of engines or measur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.fingerprint import refuse_mismatch
 from xqg_qdrant.ranking import Ranker
-from xqg_qdrant.records import FloatArray, GeneratedQuery, ScoredPassage
+from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, Query, ScoredPassage
 from xqg_qdrant.status import read_existing_fingerprint
+from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
+
+QUERIES_AT_ONCE = 64
 
 
 class Hit(NamedTuple):
@@ -21,6 +24,16 @@ class Hit(NamedTuple):
 
     found: ScoredPassage
     best_query: GeneratedQuery | None
+
+    @property
+    def passage(self) -> Passage:
+        """Return the passage."""
+        return self.found.passage
+
+    @property
+    def score(self) -> float:
+        """Return its score: a dot product, or what the ranking makes of it."""
+        return self.found.score
 
 
 def check_collection(store: Store, collection: str, encoder: Encoder) -> None:
@@ -50,11 +63,32 @@ def search_with(
     return {name: ranker.rank(queries, vectors, name, limit) for name in rankings}
 
 
+def search_runs(
+    store: Store, collection: str, encoder: Encoder, queries: Sequence[Query], limit: int, rankings: Sequence[str]
+) -> Iterator[dict[str, dict[str, list[ScoredPassage]]]]:
+    """Yield for each ranking a part of its run, by the ids of some questions, until all are answered."""
+    ranker = Ranker(store, collection, encoder)
+    for batch in batched(queries, QUERIES_AT_ONCE):
+        found = search_with(ranker, encoder, [query.text for query in batch], limit, rankings)
+        ids = [query.query_id for query in batch]
+        yield {name: dict(zip(ids, lists, strict=True)) for name, lists in found.items()}
+
+
 def answer(store: Store, collection: str, encoder: Encoder, question: str, limit: int, ranking: str) -> list[Hit]:
     """Return the `limit` best passages, each with the generated query whose vector is nearest to the question's."""
-    vector = encoder.encode_queries([question])
-    found = Ranker(store, collection, encoder).rank([question], vector, ranking, limit)[0]
-    return [Hit(*pair) for pair in zip(found, match_queries(encoder, vector[0], found), strict=True)]
+    return answer_all(store, collection, encoder, [question], limit, ranking)[0]
+
+
+def answer_all(
+    store: Store, collection: str, encoder: Encoder, questions: Sequence[str], limit: int, ranking: str
+) -> list[list[Hit]]:
+    """Do the same for several questions."""
+    vectors = encoder.encode_queries(questions)
+    lists = Ranker(store, collection, encoder).rank(questions, vectors, ranking, limit)
+    return [
+        [Hit(*pair) for pair in zip(found, match_queries(encoder, vector, found), strict=True)]
+        for vector, found in zip(vectors, lists, strict=True)
+    ]
 
 
 def match_queries(encoder: Encoder, vector: FloatArray, found: Sequence[ScoredPassage]) -> list[GeneratedQuery | None]:

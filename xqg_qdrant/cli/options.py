@@ -293,7 +293,7 @@ def opened_store(location: str, key_variable: str = "QDRANT_API_KEY") -> Iterato
     from xqg_qdrant.stores import open_store
 
     api_key = os.environ.get(key_variable)
-    with closing(open_store(location, api_key)) as store:
+    with open_store(location, api_key) as store:
         _warn_of_clear_key(store, api_key)
         yield store
 
@@ -319,20 +319,18 @@ def _warn_of_clear_key(store: Store, api_key: str | None) -> None:
 def load_encoder(folder: Path | None, device: str, threads: int) -> Encoder:
     """Open the encoder in a folder, or the one that ships."""
     from xqg_qdrant.encoder import Encoder
-    from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
 
-    return Encoder(folder or shipped_model(DEMO_ENCODER), device, threads)
+    return Encoder(folder, device, threads)
 
 
 def load_generator(path: Path | None, device: str, threads: int) -> QueryGenerator | Lexicon:
     """Open the generator in a folder, the lexicon in a file, or the generator that ships."""
     from xqg_qdrant.generator import QueryGenerator
     from xqg_qdrant.lexicon import Lexicon
-    from xqg_qdrant.model_folder import DEMO_GENERATOR, shipped_model
 
     if path is not None and path.is_file():
         return Lexicon(path)
-    return QueryGenerator(path or shipped_model(DEMO_GENERATOR), device, threads)
+    return QueryGenerator(path, device, threads)
 
 
 @contextmanager

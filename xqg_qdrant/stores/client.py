@@ -275,6 +275,12 @@ class ClientStore:
             quantization_config=models.ScalarQuantization(scalar=config),
         )
 
+    def __enter__(self) -> ClientStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close the connections, or unlock the directory."""
         self._client.close()

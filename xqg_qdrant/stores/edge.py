@@ -227,6 +227,12 @@ class EdgeStore:
         with self._wrapped(f"quantise collection {collection!r}"):
             engine.EdgeShard.load(str(self._path(collection)), config).close()
 
+    def __enter__(self) -> EdgeStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close every collection, so that another process can open it."""
         with self._lock, self._wrapped("close the store"):

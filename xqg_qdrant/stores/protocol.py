@@ -126,5 +126,11 @@ class Store(Protocol):
     def count(self, collection: str) -> int:
         """Return the exact number of points."""
 
+    def __enter__(self) -> Store:
+        """Return the store, which is closed when the block ends."""
+
+    def __exit__(self, *_: object) -> None:
+        """Close the store."""
+
     def close(self) -> None:
         """Release what is held; the store cannot be used afterwards."""
