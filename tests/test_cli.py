@@ -18,7 +18,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_queries
+from xqg_qdrant.corpus import read_passages
+from xqg_qdrant.demo import DEMO_FOLDER, DEMO_LEXICON, read_demo_passages, read_demo_qrels, read_demo_queries
+from xqg_qdrant.evaluation.judgements import read_judged_questions
 from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
 from xqg_qdrant.session import Session
 from xqg_qdrant.stores import open_store
@@ -365,6 +367,19 @@ def test_the_demo_shows_both_vectors_evaluates_and_says_what_to_try_next() -> No
     again = xqg("demo", "--threads", 2, "--json")
     assert json.loads(again.stdout)["comparison"]
     assert "0 passages stored, 248 unchanged" in again.stderr
+
+
+def test_the_demo_corpus_can_be_had_as_files_that_the_commands_take(tmp_path: Path) -> None:
+    result = xqg("demo", "--write", tmp_path / "corpus")
+    assert result.exit_code == 0, result.stderr
+    files = {line.split()[0]: Path(line.split()[1]) for line in result.stdout.splitlines()}
+    assert list(read_passages(str(files["passages"]))) == read_demo_passages()
+    queries, qrels = read_judged_questions([files["questions"]], files["judgements"])
+    assert (queries, qrels) == (read_demo_queries(), read_demo_qrels())
+    assert files["lexicon"].read_bytes() == DEMO_LEXICON.read_bytes()
+    again = xqg("demo", "--write", tmp_path / "corpus")
+    assert again.exit_code == 2
+    assert "is there already" in again.stderr
 
 
 def test_the_demo_finds_more_by_the_terms_of_the_shipped_lexicon() -> None:

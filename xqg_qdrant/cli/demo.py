@@ -44,6 +44,13 @@ DEMO_LANGUAGES_SHOWN = ("fi", "ja", "ru")
     is_flag=True,
     help="Take translated words of the shipped lexicon in the place of generated questions, and rank by terms too.",
 )
+@click.option(
+    "--write",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Only write the demo corpus into FOLDER, as files to try the other commands with.",
+)
 @json_option
 @save_option
 @device_options
@@ -53,6 +60,7 @@ def demo(
     location: str,
     collection: str | None,
     lexicon: bool,
+    folder: Path | None,
     as_json: bool,
     save: Path | None,
     device: str,
@@ -60,11 +68,23 @@ def demo(
 ) -> None:
     """Ingest the demo corpus with the shipped models, search it, and measure what the augmentation gave."""
     from xqg_qdrant.dead_letters import DeadLetters
-    from xqg_qdrant.demo import DEMO_FOLDER, DEMO_LEXICON, read_demo_passages, read_demo_qrels, read_demo_queries
+    from xqg_qdrant.demo import (
+        DEMO_FOLDER,
+        DEMO_LEXICON,
+        read_demo_passages,
+        read_demo_qrels,
+        read_demo_queries,
+        write_demo,
+    )
     from xqg_qdrant.evaluation.comparison import evaluate_runs
     from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest, save_evaluation
     from xqg_qdrant.progress import run_ingest, search_all
     from xqg_qdrant.recipe import make_recipe
+
+    if folder is not None:
+        for what, path in write_demo(folder).items():
+            echo(f"{what:<10} {path}")
+        return
 
     def tell(message: str) -> None:
         echo(message, err=as_json)

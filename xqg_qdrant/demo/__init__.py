@@ -7,9 +7,11 @@ generator.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from xqg_qdrant.corpus import read_passages
+from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.files import read_qrels
 from xqg_qdrant.questions import read_queries
 from xqg_qdrant.records import Passage, Qrel, Query
@@ -31,3 +33,28 @@ def read_demo_queries() -> list[Query]:
 def read_demo_qrels() -> list[Qrel]:
     """Return which passage answers which question."""
     return read_qrels(DEMO_FOLDER)
+
+
+def write_demo(folder: Path) -> dict[str, Path]:
+    """Write the demo corpus as files to try the commands with; return them by what they hold.
+
+    Raises:
+        InputError: a file of such a name is there already, or none can be written.
+    """
+    originals = {
+        "passages": (DEMO_FOLDER / "corpus.jsonl", "passages.jsonl"),
+        "questions": (DEMO_FOLDER / "queries.jsonl", "questions.jsonl"),
+        "judgements": (DEMO_FOLDER / "qrels" / "test.tsv", "qrels.tsv"),
+        "lexicon": (DEMO_LEXICON, "lexicon.tsv.gz"),
+    }
+    written = {what: folder / name for what, (_, name) in originals.items()}
+    for path in written.values():
+        if path.exists():
+            raise InputError(f"{path} is there already. Cure: name another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for what, (original, _) in originals.items():
+            shutil.copyfile(original, written[what])
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error}. Cure: name another folder.") from error
+    return written
