@@ -201,7 +201,9 @@ def write_pilot(folder: Path) -> Path:
     write_sweep(folder)
     measured = {"passages": 500, "seconds": 60.0, "bytes": 2_000_000}
     cost = {"passages": 100_000, "measured": measured, "seconds": 12_000.0, "bytes": 400_000_000, "price": 4.0}
-    pilot = {"held_back": True, "verdict": "Worth it: significantly better.", "cost": cost}
+    sweep = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    (folder / "sweep.json").unlink()
+    pilot = {"held_back": True, "verdict": "Worth it: significantly better.", "cost": cost, "sweep": sweep}
     write_json(folder / "pilot.json", pilot)
     write_json(folder / "manifest.json", manifest("pilot", command=["xqg", "pilot", "corpus.jsonl"]))
     return folder

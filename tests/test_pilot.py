@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import tempfile
@@ -267,6 +268,9 @@ def test_a_pilot_without_questions_asks_generated_ones_that_no_vector_holds_and_
     }
     assert {qrel.passage_id for qrel in saved.qrels} <= ids
     assert {query.language for query in saved.queries} == {"fi", "ru"}
+    page = tmp_path / "report.html"
+    assert xqg("report", tmp_path / "saved", "--output", page).exit_code == 0
+    assert html.escape(told["verdict"]) in page.read_text(encoding="utf-8")
     shown = xqg("-q", "pilot", corpus, *options, "--threads", 1)
     assert shown.exit_code == 0, shown.stderr
     assert "No questions were given, so generated ones are asked" in shown.stdout

@@ -112,8 +112,8 @@ def _section(one: Results, name: str) -> Section:
     manifest = one.manifest
     kind = manifest["kind"]
     try:
-        sweep = one.read_json("sweep.json") if kind in ("sweep", "pilot") else None
         pilot = one.read_json("pilot.json") if kind == "pilot" else None
+        sweep = one.read_json("sweep.json") if kind == "sweep" else pilot and pilot["sweep"]
         facts = {key: value for key, value in manifest.items() if key not in ("kind", "command", "yields")}
         yields = sorted(manifest["yields"].items())
         return Section(

@@ -1,0 +1,144 @@
+"""What the documentation tells people to type: plain blocks are run, page by page, each page in an empty folder.
+
+A block of `bash` or `python` is run as it stands. What cannot be run everywhere says so after the word: `bash
+{needs=gpu}`, `server`, `hub`, `docker`, `install` or `network`; of such a block every `xqg` command has to exist with
+its options. `console` shows what a command prints, and other words are not for typing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import pytest
+from test_architecture import CHECKOUT
+
+from xqg_qdrant.cli import main
+
+PAGES = [
+    CHECKOUT / "README.md",
+    *sorted(path for path in (CHECKOUT / "docs").rglob("*.md") if "_build" not in path.parts),
+]
+NEEDS = {"docker", "gpu", "hub", "install", "network", "server"}
+BLOCK = re.compile(r"^(?P<fence>`{3,})(?P<info>[^`\n]*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+SECONDS = 300
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, what it needs, its text."""
+
+    language: str
+    needs: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found = []
+    for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        language, _, tail = match["info"].strip().partition(" ")
+        needs = re.fullmatch(r"\{needs=(\w+)\}", tail)
+        assert not tail or needs, f"{page.name}: {match['info']}"
+        found.append(Block(language, needs[1] if needs else "", match["text"]))
+    return found
+
+
+def runnable(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if block.language in ("bash", "python") and not block.needs]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(CHECKOUT).as_posix()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name)
+def test_what_a_page_says_can_be_typed(page: Path, tmp_path: Path) -> None:
+    # The command of the environment that runs the tests.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "XQG_INGEST_THREADS": "2"}
+    for block in runnable(page):
+        program = ["bash", "-eu", "-o", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+        done = subprocess.run(
+            [*program, block.text], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS
+        )
+        assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Yield the words of each `xqg` command in a script."""
+    for line in statements(text):
+        words: list[str] = []
+        for word in [*split(line), ";"]:
+            if not set(word) <= set("|&;<>()"):
+                words.append(word)
+                continue
+            while words and re.fullmatch(r"\w+=.*", words[0]):
+                del words[0]
+            if words and Path(words[0]).name == "xqg":
+                yield words[1:]
+            words = []
+
+
+def split(line: str) -> list[str]:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
+    lexer.whitespace_split = True
+    lexer.commenters = "#"
+    return list(lexer)
+
+
+def statements(text: str) -> Iterator[str]:
+    """Yield lines, those that a quote or a backslash joins as one."""
+    begun = ""
+    for line in text.replace("\\\n", " ").splitlines():
+        begun += line
+        try:
+            split(begun)
+        except ValueError:
+            begun += "\n"
+            continue
+        yield begun
+        begun = ""
+    assert not begun, begun
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
+    for block in blocks(page):
+        assert block.needs in {"", *NEEDS}
+        if block.language in ("bash", "sh"):
+            for words in commands(block.text):
+                check_command(words)
+
+
+def check_command(words: list[str]) -> None:
+    command: click.Command = main
+    context = click.Context(main, info_name="xqg")
+    while isinstance(command, click.Group):
+        _, words, _ = command.make_parser(context).parse_args(args=words)
+        if not words:
+            return
+        assert words[0] in command.commands, words
+        command = command.commands[words[0]]
+        context, words = click.Context(command, parent=context, info_name=words[0]), words[1:]
+    command.make_parser(context).parse_args(args=words)
+
+
+def test_a_command_that_does_not_exist_is_noticed() -> None:
+    for wrong in ("xqg ingst x", "QDRANT_URL=x xqg ingest f --colection docs", "cat x | xqg query --collection"):
+        found = list(commands(wrong))
+        assert len(found) == 1
+        with pytest.raises((AssertionError, click.UsageError)):
+            check_command(found[0])
+    assert list(commands("xqg query --collection docs 'a; b' # xqg no")) == [["query", "--collection", "docs", "a; b"]]
+
+
+def test_every_command_is_told_of_somewhere() -> None:
+    scripts = [block.text for page in PAGES for block in blocks(page) if block.language in ("bash", "sh")]
+    told = {words[0] for script in scripts for words in commands(script) if words}
+    assert sorted(set(main.commands) - told) == []
