@@ -1,4 +1,4 @@
-.PHONY: install demo test lint format
+.PHONY: install demo test lint format docs
 
 install:
 	python3 -m venv .venv
@@ -14,6 +14,9 @@ lint:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+docs:
+	.venv/bin/sphinx-build -W docs build/docs
 
 format:
 	.venv/bin/ruff check --fix .

@@ -20,6 +20,7 @@ import click
 import pytest
 from test_architecture import CHECKOUT
 
+import xqg_qdrant
 from xqg_qdrant.cli import main
 
 PAGES = [
@@ -61,7 +62,8 @@ def name(page: Path) -> str:
 def test_what_a_page_says_can_be_typed(page: Path, tmp_path: Path) -> None:
     # The command of the environment that runs the tests.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "XQG_INGEST_THREADS": "2"}
+    # Fewer passages a question, as the figures are not looked at.
+    environment = {**os.environ, "PATH": path, "XQG_EVALUATE_LIMIT": "10"}
     for block in runnable(page):
         program = ["bash", "-eu", "-o", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
         done = subprocess.run(
@@ -142,3 +144,13 @@ def test_every_command_is_told_of_somewhere() -> None:
     scripts = [block.text for page in PAGES for block in blocks(page) if block.language in ("bash", "sh")]
     told = {words[0] for script in scripts for words in commands(script) if words}
     assert sorted(set(main.commands) - told) == []
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", str(CHECKOUT / "docs"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "reference" / "python.html").read_text(encoding="utf-8")
+    assert [name for name in xqg_qdrant.__all__ if f'id="xqg_qdrant.{name}"' not in reference] == []
+    told = (tmp_path / "reference" / "commands.html").read_text(encoding="utf-8")
+    assert [command for command in main.commands if f'id="xqg-{command}"' not in told] == []
