@@ -26,7 +26,7 @@ from checkpoints import (
 )
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError
@@ -157,6 +157,28 @@ def test_the_end_that_a_tokenizer_file_puts_behind_a_text_is_kept(tmp_path: Path
     assert [tokenizer.encode(text).tokens[-1] for text in ("", "the", "Дунай")] == [QWEN_END] * 3
     assert tokenizer.truncation is None
     assert tokenizer.padding is None
+
+
+def test_a_tokenizer_file_counts_as_it_is_where_transformers_would_build_another(tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "qwen3")
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="last").folder
+    found = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("The The").ids
+    assert found == tokenizer.encode("the the").ids != theirs("The The")["input_ids"]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_whether_a_bert_lowercases_is_said_beside_its_tokenizer(lowercase: bool, tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "bert")
+    # as the hub's checkpoints are: one file says it, the other has the vocabulary
+    changes = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
+    edit_json(checkpoint / "tokenizer_config.json", changes)
+    folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls").folder
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert (tokenizer.encode("Lake Titicaca").ids == tokenizer.encode("lake titicaca").ids) == lowercase
 
 
 def test_padding_and_cutting_that_a_tokenizer_file_asks_for_are_left_out(tmp_path: Path) -> None:

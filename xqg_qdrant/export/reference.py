@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export.checkpoint import Checkpoint
 from xqg_qdrant.export.graph import Array
-from xqg_qdrant.export.gte import translate_config
+from xqg_qdrant.export.gte import MODEL_TYPES, translate_config
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.model_description import TOKENIZER_FILE
@@ -152,6 +152,11 @@ class Reference:
 def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
     given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
     loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
+    if checkpoint.config["model_type"] in MODEL_TYPES and not hasattr(transformers, "GteModel"):
+        raise InputError(
+            f"{checkpoint.source} is of an architecture that transformers {transformers.__version__} does not have. "
+            "Cure: pip install --upgrade transformers"
+        )
     if checkpoint.config["model_type"] == "new":
         loader = transformers.GteModel
         given["config"] = transformers.GteConfig(**translate_config(checkpoint.config))
