@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers.utils.logging import disable_progress_bar
 
@@ -36,6 +37,8 @@ LANGUAGES = ("fi", "ja", "ru")
 T5_SPECIALS = ("<pad>", "</s>", "<unk>")
 XLMR_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+GEMMA_SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>")
+QWEN_END = "<|endoftext|>"
 T5_END = T5_SPECIALS.index("</s>")
 LANGUAGE_TOKENS = {"fi": 7, "ja": 8, "ru": 9}
 
@@ -44,7 +47,24 @@ ENCODERS: dict[str, dict[str, Any]] = {
     # MiniLM's multilingual checkpoints: BERT's architecture over XLM-R's tokenizer
     "minilm": {"model_type": "bert", "hidden_act": "gelu_new", "hidden_size": 24, "num_hidden_layers": 3},
     "xlm-roberta": {"model_type": "xlm-roberta", "max_position_embeddings": LONGEST + 2, "pad_token_id": 1},
-}
+    "gte": {"model_type": "gte", "pad_token_id": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 30.0}},
+    # every fourth channel pair would turn too slowly to show at the bases of the published ones
+    "qwen3": {
+        "model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 256,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 50.0},
+    },
+    "gemma3": {
+        "model_type": "gemma3_text", "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+        "query_pre_attn_scalar": 20, "use_bidirectional_attention": True, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 50.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 7.0},
+        },
+    },
+}  # fmt: skip
+# name → the tokenizer it has where it is not XLM-R's
+TOKENIZERS = {"bert": "wordpiece", "qwen3": "byte-level", "gemma3": "byte-fallback"}
 SUPPRESSED = tuple(range(40, 600, 2))
 # form → (checkpoint, options of the export)
 GENERATORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -85,20 +105,91 @@ def passages() -> list[Passage]:
 
 def save_encoder(folder: Path, name: str, **settings: Any) -> Path:
     """Write an encoder of `ENCODERS` as transformers saves it."""
-    configs: dict[str, Any] = {"bert": transformers.BertConfig, "xlm-roberta": transformers.XLMRobertaConfig}
+    configs: dict[str, Any] = {
+        "bert": transformers.BertConfig, "xlm-roberta": transformers.XLMRobertaConfig, "gte": transformers.GteConfig,
+        "qwen3": transformers.Qwen3Config, "gemma3_text": transformers.Gemma3TextConfig,
+    }  # fmt: skip
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     fields = {**shape, "vocab_size": TOKENS, "max_position_embeddings": LONGEST, **ENCODERS[name], **settings}
     config = configs[fields.pop("model_type")](**fields)
     model: Any = transformers.AutoModel.from_config(config)
     _randomise(model, seed=3)
     model.save_pretrained(folder)
-    if name == "bert":
+    save_tokenizer(folder, TOKENIZERS.get(name, "unigram"))
+    return folder
+
+
+def save_tokenizer(folder: Path, kind: str) -> None:
+    """Write a tokenizer of a kind, with the ends that its family puts around a text."""
+    if kind == "wordpiece":
         _save_tokenizer(make_wordpiece(), folder, pad_token="[PAD]", unk_token="[UNK]", model_max_length=LONGEST)
-    else:
+    elif kind == "unigram":
         tokenizer = make_unigram(*XLMR_SPECIALS)
-        ends = [(token, XLMR_SPECIALS.index(token)) for token in ("<s>", "</s>")]
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+        tokenizer.post_processor = _put_around(tokenizer, "<s> $A </s>")
         _save_tokenizer(tokenizer, folder, pad_token="<pad>", unk_token="<unk>")
+    elif kind == "byte-level":
+        _save_tokenizer(make_byte_level(), folder, pad_token=QWEN_END, eos_token=QWEN_END)
+        # The hub's checkpoints say the class, and that no token stands in front.
+        edit_json(folder / "tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False})
+    else:
+        _save_tokenizer(make_byte_fallback(), folder, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+def save_st_files(
+    folder: Path,
+    pooling: str,
+    *dense: tuple[int, int, bool, str],
+    normalise: bool = True,
+    prompts: dict[str, str] | None = None,
+) -> Path:
+    """Write sentence-transformers' files beside a checkpoint; a dense layer is its sizes, a bias, and an activation."""
+    names = ["Transformer", "Pooling", *["Dense"] * len(dense), *["Normalize"] * normalise]
+    modules = [
+        {"idx": place, "name": str(place), "path": f"{place}_{name}" if place else "",
+         "type": f"sentence_transformers.models.{name}"}
+        for place, name in enumerate(names)
+    ]  # fmt: skip
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    flags = {f"pooling_mode_{mode}": mode == pooling for mode in ("cls_token", "mean_tokens", "lasttoken")}
+    edit_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": dense[0][0] if dense else 32, **flags})
+    edit_json(folder / "config_sentence_transformers.json", {"prompts": prompts or {}})
+    generator = torch.Generator().manual_seed(7)
+    for place, (inner, outer, has_bias, activation) in enumerate(dense, start=2):
+        weights = {"linear.weight": torch.randn((outer, inner), generator=generator) * inner**-0.5}
+        if has_bias:
+            weights["linear.bias"] = torch.randn(outer, generator=generator)
+        config = {"in_features": inner, "out_features": outer, "bias": has_bias, "activation_function": activation}
+        edit_json(folder / f"{place}_Dense" / "config.json", config)
+        save_file(weights, folder / f"{place}_Dense" / "model.safetensors")
+    return folder
+
+
+def publish_gte(folder: Path, model: Any, **config: Any) -> Path:  # noqa: ANN401
+    """Write a GTE of transformers as its authors publish it: packed weights under other names, model type `new`."""
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    packed = {name: value for name, value in weights.items() if name.startswith("embeddings")}
+    for layer in range(model.config.num_hidden_layers):
+        ours, theirs = f"layers.{layer}", f"encoder.layer.{layer}"
+        for part in ("weight", "bias"):
+            rows = [weights[f"{ours}.self_attn.{name}_proj.{part}"] for name in "qkv"]
+            packed[f"{theirs}.attention.qkv_proj.{part}"] = torch.cat(rows)
+            packed[f"{theirs}.attention.o_proj.{part}"] = weights[f"{ours}.self_attn.o_proj.{part}"]
+            packed[f"{theirs}.mlp.down_proj.{part}"] = weights[f"{ours}.mlp.down_proj.{part}"]
+            packed[f"{theirs}.attn_ln.{part}"] = weights[f"{ours}.post_attention_layernorm.{part}"]
+            packed[f"{theirs}.mlp_ln.{part}"] = weights[f"{ours}.post_mlp_layernorm.{part}"]
+        ways_in = [weights[f"{ours}.mlp.{name}_proj.weight"] for name in ("up", "gate")]
+        packed[f"{theirs}.mlp.up_gate_proj.weight"] = torch.cat(ways_in)
+    folder.mkdir(exist_ok=True)
+    save_file({f"new.{name}": value for name, value in packed.items()}, folder / "model.safetensors", {"format": "pt"})
+    said = {name: value for name, value in model.config.to_dict().items() if name != "rope_parameters"}
+    own: dict[str, Any] = {
+        "model_type": "new", "architectures": ["NewModel"], "pack_qkv": True, "position_embedding_type": "rope",
+        "layer_norm_type": "layer_norm", "logn_attention_scale": False,
+        "auto_map": {"AutoConfig": "configuration.NewConfig", "AutoModel": "modeling.NewModel"},
+    }  # fmt: skip
+    edit_json(folder / "config.json", {**said, **own, **config})
+    (folder / "modeling.py").write_text("raise SystemExit('code of a checkpoint was run')")
+    save_tokenizer(folder, "unigram")
     return folder
 
 
@@ -186,6 +277,50 @@ def make_wordpiece() -> Tokenizer:
     ends = [(token, BERT_SPECIALS.index(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return tokenizer
+
+
+@cache
+def make_byte_level() -> Tokenizer:
+    """Make a tokenizer such as Qwen's: BPE over bytes, one token behind the text, which is padding too."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate([*letters, QWEN_END])}
+    merges = []
+    for left, right in [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("Ð", "°"), ("a", "n"), ("Ð", "¾"), ("Ġ", "k")]:
+        merges.append((left, right))
+        vocabulary[left + right] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([QWEN_END])
+    ends = _put_around(tokenizer, f"$A {QWEN_END}")
+    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), ends])
+    return tokenizer
+
+
+@cache
+def make_byte_fallback() -> Tokenizer:
+    """Make a tokenizer such as Gemma's: BPE over letters, bytes for the others, a token on either side."""
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    letters = sorted({letter for text in corpus() for letter in text if letter.isascii()} - {" "})
+    vocabulary = {token: number for number, token in enumerate([*GEMMA_SPECIALS, *bytes_, "▁", *letters, "th", "▁th"])}
+    merges = [("t", "h"), ("▁", "th")]
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True, ignore_merges=False)
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(list(GEMMA_SPECIALS))
+    tokenizer.post_processor = _put_around(tokenizer, "<bos> $A <eos>")
+    return tokenizer
+
+
+def _put_around(tokenizer: Tokenizer, template: str) -> processors.PostProcessor:
+    tokens = [token for token in template.split() if token != "$A"]
+    return processors.TemplateProcessing(
+        single=template, special_tokens=[(token, tokenizer.token_to_id(token)) for token in tokens]
+    )
 
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path, **settings: Any) -> None:

@@ -13,12 +13,19 @@ import click
 from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import device_option, encoder_option, store_option
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.presets import PRESETS
 from xqg_qdrant.terminal import echo
 
 
 @main.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", required=False)
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    metavar="NAME",
+    help="A known checkpoint and all its options, of those that `xqg presets` lists; options given here win.",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option(
     "--dtype",
@@ -31,6 +38,7 @@ from xqg_qdrant.terminal import echo
 @click.option("--normalise/--no-normalise", default=None, help="Encoder: vectors of length 1.")
 @click.option("--query-prefix", help="Encoder: text before each query, such as 'query: '.")
 @click.option("--passage-prefix", help="Encoder: text before each passage, such as 'passage: '.")
+@click.option("--task", help="Encoder: what {task} in the query prefix stands for.")
 @click.option("--max-query-tokens", type=click.IntRange(min=4), help="Encoder: longest query.")
 @click.option("--max-passage-tokens", type=click.IntRange(min=4), help="Encoder: longest passage.")
 @click.option("--prompt", help="Generator: template with {text}, and if the model wants them {title} and {language}.")
@@ -52,8 +60,9 @@ from xqg_qdrant.terminal import echo
 def export(
     quiet: bool,
     /,
-    checkpoint: str,
+    checkpoint: str | None,
     folder: Path | None,
+    preset: str | None,
     revision: str | None,
     dtype: str,
     languages: str | None,
@@ -61,8 +70,9 @@ def export(
 ) -> None:
     """Export a Hugging Face CHECKPOINT (local folder or hub id) to a model FOLDER, by default onnx/NAME.
 
-    Encoders: BERT, MiniLM, XLM-R. Generators: T5, mT5. The result is checked against transformers; a model that does
-    not compute the same leaves no folder behind. Needs: pip install 'xqg-qdrant[export]'
+    Encoders: BERT, MiniLM, XLM-R, GTE, Qwen3 and Gemma 3, with the layers that sentence-transformers adds. Generators:
+    T5, mT5. With --preset CHECKPOINT may be left out. The result is checked against transformers; a model that does not
+    compute the same leaves no folder behind. Needs: pip install 'xqg-qdrant[export]'
     """
     try:
         from xqg_qdrant.export import export_checkpoint
@@ -72,13 +82,22 @@ def export(
 
     given["languages"] = parse_languages(languages, tuple(LANGUAGES)) if languages is not None else None
     if not quiet:
-        echo(f"exporting {checkpoint}; the check against transformers takes a while …", err=True)
+        echo(f"exporting {checkpoint or preset}; the check against transformers takes a while …", err=True)
     start = time.perf_counter()
-    exported = export_checkpoint(checkpoint, folder, revision=revision, dtype=dtype, **given)
+    exported = export_checkpoint(checkpoint, folder, preset=preset, revision=revision, dtype=dtype, **given)
     for measured in dict.fromkeys(("float32", dtype)):
         figures = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in exported.parity[measured].items())
         echo(f"{measured} against {exported.parity['reference']} on {exported.parity['inputs']} inputs: {figures}")
     echo(f"{exported.folder}: {exported.kind}, exported in {time.perf_counter() - start:.0f} s")
+
+
+@main.command()
+def presets() -> None:
+    """List the checkpoints that `xqg export --preset` knows: name, kind, licence, hub id, and what to know besides."""
+    width = max(map(len, PRESETS))
+    for name, preset in PRESETS.items():
+        note = f"  ({preset.note})" if preset.note else ""
+        echo(f"{name:<{width}}  {preset.kind:<9}  {preset.licence:<12}  {preset.source}{note}")
 
 
 @main.command()

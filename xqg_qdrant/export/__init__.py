@@ -1,6 +1,7 @@
 """A Hugging Face checkpoint → a model folder, checked against transformers before it gets its name.
 
-Knows the steps. The graphs are `bert`'s and `t5`'s, the files `checkpoint`'s, the reference `reference`'s.
+Knows the steps. The graphs are those of `encoders` and `t5`, the files `checkpoint`'s and `encoder_settings`', the
+reference `reference`'s.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from xqg_qdrant.aside import built_aside
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.export.bert import build_bert
 from xqg_qdrant.export.checkpoint import (
     Checkpoint,
     GeneratorSettings,
     fetch_checkpoint,
-    read_encoder_settings,
     read_generator_settings,
     read_licence,
 )
 from xqg_qdrant.export.emulate import EMULATION, emulate_folder
+from xqg_qdrant.export.encoder_settings import read_dense, read_encoder_settings
+from xqg_qdrant.export.encoders import build_encoder, needs_samples
 from xqg_qdrant.export.graph import Array
+from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.reference import Reference, cosines
 from xqg_qdrant.export.t5 import LONGEST_OUTPUT, Model, build_t5_decoder, build_t5_encoder, build_t5_head
@@ -42,6 +44,7 @@ from xqg_qdrant.model_description import (
     head_file,
 )
 from xqg_qdrant.model_folder import write_description
+from xqg_qdrant.presets import find_preset
 from xqg_qdrant.questions import read_queries
 from xqg_qdrant.records import FloatArray, Passage
 from xqg_qdrant.session import runtime_version
@@ -51,7 +54,7 @@ CHECKED_INPUTS = 56
 SAMPLED_INPUTS = 96
 
 ENCODER_OPTIONS = (
-    "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens", "max_passage_tokens"
+    "pooling", "normalise", "query_prefix", "passage_prefix", "task", "max_query_tokens", "max_passage_tokens"
 )  # fmt: skip
 GENERATOR_OPTIONS = (
     "prompt", "languages", "max_input_tokens", "top_k", "temperature", "max_new_tokens", "restrict_vocabulary"
@@ -67,9 +70,10 @@ class Export(NamedTuple):
 
 
 def export_checkpoint(
-    source: str,
+    source: str | None,
     folder: Path | None = None,
     *,
+    preset: str | None = None,
     revision: str | None = None,
     dtype: str = "float32",
     **given: Any,
@@ -78,7 +82,8 @@ def export_checkpoint(
 
     The fp32 graphs are checked against transformers; with another `dtype` (of `DTYPES`) the loss against the same
     reference is measured and written down. A CPU measures it; bfloat16, which none can run, is emulated, and the
-    figures say so. `given` overrides what the checkpoint says of itself (`ENCODER_OPTIONS`, `GENERATOR_OPTIONS`).
+    figures say so. `given` overrides what the preset says, which overrides what the checkpoint says of itself
+    (`ENCODER_OPTIONS`, `GENERATOR_OPTIONS`). Without a source it is the preset's.
 
     Raises:
         InputError: the checkpoint cannot be exported, an option does not apply to it, or the folder exists.
@@ -86,6 +91,11 @@ def export_checkpoint(
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype must be {', '.join(DTYPES)}, was: {dtype!r}")
+    known = find_preset(preset) if preset is not None else None
+    if source is None and known is not None:
+        source, revision = known.source, revision or known.revision
+    if source is None:
+        raise InputError("nothing names a checkpoint: give a local folder, a hub id or a preset (`xqg presets`)")
     folder = folder or Path("onnx") / source.rstrip("/").rsplit("/", 1)[-1]
     if folder.exists():
         raise InputError(f"{folder} exists; remove it, or name another folder")
@@ -93,6 +103,10 @@ def export_checkpoint(
     options, other = (
         (ENCODER_OPTIONS, GENERATOR_OPTIONS) if checkpoint.kind == "encoder" else (GENERATOR_OPTIONS, ENCODER_OPTIONS)
     )
+    if known is not None:
+        if known.kind != checkpoint.kind:
+            raise InputError(f"the preset {preset} is of a model of kind {known.kind!r}; {source} is not")
+        given = {**known.options, **{name: value for name, value in given.items() if value is not None}}
     misplaced = [name for name in other if given.get(name) is not None]
     if misplaced:
         raise InputError(f"{source} is a model of kind {checkpoint.kind!r}, which has no {misplaced[0]}")
@@ -116,14 +130,15 @@ class _Steps(NamedTuple):
 
 def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], dtype: str) -> dict[str, Any]:
     settings = read_encoder_settings(checkpoint, **given)
+    head = Head(settings.pooling, settings.normalise, read_dense(checkpoint))
     reference = Reference(checkpoint)
-    config = {**reference.config, "hidden_act": checkpoint.config.get("hidden_act", "gelu")}
-    fields = {**settings._asdict(), "dim": config["hidden_size"]}
+    config = reference.config
+    fields = {**settings._asdict(), "dim": head.dim(config["hidden_size"])}
     max_tokens = max(settings.max_query_tokens, settings.max_passage_tokens)
 
     passages, queries = _demo_texts(0, CHECKED_INPUTS // 2)
     samples: dict[str, Sample] = {}
-    if dtype == "int8":
+    if needs_samples(config, dtype):
         # other texts than those that measure the loss
         seen = _demo_texts(CHECKED_INPUTS // 2, CHECKED_INPUTS // 2 + SAMPLED_INPUTS)
         prefixes = (settings.passage_prefix, settings.query_prefix)
@@ -131,19 +146,12 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
         samples = reference.sample_encoder(texts, max_tokens)
 
     def write_graphs(folder: Path, dtype: str) -> None:
-        weights = reference.weights()
-        graph = build_bert(weights, config, settings.pooling, settings.normalise, max_tokens, dtype, samples)
+        graph = build_encoder(reference.weights(), config, head, max_tokens, dtype, samples)
         graph.save(folder / "model.onnx")
 
     expected = np.concatenate([
-        reference.encode(
-            [settings.passage_prefix + text for text in passages],
-            settings.max_passage_tokens, settings.pooling, settings.normalise,
-        ),
-        reference.encode(
-            [settings.query_prefix + text for text in queries],
-            settings.max_query_tokens, settings.pooling, settings.normalise,
-        ),
+        reference.encode([settings.passage_prefix + text for text in passages], settings.max_passage_tokens, head),
+        reference.encode([settings.query_prefix + text for text in queries], settings.max_query_tokens, head),
     ])  # fmt: skip
 
     def measure(folder: Path, how: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export.graph import Array, Graph
+from xqg_qdrant.export.pooling import Head, write_vectors
 from xqg_qdrant.export.quantise import (
     REPEATED_COLUMNS,
     Channels,
@@ -31,7 +32,6 @@ from xqg_qdrant.export.quantise import (
     quantise_twice,
     repeat_columns,
 )
-from xqg_qdrant.model_description import POOLINGS
 
 MODEL_TYPES = ("bert", "xlm-roberta", "roberta")
 PROJECTIONS = ("query", "key", "value")
@@ -42,11 +42,15 @@ STEADY = np.float32(16)
 ACTIVATIONS = {"gelu": {}, "gelu_new": {"approximate": "tanh"}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
 
 
+def first_position(config: Mapping[str, Any]) -> int:
+    """Return the number of the first token's position: XLM-R counts from behind the padding id."""
+    return 0 if config["model_type"] == "bert" else int(config["pad_token_id"]) + 1
+
+
 def build_bert(
     weights: Mapping[str, Array],
     config: Mapping[str, Any],
-    pooling: str,
-    normalise: bool,
+    head: Head,
     max_tokens: int,
     dtype: str = "float32",
     samples: Mapping[str, Sample] | None = None,
@@ -57,7 +61,7 @@ def build_bert(
     which the int8 graph does not have: its texts have one length. The output `vectors` is float32 of shape
     `(batch, dim)`. `samples` holds, for int8, what the input of each product was on sample texts, by the name of the
     product. In bfloat16 are, where it is asked for, the word embeddings, the products and the attention; sums, layer
-    norms, activations and pooling stay in fp32.
+    norms, activations, pooling and what follows it stay in fp32.
 
     Raises:
         InputError: the checkpoint has a part that this graph does not have.
@@ -71,13 +75,18 @@ def build_bert(
     # What runs in int8 runs on a CPU, where padding never pays: its batches are of texts of one length.
     mask = graph.input("attention_mask", np.int64, ["batch", "tokens"]) if dtype != "int8" else ""
 
-    # XLM-R counts positions from behind the padding id; passages are padded on the right.
-    first_position = config["pad_token_id"] + 1 if config["model_type"] != "bert" else 0
-    positions = weights["embeddings.position_embeddings.weight"][first_position : first_position + max_tokens]
+    first = first_position(config)
+    positions = weights["embeddings.position_embeddings.weight"][first : first + max_tokens]
     # One row of type embeddings serves every token: a single segment.
     positions = positions + weights["embeddings.token_type_embeddings.weight"][0]
     length = graph.node("Shape", ids, start=1, end=2)
-    position_rows = graph.node("Slice", graph.constant(positions), graph.ints(0), length, graph.ints(0))
+    if mask:
+        # Padding has no position, whichever side it stands on.
+        counted = graph.node("Sub", graph.node("CumSum", mask, graph.constant(1, np.int64)), graph.ints(1))
+        places = graph.node("Max", counted, graph.ints(0))
+        position_rows = graph.node("Gather", graph.constant(positions), places)
+    else:
+        position_rows = graph.node("Slice", graph.constant(positions), graph.ints(0), length, graph.ints(0))
     table = weights["embeddings.word_embeddings.weight"]
     if dtype == "bfloat16":
         words = _widen(graph, graph.node("Gather", graph.constant(table, BFLOAT16), ids))
@@ -108,11 +117,7 @@ def build_bert(
     if dtype == "float16":
         # Sums over tokens and squares would lose too much.
         hidden = _widen(graph, hidden)
-    pooled = _pool(graph, hidden, mask, pooling)
-    if normalise:
-        length = graph.node("ReduceL2", pooled, graph.ints(1), keepdims=1)
-        pooled = graph.node("Div", pooled, graph.node("Max", length, graph.constant(1e-12, np.float32)))
-    graph.output(pooled, "vectors", np.float32, ["batch", config["hidden_size"]])
+    write_vectors(graph, hidden, mask, head, config["hidden_size"])
     return graph
 
 
@@ -237,23 +242,3 @@ def _visible(graph: Graph, mask: str, length: str) -> str:
     visible = graph.node("Cast", graph.node("Unsqueeze", mask, graph.ints(1, 2)), to=TensorProto.BOOL)
     # The runtime's Attention broadcasts a mask over batch and heads, but not over the queries.
     return graph.node("Expand", visible, graph.node("Concat", graph.ints(1, 1), length, graph.ints(1), axis=0))
-
-
-def _pool(graph: Graph, hidden: str, mask: str, pooling: str) -> str:
-    """Pool hidden states, float32 of shape `(batch, tokens, dim)`; without a mask every token counts."""
-    if pooling not in POOLINGS:
-        raise InputError(f"pooling must be cls, mean or last, was: {pooling!r}")
-    if pooling == "cls" or (pooling == "last" and not mask):
-        place = 0 if pooling == "cls" else -1
-        return graph.node("Gather", hidden, graph.constant(place, np.int64), axis=1)
-    if pooling == "last":
-        last = graph.node("Sub", graph.node("ReduceSum", mask, graph.ints(1), keepdims=1), graph.ints(1))
-        return graph.node("GatherND", hidden, last, batch_dims=1)
-    # A sum over tokens as a product: the runtime's ReduceSum adds up in another order when a text is alone.
-    if mask:
-        weights = graph.node("Cast", mask, to=TensorProto.FLOAT)
-    else:
-        weights = graph.node("Expand", graph.constant(1), graph.node("Shape", hidden, start=0, end=2))
-    total = graph.node("MatMul", graph.node("Unsqueeze", weights, graph.ints(1)), hidden)
-    total = graph.node("Squeeze", total, graph.ints(1))
-    return graph.node("Div", total, graph.node("ReduceSum", weights, graph.ints(1), keepdims=1))

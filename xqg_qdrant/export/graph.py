@@ -17,16 +17,20 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 Array: TypeAlias = npt.NDArray[Any]
 Shape: TypeAlias = Sequence[int | str]
 
 OPSET = 24
 MICROSOFT = "com.microsoft"
-# Larger weights lie beside the graph: the runtime maps such a file, where it would parse and copy what is inside.
+# Larger weights lie beside the graph: the runtime maps such a file, where it would parse and copy what is inside; and
+# protobuf ends at 2 GB.
 LARGEST_GRAPH_BYTES = 1_000_000
-
+# Smaller constants are read while a graph is prepared, before its files are.
+LEAST_EXTERNAL_BYTES = 1024
+# Each begins at a page of memory.
+PAGE = 4096
 
 HALVES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -57,6 +61,8 @@ class Graph:
         self._floats = floats
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
+        # Kept as they are until they are written: a message would be a second copy of the model.
+        self._large: list[tuple[onnx.TensorProto, Array]] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._small_constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -93,22 +99,30 @@ class Graph:
 
         Small equal ones are stored once, one with a `file` there, so that graphs can share it.
         """
-        array: Array = np.asarray(value, dtype=self._floats if dtype is None else dtype, order="C")
+        array: Array = np.asarray(value, dtype=self._floats if dtype is None else dtype)
         if file:
             return self._constant_in_file(array, file)
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None
         if key is not None and key in self._small_constants:
             return self._small_constants[key]
-        name = f"constant_{len(self._initializers)}"
-        self._initializers.append(numpy_helper.from_array(array, name))
+        tensor = self._declare(array)
         self._bytes += array.nbytes
+        if array.nbytes > LEAST_EXTERNAL_BYTES:
+            self._large.append((tensor, array))
+        else:
+            tensor.raw_data = array.tobytes()
         if key is not None:
-            self._small_constants[key] = name
-        return name
+            self._small_constants[key] = tensor.name
+        return tensor.name
 
     def ints(self, *values: int) -> str:
         """Add a constant vector of int64, such as a shape."""
         return self.constant(values, np.int64)
+
+    def count(self, length: str) -> str:
+        """Add the numbers from 0 up to a length, an int64 vector of one; int64 of shape `(length,)`."""
+        zero, one = (self.constant(value, np.int64) for value in (0, 1))
+        return self.node("Range", zero, self.node("Squeeze", length), one)
 
     def reshape(self, value: str, *shape: int) -> str:
         """Add a reshape; 0 keeps a dimension, -1 infers one."""
@@ -184,14 +198,22 @@ class Graph:
         """Write the graph and its files; weights beyond what one file can hold go to `NAME.onnx.data`."""
         for name, content in self._files.items():
             (path.parent / name).write_bytes(content)
+        if self._bytes > LARGEST_GRAPH_BYTES:
+            self._write_large(path.with_name(f"{path.name}.data"))
+        else:
+            for tensor, array in self._large:
+                tensor.raw_data = array.tobytes()
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="xqg-qdrant")
-        if self._bytes > LARGEST_GRAPH_BYTES:
-            location = f"{path.name}.data"
-            onnx.save_model(model, path, save_as_external_data=True, location=location, size_threshold=1024)
-        else:
-            onnx.save_model(model, path)
+        onnx.save_model(model, path)
+
+    def _write_large(self, path: Path) -> None:
+        with path.open("wb") as file:
+            for tensor, array in self._large:
+                file.write(bytes(-file.tell() % PAGE))
+                _place_outside(tensor, path.name, offset=file.tell(), length=array.nbytes)
+                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def _stored(self, weight: Array) -> tuple[Array, str]:
         """Return a matrix in the type it is stored in, and in int8 the scales of its rows."""
@@ -201,16 +223,23 @@ class Graph:
         return values, self.constant(scales)
 
     def _constant_in_file(self, array: Array, file: str) -> str:
-        tensor = TensorProto(
-            name=f"constant_{len(self._initializers)}",
-            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
-            dims=array.shape,
-            data_location=TensorProto.EXTERNAL,
-        )
-        tensor.external_data.add(key="location", value=file)
-        self._initializers.append(tensor)
+        tensor = self._declare(array)
+        _place_outside(tensor, file)
         self._files[file] = array.tobytes()
         return tensor.name
+
+    def _declare(self, array: Array) -> TensorProto:
+        """Add a constant without its values."""
+        name, data_type = f"constant_{len(self._initializers)}", helper.np_dtype_to_tensor_dtype(array.dtype)
+        self._initializers.append(TensorProto(name=name, data_type=data_type, dims=array.shape))
+        return self._initializers[-1]
+
+
+def _place_outside(tensor: TensorProto, file: str, **where: int) -> None:
+    """Say in which file a constant's values lie, and where in it."""
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": file, **where}.items():
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def quantise_rows(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:

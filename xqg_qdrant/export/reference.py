@@ -14,11 +14,16 @@ import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 from transformers.utils.logging import disable_progress_bar
 
+from xqg_qdrant.errors import InputError
 from xqg_qdrant.export.checkpoint import Checkpoint
 from xqg_qdrant.export.graph import Array
+from xqg_qdrant.export.gte import MODEL_TYPES, translate_config
+from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
+from xqg_qdrant.model_description import TOKENIZER_FILE
 from xqg_qdrant.records import FloatArray
 
 
@@ -26,10 +31,14 @@ class Reference:
     """A checkpoint in transformers, in fp32 on the CPU."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint.
+
+        Raises:
+            InputError: weights of the architecture are missing in it.
+        """
         disable_progress_bar()
-        loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
-        self._model = loader.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
-        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(checkpoint.path)
+        self._model = _load_model(checkpoint)
+        self._tokenizer = _load_tokenizer(checkpoint.path)
         self.config: dict[str, Any] = self._model.config.to_dict()
         self.version = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
 
@@ -48,31 +57,38 @@ class Reference:
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer itself."""
-        tokenizer: Tokenizer = self._tokenizer.backend_tokenizer
-        return tokenizer
+        return self._tokenizer
 
     def save_tokenizer(self, path: Path) -> None:
         """Write `tokenizer.json`."""
-        self.tokenizer().save(str(path), pretty=False)
+        self._tokenizer.save(str(path), pretty=False)
 
-    def encode(self, texts: Sequence[str], max_tokens: int, pooling: str, normalise: bool) -> FloatArray:
-        """Encode texts one by one, pooled in torch; float32 of shape `(len(texts), dim)`."""
+    def encode(self, texts: Sequence[str], max_tokens: int, head: Head) -> FloatArray:
+        """Encode texts one by one, with torch also behind the last layer; float32 of shape `(len(texts), dim)`."""
         vectors = []
         with torch.no_grad():
             for text in texts:
-                tokens = self._tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt")
-                feeds = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-                hidden = self._model(**feeds).last_hidden_state[0]
-                vector = {"cls": hidden[0], "mean": hidden.mean(dim=0), "last": hidden[-1]}[pooling]
-                vectors.append(torch.nn.functional.normalize(vector, dim=0) if normalise else vector)
+                hidden = self._model(**self._tokenise(text, max_tokens)).last_hidden_state[0]
+                vector = {"cls": hidden[0], "mean": hidden.mean(dim=0), "last": hidden[-1]}[head.pooling]
+                for layer in head.dense:
+                    bias = None if layer.bias is None else torch.from_numpy(layer.bias)
+                    vector = torch.nn.functional.linear(vector, torch.from_numpy(layer.weight), bias)
+                    vector = vector.tanh() if layer.activation == "Tanh" else vector
+                vectors.append(torch.nn.functional.normalize(vector, dim=0) if head.normalise else vector)
         array: FloatArray = torch.stack(vectors).numpy()
         return array
+
+    def _tokenise(self, text: str, max_tokens: int) -> dict[str, torch.Tensor]:
+        self._tokenizer.enable_truncation(max_tokens)
+        ids = torch.tensor([self._tokenizer.encode(text).ids])
+        self._tokenizer.no_truncation()
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def sample_encoder(self, texts: Sequence[str], max_tokens: int) -> dict[str, Sample]:
         """Encode texts and return what the input of each product was, by the name of the product."""
         # query, key and value have one input
         with self._watched("self.query", "output.dense", "intermediate.dense") as found:
-            self.encode(texts, max_tokens, "cls", normalise=False)
+            self.encode(texts, max_tokens, Head("cls", normalise=False))
         return found
 
     def sample_generator(
@@ -119,11 +135,9 @@ class Reference:
         """Return the greedy ids of each prompt, without the first and the end."""
         outputs = []
         for prompt, start_id in zip(prompts, start_ids, strict=True):
-            tokens = self._tokenizer(prompt, truncation=True, max_length=max_input_tokens, return_tensors="pt")
             with torch.no_grad():
                 ids = self._model.generate(
-                    input_ids=tokens["input_ids"],
-                    attention_mask=tokens["attention_mask"],
+                    **self._tokenise(prompt, max_input_tokens),
                     decoder_start_token_id=start_id,
                     do_sample=False,
                     num_beams=1,
@@ -133,6 +147,41 @@ class Reference:
             end_id = self.config["eos_token_id"]
             outputs.append(row[: row.index(end_id)] if end_id in row else row)
         return outputs
+
+
+def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
+    given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+    loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
+    if checkpoint.config["model_type"] in MODEL_TYPES and not hasattr(transformers, "GteModel"):
+        raise InputError(
+            f"{checkpoint.source} is of an architecture that transformers {transformers.__version__} does not have. "
+            "Cure: pip install --upgrade transformers"
+        )
+    if checkpoint.config["model_type"] == "new":
+        loader = transformers.GteModel
+        given["config"] = transformers.GteConfig(**translate_config(checkpoint.config))
+    model, found = loader.from_pretrained(checkpoint.path, output_loading_info=True, **given)
+    # transformers draws missing weights at random; of a pooler none are used.
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise InputError(
+            f"{checkpoint.source} lacks {len(missing)} weights of a {checkpoint.config['model_type']}, such as "
+            f"{missing[0]}. Cure: export a checkpoint that is whole and of that architecture"
+        )
+    return model.eval()
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    file = path / TOKENIZER_FILE
+    tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
+    # transformers builds a tokenizer anew from its vocabulary, where others run the file as it is. But whether BERT's
+    # lowercases stands in another file, and that one counts.
+    if tokenizer is None or isinstance(tokenizer.model, WordPiece):
+        slow: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = slow.backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def cosines(left: FloatArray, right: FloatArray) -> Array:

@@ -1,0 +1,413 @@
+"""Encoders as they are published: architectures, modules behind them, prompts, presets; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import torch
+import transformers
+from checkpoints import (
+    ENCODERS,
+    LONGEST,
+    QWEN_END,
+    corpus,
+    edit_json,
+    encoder_checkpoint,
+    publish_gte,
+    save_encoder,
+    save_st_files,
+)
+from onnx import numpy_helper
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, normalizers
+
+from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.errors import InputError
+from xqg_qdrant.export import ENCODER_OPTIONS, GENERATOR_OPTIONS, export_checkpoint
+from xqg_qdrant.export.gte import translate_config
+from xqg_qdrant.languages import LANGUAGES
+from xqg_qdrant.model_folder import read_model_folder
+from xqg_qdrant.presets import PRESETS, find_preset
+from xqg_qdrant.session import Session
+
+Array = npt.NDArray[Any]
+TEXTS = [text[: 1 + 5 * number] for number, text in enumerate(corpus()[40:52])] + list(corpus()[60:90:2])
+POOLINGS = {"gte": "cls", "xlm-roberta": "cls", "qwen3": "last"}
+NEW = ("gte", "qwen3", "gemma3")
+
+
+@cache
+def read_ids(name: str) -> list[list[int]]:
+    tokenizer = Tokenizer.from_file(str(encoder_checkpoint(name) / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(LONGEST)
+    return [encoding.ids for encoding in tokenizer.encode_batch(TEXTS)]
+
+
+def pad(rows: list[list[int]], side: str) -> dict[str, Array]:
+    """Return a batch with padding on a side, its ids those of a word."""
+    longest = max(map(len, rows))
+    ids, mask = np.full((len(rows), longest), 9), np.zeros((len(rows), longest), dtype=np.int64)
+    for place, row in enumerate(rows):
+        where = slice(None, len(row)) if side == "right" else slice(longest - len(row), None)
+        ids[place, where], mask[place, where] = row, 1
+    return {"input_ids": ids.astype(np.int64), "attention_mask": mask}
+
+
+def encode_alone(model: Any, rows: list[list[int]], pooling: str) -> Array:  # noqa: ANN401
+    """Return the vectors of texts that transformers runs one by one, without any padding, pooled in float64."""
+    vectors = []
+    for row in rows:
+        with torch.no_grad():
+            hidden = model(input_ids=torch.tensor([row])).last_hidden_state[0].double().numpy()
+        vectors.append({"cls": hidden[0], "mean": hidden.mean(axis=0), "last": hidden[-1]}[pooling])
+    return np.stack(vectors)
+
+
+def lowest_cosine(left: Array, right: Array) -> float:
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return float(((left * right).sum(axis=1) / lengths).min())
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_padding_on_either_side_leaves_every_vector_that_of_the_text_alone(name: str, tmp_path: Path) -> None:
+    checkpoint, pooling = encoder_checkpoint(name), POOLINGS.get(name, "mean")
+    folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling=pooling, normalise=False).folder
+    model = transformers.AutoModel.from_pretrained(checkpoint).eval()
+    rows = read_ids(name)
+    expected = encode_alone(model, rows, pooling)
+    session = Session(folder / "model.onnx", "cpu", threads=1)
+    for side in ("right", "left"):
+        [found] = session.run(pad(rows, side))
+        assert lowest_cosine(expected, found) >= 0.9999, side
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=5e-5)
+    assert len({len(row) for row in rows}) > 8
+    assert lowest_cosine(expected[:-1], expected[1:]) < 0.95
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", NEW)
+def test_other_dtypes_of_the_newer_architectures_stay_close(name: str, dtype: str, tmp_path: Path) -> None:
+    checkpoint, pooling = encoder_checkpoint(name), POOLINGS.get(name, "mean")
+    done = export_checkpoint(str(checkpoint), tmp_path / "out", dtype=dtype, pooling=pooling)
+    lowest = {"int8": 0.99, "float16": 0.9999, "bfloat16": 0.999}[dtype]
+    assert lowest < done.parity[dtype]["mean_cosine"] < 0.9999999
+    graph = onnx.load(done.folder / "model.onnx").graph
+    half = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16, "int8": onnx.TensorProto.INT8}
+    matrices = [tensor for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) > 1]
+    assert {tensor.data_type for tensor in matrices} == {half[dtype]}
+    assert ("attention_mask" in [value.name for value in graph.input]) == (dtype != "int8")
+
+
+# name → architecture, pooling, dense layers, prompts, as the checkpoints of these names have them
+PUBLISHED: dict[str, tuple[str, str, list[tuple[int, int, bool, str]], dict[str, str]]] = {
+    "labse": ("bert", "cls_token", [(32, 32, True, "torch.nn.modules.activation.Tanh")], {}),
+    "embeddinggemma": (
+        "gemma3", "mean_tokens",
+        [(32, 64, False, "torch.nn.modules.linear.Identity"), (64, 32, False, "torch.nn.modules.linear.Identity")],
+        {"query": "task: search result | query: ", "document": "title: none | text: "},
+    ),
+    "qwen3-embedding": ("qwen3", "lasttoken", [], {"query": "Instruct: Find it\nQuery:", "document": ""}),
+    "arctic-m": ("gte", "cls_token", [], {"query": "query: "}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_layout_gives_the_vectors_of_sentence_transformers(name: str, tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    architecture, pooling, dense, prompts = PUBLISHED[name]
+    checkpoint = save_st_files(save_encoder(tmp_path / "in", architecture), pooling, *dense, prompts=prompts)
+    edit_json(checkpoint / "sentence_bert_config.json", {"max_seq_length": 30})
+    # the batches of these are padded in front
+    edit_json(checkpoint / "tokenizer_config.json", {"padding_side": "left" if architecture in NEW[1:] else "right"})
+    encoder = Encoder(export_checkpoint(str(checkpoint), tmp_path / "out").folder, "cpu", threads=1)
+    reference = library.SentenceTransformer(str(checkpoint), device="cpu")
+    for side, encode in (("query", encoder.encode_queries), ("document", encoder.encode_passages)):
+        prompt = prompts.get(side, "")
+        expected = reference.encode(TEXTS, prompt=prompt, batch_size=9, show_progress_bar=False)
+        found = encode(TEXTS)
+        assert lowest_cosine(expected, found) >= 0.9999
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    assert encoder.dim == 32
+
+
+def test_a_dense_layer_decides_the_length_of_a_vector(tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "bert")
+    save_st_files(checkpoint, "mean_tokens", (32, 20, True, "torch.nn.modules.activation.Tanh"), normalise=False)
+    folder = export_checkpoint(str(checkpoint), tmp_path / "out").folder
+    model = transformers.AutoModel.from_pretrained(checkpoint).eval()
+    weights = load_file(checkpoint / "2_Dense" / "model.safetensors")
+    pooled = encode_alone(model, read_ids("bert"), "mean")
+    expected = np.tanh(pooled @ weights["linear.weight"].T.astype(np.float64) + weights["linear.bias"])
+    np.testing.assert_allclose(Encoder(folder, "cpu").encode_passages(TEXTS), expected, rtol=1e-3, atol=2e-5)
+    assert read_model_folder(folder, "encoder").description["dim"] == 20
+
+
+def test_the_end_that_a_tokenizer_file_puts_behind_a_text_is_kept(tmp_path: Path) -> None:
+    folder = export_checkpoint(str(encoder_checkpoint("qwen3")), tmp_path / "out", pooling="last").folder
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert [tokenizer.encode(text).tokens[-1] for text in ("", "the", "Дунай")] == [QWEN_END] * 3
+    assert tokenizer.truncation is None
+    assert tokenizer.padding is None
+
+
+def test_a_tokenizer_file_counts_as_it_is_where_transformers_would_build_another(tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "qwen3")
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="last").folder
+    found = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("The The").ids
+    assert found == tokenizer.encode("the the").ids != theirs("The The")["input_ids"]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_whether_a_bert_lowercases_is_said_beside_its_tokenizer(lowercase: bool, tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "bert")
+    # as the hub's checkpoints are: one file says it, the other has the vocabulary
+    changes = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
+    edit_json(checkpoint / "tokenizer_config.json", changes)
+    folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls").folder
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert (tokenizer.encode("Lake Titicaca").ids == tokenizer.encode("lake titicaca").ids) == lowercase
+
+
+def test_padding_and_cutting_that_a_tokenizer_file_asks_for_are_left_out(tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "minilm")
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8, pad_id=1, pad_token="<pad>")
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="mean", normalise=False).folder
+    model = transformers.AutoModel.from_pretrained(checkpoint).eval()
+    expected = encode_alone(model, read_ids("minilm"), "mean")
+    np.testing.assert_allclose(Encoder(folder, "cpu").encode_passages(TEXTS), expected, rtol=1e-3, atol=5e-5)
+
+
+@cache
+def gte() -> Any:  # noqa: ANN401
+    return transformers.AutoModel.from_pretrained(encoder_checkpoint("gte")).eval()
+
+
+def test_a_published_gte_is_read_without_its_code_and_turns_as_its_code_does(tmp_path: Path) -> None:
+    scaling = {"type": "ntk", "factor": 8.0}
+    checkpoint = publish_gte(tmp_path / "in", gte(), rope_theta=20.0, rope_scaling=scaling)
+    folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls", normalise=False).folder
+    # NTK scaling as its authors have it: a larger base, and every frequency smaller by the factor's share
+    model: Any = transformers.AutoModel.from_pretrained(encoder_checkpoint("gte")).eval()
+    pairs = torch.arange(0, 8, 2) / 8
+    model.rotary_emb.inv_freq = (20.0 * 8.0) ** -pairs / 8.0 ** (2 / 8)
+    expected = encode_alone(model, read_ids("gte"), "cls")
+    found = Encoder(folder, "cpu").encode_passages(TEXTS)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5)
+    unscaled = encode_alone(gte(), read_ids("gte"), "cls")
+    assert lowest_cosine(unscaled, found) < 0.999  # the scaling shows
+    assert read_model_folder(folder, "encoder").description["source"] == "in"
+
+
+def test_a_published_gte_without_scaling_turns_by_its_base(tmp_path: Path) -> None:
+    checkpoint = publish_gte(tmp_path / "in", gte(), rope_theta=30.0, rope_scaling=None)
+    folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls", normalise=False).folder
+    expected = encode_alone(gte(), read_ids("gte"), "cls")
+    np.testing.assert_allclose(Encoder(folder, "cpu").encode_passages(TEXTS), expected, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"position_embedding_type": "absolute"}, "position_embedding_type 'absolute' is not supported"),
+        ({"layer_norm_type": "rms_norm"}, "layer_norm_type 'rms_norm' is not supported"),
+        ({"pack_qkv": False}, "pack_qkv False is not supported"),
+        ({"logn_attention_scale": True}, "logn_attention_scale True is not supported"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling .* is not supported"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0, "mixed_b": 0.6}}, "rope_scaling .* is not supported"),
+    ],
+)
+def test_what_transformers_own_gte_does_not_have_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        translate_config({"hidden_size": 32, "num_attention_heads": 4, "rope_theta": 20.0, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("gte", {"hidden_act": "relu"}, "activation 'relu' is not supported"),
+        ("qwen3", {"hidden_act": "gelu"}, "activation 'gelu' is not supported in a qwen3; known: silu"),
+        ("gemma3", {"hidden_activation": "silu"}, "activation 'silu' is not supported in a gemma3_text"),
+        ("gemma3", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping is not supported"),
+        (
+            "qwen3",
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 50.0, "factor": 2.0}},
+            "rotary positions of type 'dynamic' are not supported",
+        ),
+    ],
+)
+def test_a_part_that_a_newer_graph_does_not_have_is_refused(
+    name: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    checkpoint = save_encoder(tmp_path / "in", name)
+    edit_json(checkpoint / "config.json", changes)
+    with pytest.raises(InputError, match=message):
+        export_checkpoint(str(checkpoint), tmp_path / "out", pooling="mean")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_a_window_in_which_tokens_see_those_before_them_alone(name: str, tmp_path: Path) -> None:
+    changes = {
+        "qwen3": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+        "gemma3": {"use_bidirectional_attention": False, "sliding_window": 5},
+    }
+    checkpoint = save_encoder(tmp_path / "in", name, **changes[name])
+    folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="last", normalise=False).folder
+    rows = read_ids(name)
+    expected = encode_alone(transformers.AutoModel.from_pretrained(checkpoint).eval(), rows, "last")
+    session = Session(folder / "model.onnx", "cpu", threads=1)
+    for side in ("right", "left"):
+        np.testing.assert_allclose(session.run(pad(rows, side))[0], expected, rtol=2e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.h5", "flax_model.msgpack"])
+def test_weights_that_can_run_code_are_not_read(name: str, tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "bert")
+    (checkpoint / "model.safetensors").rename(checkpoint / name)
+    with pytest.raises(
+        InputError, match=rf"holds its weights as {name}, which is not read.* Cure: export a version in"
+    ):
+        export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls")
+    (checkpoint / name).unlink()
+    with pytest.raises(InputError, match=r"in holds no weights: there is no \*\.safetensors in it"):
+        export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls")
+
+
+def test_a_dense_layer_that_is_a_pickle_is_not_read(tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "bert")
+    save_st_files(checkpoint, "cls_token", (32, 32, True, "torch.nn.modules.activation.Tanh"))
+    (checkpoint / "2_Dense" / "model.safetensors").rename(checkpoint / "2_Dense" / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"in/2_Dense holds its weights as pytorch_model\.bin, which is not read"):
+        export_checkpoint(str(checkpoint), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"activation_function": "torch.nn.modules.activation.GELU"},
+            "the Dense module of in has the activation 'GELU'",
+        ),
+        ({"use_residual": True}, "adds to its input or reads another one"),
+        ({"module_input_name": "token_embeddings"}, "adds to its input or reads another one"),
+    ],
+)
+def test_a_dense_layer_of_another_form_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "bert")
+    save_st_files(checkpoint, "cls_token", (32, 32, True, "torch.nn.modules.activation.Tanh"))
+    edit_json(checkpoint / "2_Dense" / "config.json", changes)
+    with pytest.raises(InputError, match=message):
+        export_checkpoint(str(checkpoint), tmp_path / "out")
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "gte")
+    weights = load_file(checkpoint / "model.safetensors")
+    name = next(name for name in weights if name.endswith("down_proj.bias"))
+    del weights[name]
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"in lacks 1 weights of a gte, such as layers\.0\.mlp\.down_proj\.bias"):
+        export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls")
+
+
+def test_large_weights_lie_page_by_page_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = export_checkpoint(str(encoder_checkpoint("qwen3")), tmp_path / "inside", pooling="last").folder
+    monkeypatch.setattr("xqg_qdrant.export.graph.LARGEST_GRAPH_BYTES", 10_000)
+    beside = export_checkpoint(str(encoder_checkpoint("qwen3")), tmp_path / "beside", pooling="last").folder
+    assert not (inside / "model.onnx.data").exists()
+    placed = [
+        {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in onnx.load(beside / "model.onnx", load_external_data=False).graph.initializer
+        if tensor.external_data
+    ]
+    assert len(placed) > 14
+    assert {int(place["offset"]) % 4096 for place in placed} == {0}
+    left, right = (
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(folder / "model.onnx").graph.initializer}
+        for folder in (inside, beside)
+    )
+    assert left.keys() == right.keys()
+    for name, values in left.items():
+        np.testing.assert_array_equal(values, right[name])
+    found, expected = (Encoder(folder, "cpu", threads=1).encode_passages(TEXTS) for folder in (beside, inside))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_preset_fills_in_what_a_checkpoint_does_not_say_and_options_win(tmp_path: Path) -> None:
+    checkpoint = str(encoder_checkpoint("minilm"))
+    preset = export_checkpoint(checkpoint, tmp_path / "preset", preset="e5-small").folder
+    about = read_model_folder(preset, "encoder").description
+    assert (about["pooling"], about["normalise"]) == ("mean", True)
+    assert (about["query_prefix"], about["passage_prefix"]) == ("query: ", "passage: ")
+    assert (about["max_query_tokens"], about["max_passage_tokens"]) == (LONGEST, LONGEST)
+    given: dict[str, Any] = {"passage_prefix": "", "normalise": False, "max_query_tokens": 9}
+    about = read_model_folder(
+        export_checkpoint(checkpoint, tmp_path / "given", preset="e5-small", **given).folder, "encoder"
+    ).description
+    assert (about["pooling"], about["normalise"]) == ("mean", False)
+    assert (about["query_prefix"], about["passage_prefix"]) == ("query: ", "")
+    assert (about["max_query_tokens"], about["max_passage_tokens"]) == (9, LONGEST)
+
+
+def test_a_task_stands_in_the_query_prefix(tmp_path: Path) -> None:
+    checkpoint = str(encoder_checkpoint("qwen3"))
+    folder = export_checkpoint(checkpoint, tmp_path / "out", preset="qwen3-embedding-0.6b", task="Find it").folder
+    about = read_model_folder(folder, "encoder").description
+    assert (about["query_prefix"], about["passage_prefix"]) == ("Instruct: Find it\nQuery:", "")
+    assert "task" not in about
+    with pytest.raises(InputError, match=r"there is no \{task\} in the query prefix 'query: ' that the task 'Find it'"):
+        export_checkpoint(checkpoint, tmp_path / "no", preset="e5-small", task="Find it")
+    with pytest.raises(InputError, match=r"the query prefix '\{task\}: ' asks for a task; give --task"):
+        export_checkpoint(checkpoint, tmp_path / "no", pooling="last", query_prefix="{task}: ")
+
+
+def test_presets_name_each_a_checkpoint_and_options_that_exist() -> None:
+    assert len({preset.source for preset in PRESETS.values()}) == len(PRESETS)
+    for name, preset in PRESETS.items():
+        known = ENCODER_OPTIONS if preset.kind == "encoder" else GENERATOR_OPTIONS
+        assert preset.options.keys() <= set(known), name
+        assert set(preset.options.get("languages", ())) <= LANGUAGES.keys()
+        assert ("{task}" in preset.options.get("query_prefix", "")) == ("task" in preset.options)
+    with pytest.raises(InputError, match="there is no preset 'e6-small'; known are xqg-paper, xqg-paper-large,"):
+        find_preset("e6-small")
+
+
+def test_a_preset_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the preset xqg-paper is of a model of kind 'generator'; .*bert is not"):
+        export_checkpoint(str(encoder_checkpoint("bert")), tmp_path / "out", preset="xqg-paper")
+    with pytest.raises(InputError, match="nothing names a checkpoint"):
+        export_checkpoint(None, tmp_path / "out")
+
+
+def test_a_preset_alone_asks_the_hub_for_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def give(source: str, **given: Any) -> str:
+        asked.append((source, given["revision"], given["allow_patterns"]))
+        return str(encoder_checkpoint("minilm"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", give)
+    monkeypatch.chdir(tmp_path)
+    done = export_checkpoint(None, preset="e5-small")
+    assert done.folder == Path("onnx/multilingual-e5-small")
+    [(source, revision, patterns)] = asked
+    assert (source, revision) == ("intfloat/multilingual-e5-small", None)
+    assert not {"*.py", "*.bin", "*"} & set(patterns)
+    about = json.loads((done.folder / "xqg.json").read_text(encoding="utf-8"))
+    assert about["source"] == "intfloat/multilingual-e5-small"

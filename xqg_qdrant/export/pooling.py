@@ -1,0 +1,79 @@
+"""What stands behind an encoder's last layer: hidden states → one vector.
+
+Knows pooling, dense layers and normalisation, which no architecture has for itself. Knows nothing of layers or files.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from onnx import TensorProto
+
+from xqg_qdrant.export.graph import Array, Graph
+
+DENSE_ACTIVATIONS = ("Identity", "Tanh")
+
+
+class Dense(NamedTuple):
+    """A dense layer behind the pooling: a weight of shape `(out, in)`, and perhaps a bias of shape `(out,)`."""
+
+    weight: Array
+    bias: Array | None
+    activation: str
+
+
+class Head(NamedTuple):
+    """How hidden states become a vector: pooled, through dense layers in their order, and perhaps of length 1."""
+
+    pooling: str
+    normalise: bool
+    dense: tuple[Dense, ...] = ()
+
+    def dim(self, hidden_size: int) -> int:
+        """Return the length of the vector."""
+        return len(self.dense[-1].weight) if self.dense else hidden_size
+
+
+def write_vectors(graph: Graph, hidden: str, mask: str, head: Head, hidden_size: int) -> None:
+    """Write the output `vectors`, float32 of shape `(batch, dim)`.
+
+    `hidden` is float32 of shape `(batch, tokens, hidden_size)`; `mask` is the input `attention_mask`, or empty where
+    every token counts. Padding may stand on either side.
+    """
+    vectors = _pool(graph, hidden, mask, head.pooling)
+    for layer in head.dense:
+        bias = [graph.constant(layer.bias, np.float32)] if layer.bias is not None else []
+        vectors = graph.node("Gemm", vectors, graph.constant(layer.weight, np.float32), *bias, transB=1)
+        if layer.activation == "Tanh":
+            vectors = graph.node("Tanh", vectors)
+    if head.normalise:
+        length = graph.node("ReduceL2", vectors, graph.ints(1), keepdims=1)
+        vectors = graph.node("Div", vectors, graph.node("Max", length, graph.constant(1e-12, np.float32)))
+    graph.output(vectors, "vectors", np.float32, ["batch", head.dim(hidden_size)])
+
+
+def _pool(graph: Graph, hidden: str, mask: str, pooling: str) -> str:
+    if pooling == "mean":
+        return _mean(graph, hidden, mask)
+    if not mask:
+        place = graph.constant(0 if pooling == "cls" else -1, np.int64)
+        return graph.node("Gather", hidden, place, axis=1)
+    places = graph.count(graph.node("Shape", mask, start=1, end=2))
+    last = graph.node("ReduceMax", graph.node("Mul", mask, places), graph.ints(1), keepdims=1)
+    if pooling == "last":
+        return graph.node("GatherND", hidden, last, batch_dims=1)
+    behind = graph.node("Sub", graph.node("ReduceSum", mask, graph.ints(1), keepdims=1), graph.ints(1))
+    return graph.node("GatherND", hidden, graph.node("Sub", last, behind), batch_dims=1)
+
+
+def _mean(graph: Graph, hidden: str, mask: str) -> str:
+    # A sum over tokens as a product: the runtime's ReduceSum adds up in another order when a text is alone.
+    if mask:
+        weights = graph.node("Cast", mask, to=TensorProto.FLOAT)
+    else:
+        ones = graph.constant(1, np.float32)
+        weights = graph.node("Expand", ones, graph.node("Shape", hidden, start=0, end=2))
+    total = graph.node("MatMul", graph.node("Unsqueeze", weights, graph.ints(1)), hidden)
+    total = graph.node("Squeeze", total, graph.ints(1))
+    return graph.node("Div", total, graph.node("ReduceSum", weights, graph.ints(1), keepdims=1))
