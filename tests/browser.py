@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -25,6 +26,18 @@ PATIENCE = 60.0
 START = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
 )
+# For every text: its colour, and the colour of the nearest box behind it that has one.
+COLOURS = """
+[...document.querySelectorAll('body *')].filter(e =>
+  [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && !e.closest('title, desc')
+).map(e => {
+  const none = 'rgba(0, 0, 0, 0)';
+  let box = e, behind = none;
+  for (; box && behind === none; box = box.parentElement) behind = getComputedStyle(box).backgroundColor;
+  const style = getComputedStyle(e);
+  return [e.closest('svg') ? style.fill : style.color, behind, e.outerHTML.slice(0, 120)];
+})
+"""
 
 
 def find_browser() -> str | None:
@@ -60,7 +73,7 @@ class Browser:
             self.events.append(answer)
 
     def open(
-        self, path: Path, width: int = 1280, height: int = 900, theme: str = "light", media: str = "screen"
+        self, page: Path | str, width: int = 1280, height: int = 900, theme: str = "light", media: str = "screen"
     ) -> None:
         self.events.clear()
         self.call(
@@ -69,8 +82,11 @@ class Browser:
         self.call(
             "Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": theme}]
         )
-        self.call("Page.navigate", url=path.as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
+        self.wait_for("Page.loadEventFired")
+
+    def wait_for(self, method: str) -> None:
+        while not any(event.get("method") == method for event in self.events):
             self.events.append(self._read())
 
     def evaluate(self, expression: str) -> Any:  # noqa: ANN401
@@ -137,3 +153,16 @@ def running_browser(binary: str) -> Iterator[Browser]:
             process.wait(30)
             os.close(writer)
             os.close(reader)
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of WCAG 2."""
+    channels = [int(number) / 255 for number in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(first: str, second: str) -> float:
+    """Return the contrast ratio of WCAG 2; text needs 4.5, the parts of a drawing 3."""
+    lighter, darker = sorted((luminance(first), luminance(second)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)

@@ -95,7 +95,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sample": set(),
     "estimate": set(),
     "pilot": {"evaluation", "sweep"},
-    "evaluation": {"aside", "catalogue", "lines", "questions", "terminal"},
+    "templates": {"terminal"},
+    "evaluation": {"aside", "catalogue", "lines", "questions", "templates", "terminal"},
     "sweep": {
         "augment",
         "encoder",
@@ -135,6 +136,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "stores",
     },
     "printing": {"doctor", "fingerprint", "pipeline", "retrieval", "status", "terminal"},
+    "serve": {"encoder", "fingerprint", "printing", "ranking", "retrieval", "status", "stores", "templates"},
     "progress": {
         "copying",
         "dead_letters",
@@ -190,8 +192,10 @@ OWNERS: dict[str, set[str]] = {
     "pyarrow": {"rows"},
     "httpx": {"stores/wire"},
     "click": {*CLI_MODULES, "terminal"},
-    "jinja2": {"evaluation/report/page"},
+    "jinja2": {"templates"},
+    "starlette": {"serve/app"},
     "tqdm": {"api", "progress"},
+    "uvicorn": {"serve/app"},
 }
 EVERYWHERE = {"numpy", "xqg_qdrant"}
 
@@ -281,7 +285,7 @@ def test_the_folder_of_models_never_becomes_a_package() -> None:
 
 HEAVY = {
     "huggingface_hub", "ir_datasets", "jinja2", "nltk", "numpy", "onnx", "onnxruntime", "pyarrow", "pytrec_eval",
-    "qdrant_client", "qdrant_edge", "tokenizers", "torch", "tqdm", "transformers",
+    "qdrant_client", "qdrant_edge", "starlette", "tokenizers", "torch", "tqdm", "transformers", "uvicorn",
 }  # fmt: skip
 
 

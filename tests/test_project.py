@@ -102,6 +102,8 @@ def test_the_wheel_carries_the_models_and_the_demo_corpus_and_no_stray_top_level
         "demo/qrels/test.tsv",
         "evaluation/report/page.css",
         *(f"evaluation/report/{path.name}" for path in (ROOT / "xqg_qdrant/evaluation/report").glob("*.j2")),
+        "serve/search.css",
+        "serve/search.html.j2",
     ):
         assert f"xqg_qdrant/{expected}" in names
 

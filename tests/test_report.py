@@ -31,8 +31,9 @@ from xqg_qdrant.evaluation.report.charts import Point, Row, Series, draw_lines, 
 from xqg_qdrant.evaluation.report.evaluations import stars_of
 from xqg_qdrant.evaluation.report.page import render_report
 from xqg_qdrant.evaluation.report.sweeps import name_setting
-from xqg_qdrant.evaluation.report.texts import direction, language_tag, marked_parts
+from xqg_qdrant.evaluation.report.texts import marked_parts
 from xqg_qdrant.evaluation.results import read_results
+from xqg_qdrant.templates import direction, language_tag
 
 VOID = {"meta", "link", "path", "circle", "rect", "br"}
 

@@ -5,12 +5,11 @@ Needs Chromium; without one these tests are skipped.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, find_browser, running_browser
+from browser import COLOURS, Browser, contrast, find_browser, luminance, running_browser
 from results_folders import demo_questions, write_evaluation, write_hostile_evaluation, write_pilot, write_robustness
 
 from xqg_qdrant.evaluation.report.page import render_report
@@ -93,18 +92,6 @@ def test_arabic_runs_from_right_to_left(chromium: Browser, report: Path) -> None
     assert set(others) == {"ltr"}
 
 
-# For every text: its colour, and the colour of the nearest box behind it that has one.
-COLOURS = """
-[...document.querySelectorAll('body *')].filter(e =>
-  [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && !e.closest('title, desc')
-).map(e => {
-  const none = 'rgba(0, 0, 0, 0)';
-  let box = e, behind = none;
-  for (; box && behind === none; box = box.parentElement) behind = getComputedStyle(box).backgroundColor;
-  const style = getComputedStyle(e);
-  return [e.closest('svg') ? style.fill : style.color, behind, e.outerHTML.slice(0, 120)];
-})
-"""
 INKS = (
     "[...document.querySelectorAll('svg .mark, svg .line')].map(e => getComputedStyle(e)).map(s => [s.fill, s.stroke])"
 )
@@ -170,16 +157,3 @@ def test_charts_draw_within_their_frame(chromium: Browser, report: Path) -> None
         })"""
     )
     assert outside == []
-
-
-def luminance(colour: str) -> float:
-    """Return the relative luminance of WCAG 2."""
-    channels = [int(number) / 255 for number in re.findall(r"\d+", colour)[:3]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(first: str, second: str) -> float:
-    """Return the contrast ratio of WCAG 2; text needs 4.5, the parts of a drawing 3."""
-    lighter, darker = sorted((luminance(first), luminance(second)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)

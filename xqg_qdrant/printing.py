@@ -161,13 +161,14 @@ def hits_to_json(question: str, ranking: str, hits: Sequence[Hit]) -> str:
         {
             "question": question,
             "ranking": ranking,
-            "hits": [_hit_to_json(rank, hit) for rank, hit in enumerate(hits, start=1)],
+            "hits": [hit_to_json(rank, hit) for rank, hit in enumerate(hits, start=1)],
         },
         ensure_ascii=False,
     )
 
 
-def _hit_to_json(rank: int, hit: Hit) -> Mapping[str, Any]:
+def hit_to_json(rank: int, hit: Hit) -> dict[str, Any]:
+    """Return a hit as JSON values."""
     passage = hit.found.passage
     return {
         "rank": rank,

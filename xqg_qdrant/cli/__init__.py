@@ -15,6 +15,7 @@ from xqg_qdrant.cli import (
     report,
     retrieval,
     robustness,
+    serve,
     sweep,
 )
 from xqg_qdrant.cli.group import main
@@ -32,5 +33,6 @@ __all__ = [
     "report",
     "retrieval",
     "robustness",
+    "serve",
     "sweep",
 ]

@@ -1,8 +1,6 @@
 """Results folders → one HTML file that needs nothing else: no script, no network, no other file.
 
-The only door to Jinja2. Whatever comes from the data is escaped by it, and what could turn the writing around or is no
-character is shown as an escape. Knows which part of the page each kind of folder makes. Knows nothing of how folders
-are read.
+Knows which part of the page each kind of folder makes. Knows nothing of how folders are read.
 """
 
 from __future__ import annotations
@@ -25,10 +23,9 @@ from xqg_qdrant.evaluation.report.evaluations import (
 )
 from xqg_qdrant.evaluation.report.saved import load_report
 from xqg_qdrant.evaluation.report.sweeps import Pilot, Sweep, view_pilot, view_sweep
-from xqg_qdrant.evaluation.report.texts import direction, language_tag
 from xqg_qdrant.evaluation.results import CHANGES, Results
 from xqg_qdrant.evaluation.significance import TestName
-from xqg_qdrant.terminal import visible
+from xqg_qdrant.templates import open_templates
 
 
 class Yield(NamedTuple):
@@ -60,19 +57,7 @@ def render_report(results: Sequence[Results]) -> str:
     Raises:
         InputError: Jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise InputError("a report needs Jinja2. Cure: pip install 'xqg-qdrant[report]'.") from error
-    environment = Environment(
-        loader=PackageLoader("xqg_qdrant.evaluation", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(language_tag=language_tag, direction=direction)
+    environment = open_templates("evaluation/report", needed_by="a report", extra="report")
     names = _distinct_names(results)
     return environment.get_template("page.html.j2").render(
         title=f"xqg report: {', '.join(names)}",
@@ -95,11 +80,6 @@ def write_page(path: Path, page: str) -> None:
     except (OSError, ValueError) as error:
         unfinished.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error}). Cure: name another file with --output.") from error
-
-
-def _shown(value: object) -> object:
-    """Return a value as it is put into the page: a text of the data without what no page may hold."""
-    return visible(value) if type(value) is str else value
 
 
 def _distinct_names(results: Sequence[Results]) -> list[str]:

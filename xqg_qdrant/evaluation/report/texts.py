@@ -1,4 +1,4 @@
-"""Texts of the data → what a page shows of them: marked answers, cut to a length, with a language and a direction.
+"""Texts of the data → what a page shows of them: marked answers, cut to a length.
 
 Knows characters. Knows nothing of HTML; nothing here is escaped, the template does that everywhere.
 """
@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 BEFORE_ANSWER = 100
-# The languages of ISO 639-1, and a few more, whose usual script runs from right to left.
-RIGHT_TO_LEFT = frozenset({"ar", "arc", "ckb", "dv", "fa", "he", "ks", "ku", "ps", "sd", "syr", "ug", "ur", "yi"})
-LANGUAGE_TAG = re.compile("[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")
 
 
 class Part(NamedTuple):
@@ -20,19 +17,6 @@ class Part(NamedTuple):
 
     text: str
     marked: bool
-
-
-def language_tag(language: str) -> str:
-    """Return a language as the attribute `lang` may say it; empty, which means unknown, where it is no such tag."""
-    return language if LANGUAGE_TAG.fullmatch(language) else ""
-
-
-def direction(language: str) -> str:
-    """Return the direction of writing: of a language that runs from right to left that one, else as the letters say.
-
-    A question in Arabic may begin with a Latin name, by which a browser would take it for English.
-    """
-    return "rtl" if language.split("-")[0].lower() in RIGHT_TO_LEFT else "auto"
 
 
 def marked_parts(text: str, answers: Sequence[str], longest: int) -> list[Part]:
