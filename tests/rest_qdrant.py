@@ -5,6 +5,7 @@ It proves what travels and what is sent again, not what a real Qdrant does. No b
 
 from __future__ import annotations
 
+import copy
 import json
 import ssl
 import threading
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pydantic import TypeAdapter
 from qdrant_client import QdrantClient, models
@@ -34,11 +35,28 @@ def hang(rest: RestQdrant) -> tuple[int, dict[str, str], bytes]:
     return 503, {}, b""
 
 
+def read_aliases(client: QdrantClient) -> dict[str, str]:
+    return {description.alias_name: description.collection_name for description in client.get_aliases().aliases}
+
+
+def list_collections(client: QdrantClient) -> list[str]:
+    return [description.name for description in client.get_collections().collections]
+
+
+class BadInputError(Exception):
+    """A request that the server refuses with 400."""
+
+
+class ServerError(Exception):
+    """Something that goes wrong in the server: a 500."""
+
+
 @dataclass
 class Settings:
     """What of a collection the emulation does not keep."""
 
     strict_mode: models.StrictModeConfigOutput | None
+    sharding: dict[str, int] = field(default_factory=dict)
     indexing_threshold: int | None = 10_000
     prevent_unoptimized: bool | None = None
     indexes: dict[str, models.PayloadIndexInfo] = field(default_factory=dict)
@@ -62,6 +80,9 @@ class RestQdrant(ThreadingHTTPServer):
         self.settings: defaultdict[str, Settings] = defaultdict(lambda: Settings(self.strict_mode))
         self.strict_mode: models.StrictModeConfigOutput | None = None  # of collections that are created
         self.version = "1.16.0"
+        self.nodes = 1  # of the cluster, of which this is the first
+        # What was kept of a collection: how it was created, and its points.
+        self.snapshots: dict[str, tuple[Json, list[models.Record]]] = {}
         self.script: list[Script] = []
         self.lose_answers = 0
         self.requests: list[tuple[str, str, int]] = []
@@ -84,6 +105,8 @@ class RestQdrant(ThreadingHTTPServer):
     def describe(self, name: str) -> models.CollectionInfo:
         info = self.client.get_collection(name)
         settings = self.settings[name]
+        for name, value in settings.sharding.items():
+            setattr(info.config.params, name, value)
         info.config.strict_mode_config = settings.strict_mode
         info.config.optimizer_config.indexing_threshold = settings.indexing_threshold
         info.config.optimizer_config.prevent_unoptimized = settings.prevent_unoptimized
@@ -91,19 +114,107 @@ class RestQdrant(ThreadingHTTPServer):
         info.status = models.CollectionStatus(settings.statuses.pop(0) if settings.statuses else "green")
         return info
 
+    def create(self, name: str, body: Json) -> bool:
+        if name in read_aliases(self.client):
+            raise BadInputError(f"Can't create collection with name {name}. Alias with the same name already exists")
+        vectors = TypeAdapter(dict[str, models.VectorParams]).validate_python(body["vectors"])
+        sparse = TypeAdapter(dict[str, models.SparseVectorParams]).validate_python(body.get("sparse_vectors") or {})
+        created = self.client.create_collection(name, vectors, sparse or None, metadata=body.get("metadata"))
+        self.settings.pop(name, None)
+        self.settings[name].sharding = {
+            "shard_number": body.get("shard_number") or self.nodes,
+            "replication_factor": body.get("replication_factor") or 1,
+            "write_consistency_factor": body.get("write_consistency_factor") or 1,
+        }
+        return created
+
+    def change_aliases(self, actions: list[Json]) -> bool:
+        """Do one after the other, as the server does: what comes before one that fails stays done."""
+        for action in TypeAdapter(list[models.AliasOperations]).validate_python(actions):
+            created = action.create_alias if isinstance(action, models.CreateAliasOperation) else None
+            if created and created.collection_name not in list_collections(self.client):
+                raise LookupError(created.collection_name)
+            self.client.update_collection_aliases([action])
+        return True
+
+    def describe_cluster(self) -> Json:
+        if self.nodes == 1:
+            return {"status": "disabled"}
+        return {
+            "status": "enabled",
+            "peer_id": 0,
+            "peers": {str(node): {"uri": f"http://node-{node}:6335/"} for node in range(self.nodes)},
+            "raft_info": {"term": 1, "commit": 9, "pending_operations": 0, "is_voter": True},
+            "consensus_thread_status": {"consensus_thread_status": "working", "last_update": "2026-11-21T12:00:00Z"},
+            "message_send_failures": {},
+        }
+
+    def describe_shards(self, name: str) -> Json:
+        """Describe shards whose replicas lie on as many nodes in turn."""
+        sharding = self.settings[name].sharding
+        shards = range(sharding.get("shard_number", self.nodes))
+        replicas = min(self.nodes, sharding.get("replication_factor", 1))
+        placed = [(shard, (shard + number) % self.nodes) for shard in shards for number in range(replicas)]
+        return {
+            "peer_id": 0,
+            "shard_count": len(shards),
+            "local_shards": [
+                {"shard_id": shard, "points_count": 1, "state": "Active"} for shard, node in placed if node == 0
+            ],
+            "remote_shards": [
+                {"shard_id": shard, "peer_id": node, "state": "Active"} for shard, node in placed if node
+            ],
+            "shard_transfers": [],
+        }
+
+    def keep_snapshot(self, name: str) -> Json:
+        info = self.describe(name)
+        body = {
+            "vectors": info.config.params.vectors,
+            "sparse_vectors": info.config.params.sparse_vectors,
+            "metadata": copy.deepcopy(info.config.metadata),
+            **self.settings[name].sharding,
+        }
+        snapshot = f"{name}-0-2026-11-21-12-00-{len(self.snapshots):02}.snapshot"
+        records, _ = self.client.scroll(name, limit=100_000, with_payload=True, with_vectors=True)
+        self.snapshots[f"file:///qdrant/snapshots/{quote(name)}/{quote(snapshot)}"] = body, records
+        return {"name": snapshot, "creation_time": "2026-11-21T12:00:00", "size": 1, "checksum": None}
+
+    def recover(self, name: str, location: str) -> bool:
+        """Bring back the points; the metadata only with a collection that is not there."""
+        if location not in self.snapshots:
+            raise BadInputError(f"Snapshot file {location} does not exist")
+        body, records = self.snapshots[location]
+        if self.client.collection_exists(name):
+            stored, _ = self.client.scroll(name, limit=100_000)
+            self.client.delete(name, models.PointIdsList(points=[record.id for record in stored]))
+        else:
+            self.create(name, body)
+        kept = [record.model_dump(include={"id", "vector", "payload"}) for record in records]
+        points = TypeAdapter(list[models.PointStruct]).validate_python(kept)
+        self.client.upsert(name, points)
+        return True
+
     def respond(self, method: str, path: str, body: Json) -> Json:
         client = self.client
         if path == "/":
             return {"title": "qdrant", "version": self.version}
+        if path == "/cluster":
+            return self.describe_cluster()
+        if path == "/aliases":
+            return client.get_aliases()
         if path == "/collections":
             return client.get_collections()
+        if path == "/collections/aliases":
+            return self.change_aliases(body["actions"])
         name, _, rest = path.removeprefix("/collections/").partition("/")
         if (method, rest) == ("PUT", ""):
-            vectors = TypeAdapter(dict[str, models.VectorParams]).validate_python(body["vectors"])
-            sparse = TypeAdapter(dict[str, models.SparseVectorParams]).validate_python(body.get("sparse_vectors") or {})
-            created = client.create_collection(name, vectors, sparse or None, metadata=body.get("metadata"))
-            self.settings.pop(name, None)
-            return created
+            return self.create(name, body)
+        if (method, rest) == ("PUT", "snapshots/recover"):
+            return self.recover(name, body["location"])
+        if (method, rest) == ("DELETE", "") and name in read_aliases(client):
+            return False
+        name = read_aliases(client).get(name, name)
         if not client.collection_exists(name):
             raise LookupError(name)
         if (method, rest) == ("PATCH", ""):
@@ -118,6 +229,14 @@ class RestQdrant(ThreadingHTTPServer):
             return client.delete(name, models.PointIdsList(points=body["points"]))
         if rest == "":
             return self.describe(name)
+        if rest == "cluster":
+            return self.describe_shards(name)
+        if (method, rest) == ("POST", "snapshots"):
+            return self.keep_snapshot(name)
+        if rest == "snapshots":
+            return [
+                {"name": unquote(kept.rpartition("/")[2]), "size": 1} for kept in self.snapshots if f"/{name}/" in kept
+            ]
         if rest == "index":
             schema = models.PayloadIndexInfo(data_type=body["field_schema"], points=0)
             self.settings[name].indexes[body["field_name"]] = schema
@@ -185,6 +304,10 @@ class RestHandler(BaseHTTPRequestHandler):
             result = TypeAdapter(Any).dump_python(self.server.respond(self.command, path, body), mode="json")
         except LookupError as error:
             return 404, {"status": {"error": f"Not found: Collection `{error}` doesn't exist!"}, "time": 0.0}
+        except BadInputError as error:
+            return 400, {"status": {"error": f"Wrong input: {error}"}, "time": 0.0}
+        except ServerError as error:
+            return 500, {"status": {"error": str(error)}, "time": 0.0}
         except ValueError as error:
             return 409, {"status": {"error": str(error)}, "time": 0.0}
         return 200, result if path == "/" else {"result": result, "status": "ok", "time": 0.0}

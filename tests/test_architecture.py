@@ -68,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "words",
         "workers",
     },
+    "alias": {"stores"},
     "status": {"fingerprint", "stores"},
     "ranking": {"encoder", "stores", "words"},
     "retrieval": {"encoder", "fingerprint", "ranking", "status", "stores"},
@@ -135,7 +136,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "session",
         "stores",
     },
-    "printing": {"doctor", "fingerprint", "pipeline", "retrieval", "status", "terminal"},
+    "printing": {"doctor", "fingerprint", "pipeline", "retrieval", "status", "stores", "terminal"},
     "serve": {"encoder", "fingerprint", "printing", "ranking", "retrieval", "status", "stores", "templates"},
     "progress": {
         "copying",
@@ -179,6 +180,7 @@ OWNERS: dict[str, set[str]] = {
     "qdrant_edge": {"stores/edge", "stores/edge_index"},
     "qdrant_client": {
         "stores/client",
+        "stores/cluster",
         "stores/foreign",
         "stores/grpc_upserts",
         "stores/limits",

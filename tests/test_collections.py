@@ -163,7 +163,9 @@ def test_status_counts_passages_of_another_recipe() -> None:
 def test_status_without_a_collection_lists_them() -> None:
     ingest(row(0), row(1))
     assert xqg("status").stdout == "Collections in edge:xqg_data: 1\n  docs: 2 passages\n"
-    assert json.loads(xqg("status", "--json").stdout) == {"store": "edge:xqg_data", "collections": {"docs": 2}}
+    assert json.loads(xqg("status", "--json").stdout) == {
+        "store": "edge:xqg_data", "collections": {"docs": 2}, "aliases": {}
+    }  # fmt: skip
     unknown = xqg("status", "--collection", "other")
     assert unknown.exit_code == 2
     assert "there is no collection 'other' in edge:xqg_data (there: docs)" in unknown.stderr

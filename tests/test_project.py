@@ -42,8 +42,11 @@ def test_every_server_of_the_compose_file_is_pinned_and_has_a_volume_and_a_healt
     for service in servers.values():
         assert re.fullmatch(r"qdrant/qdrant:v\d+\.\d+\.\d+", service["image"])
         assert service["healthcheck"]["test"]
-        (volume,) = service["volumes"]
-        assert volume.split(":")[0] in compose["volumes"]
+        places = dict(volume.split(":") for volume in service["volumes"])
+        assert list(places.values()) == ["/qdrant/storage", "/qdrant/snapshots"]
+        assert places.keys() <= compose["volumes"].keys()
+    volumes = [volume.split(":")[0] for service in servers.values() for volume in service["volumes"]]
+    assert len(set(volumes)) == len(volumes), "no node writes where another one does"
 
 
 def test_the_compose_file_has_a_cluster_of_three_and_an_ingest_on_a_gpu(compose: dict[str, Any]) -> None:
@@ -52,6 +55,16 @@ def test_the_compose_file_has_a_cluster_of_three_and_an_ingest_on_a_gpu(compose:
         for profile in service.get("profiles", ["default"]):
             by_profile.setdefault(profile, []).append(name)
     assert by_profile == {"default": ["qdrant"], "cluster": ["node-1", "node-2", "node-3"], "gpu": ["ingest"]}
+    # Each can be reached from outside when another one is lost, and from outside of this machine none.
+    published = [port for service in compose["services"].values() for port in service.get("ports", ())]
+    assert all(port.startswith("127.0.0.1:") for port in published)
+    assert len({port.split(":")[1] for port in published}) == len(published)
+    for number in (1, 2, 3):
+        node = compose["services"][f"node-{number}"]
+        assert [port.split(":")[2] for port in node["ports"]] == ["6333"]
+        assert node["environment"]["QDRANT__CLUSTER__ENABLED"] == "true"
+        bootstrap = [] if number == 1 else ["--bootstrap", "http://node-1:6335"]
+        assert node["command"] == ["./qdrant", *bootstrap, "--uri", f"http://node-{number}:6335"]
     ingest = compose["services"]["ingest"]
     assert ingest["entrypoint"] == ["xqg", "ingest"]
     (device,) = ingest["deploy"]["resources"]["reservations"]["devices"]

@@ -6,19 +6,23 @@ Knows records and plain text. Prints nothing itself.
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
 
 from xqg_qdrant.fingerprint import RETUNING_FIELD, describe_retune
 from xqg_qdrant.pipeline import Progress
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.status import Status
+from xqg_qdrant.stores import DEFAULT_PORT
 from xqg_qdrant.terminal import one_line
 
 if TYPE_CHECKING:
     from xqg_qdrant.doctor import Check
+    from xqg_qdrant.stores.protocol import Snapshot
 
 SNIPPET_CHARACTERS = 160
 
@@ -104,6 +108,7 @@ def format_seconds(seconds: float) -> str:
 def format_status(status: Status) -> str:
     """Return what a collection holds, and the fields of its fingerprint, one a line."""
     lines = [f"collection {status.collection!r} in {status.store}: {status.passages} passages"]
+    lines += [f"  alias {alias!r} names {named!r}" for alias, named in status.aliases.items()]
     if status.retuned is not None:
         lines.append(f"  {status.retuned} of them are retuned; finish it: xqg retune --collection {status.collection}")
         lines += [f"  {one_line(line)}" for line in describe_retune(status.fingerprint)]
@@ -114,6 +119,29 @@ def format_status(status: Status) -> str:
         f"  {name}: {one_line(str(value))}" for name, value in status.fingerprint.items() if name != RETUNING_FIELD
     ]
     return "\n".join(lines)
+
+
+def format_snapshot(location: str, snapshot: Snapshot) -> str:
+    """Return the name of a snapshot, and the command that makes a collection of it."""
+    # Beside the collection that it is of: a server restores no metadata, hence no fingerprint, into one that is there.
+    restored = quote(f"{snapshot.collection}-restored", safe="")
+    body = {
+        "location": f"file:///qdrant/snapshots/{quote(snapshot.collection)}/{quote(snapshot.name)}",
+        "priority": "snapshot",  # and not the empty replicas on the other nodes
+    }
+    words = ["curl", "-X", "PUT", f"{_with_port(location)}/collections/{restored}/snapshots/recover"]
+    command = shlex.join([*words, "-H", "Content-Type: application/json", "-d", json.dumps(body)])
+    return (
+        f"Snapshot {one_line(snapshot.name)} taken. Where the server keeps snapshots as its image does, this restores "
+        # Without a key curl leaves the header out.
+        f'it:\n  {one_line(command)} -H "api-key: $QDRANT_API_KEY"'
+    )
+
+
+def _with_port(location: str) -> str:
+    """Return a server's URL with the port that qdrant-client takes where none is given."""
+    parts = urlsplit(location.rstrip("/"))
+    return parts.geturl() if parts.port else parts._replace(netloc=f"{parts.netloc}:{DEFAULT_PORT}").geturl()
 
 
 def format_hits(hits: Sequence[Hit]) -> str:

@@ -6,7 +6,8 @@ Knows stores and fingerprints. Prints nothing itself.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError
@@ -18,12 +19,16 @@ BATCH = 1000
 
 
 class Status(NamedTuple):
-    """A collection: its points by the hash of the recipe that made them, and the fingerprint that new ones get."""
+    """A collection: its points by the hash of the recipe that made them, and the fingerprint that new ones get.
+
+    `aliases` are those that name it; where `collection` is an alias, that one, with the name of the collection.
+    """
 
     store: str
     collection: str
     fingerprint: Fingerprint
     recipes: Counter[str]
+    aliases: Mapping[str, str] = MappingProxyType({})
 
     @property
     def passages(self) -> int:
@@ -46,6 +51,7 @@ class Status(NamedTuple):
         return {
             "store": self.store,
             "collection": self.collection,
+            "aliases": dict(self.aliases),
             "passages": self.passages,
             "recipes": dict(self.recipes),
             "fingerprint": self.fingerprint,
@@ -76,7 +82,9 @@ def read_status(store: Store, collection: str) -> Iterator[Status]:
     """
     fingerprint = read_existing_fingerprint(store, collection)
     recipes = Counter[str]()
-    yield Status(store.location, collection, fingerprint, recipes)
+    named = store.read_aliases() or {}
+    aliases = {alias: name for alias, name in named.items() if collection in (alias, name)}
+    yield Status(store.location, collection, fingerprint, recipes, aliases)
     for batch in batched(store.scroll_stored(collection), BATCH):
         recipes.update(stored.recipe for stored in batch)
-        yield Status(store.location, collection, fingerprint, recipes)
+        yield Status(store.location, collection, fingerprint, recipes, aliases)

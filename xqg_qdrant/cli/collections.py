@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xqg_qdrant.cli.cluster import keep_snapshot, snapshot_option
 from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     collection_option,
@@ -111,20 +112,28 @@ def _list_collections(store: Store, as_json: bool) -> None:
             counts[name] = store.count(name)
         except MismatchError:
             counts[name] = None
+    aliases = store.read_aliases() or {}
     if as_json:
-        echo(json.dumps({"store": store.location, "collections": counts}, ensure_ascii=False, indent=2))
+        told = {"store": store.location, "collections": counts, "aliases": aliases}
+        echo(json.dumps(told, ensure_ascii=False, indent=2))
         return
     echo(f"Collections in {store.location}: {len(counts)}")
     for name, count in counts.items():
         echo(f"  {one_line(name)}: " + ("not created by xqg" if count is None else f"{count} passages"))
+    for alias, name in aliases.items():
+        echo(f"  {one_line(alias)}: alias of {one_line(name)}")
 
 
 @main.command()
 @click.argument("passage_ids", metavar="[PASSAGE_ID...]", nargs=-1)
 @collection_option(required=True)
 @store_option
+@snapshot_option
 @yes_option
-def delete(passage_ids: tuple[str, ...], collection: str, location: str, yes: bool) -> None:
+@click.pass_obj
+def delete(
+    quiet: bool, /, passage_ids: tuple[str, ...], collection: str, location: str, no_snapshot: bool, yes: bool
+) -> None:
     """Delete passages by their ids, or, where none is given, the whole collection.
 
     With - in the place of the ids they are read from standard input, one a line.
@@ -136,7 +145,10 @@ def delete(passage_ids: tuple[str, ...], collection: str, location: str, yes: bo
         read_existing_fingerprint(store, collection)
         if not passage_ids:
             count = store.count(collection)
-            confirm(f"Delete collection {collection!r} in {store.location} with its {count} passages?", yes)
+            named = ", ".join(repr(alias) for alias, name in (store.read_aliases() or {}).items() if name == collection)
+            lost = f", to which alias {named} leads" if named else ""
+            confirm(f"Delete collection {collection!r} in {store.location} with its {count} passages{lost}?", yes)
+            keep_snapshot(store, collection, no_snapshot, quiet)
             store.delete_collection(collection)
             echo(f"collection {collection!r} with {count} passages deleted")
             return
@@ -146,6 +158,8 @@ def delete(passage_ids: tuple[str, ...], collection: str, location: str, yes: bo
         deleted = unknown = 0
         for batch in batched(given, 1000):
             stored = store.read_content_hashes(collection, batch)
+            if stored and not deleted:
+                keep_snapshot(store, collection, no_snapshot, quiet)
             store.delete(collection, list(stored))
             deleted += len(stored)
             unknown += len(set(batch)) - len(stored)
@@ -160,6 +174,7 @@ def delete(passage_ids: tuple[str, ...], collection: str, location: str, yes: bo
 @click.option("--no-min-score", is_flag=True, help="Let all stored queries take part again.")
 @click.option("--languages", help="Keep the queries in these languages alone, such as ar,ja; the others are dropped.")
 @click.option("--queries-per-language", type=int, help="Keep so many queries a language; the others are dropped.")
+@snapshot_option
 @yes_option
 @device_option
 @workers_option
@@ -172,6 +187,7 @@ def retune(
     encoder_folder: Path | None,
     no_min_score: bool,
     languages: str | None,
+    no_snapshot: bool,
     yes: bool,
     device: str,
     threads: int,
@@ -205,5 +221,6 @@ def retune(
                 "passages, for good?",
                 yes,
             )
+            keep_snapshot(store, collection, no_snapshot, quiet)
         run_retune(store, plan, encoder, threads, quiet)
         index_large(store, collection, quiet)

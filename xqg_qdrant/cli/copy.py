@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import click
 
+from xqg_qdrant.cli.cluster import sharding_options, take_sharding
 from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import DEFAULT_STORE, collection_option, index_large, opened_store
 
@@ -30,8 +32,11 @@ TARGET_KEY = "QDRANT_TARGET_API_KEY"
     help=f"Where the copy goes, written in the same way. Copying from server to server, its key is in {TARGET_KEY}.",
 )
 @click.option("--as", "name", metavar="NAME", help="The copy's name.  [default: the collection's]")
+@sharding_options
 @click.pass_obj
-def copy(quiet: bool, /, collection: str, source_location: str, target_location: str, name: str | None) -> None:
+def copy(
+    quiet: bool, /, collection: str, source_location: str, target_location: str, name: str | None, **settings: Any
+) -> None:
     """Copy a collection into another store, vectors and payload as they are.
 
     Nothing is embedded or generated again. Interrupted and run again, it goes on where it stopped; run on a source that
@@ -40,11 +45,13 @@ def copy(quiet: bool, /, collection: str, source_location: str, target_location:
     from xqg_qdrant.progress import run_copy
     from xqg_qdrant.stores import is_same_place, is_server
 
+    sharding = take_sharding(settings)
     with ExitStack() as opened:
         source = target = opened.enter_context(opened_store(source_location))
         if not is_same_place(source_location, target_location):
             # A server must not see the key of another one.
             both = is_server(source_location) and is_server(target_location)
-            target = opened.enter_context(opened_store(target_location, TARGET_KEY if both else "QDRANT_API_KEY"))
+            key = TARGET_KEY if both else "QDRANT_API_KEY"
+            target = opened.enter_context(opened_store(target_location, key, sharding))
         run_copy(source, collection, target, name or collection, quiet)
         index_large(target, name or collection, quiet)

@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xqg_qdrant.cli.cluster import (
+    alias_option,
+    give_alias,
+    keep_snapshot,
+    sharding_options,
+    snapshot_option,
+    take_sharding,
+)
 from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     collection_option,
@@ -48,6 +56,8 @@ if TYPE_CHECKING:
 @dead_letters_option
 @click.option("--sparse", is_flag=True, help="Keep the terms of passages and queries too, for --rank hybrid.")
 @quantisation_option
+@sharding_options
+@alias_option
 @device_option
 @workers_option
 @click.pass_obj
@@ -66,6 +76,7 @@ def ingest(
     id_field: str | None,
     dead_letters: Path | None,
     quantisation: str | None,
+    alias: str | None,
     **settings: Any,
 ) -> None:
     """Store the passages of FILE with augmented vectors; as published, where no option says otherwise.
@@ -75,6 +86,7 @@ def ingest(
     changed. Rows that cannot be used are written to the dead-letter file with their line and the reason; then the exit
     code is 3.
     """
+    from xqg_qdrant.alias import check_alias
     from xqg_qdrant.dead_letters import DeadLetters
     from xqg_qdrant.languages import parse_languages
     from xqg_qdrant.progress import run_ingest
@@ -83,7 +95,11 @@ def ingest(
 
     if queries is not None and generator_folder is not None:
         raise click.UsageError("Give --generator or --queries, not both.")
-    with open_corpus(file, queries, id_field) as rows, opened_store(location) as store:
+    sharding = take_sharding(settings)
+    with open_corpus(file, queries, id_field) as rows, opened_store(location, sharding=sharding) as store:
+        store.read_fingerprint(collection)  # what cannot be filled is told before the models are opened
+        if alias is not None:
+            check_alias(store, alias, collection)
         # One thread an operator: the workers of the ingest are the threads.
         encoder = load_encoder(encoder_folder, device, 1)
         generator = load_generator(generator_folder, device, 1) if queries is None else None
@@ -98,6 +114,8 @@ def ingest(
             store.quantise(collection)
         if totals.stored or quantisation:
             index_large(store, collection, quiet)
+        if alias is not None:
+            give_alias(store, alias, collection, quiet)
     _end(totals, letters)
 
 
@@ -106,6 +124,7 @@ def ingest(
 @collection_option(required=True)
 @click.option("--delete", is_flag=True, help="Delete the passages that FILE no longer holds.")
 @click.option("--dry-run", is_flag=True, help="Only tell what there is to do.")
+@snapshot_option
 @store_option
 @encoder_option
 @generator_option
@@ -122,6 +141,7 @@ def sync(
     collection: str,
     delete: bool,
     dry_run: bool,
+    no_snapshot: bool,
     location: str,
     encoder_folder: Path | None,
     generator_folder: Path | None,
@@ -159,6 +179,8 @@ def sync(
         echo(found)
         if dry_run:
             return
+        if delete and found.left and not found.rejected:
+            keep_snapshot(store, collection, no_snapshot, quiet)
         if found.rows > found.unchanged:
             encoder = load_encoder(encoder_folder, device, 1)
             generator = load_generator(generator_folder, device, 1) if queries is None else None

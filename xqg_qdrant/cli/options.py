@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.lexicon import Lexicon
     from xqg_qdrant.pipeline import Row
     from xqg_qdrant.records import PayloadLayout
-    from xqg_qdrant.stores import Store
+    from xqg_qdrant.stores import Sharding, Store
     from xqg_qdrant.stores.foreign import ForeignStore
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -288,12 +288,14 @@ def echo_report(report: Report, as_json: bool) -> None:
 
 
 @contextmanager
-def opened_store(location: str, key_variable: str = "QDRANT_API_KEY") -> Iterator[Store]:
+def opened_store(
+    location: str, key_variable: str = "QDRANT_API_KEY", sharding: Sharding | None = None
+) -> Iterator[Store]:
     """Open a store and close it again; its key comes from the environment."""
     from xqg_qdrant.stores import open_store
 
     api_key = os.environ.get(key_variable)
-    with open_store(location, api_key) as store:
+    with open_store(location, api_key, sharding) as store:
         _warn_of_clear_key(store, api_key)
         yield store
 

@@ -13,12 +13,13 @@ from urllib.parse import urlsplit
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import PayloadLayout
-from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.stores.protocol import Sharding, Store
 
 if TYPE_CHECKING:
     from xqg_qdrant.stores.foreign import ForeignStore
 
 __all__ = [
+    "Sharding",
     "Store",
     "find_directory",
     "is_same_place",
@@ -33,22 +34,28 @@ EDGE, LOCAL = "edge:", "local:"
 FORMS = "edge:DIR, DIR, local:DIR, :memory:, http://HOST:PORT or https://HOST:PORT"
 
 
-def open_store(location: str, api_key: str | None = None) -> Store:
+def open_store(location: str, api_key: str | None = None, sharding: Sharding | None = None) -> Store:
     """Open the store at a location; a server is not asked anything before the first method is called.
 
     Args:
         location: `edge:DIR` or a bare path (the embedded engine), `local:DIR` or `:memory:` (the client's local mode),
             `http(s)://HOST:PORT` (a server or a cluster).
         api_key: what the server wants as a key; the other places have none.
+        sharding: how a server spreads the collections that are created; one that is spread otherwise is refused.
 
     Raises:
-        InputError: the location has none of these forms.
+        InputError: the location has none of these forms, or is not that of a server and a sharding is given.
         StoreError: the directory of `local:` cannot be opened.
     """
+    if sharding and any(sharding) and not is_server(location):
+        raise InputError(
+            f"only a server has shards and replicas, and {location!r} is none. Cure: leave out --shard-number, "
+            "--replication-factor and --write-consistency-factor, or name a server (--store, or --to of xqg copy)."
+        )
     if find_directory(location) is None or location.startswith(LOCAL):
         from xqg_qdrant.stores.client import ClientStore
 
-        return ClientStore(location, api_key)
+        return ClientStore(location, api_key, sharding)
     from xqg_qdrant.stores.edge import EdgeStore
 
     return EdgeStore(location.removeprefix(EDGE))

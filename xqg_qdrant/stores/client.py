@@ -15,7 +15,7 @@ from typing import Any
 
 from qdrant_client import QdrantClient, models
 
-from xqg_qdrant.errors import MismatchError, StoreError
+from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import is_sparse, read_layout
 from xqg_qdrant.records import (
     TERMS_VECTOR,
@@ -29,12 +29,13 @@ from xqg_qdrant.records import (
 from xqg_qdrant.stores import limits
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.api_key import check_key, check_url
+from xqg_qdrant.stores.cluster import Cluster, check_sharding
 from xqg_qdrant.stores.foreign_points import read_foreign_hit
 from xqg_qdrant.stores.grpc_upserts import GRPC_PORT, GrpcUpserts, read_authorities
 from xqg_qdrant.stores.limits import fit
-from xqg_qdrant.stores.protocol import Indexing
+from xqg_qdrant.stores.protocol import Indexing, Sharding, Snapshot
 from xqg_qdrant.stores.server_load import ServerLoad
-from xqg_qdrant.stores.wire import NotFoundError, Wire, keep_retry_after
+from xqg_qdrant.stores.wire import NotFoundError, Wire, keep_retry_after, wait_for_snapshots
 
 FINGERPRINT_KEY = "xqg_fingerprint"
 SCROLL_BATCH = 256
@@ -47,8 +48,9 @@ REQUEST_SECONDS = 60
 class ClientStore:
     """A server, a cluster, or the client's local mode; see `Store` for what the methods promise."""
 
-    def __init__(self, location: str, api_key: str | None = None) -> None:
+    def __init__(self, location: str, api_key: str | None = None, sharding: Sharding | None = None) -> None:
         self.location = location
+        self._sharding = sharding or Sharding()
         self._remote = location.startswith(("http://", "https://"))
         self._api_key = check_key(api_key) if self._remote else None
         if self._remote:
@@ -66,6 +68,7 @@ class ClientStore:
         if failed:  # raised inside of the `except` it would have an exception of the client as its context
             raise self._wire.explain(failed, "open the store")
         self._load = ServerLoad(self._wire, self._client, location)
+        self._cluster = Cluster(self._wire, self._client, location)
         self._grpc = GrpcUpserts(self._client, location, REQUEST_SECONDS) if self._remote else None
 
     def collections(self) -> list[str]:
@@ -81,6 +84,7 @@ class ClientStore:
             raise StoreError(f"collection {collection!r} already exists in {self.location}. Cure: choose another name.")
         if self._remote:
             self._load.require_version("fingerprints", (1, 16))
+            self._cluster.check_nodes(self._sharding)
         action = f"create collection {collection!r}"
         vector = models.VectorParams(size=dim, distance=models.Distance.DOT)
         try:
@@ -91,6 +95,7 @@ class ClientStore:
                 vectors_config=dict.fromkeys(layout.VECTOR_NAMES, vector),
                 sparse_vectors_config={TERMS_VECTOR: terms} if is_sparse(fingerprint) else None,
                 metadata=metadata,
+                **self._sharding._asdict(),
             )
         except StoreError:
             # Where only the answer was lost, the second request fails, yet the collection is ours.
@@ -228,6 +233,9 @@ class ClientStore:
     def delete_collection(self, collection: str) -> None:
         """Delete the collection, once it is known to be one of ours."""
         self._read_dim(collection)
+        if behind := self._cluster.read_aliases().get(collection):
+            cure = f"Cure: delete the collection by its own name: --collection {behind}"
+            raise InputError(f"{collection!r} in {self.location} is an alias of collection {behind!r}. {cure}.")
         action = f"delete collection {collection!r}"
         # Where only the answer was lost, the second request finds nothing: what counts is that it is gone.
         self._wire.ask(action, self._client.delete_collection, collection_name=collection)
@@ -243,6 +251,21 @@ class ClientStore:
             return sum(1 for _ in self._scroll(collection, READ_BATCH, False, False))
         action = f"count collection {collection!r}"
         return self._wire.ask(action, self._client.count, collection_name=collection, exact=True).count
+
+    def read_aliases(self) -> dict[str, str]:
+        """Return the collection that each alias names."""
+        return self._cluster.read_aliases()
+
+    def switch_alias(self, alias: str, collection: str) -> None:
+        """Have an alias name this collection: both steps of it are one request."""
+        layout.check_collection_name(alias)
+        self._read_dim(collection)
+        self._cluster.switch_alias(alias, collection)
+
+    def create_snapshot(self, collection: str) -> Snapshot | None:
+        """Have the server keep the collection; the local mode cannot."""
+        self._read_dim(collection)
+        return self._cluster.create_snapshot(collection) if self._remote else None
 
     def optimise(self, collection: str, above: int = 0) -> Iterator[Indexing]:
         """Wait until the server, which indexes by itself, has done so; the local mode has no index."""
@@ -355,6 +378,7 @@ class ClientStore:
                     grpc_options=read_authorities(),
                 )
             client.http.client.add_middleware(keep_retry_after)
+            client.http.client.add_middleware(wait_for_snapshots)
             return client
         if self.location == ":memory:":
             return QdrantClient(location=":memory:")
@@ -381,6 +405,7 @@ class ClientStore:
         fingerprint = (info.config.metadata or {}).get(FINGERPRINT_KEY)
         vectors = info.config.params.vectors
         if isinstance(fingerprint, dict) and isinstance(vectors, dict) and set(layout.VECTOR_NAMES) <= set(vectors):
+            check_sharding(f"collection {collection!r} in {self.location}", info, self._sharding)
             return fingerprint, vectors[XQG_VECTOR].size
         cure = "Cure: choose another collection name"
         raise MismatchError(

@@ -207,6 +207,17 @@ class EdgeStore:
         with self._wrapped(f"count collection {collection!r}"):
             return shard.count(engine.CountRequest(exact=True))
 
+    def read_aliases(self) -> None:
+        """Return None: the engine knows no aliases."""
+
+    def switch_alias(self, alias: str, collection: str) -> None:
+        """Refuse it."""
+        cure = "Cure: use a Qdrant server, or search the collection by its own name"
+        raise StoreError(f"{self.location} has no aliases, so {alias!r} cannot name {collection!r}. {cure}.")
+
+    def create_snapshot(self, collection: str) -> None:
+        """Return None: of a directory whoever owns it can keep a copy."""
+
     @contextmanager
     def bulk_load(self, collection: str, fast: bool) -> Iterator[None]:
         """Do nothing: the index is made when it is asked for."""

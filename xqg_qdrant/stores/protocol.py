@@ -19,6 +19,21 @@ class Indexing(NamedTuple):
     changed: bool = False
 
 
+class Sharding(NamedTuple):
+    """How a server spreads the collections that it creates over its nodes; what is None is left to the server."""
+
+    shard_number: int | None = None
+    replication_factor: int | None = None
+    write_consistency_factor: int | None = None
+
+
+class Snapshot(NamedTuple):
+    """A collection as it was, kept by the server: `name` is that of a file, `collection` never an alias."""
+
+    name: str
+    collection: str
+
+
 class Store(Protocol):
     """Collections of passages; every method raises `StoreError` when the engine cannot do what was asked."""
 
@@ -125,6 +140,22 @@ class Store(Protocol):
 
     def count(self, collection: str) -> int:
         """Return the exact number of points."""
+
+    def read_aliases(self) -> dict[str, str] | None:
+        """Return the collection that each alias names, None where the engine has no aliases.
+
+        Where it has some, an alias may stand in the place of a collection's name, but to create or to delete it.
+        """
+
+    def switch_alias(self, alias: str, collection: str) -> None:
+        """Have an alias name this collection, and no other one any more, from one moment to the next."""
+
+    def create_snapshot(self, collection: str) -> Snapshot | None:
+        """Have the collection kept as it is now, None where the engine does not do that.
+
+        Raises:
+            StoreError: it could not be, or not the whole of it.
+        """
 
     def __enter__(self) -> Store:
         """Return the store, which is closed when the block ends."""

@@ -27,6 +27,8 @@ PATIENCE_SECONDS = 300.0
 FIRST_PATIENCE_SECONDS = 3.0
 FIRST_DELAY_SECONDS = 0.5
 MAX_DELAY_SECONDS = 15.0
+# A server answers when the snapshot is complete; some do a few dozen MB a second.
+SNAPSHOT_SECONDS = 4 * 3600.0
 
 # What the same request may survive later. Of the 500s these will not change by waiting: not implemented, the wrong
 # version of HTTP, a full disk.
@@ -52,7 +54,7 @@ class Failure(NamedTuple):
 
 
 class Wire:
-    """Calls a client's methods; every request of ours may be sent twice."""
+    """Calls a client's methods; every request of ours but those of `ask_once` may be sent twice."""
 
     def __init__(self, location: str, api_key: str | None, *, remote: bool) -> None:
         self._location = location
@@ -91,6 +93,19 @@ class Wire:
             time.sleep(wait)
             delay = min(2 * delay, MAX_DELAY_SECONDS)
 
+    def ask_once(self, action: str, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the client that, called again, would do the same once more.
+
+        Raises:
+            StoreError: says what was tried, where, what came back, and the cure.
+        """
+        try:
+            with self._guard:
+                return method(*args, **kwargs)
+        except Exception as error:
+            cause = error
+        raise self.explain(cause, action)
+
     def explain(self, error: Exception, action: str, tried: str = "") -> StoreError:
         """Return what to raise, outside of any `except`, for an exception of the client."""
         failure = _read_failure(error)
@@ -108,6 +123,13 @@ def keep_retry_after(request: httpx.Request, send: Callable[[httpx.Request], htt
     if response.status_code == 429:
         raise UnexpectedResponse.for_response(response)
     return response
+
+
+def wait_for_snapshots(request: httpx.Request, send: Callable[[httpx.Request], httpx.Response]) -> httpx.Response:
+    """Send a request; give one that makes a snapshot, which can be of any size, the time that it takes."""
+    if request.method == "POST" and request.url.path.endswith("/snapshots"):
+        request.extensions["timeout"] = {**request.extensions["timeout"], "read": SNAPSHOT_SECONDS}
+    return send(request)
 
 
 def _read_failure(error: Exception) -> Failure:
