@@ -5,6 +5,9 @@ author = "the xqg-qdrant maintainers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
 exclude_patterns = ["_build"]
 
+# What stands between single backquotes in a docstring is a name.
+default_role = "code"
+
 html_theme = "furo"
 html_title = "xqg-qdrant"
 
