@@ -24,10 +24,12 @@ from checkpoints import (
     save_encoder,
     save_st_files,
 )
+from click.testing import CliRunner
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, normalizers
 
+from xqg_qdrant.cli import main
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export import ENCODER_OPTIONS, GENERATOR_OPTIONS, export_checkpoint
@@ -411,3 +413,21 @@ def test_a_preset_alone_asks_the_hub_for_its_checkpoint(tmp_path: Path, monkeypa
     assert not {"*.py", "*.bin", "*"} & set(patterns)
     about = json.loads((done.folder / "xqg.json").read_text(encoding="utf-8"))
     assert about["source"] == "intfloat/multilingual-e5-small"
+
+
+def test_the_command_lists_presets_and_exports_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = CliRunner().invoke(main, ["presets"])
+    assert listed.exit_code == 0
+    lines = listed.output.splitlines()
+    assert [line.split()[0] for line in lines] == list(PRESETS)
+    assert all(preset.source in line for line, preset in zip(lines, PRESETS.values(), strict=True))
+    command = ["export", str(encoder_checkpoint("qwen3")), "--preset", "qwen3-embedding-0.6b", "--task", "Find it"]
+    done = CliRunner().invoke(main, [*command, "--max-passage-tokens", "20"])
+    assert done.exit_code == 0, done.output
+    about = read_model_folder(tmp_path / "onnx" / "qwen3", "encoder").description
+    assert (about["query_prefix"], about["max_passage_tokens"]) == ("Instruct: Find it\nQuery:", 20)
+    refused = CliRunner().invoke(main, ["export", "--preset", "qwen4"])
+    assert refused.exit_code == 2
+    assert "'qwen4' is not one of 'xqg-paper'" in refused.output
+    assert CliRunner().invoke(main, ["export"]).exit_code == 2
