@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -216,8 +217,23 @@ def test_a_published_gte_is_read_without_its_code_and_turns_as_its_code_does(tmp
     assert read_model_folder(folder, "encoder").description["source"] == "in"
 
 
-def test_a_published_gte_without_scaling_turns_by_its_base(tmp_path: Path) -> None:
-    checkpoint = publish_gte(tmp_path / "in", gte(), rope_theta=30.0, rope_scaling=None)
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("new.", {"rope_scaling": None}),
+        (
+            "",
+            {
+                "model_type": "gte",
+                "rope_scaling": None,
+                "unpad_inputs": "true",
+                "use_memory_efficient_attention": "true",
+            },
+        ),
+    ],
+)
+def test_a_published_gte_without_scaling_turns_by_its_base(prefix: str, said: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = publish_gte(tmp_path / "in", gte(), prefix, rope_theta=30.0, **said)
     folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls", normalise=False).folder
     expected = encode_alone(gte(), read_ids("gte"), "cls")
     np.testing.assert_allclose(Encoder(folder, "cpu").encode_passages(TEXTS), expected, rtol=1e-3, atol=2e-5)
@@ -316,6 +332,24 @@ def test_a_dense_layer_of_another_form_is_refused(changes: dict[str, Any], messa
     edit_json(checkpoint / "2_Dense" / "config.json", changes)
     with pytest.raises(InputError, match=message):
         export_checkpoint(str(checkpoint), tmp_path / "out")
+
+
+def test_weights_that_cannot_be_read_are_told_by_their_checkpoint(tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "gte")
+    whole = (checkpoint / "model.safetensors").read_bytes()
+    (checkpoint / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(InputError, match=r"transformers cannot load in: .*Cure: look at its files"):
+        export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_an_architecture_that_transformers_is_too_old_for_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = SimpleNamespace(__version__="5.1", AutoModel=transformers.AutoModel)
+    monkeypatch.setattr("xqg_qdrant.export.reference.transformers", older)
+    with pytest.raises(InputError, match=r"gte is of an architecture that transformers 5\.1 does not have"):
+        export_checkpoint(str(encoder_checkpoint("gte")), tmp_path / "out", pooling="cls")
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:

@@ -160,7 +160,12 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
     if checkpoint.config["model_type"] == "new":
         loader = transformers.GteModel
         given["config"] = transformers.GteConfig(**translate_config(checkpoint.config))
-    model, found = loader.from_pretrained(checkpoint.path, output_loading_info=True, **given)
+    try:
+        model, found = loader.from_pretrained(checkpoint.path, output_loading_info=True, **given)
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(
+            f"transformers cannot load {checkpoint.source}: {error}. Cure: look at its files, or download it again"
+        ) from error
     # transformers draws missing weights at random; of a pooler none are used.
     missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
     if missing:
