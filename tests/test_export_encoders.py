@@ -32,7 +32,7 @@ from tokenizers import Tokenizer, normalizers
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.errors import InputError
+from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.export import ENCODER_OPTIONS, GENERATOR_OPTIONS, export_checkpoint
 from xqg_qdrant.export.gte import translate_config
 from xqg_qdrant.languages import LANGUAGES
@@ -107,6 +107,29 @@ def test_other_dtypes_of_the_newer_architectures_stay_close(name: str, dtype: st
     matrices = [tensor for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) > 1]
     assert {tensor.data_type for tensor in matrices} == {half[dtype]}
     assert ("attention_mask" in [value.name for value in graph.input]) == (dtype != "int8")
+
+
+def enlarge(checkpoint: Path, ending: str, factor: float) -> None:
+    """Multiply the weights of a checkpoint whose names end so."""
+    weights = load_file(checkpoint / "model.safetensors")
+    larger = {name: value * np.float32(factor if name.endswith(ending) else 1) for name, value in weights.items()}
+    save_file(larger, checkpoint / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_sums_and_inner_layers_beyond_float16_do_no_harm_in_it(name: str, tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", name)
+    enlarge(checkpoint, "up_proj.weight", 4e4)
+    done = export_checkpoint(str(checkpoint), tmp_path / "out", dtype="float16", pooling="mean")
+    assert done.parity["float16"]["lowest_cosine"] > 0.9999
+
+
+def test_an_attention_beyond_float16_is_not_written(tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "qwen3")
+    enlarge(checkpoint, "v_proj.weight", 4e4)
+    with pytest.raises(ModelError, match=r"in outgrows the type .* Cure: choose bfloat16 or float32"):
+        export_checkpoint(str(checkpoint), tmp_path / "out", dtype="float16", pooling="mean")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 # name → architecture, pooling, dense layers, prompts, as the checkpoints of these names have them
