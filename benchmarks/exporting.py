@@ -85,7 +85,7 @@ def export(folder: Path, shape: str, dtype: str) -> dict[str, Any]:
     pooling = "last" if shape.startswith("qwen3") else "mean"
     done = export_checkpoint(
         str(folder / "checkpoint"), folder / "model", dtype=dtype, pooling=pooling, normalise=True,
-        max_query_tokens=64, max_passage_tokens=128,
+        max_query_tokens=32, max_passage_tokens=64,
     )  # fmt: skip
     files = {file.name: file.stat().st_size for file in done.folder.iterdir()}
     return {"parity": done.parity, "bytes": files}

@@ -35,6 +35,7 @@ from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.export import ENCODER_OPTIONS, GENERATOR_OPTIONS, export_checkpoint
 from xqg_qdrant.export.gte import translate_config
+from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.model_folder import read_model_folder
 from xqg_qdrant.presets import PRESETS, find_preset
@@ -107,6 +108,28 @@ def test_other_dtypes_of_the_newer_architectures_stay_close(name: str, dtype: st
     matrices = [tensor for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) > 1]
     assert {tensor.data_type for tensor in matrices} == {half[dtype]}
     assert ("attention_mask" in [value.name for value in graph.input]) == (dtype != "int8")
+
+
+def test_channels_that_are_much_wider_than_the_others_leave_them_their_levels_in_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "qwen3")
+    weights = load_file(checkpoint / "model.safetensors")
+    # the same model: what a norm makes larger, the products after it take smaller
+    for name, weight in weights.items():
+        if name.endswith(("input_layernorm.weight", "post_attention_layernorm.weight")):
+            weight[3:5] *= 60
+        elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
+            weight[:, 3:5] /= 60
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    even = export_checkpoint(str(checkpoint), tmp_path / "even", dtype="int8", pooling="last").parity
+
+    def leave_as_they_are(seen: Sample, weight: Array) -> Array:
+        return np.ones(len(seen.low), np.float32)
+
+    monkeypatch.setattr("xqg_qdrant.export.products.choose_factors", leave_as_they_are)
+    uneven = export_checkpoint(str(checkpoint), tmp_path / "uneven", dtype="int8", pooling="last").parity
+    assert even["int8"]["mean_cosine"] > 0.999 > 0.99 > uneven["int8"]["mean_cosine"]
 
 
 def enlarge(checkpoint: Path, ending: str, factor: float) -> None:

@@ -23,7 +23,7 @@ from xqg_qdrant.export.checkpoint import (
     read_generator_settings,
 )
 from xqg_qdrant.export.encoder_settings import read_dense, read_encoder_settings
-from xqg_qdrant.export.encoders import build_encoder, needs_samples
+from xqg_qdrant.export.encoders import build_encoder
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
@@ -123,7 +123,7 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
 
     passages, queries = _demo_texts(0, CHECKED_INPUTS // 2)
     samples: dict[str, Sample] = {}
-    if needs_samples(config, dtype):
+    if dtype == "int8":
         # other texts than those that measure the loss
         seen = _demo_texts(CHECKED_INPUTS // 2, CHECKED_INPUTS // 2 + SAMPLED_INPUTS)
         prefixes = (settings.passage_prefix, settings.query_prefix)
