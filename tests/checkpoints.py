@@ -164,8 +164,11 @@ def save_st_files(
     return folder
 
 
-def publish_gte(folder: Path, model: Any, **config: Any) -> Path:  # noqa: ANN401
-    """Write a GTE of transformers as its authors publish it: packed weights under other names, model type `new`."""
+def publish_gte(folder: Path, model: Any, prefix: str = "new.", **config: Any) -> Path:  # noqa: ANN401
+    """Write a GTE of transformers as its authors publish it: packed weights under other names, model type `new`.
+
+    Snowflake's has no prefix, and model type `gte`.
+    """
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     packed = {name: value for name, value in weights.items() if name.startswith("embeddings")}
     for layer in range(model.config.num_hidden_layers):
@@ -180,7 +183,8 @@ def publish_gte(folder: Path, model: Any, **config: Any) -> Path:  # noqa: ANN40
         ways_in = [weights[f"{ours}.mlp.{name}_proj.weight"] for name in ("up", "gate")]
         packed[f"{theirs}.mlp.up_gate_proj.weight"] = torch.cat(ways_in)
     folder.mkdir(exist_ok=True)
-    save_file({f"new.{name}": value for name, value in packed.items()}, folder / "model.safetensors", {"format": "pt"})
+    packed = {f"{prefix}{name}": value for name, value in packed.items()}
+    save_file(packed, folder / "model.safetensors", {"format": "pt"})
     said = {name: value for name, value in model.config.to_dict().items() if name != "rope_parameters"}
     own: dict[str, Any] = {
         "model_type": "new", "architectures": ["NewModel"], "pack_qkv": True, "position_embedding_type": "rope",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,17 @@ from checkpoints import (
     save_encoder,
     save_st_files,
 )
+from click.testing import CliRunner
 from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, normalizers
 
+from xqg_qdrant.cli import main
 from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.errors import InputError
+from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.export import ENCODER_OPTIONS, GENERATOR_OPTIONS, export_checkpoint
 from xqg_qdrant.export.gte import translate_config
+from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.model_folder import read_model_folder
 from xqg_qdrant.presets import PRESETS, find_preset
@@ -104,6 +108,51 @@ def test_other_dtypes_of_the_newer_architectures_stay_close(name: str, dtype: st
     matrices = [tensor for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) > 1]
     assert {tensor.data_type for tensor in matrices} == {half[dtype]}
     assert ("attention_mask" in [value.name for value in graph.input]) == (dtype != "int8")
+
+
+def test_channels_that_are_much_wider_than_the_others_leave_them_their_levels_in_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "qwen3")
+    weights = load_file(checkpoint / "model.safetensors")
+    # the same model: what a norm makes larger, the products after it take smaller
+    for name, weight in weights.items():
+        if name.endswith(("input_layernorm.weight", "post_attention_layernorm.weight")):
+            weight[3:5] *= 60
+        elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
+            weight[:, 3:5] /= 60
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    even = export_checkpoint(str(checkpoint), tmp_path / "even", dtype="int8", pooling="last").parity
+
+    def leave_as_they_are(seen: Sample, weight: Array) -> Array:
+        return np.ones(len(seen.low), np.float32)
+
+    monkeypatch.setattr("xqg_qdrant.export.products.choose_factors", leave_as_they_are)
+    uneven = export_checkpoint(str(checkpoint), tmp_path / "uneven", dtype="int8", pooling="last").parity
+    assert even["int8"]["mean_cosine"] > 0.999 > 0.99 > uneven["int8"]["mean_cosine"]
+
+
+def enlarge(checkpoint: Path, ending: str, factor: float) -> None:
+    """Multiply the weights of a checkpoint whose names end so."""
+    weights = load_file(checkpoint / "model.safetensors")
+    larger = {name: value * np.float32(factor if name.endswith(ending) else 1) for name, value in weights.items()}
+    save_file(larger, checkpoint / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_sums_and_inner_layers_beyond_float16_do_no_harm_in_it(name: str, tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", name)
+    enlarge(checkpoint, "up_proj.weight", 4e4)
+    done = export_checkpoint(str(checkpoint), tmp_path / "out", dtype="float16", pooling="mean")
+    assert done.parity["float16"]["lowest_cosine"] > 0.9999
+
+
+def test_an_attention_beyond_float16_is_not_written(tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "qwen3")
+    enlarge(checkpoint, "v_proj.weight", 4e4)
+    with pytest.raises(ModelError, match=r"in outgrows the type .* Cure: choose bfloat16 or float32"):
+        export_checkpoint(str(checkpoint), tmp_path / "out", dtype="float16", pooling="mean")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 # name → architecture, pooling, dense layers, prompts, as the checkpoints of these names have them
@@ -214,8 +263,23 @@ def test_a_published_gte_is_read_without_its_code_and_turns_as_its_code_does(tmp
     assert read_model_folder(folder, "encoder").description["source"] == "in"
 
 
-def test_a_published_gte_without_scaling_turns_by_its_base(tmp_path: Path) -> None:
-    checkpoint = publish_gte(tmp_path / "in", gte(), rope_theta=30.0, rope_scaling=None)
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("new.", {"rope_scaling": None}),
+        (
+            "",
+            {
+                "model_type": "gte",
+                "rope_scaling": None,
+                "unpad_inputs": "true",
+                "use_memory_efficient_attention": "true",
+            },
+        ),
+    ],
+)
+def test_a_published_gte_without_scaling_turns_by_its_base(prefix: str, said: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = publish_gte(tmp_path / "in", gte(), prefix, rope_theta=30.0, **said)
     folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls", normalise=False).folder
     expected = encode_alone(gte(), read_ids("gte"), "cls")
     np.testing.assert_allclose(Encoder(folder, "cpu").encode_passages(TEXTS), expected, rtol=1e-3, atol=2e-5)
@@ -316,6 +380,24 @@ def test_a_dense_layer_of_another_form_is_refused(changes: dict[str, Any], messa
         export_checkpoint(str(checkpoint), tmp_path / "out")
 
 
+def test_weights_that_cannot_be_read_are_told_by_their_checkpoint(tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "gte")
+    whole = (checkpoint / "model.safetensors").read_bytes()
+    (checkpoint / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(InputError, match=r"transformers cannot load in: .*Cure: look at its files"):
+        export_checkpoint(str(checkpoint), tmp_path / "out", pooling="cls")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_an_architecture_that_transformers_is_too_old_for_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = SimpleNamespace(__version__="5.1", AutoModel=transformers.AutoModel)
+    monkeypatch.setattr("xqg_qdrant.export.reference.transformers", older)
+    with pytest.raises(InputError, match=r"gte is of an architecture that transformers 5\.1 does not have"):
+        export_checkpoint(str(encoder_checkpoint("gte")), tmp_path / "out", pooling="cls")
+
+
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     checkpoint = save_encoder(tmp_path / "in", "gte")
     weights = load_file(checkpoint / "model.safetensors")
@@ -411,3 +493,21 @@ def test_a_preset_alone_asks_the_hub_for_its_checkpoint(tmp_path: Path, monkeypa
     assert not {"*.py", "*.bin", "*"} & set(patterns)
     about = json.loads((done.folder / "xqg.json").read_text(encoding="utf-8"))
     assert about["source"] == "intfloat/multilingual-e5-small"
+
+
+def test_the_command_lists_presets_and_exports_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = CliRunner().invoke(main, ["presets"])
+    assert listed.exit_code == 0
+    lines = listed.output.splitlines()
+    assert [line.split()[0] for line in lines] == list(PRESETS)
+    assert all(preset.source in line for line, preset in zip(lines, PRESETS.values(), strict=True))
+    command = ["export", str(encoder_checkpoint("qwen3")), "--preset", "qwen3-embedding-0.6b", "--task", "Find it"]
+    done = CliRunner().invoke(main, [*command, "--max-passage-tokens", "20"])
+    assert done.exit_code == 0, done.output
+    about = read_model_folder(tmp_path / "onnx" / "qwen3", "encoder").description
+    assert (about["query_prefix"], about["max_passage_tokens"]) == ("Instruct: Find it\nQuery:", 20)
+    refused = CliRunner().invoke(main, ["export", "--preset", "qwen4"])
+    assert refused.exit_code == 2
+    assert "'qwen4' is not one of 'xqg-paper'" in refused.output
+    assert CliRunner().invoke(main, ["export"]).exit_code == 2

@@ -1,13 +1,12 @@
 """A Hugging Face checkpoint → a model folder, checked against transformers before it gets its name.
 
-Knows the steps. The graphs are those of `encoders` and `t5`, the files `checkpoint`'s and `encoder_settings`', the
-reference `reference`'s.
+Knows what an encoder and a generator need for the `steps` that both share. The graphs are those of `encoders` and `t5`,
+the files `checkpoint`'s and `encoder_settings`', the reference `reference`'s.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,15 +21,14 @@ from xqg_qdrant.export.checkpoint import (
     GeneratorSettings,
     fetch_checkpoint,
     read_generator_settings,
-    read_licence,
 )
-from xqg_qdrant.export.emulate import EMULATION, emulate_folder
 from xqg_qdrant.export.encoder_settings import read_dense, read_encoder_settings
-from xqg_qdrant.export.encoders import build_encoder, needs_samples
+from xqg_qdrant.export.encoders import build_encoder
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.reference import Reference, cosines
+from xqg_qdrant.export.steps import Steps, build_and_check
 from xqg_qdrant.export.t5 import LONGEST_OUTPUT, Model, build_t5_decoder, build_t5_encoder, build_t5_head
 from xqg_qdrant.export.t5_smoothing import smooth_t5
 from xqg_qdrant.export.vocabulary import restrict_vocabulary
@@ -40,14 +38,11 @@ from xqg_qdrant.model_description import (
     DTYPES,
     FULL_VOCABULARY,
     RESTRICTED_VOCABULARY,
-    TOKENIZER_FILE,
     head_file,
 )
-from xqg_qdrant.model_folder import write_description
 from xqg_qdrant.presets import find_preset
 from xqg_qdrant.questions import read_queries
 from xqg_qdrant.records import FloatArray, Passage
-from xqg_qdrant.session import runtime_version
 
 LOWEST_COSINE = 0.9999
 CHECKED_INPUTS = 56
@@ -118,16 +113,6 @@ def export_checkpoint(
     return Export(folder, checkpoint.kind, parity)
 
 
-class _Steps(NamedTuple):
-    """What differs between exporting an encoder and exporting a generator."""
-
-    reference: Reference
-    fields: dict[str, Any]
-    write_graphs: Callable[[Path, str], None]
-    measure: Callable[[Path, dict[str, Any]], dict[str, Any]]
-    accept: Callable[[dict[str, Any]], None]
-
-
 def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], dtype: str) -> dict[str, Any]:
     settings = read_encoder_settings(checkpoint, **given)
     head = Head(settings.pooling, settings.normalise, read_dense(checkpoint))
@@ -138,7 +123,7 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
 
     passages, queries = _demo_texts(0, CHECKED_INPUTS // 2)
     samples: dict[str, Sample] = {}
-    if needs_samples(config, dtype):
+    if dtype == "int8":
         # other texts than those that measure the loss
         seen = _demo_texts(CHECKED_INPUTS // 2, CHECKED_INPUTS // 2 + SAMPLED_INPUTS)
         prefixes = (settings.passage_prefix, settings.query_prefix)
@@ -157,6 +142,11 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
     def measure(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
         encoder = Encoder(folder, device="cpu")
         found: FloatArray = np.concatenate([encoder.encode_passages(passages), encoder.encode_queries(queries)])
+        if not np.isfinite(found).all():
+            raise ModelError(
+                f"{checkpoint.source} outgrows the type it was to be exported in: its vectors are no numbers. Cure: "
+                "choose bfloat16 or float32"
+            )
         similar = cosines(expected, found)
         return {"lowest_cosine": round(float(similar.min()), 7), "mean_cosine": round(float(similar.mean()), 7), **how}
 
@@ -167,8 +157,8 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
                 f"least {LOWEST_COSINE} is needed. Nothing was written; please report the checkpoint."
             )
 
-    steps = _Steps(reference, fields, write_graphs, measure, accept)
-    return _build_and_check(checkpoint, temporary, dtype, steps, inputs=len(expected))
+    steps = Steps(reference, fields, write_graphs, measure, accept)
+    return build_and_check(checkpoint, temporary, dtype, steps, inputs=len(expected))
 
 
 def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -241,8 +231,8 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
                 f"{len(expected)} greedy outputs equal transformers'. Nothing was written; please report it."
             )
 
-    steps = _Steps(reference, fields, write_graphs, measure, accept)
-    return _build_and_check(checkpoint, temporary, dtype, steps, inputs=len(passages) * len(settings.languages))
+    steps = Steps(reference, fields, write_graphs, measure, accept)
+    return build_and_check(checkpoint, temporary, dtype, steps, inputs=len(passages) * len(settings.languages))
 
 
 def _restrict_vocabularies(
@@ -264,38 +254,6 @@ def _restrict_vocabularies(
         language: restrict_vocabulary(tokenizer, size, language, texts[language], ends, settings.suppressed_ids)
         for language in settings.languages
     }
-
-
-def _build_and_check(
-    checkpoint: Checkpoint, temporary: Path, wanted: str, steps: _Steps, inputs: int
-) -> dict[str, Any]:
-    """Build the fp32 graphs, check them, and leave the folder that was asked for in `final`."""
-    parity: dict[str, Any] = {
-        "reference": steps.reference.version, "runtime": f"onnxruntime {runtime_version()}", "inputs": inputs
-    }  # fmt: skip
-    final = temporary / "final"
-    for dtype in dict.fromkeys(("float32", wanted)):
-        shutil.rmtree(final, ignore_errors=True)
-        final.mkdir()
-        steps.reference.save_tokenizer(final / TOKENIZER_FILE)
-        steps.write_graphs(final, dtype)
-        about = {
-            "source": checkpoint.source,
-            "revision": checkpoint.revision,
-            "licence": read_licence(checkpoint.path),
-            "dtype": dtype,
-            **steps.fields,
-        }
-        write_description(final, checkpoint.kind, about)
-        if dtype == "bfloat16":
-            emulate_folder(final, checkpoint.kind, temporary / "emulated")
-            parity[dtype] = steps.measure(temporary / "emulated", {"measured_by": EMULATION})
-        else:
-            parity[dtype] = steps.measure(final, {})
-        if dtype == "float32":
-            steps.accept(parity[dtype])
-        write_description(final, checkpoint.kind, {**about, "parity": parity})
-    return parity
 
 
 def _demo_texts(first: int, last: int) -> tuple[list[str], list[str]]:

@@ -93,6 +93,11 @@ def read_generator_settings(checkpoint: Checkpoint, **given: Any) -> GeneratorSe
     languages = given["languages"] or tuple(language_tokens)
     if not languages:
         raise InputError(f"{checkpoint.source} does not say which languages it writes; give --languages ar,bn,…")
+    if len(languages) > 1 and not language_tokens and "{language}" not in prompt:
+        raise InputError(
+            f"nothing tells {checkpoint.source} which of the languages {', '.join(languages)} to write: the prompt "
+            f"{prompt!r} has no {{language}}. Cure: give the one language that it writes: --languages {languages[0]}"
+        )
     if language_tokens and not set(languages) <= language_tokens.keys():
         raise InputError(f"{checkpoint.source} has tokens for the languages {', '.join(language_tokens)} alone")
     return GeneratorSettings(

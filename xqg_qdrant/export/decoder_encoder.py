@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.export.graph import Array, Graph, QuantisedRows
+from xqg_qdrant.export.graph import Array, Graph
 from xqg_qdrant.export.pooling import Head, write_vectors
+from xqg_qdrant.export.products import Products
+from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.rotary import Angles, Heads, attend, read_frequencies, write_angles, write_visible
 
 MODEL_TYPES = ("qwen3", "gemma3_text")
@@ -21,21 +23,28 @@ SLIDING = "sliding_attention"
 
 
 def build_decoder_encoder(
-    weights: Mapping[str, Array], config: Mapping[str, Any], head: Head, dtype: str = "float32"
+    weights: Mapping[str, Array],
+    config: Mapping[str, Any],
+    head: Head,
+    dtype: str = "float32",
+    samples: Mapping[str, Sample] | None = None,
 ) -> Graph:
-    """Write the encoder's graph; inputs and output are those of `build_bert`.
+    """Write the encoder's graph; inputs, output and `samples` are those of `build_bert`.
 
     In half precision are products and attention, all else in fp32, which Gemma's sums need.
 
     Raises:
         InputError: the checkpoint has a part that this graph does not have.
     """
-    return _DecoderEncoder(weights, config, dtype).write(head)
+    return _DecoderEncoder(weights, config, dtype, samples or {}).write(head)
 
 
 class _DecoderEncoder:
-    def __init__(self, weights: Mapping[str, Array], config: Mapping[str, Any], dtype: str) -> None:
+    def __init__(
+        self, weights: Mapping[str, Array], config: Mapping[str, Any], dtype: str, samples: Mapping[str, Sample]
+    ) -> None:
         self._graph, self._weights, self._config, self._dtype = Graph("encoder", dtype), weights, config, dtype
+        self._multiply = Products(self._graph, weights, samples).multiply
         self._is_gemma = config["model_type"] == "gemma3_text"
         _check_config(config, self._is_gemma)
         self._causal = not config.get("use_bidirectional_attention", False)
@@ -82,13 +91,12 @@ class _DecoderEncoder:
 
     def _attention(self, hidden: str, name: str, angles: Angles, visible: str) -> str:
         graph, heads = self._graph, self._heads
-        rows = graph.quantise(hidden)
-        query, key = (
-            self._norm_heads(self._linear(rows, f"{name}.{part}_proj"), f"{name}.{part}_norm") for part in "qk"
-        )
-        value = graph.node("Reshape", self._linear(rows, f"{name}.v_proj"), self._by_text)
+        query, key, value = self._multiply(hidden, *(f"{name}.{part}_proj" for part in "qkv"))
+        query, key = self._norm_heads(query, f"{name}.q_norm"), self._norm_heads(key, f"{name}.k_norm")
+        value = graph.node("Reshape", value, self._by_text)
         attended = attend(graph, query, key, value, heads, angles, visible, self._dtype, self._causal)
-        return self._linear(graph.reshape(attended, -1, heads.queries * heads.size), f"{name}.o_proj")
+        [update] = self._multiply(graph.reshape(attended, -1, heads.queries * heads.size), f"{name}.o_proj")
+        return update
 
     def _norm_heads(self, rows: str, name: str) -> str:
         by_head = self._graph.reshape(rows, -1, self._heads.size)
@@ -96,16 +104,13 @@ class _DecoderEncoder:
 
     def _feed_forward(self, hidden: str, name: str) -> str:
         graph = self._graph
-        rows = graph.quantise(hidden)
-        gate = self._linear(rows, f"{name}.gate_proj")
+        gate, up = self._multiply(hidden, f"{name}.gate_proj", f"{name}.up_proj")
         if self._is_gemma:
             gate = graph.node("Gelu", gate, approximate="tanh")
         else:
             gate = graph.node("Mul", gate, graph.node("Sigmoid", gate))
-        return self._linear(graph.node("Mul", gate, self._linear(rows, f"{name}.up_proj")), f"{name}.down_proj")
-
-    def _linear(self, rows: str | QuantisedRows, name: str) -> str:
-        return self._graph.linear(rows, self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
+        [update] = self._multiply(graph.node("Mul", gate, up), f"{name}.down_proj")
+        return update
 
     def _norm(self, value: str, name: str) -> str:
         weight = self._weights[f"{name}.weight"]

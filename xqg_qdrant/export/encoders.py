@@ -16,11 +16,6 @@ from xqg_qdrant.export.quantise import Sample
 MODEL_TYPES = (*bert.MODEL_TYPES, *gte.MODEL_TYPES, *decoder_encoder.MODEL_TYPES)
 
 
-def needs_samples(config: Mapping[str, Any], dtype: str) -> bool:
-    """Tell whether the graph is made with what its products' inputs are on sample texts; else each row has a scale."""
-    return dtype == "int8" and config["model_type"] in bert.MODEL_TYPES
-
-
 def count_positions(config: Mapping[str, Any]) -> int:
     """Return how many tokens the longest text has that a model can read."""
     positions = int(config["max_position_embeddings"])
@@ -41,7 +36,7 @@ def build_encoder(
         InputError: the checkpoint has a part that its graph does not have.
     """
     if config["model_type"] in gte.MODEL_TYPES:
-        return gte.build_gte(weights, config, head, dtype)
+        return gte.build_gte(weights, config, head, dtype, samples)
     if config["model_type"] in decoder_encoder.MODEL_TYPES:
-        return decoder_encoder.build_decoder_encoder(weights, config, head, dtype)
+        return decoder_encoder.build_decoder_encoder(weights, config, head, dtype, samples)
     return bert.build_bert(weights, config, head, max_tokens, dtype, samples)

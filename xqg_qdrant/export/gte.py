@@ -14,6 +14,8 @@ import numpy as np
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export.graph import Array, Graph
 from xqg_qdrant.export.pooling import Head, write_vectors
+from xqg_qdrant.export.products import Products
+from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.rotary import Heads, attend, read_frequencies, write_angles, write_visible
 
 MODEL_TYPES = ("new", "gte")
@@ -49,8 +51,14 @@ def translate_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "rope_parameters": parameters}
 
 
-def build_gte(weights: Mapping[str, Array], config: Mapping[str, Any], head: Head, dtype: str = "float32") -> Graph:
-    """Write the encoder's graph; inputs and output are those of `build_bert`.
+def build_gte(
+    weights: Mapping[str, Array],
+    config: Mapping[str, Any],
+    head: Head,
+    dtype: str = "float32",
+    samples: Mapping[str, Sample] | None = None,
+) -> Graph:
+    """Write the encoder's graph; inputs, output and `samples` are those of `build_bert`.
 
     In half precision are products and attention, all else in fp32.
 
@@ -74,6 +82,7 @@ def build_gte(weights: Mapping[str, Array], config: Mapping[str, Any], head: Hea
         scale, shift = (graph.constant(weights[f"{name}.{part}"]) for part in ("weight", "bias"))
         return graph.node("LayerNormalization", value, scale, shift, axis=-1, epsilon=eps)
 
+    products = Products(graph, weights, samples or {})
     words = graph.look_up(graph.reshape(ids, -1), graph.table(weights["embeddings.word_embeddings.weight"]))
     if config["type_vocab_size"]:
         # One row serves every token: a single segment.
@@ -81,21 +90,13 @@ def build_gte(weights: Mapping[str, Array], config: Mapping[str, Any], head: Hea
     hidden = norm(words, "embeddings.LayerNorm")
     for layer in range(config["num_hidden_layers"]):
         name = f"layers.{layer}"
-        rows = graph.quantise(hidden)
-        projected = (
-            graph.linear(rows, weights[f"{name}.self_attn.{part}.weight"], weights[f"{name}.self_attn.{part}.bias"])
-            for part in ("q_proj", "k_proj", "v_proj")
-        )
+        projected = products.multiply(hidden, *(f"{name}.self_attn.{part}_proj" for part in "qkv"))
         query, key, value = (graph.node("Reshape", part, by_text) for part in projected)
         attended = graph.reshape(attend(graph, query, key, value, heads, angles, visible, dtype), -1, size)
-        out = f"{name}.self_attn.o_proj"
-        update = graph.linear(attended, weights[f"{out}.weight"], weights[f"{out}.bias"])
+        [update] = products.multiply(attended, f"{name}.self_attn.o_proj")
         hidden = norm(graph.node("Add", update, hidden), f"{name}.post_attention_layernorm")
-        rows = graph.quantise(hidden)
-        gate = graph.node("Gelu", graph.linear(rows, weights[f"{name}.mlp.gate_proj.weight"]))
-        wide = graph.node("Mul", gate, graph.linear(rows, weights[f"{name}.mlp.up_proj.weight"]))
-        down = f"{name}.mlp.down_proj"
-        update = graph.linear(wide, weights[f"{down}.weight"], weights[f"{down}.bias"])
+        gate, up = products.multiply(hidden, f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj")
+        [update] = products.multiply(graph.node("Mul", graph.node("Gelu", gate), up), f"{name}.mlp.down_proj")
         hidden = norm(graph.node("Add", update, hidden), f"{name}.post_mlp_layernorm")
     write_vectors(graph, graph.node("Reshape", hidden, by_text), mask, head, size)
     return graph

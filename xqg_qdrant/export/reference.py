@@ -18,6 +18,7 @@ from tokenizers.models import WordPiece
 from transformers.utils.logging import disable_progress_bar
 
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.export import bert
 from xqg_qdrant.export.checkpoint import Checkpoint
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.gte import MODEL_TYPES, translate_config
@@ -86,8 +87,12 @@ class Reference:
 
     def sample_encoder(self, texts: Sequence[str], max_tokens: int) -> dict[str, Sample]:
         """Encode texts and return what the input of each product was, by the name of the product."""
-        # query, key and value have one input
-        with self._watched("self.query", "output.dense", "intermediate.dense") as found:
+        # Query, key and value have one input, and so have both ways into a gated layer. BERT alone wants to know which
+        # channels go together.
+        is_bert = self.config["model_type"] in bert.MODEL_TYPES
+        berts = ("self.query", "output.dense", "intermediate.dense")
+        others = ("q_proj", "o_proj", "gate_proj", "down_proj")
+        with self._watched(*(berts if is_bert else others), products=is_bert) as found:
             self.encode(texts, max_tokens, Head("cls", normalise=False))
         return found
 
@@ -100,18 +105,22 @@ class Reference:
         return found
 
     @contextmanager
-    def _watched(self, *endings: str) -> Iterator[dict[str, Sample]]:
-        """Watch the inputs of the products whose names end so, and fill the result in the end."""
+    def _watched(self, *endings: str, products: bool = False) -> Iterator[dict[str, Sample]]:
+        """Watch the inputs of the products whose names end so, and fill the result in the end.
+
+        The mean products of channels, a matrix for each, are left empty unless they are asked for.
+        """
         counts: dict[str, int] = {}
         seen: dict[str, list[torch.Tensor]] = {}
 
         def watch(name: str, rows: torch.Tensor) -> None:
             rows = rows.reshape(-1, rows.shape[-1])
-            new = [rows.amin(dim=0), rows.amax(dim=0), rows.sum(dim=0), rows.T @ rows]
+            together = rows.T @ rows if products else torch.empty((0, 0))
+            new = [rows.amin(dim=0), rows.amax(dim=0), rows.sum(dim=0), together]
             counts[name] = counts.get(name, 0) + len(rows)
             if name in seen:
-                low, high, total, products = seen[name]
-                new = [low.minimum(new[0]), high.maximum(new[1]), total + new[2], products + new[3]]
+                low, high, total, before = seen[name]
+                new = [low.minimum(new[0]), high.maximum(new[1]), total + new[2], before + together]
             seen[name] = new
 
         hooks = [
@@ -125,8 +134,8 @@ class Reference:
         finally:
             for hook in hooks:
                 hook.remove()
-        for name, (low, high, total, products) in seen.items():
-            mean, mean_products = total / counts[name], products / counts[name]
+        for name, (low, high, total, together) in seen.items():
+            mean, mean_products = total / counts[name], together / counts[name]
             found[name] = Sample(low.numpy(), high.numpy(), mean.numpy(), mean_products.numpy())
 
     def decode_greedily(
@@ -160,7 +169,12 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
     if checkpoint.config["model_type"] == "new":
         loader = transformers.GteModel
         given["config"] = transformers.GteConfig(**translate_config(checkpoint.config))
-    model, found = loader.from_pretrained(checkpoint.path, output_loading_info=True, **given)
+    try:
+        model, found = loader.from_pretrained(checkpoint.path, output_loading_info=True, **given)
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(
+            f"transformers cannot load {checkpoint.source}: {error}. Cure: look at its files, or download it again"
+        ) from error
     # transformers draws missing weights at random; of a pooler none are used.
     missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
     if missing:
