@@ -12,10 +12,10 @@ import pytest
 
 from xqg_qdrant.errors import ModelError
 from xqg_qdrant.model_description import GRAPH_FILES, RULES
+from xqg_qdrant.model_files import hash_file
 from xqg_qdrant.model_folder import (
     DEMO_ENCODER,
     DEMO_GENERATOR,
-    hash_file,
     read_model_folder,
     shipped_model,
     write_description,
@@ -189,3 +189,15 @@ def test_a_file_that_is_not_listed_is_never_looked_at(tmp_path: Path) -> None:
     (folder / "modeling.py").write_text("raise SystemExit")
     os.mkfifo(folder / "model.onnx.data")
     assert read_model_folder(folder, "encoder").description["kind"] == "encoder"
+
+
+def test_a_field_that_says_where_another_programs_graph_lies_means_nothing_in_a_generator(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", "generator")
+    edit_description(folder, graph="onnx/model.onnx")
+    assert read_model_folder(folder, "generator").description["graph"] == "onnx/model.onnx"
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(make_content("model.onnx"))
+    files = json.loads((folder / "xqg.json").read_text(encoding="utf-8"))["files"]
+    edit_description(folder, files={**files, "onnx/model.onnx": hash_file(folder / "onnx" / "model.onnx")})
+    with pytest.raises(ModelError, match=r"names a file outside its folder: 'onnx/model\.onnx'"):
+        read_model_folder(folder, "generator")

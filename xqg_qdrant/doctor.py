@@ -25,7 +25,7 @@ import numpy as np
 
 from xqg_qdrant.augment import fuse
 from xqg_qdrant.demo import read_demo_passages
-from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.encoder import Encoder, make_feeds
 from xqg_qdrant.errors import ModelError, StoreError, XqgError
 from xqg_qdrant.fingerprint import hash_content, hash_recipe, make_fingerprint
 from xqg_qdrant.generator import QueryGenerator
@@ -153,7 +153,7 @@ def _use_encoder(path: Path, device: str) -> tuple[Encoder, Check]:
     if not np.isfinite(vectors).all():
         raise ModelError(f"{path} gave vectors that are not finite. Cure: export it again, or in another --dtype")
     detail = f"{_describe(encoder.folder)}; dim {encoder.dim}"
-    return encoder, _tell_device("encoder", detail, path / "model.onnx", device, encoder.device, seconds)
+    return encoder, _tell_device("encoder", detail, path / encoder.graph, device, encoder.device, seconds)
 
 
 def _use_generator(path: Path, device: str) -> tuple[QueryGenerator, Check]:
@@ -173,9 +173,7 @@ def _tell_device(name: str, detail: str, graph: Path, asked: str, opened: str, s
     """
     with tempfile.TemporaryDirectory() as profile:
         session = Session(graph, asked, profile=Path(profile))
-        ids = np.arange(8, dtype=np.int64)[None]
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        session.run({name: feeds[name] for name in session.input_names})
+        session.run(make_feeds(session, [range(8)]))
         ran = session.count_operators()
     where = ", ".join(f"{count} operators on {device}" for device, count in ran.items())
     detail = f"{detail}; ran on {opened} ({graph.name}: {where})"

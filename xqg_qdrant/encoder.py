@@ -1,6 +1,7 @@
 """Texts → vectors.
 
-Knows prefixes, lengths and batches. Pooling and normalisation lie inside the graph.
+Knows prefixes, lengths and batches. Pooling and normalisation lie inside our own graphs, and for those of other
+programs in `pooling`.
 """
 
 from __future__ import annotations
@@ -14,23 +15,29 @@ from typing import Any
 import numpy as np
 
 from xqg_qdrant.errors import ModelError
-from xqg_qdrant.model_description import TOKENIZER_FILE
+from xqg_qdrant.model_description import IN_GRAPH, TOKENIZER_FILE, dense_files, find_graph, is_foreign
 from xqg_qdrant.model_folder import DEMO_ENCODER, read_model_folder, shipped_model
+from xqg_qdrant.pooling import Pooler, read_dense
 from xqg_qdrant.records import FloatArray
-from xqg_qdrant.session import Session
+from xqg_qdrant.session import Array, Session
 from xqg_qdrant.tokenizer import Tokenizer, encode_ids, open_tokenizer
 
 # Short texts gain from company, longer ones do not: on a CPU caches are small.
 CPU_TOKENS_A_RUN = 128
 CUDA_TOKENS_A_RUN = 16_384
+OWN_INPUTS = frozenset({"input_ids", "attention_mask"})
+FOREIGN_INPUTS = OWN_INPUTS | {"token_type_ids", "position_ids"}
+# A graph that is not ours may be quantised with a scale for the whole batch, or sum in another order in another one.
+FOREIGN_TOKENS_A_RUN = 1
 
 
 class Encoder:
     """A multilingual encoder; several threads may use one.
 
     On a CPU only texts of one length in tokens share a run, without padding: that is the fastest way, and a text's
-    vector is the same to the bit whatever its neighbours. On a GPU texts of similar length share a large padded run,
-    and the last bits may depend on the batch.
+    vector is the same to the bit whatever its neighbours. In a graph of another program, which may not keep that, each
+    text has a run of its own. On a GPU texts of similar length share a large padded run, and the last bits may depend
+    on the batch.
     """
 
     def __init__(self, folder: str | Path | None = None, device: str = "auto", threads: int = 0) -> None:
@@ -47,7 +54,7 @@ class Encoder:
         folder = Path(folder) if folder is not None else shipped_model(DEMO_ENCODER)
         self.folder = read_model_folder(folder, "encoder")
         about = self.folder.description
-        self.dim: int = about["dim"]
+        self.graph = find_graph(about)
         self._query_prefix: str = about["query_prefix"]
         self._passage_prefix: str = about["passage_prefix"]
         self._max_query_tokens: int = about["max_query_tokens"]
@@ -56,11 +63,16 @@ class Encoder:
         self._lock = threading.Lock()
         with ThreadPoolExecutor() as pool:
             # A large tokenizer takes as long to load as a large model.
-            session = pool.submit(Session, folder / "model.onnx", device, threads)
+            session = pool.submit(Session, folder / self.graph, device, threads)
             pool.submit(self._tokenizer, self._max_query_tokens).result()
         self._session = session.result()
         self.device = self._session.device
+        self._foreign = is_foreign(about)
+        self._output: str = about["output"] if self._foreign else self._session.output_names[0]
+        self._pool = self._make_pooler()
         self._check_graph()
+        # How long the vectors of a foreign graph are is told by no file for certain.
+        self.dim: int = self._run([[0, 0]]).shape[1] if self._foreign else about["dim"]
 
     def describe(self) -> dict[str, Any]:
         """Return what of this model decides the vectors, for a fingerprint."""
@@ -77,26 +89,40 @@ class Encoder:
         """Encode questions; float32 of shape `(len(texts), dim)`."""
         return self._encode([self._query_prefix + text for text in texts], self._max_query_tokens)
 
+    def _make_pooler(self) -> Pooler | None:
+        """Return what comes behind the graph, None where nothing does."""
+        path, about = self.folder.path, self.folder.description
+        if not self._foreign:
+            return None
+        dense = [read_dense(*(path / name for name in dense_files(folder))) for folder in about["dense"]]
+        return Pooler(about["pooling"], dense, about["normalise"])
+
     def _check_graph(self) -> None:
-        inputs, outputs = set(self._session.input_names), list(self._session.output_shapes.values())
-        if "input_ids" not in inputs or inputs - {"input_ids", "attention_mask"} or outputs[0][1:] != (self.dim,):
+        inputs, shape = set(self._session.input_names), self._session.output_shapes.get(self._output, ())
+        if self._foreign:
+            known, wanted = FOREIGN_INPUTS, "texts"
+            fits = len(shape) == (2 if self.folder.description["pooling"] == IN_GRAPH else 3)
+        else:
+            dim = self.folder.description["dim"]
+            known, wanted, fits = OWN_INPUTS, f"dim {dim}", shape[1:] == (dim,)
+        if "input_ids" not in inputs or inputs - known or not fits:
             raise ModelError(
-                f"{self.folder.path / 'model.onnx'} gives {outputs[0]} from {sorted(inputs)}, which is no encoder of "
-                f"dim {self.dim}. Cure: export it again: xqg export CHECKPOINT {self.folder.path}"
+                f"{self.folder.path / self.graph} gives {list(shape)} from {sorted(inputs)}, which is no encoder of "
+                f"{wanted}. Cure: export it again: xqg export CHECKPOINT {self.folder.path}"
             )
 
     def _encode(self, texts: list[str], max_tokens: int) -> FloatArray:
         rows = encode_ids(self._tokenizer(max_tokens), texts)
         padded = self.device == "cuda" and "attention_mask" in self._session.input_names
+        budget = CUDA_TOKENS_A_RUN if padded else FOREIGN_TOKENS_A_RUN if self._foreign else CPU_TOKENS_A_RUN
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
-        for batch in cut_batches([len(row) for row in rows], CUDA_TOKENS_A_RUN if padded else CPU_TOKENS_A_RUN, padded):
-            longest = len(rows[batch[0]])
-            ids, mask = np.zeros((2, len(batch), longest), dtype=np.int64)
-            for place, row in enumerate(batch):
-                ids[place, : len(rows[row])], mask[place, : len(rows[row])] = rows[row], 1
-            feeds = {"input_ids": ids, "attention_mask": mask}
-            vectors[batch] = self._session.run({name: feeds[name] for name in self._session.input_names})[0]
+        for batch in cut_batches([len(row) for row in rows], budget, padded):
+            vectors[batch] = self._run([rows[place] for place in batch])
         return vectors
+
+    def _run(self, rows: Sequence[Sequence[int]]) -> FloatArray:
+        [result] = self._session.run(make_feeds(self._session, rows), [self._output])
+        return self._pool(result, [len(row) for row in rows]) if self._pool else result
 
     def _tokenizer(self, max_tokens: int) -> Tokenizer:
         """Return the tokenizer that cuts at a length: one for each, as another thread may be using the other one."""
@@ -104,6 +130,21 @@ class Encoder:
             if max_tokens not in self._tokenizers:
                 self._tokenizers[max_tokens] = open_tokenizer(self.folder.path / TOKENIZER_FILE, max_tokens)
             return self._tokenizers[max_tokens]
+
+
+def make_feeds(session: Session, rows: Sequence[Sequence[int]]) -> dict[str, Array]:
+    """Return what a graph takes of rows of ids, padded at the right; `(rows, tokens)` each."""
+    shape = len(rows), max(map(len, rows))
+    ids, mask = np.zeros((2, *shape), dtype=np.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)], mask[place, : len(row)] = row, 1
+    feeds = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": np.zeros(shape, dtype=np.int64),
+        "position_ids": np.broadcast_to(np.arange(shape[1]), shape),
+    }
+    return {name: feeds[name].astype(session.input_dtypes[name], order="C") for name in session.input_names}
 
 
 def cut_batches(lengths: Sequence[int], budget: int, padded: bool) -> Iterator[list[int]]:

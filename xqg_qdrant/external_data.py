@@ -1,4 +1,4 @@
-"""Which files an ONNX graph names: read from the bytes, before a runtime opens any of them.
+"""Which files an ONNX graph names, and what it gives: read from the bytes, before a runtime opens any of them.
 
 An ONNX file may keep a tensor's values in another file, by a path that the runtime would follow. This walks the
 file's protobuf messages from the model to each of its tensors, wherever they stand: weights, sparse weights, constants
@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from xqg_qdrant.errors import ModelError
+
+T = TypeVar("T")
 
 # message → the numbers of its fields that can hold a tensor, and what those hold
 ONNX_FIELDS: dict[str, dict[int, str]] = {
@@ -32,7 +34,8 @@ ONNX_FIELDS: dict[str, dict[int, str]] = {
     "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
     "TensorProto": {},
 }  # fmt: skip
-GRAPH = 7
+GRAPH, OUTPUT = 7, 12
+NAME_OF_OUTPUT = 1
 EXTERNAL_DATA, DATA_LOCATION = 13, 14
 KEY, VALUE = 1, 2
 TENSOR_KEYS = frozenset({"location", "offset", "length", "checksum"})
@@ -62,9 +65,22 @@ def read_external_data(path: Path) -> list[ExternalData]:
     Raises:
         ModelError: the file is not a whole ONNX model, or describes a tensor's place in a way that is not ONNX's.
     """
+    return _walk(path, lambda walk: list(walk.model()))
+
+
+def read_outputs(path: Path) -> list[str]:
+    """Return the names of what a graph gives.
+
+    Raises:
+        ModelError: the file is not a whole ONNX model.
+    """
+    return _walk(path, lambda walk: list(walk.outputs()))
+
+
+def _walk(path: Path, read: Callable[[_Walk], T]) -> T:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return list(_Walk(data).model())
+            return read(_Walk(data))
     except ValueError as error:
         # An empty file is one too: it cannot be mapped.
         raise ModelError(f"{path} is not a whole ONNX model: {error}. Cure: export the model again.") from error
@@ -81,6 +97,18 @@ class _Walk:
         if not any(number == GRAPH for number, *_ in self._fields(0, len(self._data))):
             raise ValueError("it holds no graph")
         yield from self._message("ModelProto", 0, len(self._data), DEEPEST)
+
+    def outputs(self) -> Iterator[str]:
+        places = [(0, len(self._data))]
+        for wanted in (GRAPH, OUTPUT, NAME_OF_OUTPUT):
+            found = []
+            for place in places:
+                for number, wire_type, first, last in self._fields(*place):
+                    if number == wanted:
+                        _check_message(wire_type, first)
+                        found.append((first, last))
+            places = found
+        return (self._text(first, last) for first, last in places)
 
     def _message(self, name: str, start: int, end: int, depth: int) -> Iterator[ExternalData]:
         if not depth:
@@ -122,10 +150,13 @@ class _Walk:
         for number, wire_type, first, last in self._fields(start, end):
             if number in texts:
                 _check_message(wire_type, first)
-                if last - first > LONGEST_ENTRY:
-                    raise ValueError(f"a text of external data is {last - first} bytes long")
-                texts[number] = self._data[first:last].decode("utf-8")
+                texts[number] = self._text(first, last)
         return texts[KEY], texts[VALUE]
+
+    def _text(self, start: int, end: int) -> str:
+        if end - start > LONGEST_ENTRY:
+            raise ValueError(f"a name is {end - start} bytes long")
+        return self._data[start:end].decode("utf-8")
 
     def _fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield for each field of a message its number, its wire type, and from where to where its value stands."""

@@ -8,15 +8,24 @@ Knows the fields and their limits. Knows nothing of the other files of the folde
 
 from __future__ import annotations
 
-import json
 import re
-import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import ModelError
 from xqg_qdrant.languages import LANGUAGES
+from xqg_qdrant.model_files import (
+    DATA_SUFFIX,
+    FOREIGN_DATA_SUFFIX,
+    GRAPH_SUFFIX,
+    SAFETENSORS_SUFFIX,
+    is_file_name,
+    is_plain_name,
+    read_json,
+    show,
+    suffix_of,
+)
 
 DESCRIPTION_FILE = "xqg.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -24,6 +33,8 @@ GRAPH_FILES = {"encoder": ("model.onnx",), "generator": ("encoder.onnx", "decode
 FORMAT = 1
 
 POOLINGS = ("cls", "mean", "last")
+# Of a foreign graph that gives whole vectors: what was done to them is its own affair.
+IN_GRAPH = "in graph"
 DTYPES = ("float32", "int8", "float16", "bfloat16")
 FULL_VOCABULARY = "full"
 RESTRICTED_VOCABULARY = "restricted"
@@ -38,9 +49,8 @@ LARGEST_COUNT = 1 << 20
 LARGEST_ID = (1 << 31) - 1
 # Below, one token is certain; above, all are alike.
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.001, 1000
-# Such names mean the same on every system: no separator, no drive, no device, nothing hidden.
-FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-LISTED_SUFFIXES = frozenset({".onnx", ".data", ".json"})
+LISTED_SUFFIXES = frozenset({GRAPH_SUFFIX, DATA_SUFFIX, ".json"})
+FOREIGN_SUFFIXES = LISTED_SUFFIXES | {FOREIGN_DATA_SUFFIX, SAFETENSORS_SUFFIX}
 PROMPT_FIELDS = frozenset({"{language}", "{title}", "{text}"})
 
 
@@ -61,11 +71,6 @@ def head_file(language: str) -> str:
     return f"head-{language}.onnx"
 
 
-def is_plain_name(name: str) -> bool:
-    """Tell whether this can only be the name of a file directly in a folder."""
-    return FILE_NAME.fullmatch(name) is not None
-
-
 def read_description(path: Path, kind: str) -> dict[str, Any]:
     """Read an `xqg.json`, which must describe a model of this kind.
 
@@ -73,31 +78,48 @@ def read_description(path: Path, kind: str) -> dict[str, Any]:
         ModelError: it is no JSON of this format, describes another kind, or a field is not what it must be.
     """
     again = f"Cure: export it again: xqg export CHECKPOINT {path.parent}"
-    with path.open("rb") as file:
-        content = file.read(LARGEST_DESCRIPTION + 1)
-    if len(content) > LARGEST_DESCRIPTION:
-        raise ModelError(f"{path} is larger than {LARGEST_DESCRIPTION} bytes. {again}")
-    try:
-        about = json.loads(content.decode("utf-8"), object_pairs_hook=_refuse_twins, parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise ModelError(f"{path} is nested too deep. {again}") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}. {again}") from error
+    about = read_json(path, LARGEST_DESCRIPTION)
     if not isinstance(about, dict) or type(about.get("format")) is not int or about["format"] != FORMAT:
         raise ModelError(f"{path} is not of format {FORMAT}. {again}")
     if about.get("kind") != kind:
         raise ModelError(
-            f"{path.parent} holds a model of kind {_show(about.get('kind'))}, but {kind!r} is needed here. "
+            f"{path.parent} holds a model of kind {show(about.get('kind'))}, but {kind!r} is needed here. "
             f"Cure: name a folder that holds one of kind {kind!r}"
         )
     try:
-        _check_fields(about, RULES[kind])
-        if kind == "generator":
-            _check_generator(about)
-        _check_files(about, kind)
+        check_description(about, kind)
     except ValueError as error:
         raise ModelError(f"{path} {error}. {again}") from error
     return about
+
+
+def check_description(about: Mapping[str, Any], kind: str) -> None:
+    """Make sure that every field of a description is what it must be.
+
+    Raises:
+        ValueError: one is not.
+    """
+    foreign = is_foreign(about)
+    _check_fields(about, FOREIGN_RULES if foreign else RULES[kind])
+    if kind == "generator":
+        _check_generator(about)
+    _check_files(about, kind, foreign)
+
+
+def is_foreign(about: Mapping[str, Any]) -> bool:
+    """Tell whether a description is of an encoder in the layout of another program."""
+    return about["kind"] == "encoder" and "graph" in about
+
+
+def find_graph(about: Mapping[str, Any]) -> str:
+    """Return the name of an encoder's graph."""
+    graph: str = about.get("graph", GRAPH_FILES["encoder"][0])
+    return graph
+
+
+def dense_files(folder: str) -> tuple[str, str]:
+    """Return the names of a Dense layer's settings and weights."""
+    return f"{folder}/config.json", f"{folder}/model{SAFETENSORS_SUFFIX}"
 
 
 def _check_fields(about: Mapping[str, Any], rules: Mapping[str, _Rule], parent: str = "") -> None:
@@ -105,13 +127,13 @@ def _check_fields(about: Mapping[str, Any], rules: Mapping[str, _Rule], parent: 
         if name not in about:
             raise ValueError(f"lacks the field {parent + name!r}")
         if not rule.is_met(about[name]):
-            raise ValueError(f"says of {parent + name}: {_show(about[name])}, which must be {rule.wanted}")
+            raise ValueError(f"says of {parent + name}: {show(about[name])}, which must be {rule.wanted}")
 
 
 def _check_generator(about: Mapping[str, Any]) -> None:
     sampling, languages = about["sampling"], about["languages"]
     for name in sampling.keys() - SAMPLING_RULES.keys():
-        raise ValueError(f"has in sampling the field {_show(name)}, which is none")
+        raise ValueError(f"has in sampling the field {show(name)}, which is none")
     _check_fields(sampling, SAMPLING_RULES, "sampling.")
     if sampling["max_new_tokens"] > about["max_output_tokens"]:
         raise ValueError(
@@ -121,45 +143,31 @@ def _check_generator(about: Mapping[str, Any]) -> None:
     for name in ("language_tokens", "restricted_languages"):
         others = [language for language in about[name] if language not in languages]
         if others:
-            raise ValueError(f"names in {name} {_show(others[0])}, which is none of its languages")
+            raise ValueError(f"names in {name} {show(others[0])}, which is none of its languages")
 
 
-def _check_files(about: Mapping[str, Any], kind: str) -> None:
+def _check_files(about: Mapping[str, Any], kind: str, foreign: bool) -> None:
     files = about.get("files")
     if not isinstance(files, dict):
-        raise ValueError(f"says of files: {_show(files)}, which must be an object of names and checksums")
+        raise ValueError(f"says of files: {show(files)}, which must be an object of names and checksums")
+    suffixes = FOREIGN_SUFFIXES if foreign else LISTED_SUFFIXES
     for name, checksum in files.items():
-        if not is_plain_name(name):
-            raise ValueError(f"names a file outside its folder: {_show(name)}")
-        if Path(name).suffix not in LISTED_SUFFIXES:
-            raise ValueError(f"lists {_show(name)}, but a model has no files but {', '.join(sorted(LISTED_SUFFIXES))}")
+        if not (is_file_name if foreign else is_plain_name)(name):
+            raise ValueError(f"names a file outside its folder: {show(name)}")
+        if suffix_of(name) not in suffixes:
+            raise ValueError(f"lists {show(name)}, but a model has no files but {', '.join(sorted(suffixes))}")
         if not isinstance(checksum, str) or not re.fullmatch(r"[0-9a-f]{64}", checksum):
-            raise ValueError(f"says of files.{name}: {_show(checksum)}, which must be a SHA-256 in hexadecimal")
-    heads = [head_file(language) for language in about.get("restricted_languages", ())] if kind == "generator" else []
-    for name in (*GRAPH_FILES[kind], *heads, TOKENIZER_FILE):
+            raise ValueError(f"says of files.{name}: {show(checksum)}, which must be a SHA-256 in hexadecimal")
+    for name in (*_needed_files(about, kind, foreign), TOKENIZER_FILE):
         if name not in files:
             raise ValueError(f"does not list every file of a model of kind {kind!r}: {name} is missing in files")
 
 
-def _show(value: object) -> str:
-    """Return a value as one short line, with no control characters, however long or deep it is."""
-    short = reprlib.Repr()
-    short.maxstring = 80
-    return short.repr(value).encode("ascii", "backslashreplace").decode()
-
-
-def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Of two fields of one name each reader takes another one.
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise ValueError(f"the field {_show(name)} stands there twice")
-        fields[name] = value
-    return fields
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+def _needed_files(about: Mapping[str, Any], kind: str, foreign: bool) -> list[str]:
+    if foreign:
+        return [find_graph(about), *(name for folder in about["dense"] for name in dense_files(folder))]
+    heads = [head_file(language) for language in about.get("restricted_languages", ())] if kind == "generator" else []
+    return [*GRAPH_FILES[kind], *heads]
 
 
 def _is_text(value: object) -> bool:
@@ -222,6 +230,21 @@ RULES: dict[str, dict[str, _Rule]] = {
         "restricted_languages": _Rule(_are_languages, "a list of language codes"),
         "sampling": _Rule(lambda value: isinstance(value, dict), "an object"),
     },
+}
+# Of an encoder in the layout of another program, whose graph and tensors have names of their own, and tell the dim.
+FOREIGN_RULES: dict[str, _Rule] = {
+    **{name: rule for name, rule in RULES["encoder"].items() if name != "dim"},
+    "dtype": _TEXT,
+    "pooling": _is_one_of(*POOLINGS, IN_GRAPH),
+    "graph": _Rule(
+        lambda value: isinstance(value, str) and is_file_name(value) and value.endswith(GRAPH_SUFFIX),
+        f"the name of a file that ends in {GRAPH_SUFFIX}",
+    ),
+    "output": _Rule(lambda value: _is_text(value) and bool(value), "the name of what the graph gives"),
+    "dense": _Rule(
+        lambda value: isinstance(value, list) and all(isinstance(name, str) and is_plain_name(name) for name in value),
+        "a list of folders",
+    ),
 }
 SAMPLING_RULES = {
     "top_k": _COUNT,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,6 +31,7 @@ _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
 
@@ -91,10 +92,10 @@ class Session:
             )
         self.input_dtypes = {node.name: _DTYPES[node.type] for node in self._session.get_inputs()}
 
-    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """Run the graph once and return its outputs, in its order."""
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
+        """Run the graph once and return these of its outputs, by default all in its order."""
         try:
-            results: list[Array] = self._session.run(None, dict(feeds))
+            results: list[Array] = self._session.run(outputs, dict(feeds))
         except Exception as error:
             shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in feeds.items())
             raise ModelError(f"the model failed on inputs of shape {shapes}: {error}") from error

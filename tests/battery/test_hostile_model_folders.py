@@ -25,7 +25,8 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import ModelError
 from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, hash_file, shipped_model
+from xqg_qdrant.model_files import hash_file
+from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHIPPED = {"encoder": DEMO_ENCODER, "generator": DEMO_GENERATOR}

@@ -1,0 +1,142 @@
+"""Encoders as other programs lay them out: sentence-transformers' own files, and graphs that torch traced.
+
+Each shared folder is made once a test run, and only read.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import transformers
+from checkpoints import LONGEST, encoder_checkpoint
+from onnx import TensorProto, helper, numpy_helper
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+
+PROMPTS = {"query": "query: ", "document": "passage: "}
+DIM, DENSE_DIM = 32, 24
+# name → checkpoint, sentence-transformers' pooling, with a Dense layer, normalised
+PIPELINES: dict[str, tuple[str, str, bool, bool]] = {
+    "e5": ("xlm-roberta", "mean", False, True),
+    "labse": ("bert", "cls", True, True),
+    "last": ("bert", "lasttoken", False, False),
+}
+OPTIMUM_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+class _Traced(torch.nn.Module):
+    """A model whose outputs are tensors by name, as a trace wants them."""
+
+    def __init__(self, model: Any, pipeline: SentenceTransformer | None = None) -> None:  # noqa: ANN401
+        super().__init__()
+        self.model, self.pipeline = model, pipeline
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        features: dict[str, Any] = dict(zip(self.model.input_names, inputs, strict=True))
+        tokens = self.model(**features).last_hidden_state
+        if self.pipeline is None:
+            return (tokens,)
+        features["token_embeddings"] = tokens
+        for module in list(self.pipeline)[1:]:
+            features = module(features)
+        return tokens, features["sentence_embedding"]
+
+
+def trace(checkpoint: str, graph: Path, pipeline: SentenceTransformer | None = None) -> None:
+    """Write the graph that optimum would: token vectors, and behind a pipeline its vectors too."""
+    model: Any = transformers.AutoModel.from_pretrained(encoder_checkpoint(checkpoint), attn_implementation="eager")
+    model.eval().input_names = ["input_ids", "attention_mask", *(["token_type_ids"] if checkpoint == "bert" else [])]
+    outputs = ["token_embeddings", "sentence_embedding"] if pipeline else ["last_hidden_state"]
+    example = torch.ones((2, 7), dtype=torch.long)
+    axes = {name: {0: "batch_size", 1: "sequence_length"} for name in [*model.input_names, outputs[0]]}
+    graph.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings(), torch.no_grad():
+        # The exporter that optimum uses is on its way out, and says so.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Traced(model, pipeline), tuple(example * (name != "token_type_ids") for name in model.input_names),
+            str(graph), input_names=model.input_names, output_names=outputs, opset_version=17, dynamo=False,
+            dynamic_axes=axes | ({"sentence_embedding": {0: "batch_size"}} if pipeline else {}),
+        )  # fmt: skip
+
+
+def make_pipeline(name: str) -> SentenceTransformer:
+    """Return a pipeline of sentence-transformers with random weights."""
+    checkpoint, pooling, has_dense, normalised = PIPELINES[name]
+    # Left alone, sentence-transformers reads as many tokens as there are positions, of which XLM-R leaves some free.
+    transformer = Transformer(str(encoder_checkpoint(checkpoint)), max_seq_length=LONGEST)
+    modules: list[torch.nn.Module] = [transformer, Pooling(DIM, pooling)]
+    if has_dense:
+        torch.manual_seed(5)
+        modules.append(Dense(DIM, DENSE_DIM, activation_function=torch.nn.Tanh()))
+    if normalised:
+        modules.append(Normalize())
+    return SentenceTransformer(modules=modules, prompts=PROMPTS, device="cpu")
+
+
+@cache
+def _shelf() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="xqg-foreign-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def sentence_transformers_folder(name: str) -> Path:
+    """Return a folder as sentence-transformers writes one that runs on ONNX, with the weights of torch beside it."""
+    folder = _shelf() / name
+    make_pipeline(name).save_pretrained(str(folder), create_model_card=False)
+    trace(PIPELINES[name][0], folder / "onnx" / "model.onnx")
+    return folder
+
+
+@cache
+def optimum_folder(checkpoint: str) -> Path:
+    """Return a folder as optimum writes one: the graph, the configuration, the tokenizer."""
+    folder = _shelf() / f"optimum {checkpoint}"
+    trace(checkpoint, folder / "model.onnx")
+    for name in OPTIMUM_FILES:
+        shutil.copy(encoder_checkpoint(checkpoint) / name, folder)
+    return folder
+
+
+@cache
+def whole_folder(name: str) -> Path:
+    """Return what optimum makes of a whole pipeline of sentence-transformers: it gives the text's vector itself."""
+    folder = _shelf() / f"whole {name}"
+    trace(PIPELINES[name][0], folder / "model.onnx", make_pipeline(name))
+    for file in OPTIMUM_FILES:
+        shutil.copy(encoder_checkpoint(PIPELINES[name][0]) / file, folder)
+    return folder
+
+
+def write_counting_graph(path: Path, ids: int, vectors: int) -> None:
+    """Write a graph by hand whose vector of a token is `[id, position, 1]`, in the types of ONNX that are given."""
+    inputs = ("input_ids", "attention_mask", "position_ids")
+    columns = {"id": "input_ids", "position": "position_ids", "one": "input_ids"}
+    nodes = [
+        *(helper.make_node("Cast", [name], [f"{name} f"], to=TensorProto.FLOAT) for name in inputs),
+        *(helper.make_node("Unsqueeze", [f"{name} f", "last"], [column]) for column, name in columns.items()),
+        helper.make_node("Mul", ["one", "nothing"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "unit"], ["ones"]),
+        helper.make_node("Concat", ["id", "position", "ones"], ["rows"], axis=2),
+        helper.make_node("Cast", ["rows"], ["last_hidden_state"], to=vectors),
+    ]
+    constants = {"last": np.array([2]), "nothing": np.zeros(1, np.float32), "unit": np.ones(1, np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "counting",
+        [helper.make_tensor_value_info(name, ids, ["batch", "tokens"]) for name in inputs],
+        [helper.make_tensor_value_info("last_hidden_state", vectors, ["batch", "tokens", 3])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
