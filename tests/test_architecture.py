@@ -306,6 +306,13 @@ def test_help_is_printed_without_anything_heavy() -> None:
     assert modules_after(run) & HEAVY == set()
 
 
+def test_a_word_is_completed_without_anything_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"COMP_WORDS": "xqg ingest --al", "COMP_CWORD": "2", "_XQG_COMPLETE": "bash_complete"}.items():
+        monkeypatch.setenv(name, value)
+    run = "from xqg_qdrant.cli import main\ntry: main([], prog_name='xqg')\nexcept SystemExit: pass"
+    assert modules_after(run) & HEAVY == set()
+
+
 def test_inference_and_ingest_import_nothing_of_the_export() -> None:
     rooms = ("encoder", "generator", "pipeline", "retrieval", "cli", "stores", "corpus", "evaluation.comparison")
     loaded = modules_after("import " + ", ".join(f"xqg_qdrant.{name}" for name in rooms))
