@@ -220,14 +220,22 @@ def test_searches_by_an_alias_go_over_when_the_new_collection_is_complete(server
 
 
 @SCRIPTED
-def test_an_alias_is_switched_by_one_request(rest: RestQdrant, server: Server) -> None:
+def test_an_alias_is_switched_by_the_last_request_of_an_ingest_and_by_that_alone(
+    rest: RestQdrant, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.ingest("blue", range(1), "--alias", "docs")
-    rest.requests.clear()
+    changes: list[Json] = []
+    change = rest.change_aliases
+
+    def remember(actions: list[Json]) -> bool:
+        changes.append(actions)
+        return change(actions)
+
+    monkeypatch.setattr(rest, "change_aliases", remember)
     server.ingest("green", range(1), "--alias", "docs")
-    assert [(method, path) for method, path, _ in rest.requests if "aliases" in path and method != "GET"] == [
-        ("POST", "/collections/aliases")
-    ]
-    assert rest.requests[-1][1] == "/collections/aliases"
+    deleted, created = {"alias_name": "docs"}, {"alias_name": "docs", "collection_name": "green"}
+    assert changes == [[{"delete_alias": deleted}, {"create_alias": created}]]
+    assert rest.requests[-1][:2] == ("POST", "/collections/aliases")
 
 
 def test_an_alias_stands_for_its_collection_wherever_one_is_named(server: Server) -> None:
