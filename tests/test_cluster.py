@@ -238,6 +238,16 @@ def test_an_alias_is_switched_by_the_last_request_of_an_ingest_and_by_that_alone
     assert rest.requests[-1][:2] == ("POST", "/collections/aliases")
 
 
+@SCRIPTED
+def test_an_alias_is_switched_although_the_answer_is_lost(rest: RestQdrant, server: Server) -> None:
+    server.ingest("blue", range(1), "--alias", "docs")
+    server.ingest("green", range(1))
+    with open_store(rest.url) as store:
+        rest.lose_answers = 1
+        store.switch_alias("docs", "green")
+    assert server.aliases() == {"docs": "green"}
+
+
 def test_an_alias_stands_for_its_collection_wherever_one_is_named(server: Server) -> None:
     server.ingest("blue", range(3), "--alias", "@docs")
     blue, alias = server.name("blue"), server.name("docs")

@@ -73,13 +73,14 @@ class Cluster:
                 f"a snapshot is of one node, and {self._location} holds {len(here)} of the {len(everywhere)} shards of "
                 f"collection {collection!r}. {cure}. Nothing was changed."
             )
+        named = self.read_aliases().get(collection, collection)
         try:
             made = self._wire.ask_once(action, self._client.create_snapshot, collection_name=collection, wait=True)
         except StoreError as error:
             raise StoreError(f"{str(error).partition(' Cure: ')[0]} {WITHOUT}. Nothing was changed.") from None
         if made is None:
             raise StoreError(f"cannot {action} in {self._location}: it names none. {WITHOUT}. Nothing was changed.")
-        return Snapshot(made.name, self.read_aliases().get(collection, collection))
+        return Snapshot(made.name, named)
 
 
 def check_sharding(where: str, info: models.CollectionInfo, wanted: Sharding) -> None:

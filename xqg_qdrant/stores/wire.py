@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 300.0
 FIRST_PATIENCE_SECONDS = 3.0
 FIRST_DELAY_SECONDS = 0.5
 MAX_DELAY_SECONDS = 15.0
-# A server answers when the snapshot is complete; some do a few dozen MB a second.
+# A server answers when the snapshot is complete, and a collection can be of any size.
 SNAPSHOT_SECONDS = 4 * 3600.0
 
 # What the same request may survive later. Of the 500s these will not change by waiting: not implemented, the wrong
