@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.pipeline import Progress
     from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
     from xqg_qdrant.retrieval import Hit
-    from xqg_qdrant.stores import Store, open_store
+    from xqg_qdrant.stores import Sharding, Store, open_store
 
 # Whoever needs a record alone must not wait for ONNX Runtime.
 _ROOMS = {
@@ -46,6 +46,7 @@ _ROOMS = {
     "QueryGenerator": "generator",
     "Reject": "records",
     "Report": "evaluation.comparison",
+    "Sharding": "stores",
     "Store": "stores",
     "StoreError": "errors",
     "XqgError": "errors",
@@ -71,6 +72,7 @@ __all__ = [
     "QueryGenerator",
     "Reject",
     "Report",
+    "Sharding",
     "Store",
     "StoreError",
     "XqgError",
