@@ -108,6 +108,9 @@ def test_other_dtypes_of_the_newer_architectures_stay_close(name: str, dtype: st
     matrices = [tensor for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) > 1]
     assert {tensor.data_type for tensor in matrices} == {half[dtype]}
     assert ("attention_mask" in [value.name for value in graph.input]) == (dtype != "int8")
+    attentions = [node.attribute for node in graph.node if node.op_type == "Attention"]
+    precisions = [said.i for attributes in attentions for said in attributes if said.name == "softmax_precision"]
+    assert precisions == ([onnx.TensorProto.FLOAT] * len(attentions) if dtype != "int8" else [])
 
 
 def test_channels_that_are_much_wider_than_the_others_leave_them_their_levels_in_int8(
