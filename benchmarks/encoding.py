@@ -181,7 +181,7 @@ def share_of_bound(shape: str, found: Measured, machines: Sequence[bound.Machine
 def main() -> None:
     """Print one table for each shape, each kind of text and each number of cores."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", default=",".join(shapes.ENCODERS))
+    parser.add_argument("--shapes", default=",".join(shapes.USUAL_ENCODERS))
     parser.add_argument("--kinds", default="passages,queries")
     parser.add_argument("--cores", default="1", help="such as 1,2")
     parser.add_argument("--runs", type=int, default=5, help="alternating runs")

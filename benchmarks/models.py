@@ -99,7 +99,7 @@ def optimum_model(name: str) -> Path:
 
 def main() -> None:
     """Make every checkpoint and what is made of it, the largest left out."""
-    for name in ("mt5-small-32k", "mt5-small-250k", *shapes.ENCODERS):
+    for name in ("mt5-small-32k", "mt5-small-250k", *shapes.USUAL_ENCODERS):
         optimum_model(name)
         for dtype in ("float32", "int8"):
             exported(name, dtype)

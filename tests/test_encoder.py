@@ -150,8 +150,9 @@ def test_an_encoder_describes_what_decides_its_vectors() -> None:
 
 
 def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(ModelError, match="unknown device 'tpu'; choose one of auto, cpu, cuda"):
-        Encoder(exported_encoder("bert"), device="tpu")
+    for device in ("tpu", "cuda:", "cuda:x", "cuda:0,cuda:1", "CPU", ""):
+        with pytest.raises(ModelError, match=rf"unknown device '{device}'\. Cure: give auto, cpu, cuda for all GPUs"):
+            Encoder(exported_encoder("bert"), device=device)
 
 
 def test_a_graph_that_cannot_be_opened_is_reported_with_its_cure(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from checkpoints import (
 )
 from scipy import stats
 
+from xqg_qdrant.decoder_step import DecoderStep, Graphs, Memory
 from xqg_qdrant.decoding import Noise, gumbel_noise
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError
@@ -162,8 +163,17 @@ def test_batches_of_any_size_give_the_same_queries(rows: int, size: int, monkeyp
     expected = generator.generate(passages(), LANGUAGES, COUNT, 0, SAMPLING)
     monkeypatch.setattr("xqg_qdrant.generator.BATCH_ROWS", rows)
     monkeypatch.setattr("xqg_qdrant.generator.BATCH_BYTES", size)
-    assert len(list(generator._batches(generator._groups(passages(), LANGUAGES, COUNT), NEW_TOKENS))) == len(passages())
+    generator = QueryGenerator(generator.folder.path, "cpu", threads=1)
+    batches: list[int] = []
+
+    class Step(DecoderStep):
+        def __init__(self, graphs: Graphs, memory: Memory, prompts: Sequence[Sequence[int]], *given: Any) -> None:
+            batches.append(len(prompts))
+            super().__init__(graphs, memory, prompts, *given)
+
+    monkeypatch.setattr("xqg_qdrant.generator.DecoderStep", Step)
     assert generator.generate(passages(), LANGUAGES, COUNT, 0, SAMPLING) == expected
+    assert batches == [1] * len(passages())
 
 
 @pytest.mark.parametrize("form", ["t5", "mt5"])

@@ -33,7 +33,7 @@ from xqg_qdrant.model_folder import ModelFolder
 from xqg_qdrant.recipe import make_recipe
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, Passage
 from xqg_qdrant.retrieval import answer
-from xqg_qdrant.session import Session, is_cuda_at_hand
+from xqg_qdrant.session import AUTO, CUDA, Session, is_cuda_at_hand
 from xqg_qdrant.stores import Store, find_directory
 
 T = TypeVar("T")
@@ -178,10 +178,10 @@ def _tell_device(name: str, detail: str, graph: Path, asked: str, opened: str, s
     where = ", ".join(f"{count} operators on {device}" for device, count in ran.items())
     detail = f"{detail}; ran on {opened} ({graph.name}: {where})"
     cure = "install CUDA's libraries with: pip install 'xqg-qdrant[cuda]', or give --device cpu"
-    if asked == "cuda" and "cuda" not in ran:
+    if asked.startswith(CUDA) and CUDA not in ran:
         raise ModelError(f"{detail}, although CUDA was asked for. Cure: {cure}")
     # The runtime falls back in silence where CUDA's libraries are missing.
-    missed = asked == "auto" and "cuda" not in ran and is_cuda_at_hand()
+    missed = asked == AUTO and CUDA not in ran and is_cuda_at_hand()
     return Check(name, WARNING if missed else OK, detail, cure if missed else "", seconds={"batch": seconds})
 
 

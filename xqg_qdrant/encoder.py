@@ -6,6 +6,7 @@ programs in `pooling`.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from xqg_qdrant.budget import Budget
 from xqg_qdrant.errors import ModelError
 from xqg_qdrant.model_description import IN_GRAPH, TOKENIZER_FILE, dense_files, find_graph, is_foreign
 from xqg_qdrant.model_folder import DEMO_ENCODER, read_model_folder, shipped_model
 from xqg_qdrant.pooling import Pooler, read_dense
 from xqg_qdrant.records import FloatArray
-from xqg_qdrant.session import Array, Session
+from xqg_qdrant.session import AUTO, CPU, Array, Session, find_devices, join_devices
 from xqg_qdrant.tokenizer import Tokenizer, encode_ids, open_tokenizer
 
 # Short texts gain from company, longer ones do not: on a CPU caches are small.
@@ -63,16 +65,24 @@ class Encoder:
         self._lock = threading.Lock()
         with ThreadPoolExecutor() as pool:
             # A large tokenizer takes as long to load as a large model.
-            session = pool.submit(Session, folder / self.graph, device, threads)
+            opened = [
+                pool.submit(Session, folder / self.graph, name, threads, optional=device == AUTO)
+                for name in find_devices(device)
+            ]
             pool.submit(self._tokenizer, self._max_query_tokens).result()
-        self._session = session.result()
-        self.device = self._session.device
+        self._sessions = [session.result() for session in opened]
+        self._session = self._sessions[0]
+        self._turns = itertools.count()
+        self.device = join_devices(session.device for session in self._sessions)
+        self._padded = self.device != CPU and "attention_mask" in self._session.input_names
         self._foreign = is_foreign(about)
         self._output: str = about["output"] if self._foreign else self._session.output_names[0]
         self._pool = self._make_pooler()
         self._check_graph()
+        most = CUDA_TOKENS_A_RUN if self._padded else FOREIGN_TOKENS_A_RUN if self._foreign else CPU_TOKENS_A_RUN
+        self._budget = Budget(most, "tokens")
         # How long the vectors of a foreign graph are is told by no file for certain.
-        self.dim: int = self._run([[0, 0]]).shape[1] if self._foreign else about["dim"]
+        self.dim: int = self._run(self._session, [[0, 0]]).shape[1] if self._foreign else about["dim"]
 
     def describe(self) -> dict[str, Any]:
         """Return what of this model decides the vectors, for a fingerprint."""
@@ -113,15 +123,22 @@ class Encoder:
 
     def _encode(self, texts: list[str], max_tokens: int) -> FloatArray:
         rows = encode_ids(self._tokenizer(max_tokens), texts)
-        padded = self.device == "cuda" and "attention_mask" in self._session.input_names
-        budget = CUDA_TOKENS_A_RUN if padded else FOREIGN_TOKENS_A_RUN if self._foreign else CPU_TOKENS_A_RUN
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
-        for batch in cut_batches([len(row) for row in rows], budget, padded):
-            vectors[batch] = self._run([rows[place] for place in batch])
+        # Workers take the GPUs in turn.
+        session = self._sessions[next(self._turns) % len(self._sessions)]
+
+        def cut(places: Sequence[int], most: int) -> Iterator[list[int]]:
+            for batch in cut_batches([len(rows[place]) for place in places], most, self._padded):
+                yield [places[number] for number in batch]
+
+        def run(places: list[int]) -> None:
+            vectors[places] = self._run(session, [rows[place] for place in places])
+
+        self._budget.work(len(rows), cut, lambda places: len(places) * len(rows[places[0]]), run)
         return vectors
 
-    def _run(self, rows: Sequence[Sequence[int]]) -> FloatArray:
-        [result] = self._session.run(make_feeds(self._session, rows), [self._output])
+    def _run(self, session: Session, rows: Sequence[Sequence[int]]) -> FloatArray:
+        [result] = session.run(make_feeds(session, rows), [self._output])
         return self._pool(result, [len(row) for row in rows]) if self._pool else result
 
     def _tokenizer(self, max_tokens: int) -> Tokenizer:

@@ -5,6 +5,7 @@
     ├── MismatchError     4  the collection was made with other models or another recipe
     ├── StoreError        5  the database cannot be reached, or refuses
     └── ModelError        6  a model folder or a device cannot be used
+        └── OutOfMemoryError     a run needs more memory than the device has left
 
 Every message says what is wrong, where, and one cure. Rows that were rejected while the rest was stored are no
 exception: they are counted, and give exit code 3.
@@ -44,3 +45,7 @@ class ModelError(XqgError):
     """A model folder or a device cannot be used."""
 
     exit_code = 6
+
+
+class OutOfMemoryError(ModelError):
+    """A run needs more memory than the device has left; a smaller one may not."""

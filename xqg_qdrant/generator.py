@@ -6,13 +6,16 @@ Knows prompts, language tokens, seeds and batches. The graphs' memory is `decode
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from xqg_qdrant.budget import Budget
 from xqg_qdrant.decoder_step import DecoderStep, Graphs, Memory, bytes_of_row, bytes_of_token, check_graphs
 from xqg_qdrant.decoding import Noise, decode, gumbel_noise
 from xqg_qdrant.errors import InputError
@@ -26,7 +29,7 @@ from xqg_qdrant.model_description import (
 )
 from xqg_qdrant.model_folder import DEMO_GENERATOR, read_model_folder, shipped_model
 from xqg_qdrant.records import GeneratedQuery, Passage
-from xqg_qdrant.session import Session
+from xqg_qdrant.session import AUTO, Session, find_devices, join_devices
 from xqg_qdrant.tokenizer import encode_ids, open_tokenizer
 
 # More rows share the reading of the weights; beyond, caches outgrow what is gained.
@@ -65,6 +68,18 @@ class _Group(NamedTuple):
     rows: range
 
 
+class _Sizes(NamedTuple):
+    """How large a group is: its rows, and the bytes of a row's caches and of a token's cross-attention."""
+
+    rows: int
+    row_bytes: int
+    token_bytes: int
+
+    def bytes_of(self, groups: int, longest: int) -> int:
+        """Return the bytes of so many groups, whose prompts are padded to the longest."""
+        return groups * (self.rows * self.row_bytes + longest * self.token_bytes)
+
+
 class QueryGenerator:
     """A T5 or mT5 model that writes questions about passages in named languages.
 
@@ -99,15 +114,15 @@ class QueryGenerator:
         self.max_output_tokens: int = about["max_output_tokens"]
         self._tokenizer = open_tokenizer(folder / TOKENIZER_FILE, self._max_input_tokens)
         self.vocabulary_size = self._tokenizer.get_vocab_size()
-        files = {FULL_VOCABULARY: "head.onnx", **{code: head_file(code) for code in self.restricted_languages}}
-        self._graphs = Graphs(
-            Session(folder / "encoder.onnx", device, threads),
-            Session(folder / "decoder.onnx", device, threads),
-            {name: Session(folder / file, device, threads) for name, file in files.items()},
-        )
-        check_graphs(self._graphs, folder)
+        with ThreadPoolExecutor() as pool:
+            # One after the other on each GPU, but all GPUs at once.
+            opened = [pool.submit(self._open_graphs, name, threads, device == AUTO) for name in find_devices(device)]
+        self._graphs = [graphs.result() for graphs in opened]
+        self._turns = itertools.count()
+        check_graphs(self._graphs[0], folder)
         self._idle_memories: list[Memory] = []
-        self.device = self._graphs.decoder.device
+        self._budget = Budget(BATCH_BYTES, "bytes")
+        self.device = join_devices(graphs.decoder.device for graphs in self._graphs)
 
     def describe(self) -> dict[str, Any]:
         """Return what of this model decides the queries, for a fingerprint."""
@@ -166,16 +181,32 @@ class QueryGenerator:
         row_heads = row_languages if vocabulary == RESTRICTED_VOCABULARY else np.full(len(noise), FULL_VOCABULARY)
         first_ids = np.array([self.first_id(language) for language in row_languages.tolist()], dtype=np.int64)
         found: list[list[int]] = [[] for _ in noise]
-        for batch in self._batches(self._groups(passages, languages, samples), noise.shape[1]):
+        groups = self._groups(passages, languages, samples)
+        sizes = _Sizes(
+            len(groups[0].rows),
+            bytes_of_row(self._graphs[0].decoder, noise.shape[1]),
+            bytes_of_token(self._graphs[0].decoder),
+        )
+        # Workers take the GPUs in turn.
+        graphs = self._graphs[next(self._turns) % len(self._graphs)]
+
+        def size(places: Sequence[int]) -> int:
+            return sizes.bytes_of(len(places), max(len(groups[place].prompt) for place in places))
+
+        def run(places: Sequence[int]) -> None:
+            batch = [groups[place] for place in places]
             rows = np.concatenate([np.arange(group.rows.start, group.rows.stop) for group in batch])
             row_prompts = np.repeat(np.arange(len(batch)), [len(group.rows) for group in batch])
             memory = self._take_memory()
             step = DecoderStep(
-                self._graphs, memory, [group.prompt for group in batch], row_prompts, row_heads[rows], temperature
+                graphs, memory, [group.prompt for group in batch], row_prompts, row_heads[rows], temperature
             )
             for row, ids in zip(rows, decode(step, first_ids[rows], noise[rows], self._end_id), strict=True):
                 found[row] = ids
             self._idle_memories.append(memory)
+
+        lengths = [len(group.prompt) for group in groups]
+        self._budget.work(len(groups), lambda left, most: cut_groups(left, lengths, sizes, most), size, run)
         return found
 
     def first_id(self, language: str) -> int:
@@ -203,6 +234,16 @@ class QueryGenerator:
                 f"--restrict-vocabulary, or ingest with --vocabulary {FULL_VOCABULARY}"
             )
 
+    def _open_graphs(self, device: str, threads: int, optional: bool) -> Graphs:
+        """Open all graphs on one device."""
+        files = {FULL_VOCABULARY: "head.onnx", **{code: head_file(code) for code in self.restricted_languages}}
+
+        def open_graph(file: str) -> Session:
+            return Session(self.folder.path / file, device, threads, optional=optional)
+
+        heads = {name: open_graph(file) for name, file in files.items()}
+        return Graphs(open_graph("encoder.onnx"), open_graph("decoder.onnx"), heads)
+
     def _take_memory(self) -> Memory:
         # Each thread needs its own; looking first whether one is idle would be a race.
         try:
@@ -228,19 +269,22 @@ class QueryGenerator:
             for number, ids in enumerate(encode_ids(self._tokenizer, prompts))
         ]
 
-    def _batches(self, groups: Sequence[_Group], steps: int) -> Iterator[list[_Group]]:
-        """Cut the groups, longest prompts first, into batches of bounded rows and memory."""
-        row_bytes, token_bytes = bytes_of_row(self._graphs.decoder, steps), bytes_of_token(self._graphs.decoder)
-        batch: list[_Group] = []
-        for group in sorted(groups, key=lambda group: len(group.prompt), reverse=True):
-            rows = (len(batch) + 1) * len(group.rows)
-            tokens = (len(batch) + 1) * len(batch[0].prompt if batch else group.prompt)
-            if batch and (rows > BATCH_ROWS or rows * row_bytes + tokens * token_bytes > BATCH_BYTES):
-                yield batch
-                batch = []
-            batch.append(group)
-        if batch:
+
+def cut_groups(places: Sequence[int], lengths: Sequence[int], sizes: _Sizes, most: int) -> Iterator[list[int]]:
+    """Cut groups, by the lengths of their prompts, into batches of bounded rows and bytes; the longest come first.
+
+    A group beyond the bounds stands alone.
+    """
+    batch: list[int] = []
+    for place in sorted(places, key=lambda place: -lengths[place]):
+        count = len(batch) + 1
+        longest = lengths[batch[0] if batch else place]
+        if batch and (count * sizes.rows > BATCH_ROWS or sizes.bytes_of(count, longest) > most):
             yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def _keep_usable(queries: Iterable[GeneratedQuery], asked: int) -> Generation:

@@ -1,4 +1,4 @@
-"""The only door to ONNX Runtime: which device, how many threads, what really ran.
+"""The only door to ONNX Runtime: which devices, how many threads, what really ran.
 
 Knows ONNX files, providers and arrays. Knows nothing of texts, tokens or pooling.
 """
@@ -6,25 +6,31 @@ Knows ONNX files, providers and arrays. Knows nothing of texts, tokens or poolin
 from __future__ import annotations
 
 import ctypes
+import io
 import json
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from xqg_qdrant.errors import ModelError
+from xqg_qdrant.errors import ModelError, OutOfMemoryError
 
 Array: TypeAlias = npt.NDArray[Any]
 
-DEVICES = ("auto", "cpu", "cuda")
+AUTO, CPU, CUDA = "auto", "cpu", "cuda"
+DEVICE = re.compile(rf"{AUTO}|{CPU}|{CUDA}(:[0-9]{{1,2}})?")
 CUDA_PROVIDER = "CUDAExecutionProvider"
 NO_CUDA = (
-    "CUDA was asked for, but does not run here. Install its libraries with: pip install 'xqg-qdrant[cuda]', "
-    "check that nvidia-smi sees the GPU, or use --device cpu."
+    "CUDA was asked for, but does not run here. Cure: install its libraries with: pip install 'xqg-qdrant[cuda]', "
+    "check that nvidia-smi sees the GPU, or use --device cpu"
 )
+# What the runtime, CUDA and its libraries say where memory ends; there is no kind of exception of its own for it.
+OUT_OF_MEMORY = re.compile(r"Failed to allocate memory|out of memory|ALLOC_FAILED|bad[_ ]alloc")
 
 
 _DTYPES = {
@@ -39,35 +45,45 @@ _DTYPES = {
 class Session:
     """An open ONNX graph.
 
-    `device` is `"cuda"` or `"cpu"`: the one that the runtime really chose, not the one that was asked for.
+    `device` is `"cpu"` or `"cuda:0"`, with the GPU's number: the one that the runtime really chose, not the one that
+    was asked for.
     """
 
-    def __init__(self, path: Path, device: str = "auto", threads: int = 0, profile: Path | None = None) -> None:
-        """Open the graph; `threads` is for one operator, 0 leaves it to the runtime.
+    def __init__(
+        self, path: Path, device: str = AUTO, threads: int = 0, profile: Path | None = None, optional: bool = False
+    ) -> None:
+        """Open the graph on one device, of all GPUs the first.
 
-        Into the folder `profile` the runtime writes what ran, for `count_operators`.
+        Args:
+            path: the graph.
+            device: one of `find_devices`, or a choice that it takes.
+            threads: for one operator; 0 leaves it to the runtime.
+            profile: a folder that the runtime writes into what ran, for `count_operators`.
+            optional: the CPU takes the place of a GPU if CUDA does not run, as always with `auto`.
 
         Raises:
             ModelError: the file is not a usable graph, or CUDA was asked for and does not run.
+            OutOfMemoryError: the device has no room for it.
         """
         import onnxruntime  # half of a second, which `xqg --help` must not pay
 
-        if device not in DEVICES:
-            raise ModelError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
-        if device == "cuda" and CUDA_PROVIDER not in onnxruntime.get_available_providers():
-            raise ModelError(NO_CUDA)
-        cuda_wanted = device == "cuda" or (device == "auto" and is_cuda_at_hand())
-        if cuda_wanted:
-            onnxruntime.preload_dlls()
+        wanted = find_devices(device)[0]
+        cuda_wanted = wanted != CPU
+        said = _preload_cuda() if cuda_wanted else ""
+        self._kind, _, number = wanted.partition(":")
+        self._number = int(number or 0)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        # Errors come as exceptions; some of them are no end of the work.
+        options.log_severity_level = 4
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile / "profile")
         # A decoder step is too short for threads that wait by spinning: they take the core that the others need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = [CUDA_PROVIDER, "CPUExecutionProvider"] if cuda_wanted else ["CPUExecutionProvider"]
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if cuda_wanted:
+            providers.insert(0, (CUDA_PROVIDER, {"device_id": self._number}))
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:
@@ -76,10 +92,12 @@ class Session:
                     f"{path} has an operator that this device lacks. If it computes in bfloat16, which ONNX Runtime "
                     f"does on a GPU only, use --device cuda, or export the model in int8 for a CPU ({error})"
                 ) from error
-            raise ModelError(f"{path} cannot be opened by ONNX Runtime: {error}. Export the model again.") from error
-        self.device = "cuda" if CUDA_PROVIDER in self._session.get_providers() else "cpu"
-        if device == "cuda" and self.device != "cuda":
-            raise ModelError(NO_CUDA)
+            raise _failure(f"{path} cannot be opened by ONNX Runtime: {error}. Export the model again.") from error
+        if CUDA_PROVIDER not in self._session.get_providers():
+            self._kind, self._number = CPU, 0
+            if wanted != CPU and not (optional or device == AUTO):
+                raise ModelError(f"{NO_CUDA}{f' (the runtime said: {said})' if said else ''}")
+        self.device = f"{CUDA}:{self._number}" if self._kind == CUDA else CPU
         self.input_names = tuple(node.name for node in self._session.get_inputs())
         self.output_names = tuple(node.name for node in self._session.get_outputs())
         self.input_shapes = {node.name: tuple(node.shape) for node in self._session.get_inputs()}
@@ -93,12 +111,25 @@ class Session:
         self.input_dtypes = {node.name: _DTYPES[node.type] for node in self._session.get_inputs()}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
-        """Run the graph once and return these of its outputs, by default all in its order."""
+        """Run the graph once and return these of its outputs, by default all in its order.
+
+        Raises:
+            OutOfMemoryError: the device has no room for it.
+            ModelError: the graph refuses the inputs.
+        """
         try:
-            results: list[Array] = self._session.run(outputs, dict(feeds))
+            binding = self._session.io_binding()
+            # The runtime does not keep the memory alive.
+            kept = {name: self.buffer(value) for name, value in feeds.items()}
+            for name, buffer in kept.items():
+                binding.bind_ortvalue_input(name, buffer.ort_value)
+            for name in outputs or self.output_names:
+                binding.bind_output(name, self._kind, self._number)
+            self._session.run_with_iobinding(binding)
+            results: list[Array] = binding.copy_outputs_to_cpu()
         except Exception as error:
             shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in feeds.items())
-            raise ModelError(f"the model failed on inputs of shape {shapes}: {error}") from error
+            raise _failure(f"the model failed on inputs of shape {shapes}: {error}") from error
         return results
 
     def count_operators(self) -> dict[str, int]:
@@ -109,7 +140,7 @@ class Session:
 
     def buffer(self, array: Array) -> Buffer:
         """Make memory where the graph runs from an array in C order."""
-        return Buffer(array, self.device)
+        return Buffer(array, self._kind, self._number)
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Callable[[], None]:
         """Return a function that runs the graph once, in place: from these buffers into those.
@@ -129,7 +160,7 @@ class Session:
                 self._session.run_with_iobinding(binding)
             except Exception as error:
                 shapes = ", ".join(f"{name} {np.shape(buffer.array)}" for name, buffer in inputs.items())
-                raise ModelError(f"the model failed on {len(kept)} buffers, inputs {shapes}: {error}") from error
+                raise _failure(f"the model failed on {len(kept)} buffers, inputs {shapes}: {error}") from error
 
         return run
 
@@ -137,12 +168,15 @@ class Session:
 class Buffer:
     """Memory of a fixed shape where a graph runs; on a CPU it is the array's own, elsewhere a copy."""
 
-    def __init__(self, array: Array, device: str) -> None:
+    def __init__(self, array: Array, kind: str, number: int) -> None:
         import onnxruntime
 
         self.array = array
-        self.ort_value = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
-        self._is_copy = device != "cpu"
+        try:
+            self.ort_value = onnxruntime.OrtValue.ortvalue_from_numpy(array, kind, number)
+        except Exception as error:
+            raise _failure(f"an array of shape {array.shape} found no room on {kind}:{number}: {error}") from error
+        self._is_copy = kind != CPU
 
     def push(self) -> None:
         """Bring what was written to the array to where the graph runs."""
@@ -163,20 +197,65 @@ def runtime_version() -> str:
 
 
 def is_cuda_at_hand() -> bool:
-    """Tell whether the installed runtime knows CUDA and this machine has its driver."""
+    """Tell whether the installed runtime knows CUDA and this machine has a GPU that a process may use."""
     import onnxruntime
 
-    return CUDA_PROVIDER in onnxruntime.get_available_providers() and _cuda_driver_loads()
+    return CUDA_PROVIDER in onnxruntime.get_available_providers() and count_gpus() > 0
+
+
+def find_devices(device: str) -> list[str]:
+    """Return the devices that a choice stands for: `["cpu"]`, or `cuda:N` for each GPU of `cuda`, or that one.
+
+    `auto` is all GPUs where there are any.
+
+    Raises:
+        ModelError: it is no such choice, or there is no GPU.
+    """
+    if not DEVICE.fullmatch(device):
+        raise ModelError(f"unknown device {device!r}. Cure: give auto, cpu, cuda for all GPUs, or cuda:N for one")
+    if device == CPU or (device == AUTO and not is_cuda_at_hand()):
+        return [CPU]
+    if not is_cuda_at_hand():
+        raise ModelError(NO_CUDA)
+    gpus = [f"{CUDA}:{number}" for number in range(count_gpus())]
+    if ":" not in device:
+        return gpus
+    if device not in gpus:
+        raise ModelError(f"there is no {device} here. Cure: choose one of {', '.join(gpus)}, or cuda for all")
+    return [device]
+
+
+def join_devices(devices: Iterable[str]) -> str:
+    """Return where several sessions of one model run: `cpu`, or the GPUs with commas between."""
+    return ",".join(dict.fromkeys(devices))
+
+
+def count_gpus() -> int:
+    """Return how many GPUs this process may use, by NVIDIA's driver, which heeds CUDA_VISIBLE_DEVICES."""
+    # Asking for CUDA without a driver makes the runtime print errors on every machine that has no GPU.
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+            return 0
+    except (OSError, AttributeError):
+        return 0
+    return count.value
+
+
+def _preload_cuda() -> str:
+    """Load CUDA's libraries from the Python packages that hold them; return what is missing, in the runtime's words."""
+    import onnxruntime
+
+    # It prints to standard output, where the data goes.
+    with redirect_stdout(io.StringIO()) as said:
+        onnxruntime.preload_dlls()
+    return " ".join(said.getvalue().split())
+
+
+def _failure(message: str) -> ModelError:
+    return (OutOfMemoryError if OUT_OF_MEMORY.search(message) else ModelError)(message)
 
 
 def _name_device(provider: str) -> str:
     return provider.removesuffix("ExecutionProvider").lower()
-
-
-def _cuda_driver_loads() -> bool:
-    # Asking for CUDA without a driver makes the runtime print errors on every machine that has no GPU.
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True

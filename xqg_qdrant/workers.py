@@ -17,17 +17,17 @@ R = TypeVar("R")
 
 # While the one half of the items in flight is finished, the workers are at the other half.
 ITEMS_IN_FLIGHT = 4
-# One is computed while the results of the other become text.
+# For each GPU: one is computed while the results of the other become text.
 CUDA_WORKERS = 2
 
 
 def count_workers(device: str, threads: int = 0) -> int:
     """Return how many workers keep a device busy: on the CPU one for each of the threads, by default for each core.
 
-    There the models are to be opened with one thread each.
+    There the models are to be opened with one thread each. Several GPUs have their names with commas between.
     """
     if device != "cpu":
-        return CUDA_WORKERS
+        return CUDA_WORKERS * len(device.split(","))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return threads or cores or 1
 

@@ -5,6 +5,7 @@ Knows no command.
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from typing import Any
@@ -59,6 +60,14 @@ class Group(click.Group):
             ctx.exit(1)
 
 
+class Warnings(logging.Handler):
+    """Shows what a model tells while it goes on, such as that a device has too little memory."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one warning."""
+        echo(f"Warning: {record.getMessage()}", err=True)
+
+
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "XQG"})
 @click.version_option(package_name="xqg-qdrant")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no messages besides errors.")
@@ -70,3 +79,4 @@ def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     Every option can also be set in the environment: XQG_INGEST_ALPHA=0.02 is `xqg ingest --alpha 0.02`.
     """
     ctx.obj = quiet
+    logging.getLogger("xqg_qdrant").handlers = [logging.NullHandler() if quiet else Warnings()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -188,14 +189,21 @@ def quantisation_option(command: F) -> F:
     )(command)
 
 
+def _check_device(_context: click.Context, _parameter: click.Parameter, device: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", device):
+        raise click.BadParameter(f"{device!r} is none of auto, cpu, cuda, cuda:0, cuda:1, …")
+    return device
+
+
 def device_option(command: F) -> F:
     """Add --device."""
     return click.option(
         "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
+        metavar="auto|cpu|cuda|cuda:N",
+        callback=_check_device,
         default="auto",
         show_default=True,
-        help="Where the models run; cuda fails rather than fall back.",
+        help="Where the models run: auto, cpu, cuda for all GPUs, cuda:N for one; cuda fails rather than fall back.",
     )(command)
 
 

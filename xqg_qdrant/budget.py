@@ -1,0 +1,67 @@
+"""How much goes into one run of a graph, and what happens where a device's memory ends.
+
+A run that finds no room is cut into smaller ones, which are all that is tried from then on; what has run already is
+not run again. Results do not change: no text depends on those that share its run.
+
+Knows sizes. Knows nothing of texts, graphs or devices.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+from xqg_qdrant.errors import ModelError, OutOfMemoryError
+
+Cut: TypeAlias = Callable[[Sequence[int], int], Iterable[list[int]]]
+
+LOGGER = logging.getLogger(__name__)
+
+
+class Budget:
+    """The most that one run may hold; several threads may use one."""
+
+    def __init__(self, most: int, unit: str) -> None:
+        """Begin with `most`, of a unit such as `tokens`."""
+        self.most = most
+        self._unit = unit
+        self._lock = threading.Lock()
+
+    def work(self, count: int, cut: Cut, size: Callable[[list[int]], int], run: Callable[[list[int]], None]) -> None:
+        """Run all of `count` items in batches.
+
+        Args:
+            count: how many items there are; they are called by their numbers.
+            cut: items and the most that a batch may hold → batches, of one item at least.
+            size: what a batch holds.
+            run: called with each batch.
+
+        Raises:
+            ModelError: a single item does not fit.
+        """
+        left = list(range(count))
+        while left:
+            done: set[int] = set()
+            for batch in cut(left, self.most):
+                try:
+                    run(batch)
+                except OutOfMemoryError as error:
+                    if len(batch) == 1:
+                        said = " ".join(str(error).split())
+                        raise ModelError(
+                            f"a single run of {size(batch)} {self._unit} finds no room: {said}. "
+                            "Cure: free memory of the device (nvidia-smi tells who has it), or use --device cpu"
+                        ) from error
+                    self._halve(size(batch))
+                    break
+                done.update(batch)
+            left = [item for item in left if item not in done]
+
+    def _halve(self, failed: int) -> None:
+        """Go on with half of what found no room, which another thread may have told already."""
+        with self._lock:
+            if failed // 2 < self.most:
+                self.most = failed // 2
+                LOGGER.warning("out of memory with %d %s in a run; going on with %d", failed, self._unit, self.most)
