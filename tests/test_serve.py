@@ -106,6 +106,14 @@ def test_where_the_collection_has_terms_there_is_a_third_ranking(store: Store, d
     assert [(name, len(hits)) for name, hits in found.items()] == [("passage", 2), ("xqg", 2), ("hybrid", 2)]
 
 
+def test_each_hit_of_each_ranking_has_a_query_of_its_own_passage(served: Served) -> None:
+    own = {row.passage.passage_id: {query.text for query in row.queries} for row in ROWS}
+    for row in ROWS[:4]:
+        rankings = served.get("/api/search", q=row.queries[-1].text).json["rankings"]
+        for hit in (*rankings["passage"], *rankings["xqg"]):
+            assert hit["best_query"]["text"] in own[hit["passage_id"]]
+
+
 def test_five_passages_are_given_where_nothing_is_said(served: Served) -> None:
     assert [len(hits) for hits in served.get("/api/search", q="Nile").json["rankings"].values()] == [5, 5]
 
