@@ -22,7 +22,7 @@ from serving import Answer, Served, demo_rows, fill, serving
 from xqg_qdrant.cli import main
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
-from xqg_qdrant.records import FloatArray, ScoredPassage
+from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, QueriedPassage, ScoredPassage
 from xqg_qdrant.serve.finding import Finder, choose_collection
 from xqg_qdrant.stores import Store, open_store
 
@@ -229,6 +229,17 @@ def test_the_page_carries_the_question_the_query_and_their_languages(served: Ser
         "/",
         next(str(attrs["href"]) for tag, attrs in found if tag == "a"),
     }
+
+
+def test_however_long_a_passage_is_the_page_stays_short_and_the_json_whole(demo_encoder: Encoder) -> None:
+    opened = open_store(":memory:")
+    long = "A river. " * 10_000
+    fill(opened, "docs", demo_encoder, [QueriedPassage(Passage("p", long, long), (GeneratedQuery("en", long),))])
+    with serving(Finder(opened, "docs", demo_encoder)) as running:
+        assert len(running.get("/", q="river").body) < 20_000
+        (hit,) = running.get("/api/search", q="river").json["rankings"]["xqg"]
+    assert (hit["text"], hit["title"], hit["best_query"]["text"]) == (long, long, long)
+    opened.close()
 
 
 def test_an_empty_question_is_the_empty_form(served: Served) -> None:
