@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -21,6 +22,7 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.copying import copy_collection
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
+from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
 from xqg_qdrant.recipe import read_recipe
 from xqg_qdrant.records import AugmentedPassage
 from xqg_qdrant.retune import plan_retune, retune
@@ -227,6 +229,19 @@ def test_every_command_goes_on_with_such_a_collection(tmp_path: Path, monkeypatc
     (record,) = client.retrieve("docs", [make_point_id(ROWS[2].passage.passage_id)])
     assert (record.payload or {})["document"] == "Another text."
     client.close()
+
+
+def test_a_model_that_does_not_tell_its_source_is_called_what_its_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(shipped_model(DEMO_ENCODER), tmp_path / "E5-Tiny")
+    about = json.loads((folder / "xqg.json").read_text())
+    del about["source"]
+    (folder / "xqg.json").write_text(json.dumps(about))
+    write_corpus(ROWS_AS_JSON[:1])
+    xqg("ingest", "corpus.jsonl", "--queries", "corpus", "--encoder", "E5-Tiny", "--payload-layout", "mcp")
+    assert json.loads(xqg("status", "--json"))["fingerprint"]["recipe.names"]["xqg"] == "fast-e5-tiny"
 
 
 ROWS_AS_JSON = [

@@ -114,7 +114,9 @@ def ingest(
         named: tuple[str, ...] = ()
         if languages is not None:
             named = parse_languages(languages, generator.languages) if generator else (languages,)
-        names = make_names(payload_layout, encoder.folder.description["source"]) if payload_layout else None
+        # A folder of another program may not tell what it was made of.
+        model = str(encoder.folder.description.get("source") or encoder.folder.path.resolve().name)
+        names = make_names(payload_layout, model) if payload_layout else None
         recipe = make_recipe(generator, named, names=names, **settings)
         total = None if quiet else count_rows(file)
         letters = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), file, queries)
