@@ -262,6 +262,8 @@ class RestQdrant(ThreadingHTTPServer):
                 options["scroll_filter"] = models.Filter.model_validate(body["filter"])
             records, offset = client.scroll(name, limit=body["limit"], offset=body.get("offset"), **options)
             return {"points": TypeAdapter(Any).dump_python(records, mode="json"), "next_page_offset": offset}
+        if rest == "points/query":
+            return client.query_points(name, **body)
         assert rest == "points/query/batch", path
         # The emulation warns of parameters that it does not need; in a test that would break the connection off.
         searches = [{**search, "params": None} for search in body["searches"]]

@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "session",
         "tokenizer",
     },
-    "recipe": {"augment", "fingerprint", "generator", "lexicon"},
+    "recipe": {"augment", "fingerprint", "generator", "lexicon", "stores"},
     "pipeline": {
         "augment",
         "encoder",

@@ -22,7 +22,7 @@ from serving import Answer, Served, demo_rows, fill, serving
 from xqg_qdrant.cli import main
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
-from xqg_qdrant.records import FloatArray, ScoredPassage
+from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, QueriedPassage, ScoredPassage
 from xqg_qdrant.serve.finding import Finder, choose_collection
 from xqg_qdrant.stores import Store, open_store
 
@@ -104,6 +104,14 @@ def test_the_json_has_both_rankings_and_the_query_that_speaks_for_a_hit(served: 
 def test_where_the_collection_has_terms_there_is_a_third_ranking(store: Store, demo_encoder: Encoder) -> None:
     found = Finder(store, "terms", demo_encoder).find(ARABIC.text, 2)
     assert [(name, len(hits)) for name, hits in found.items()] == [("passage", 2), ("xqg", 2), ("hybrid", 2)]
+
+
+def test_each_hit_of_each_ranking_has_a_query_of_its_own_passage(served: Served) -> None:
+    own = {row.passage.passage_id: {query.text for query in row.queries} for row in ROWS}
+    for row in ROWS[:4]:
+        rankings = served.get("/api/search", q=row.queries[-1].text).json["rankings"]
+        for hit in (*rankings["passage"], *rankings["xqg"]):
+            assert hit["best_query"]["text"] in own[hit["passage_id"]]
 
 
 def test_five_passages_are_given_where_nothing_is_said(served: Served) -> None:
@@ -221,6 +229,17 @@ def test_the_page_carries_the_question_the_query_and_their_languages(served: Ser
         "/",
         next(str(attrs["href"]) for tag, attrs in found if tag == "a"),
     }
+
+
+def test_however_long_a_passage_is_the_page_stays_short_and_the_json_whole(demo_encoder: Encoder) -> None:
+    opened = open_store(":memory:")
+    long = "A river. " * 10_000
+    fill(opened, "docs", demo_encoder, [QueriedPassage(Passage("p", long, long), (GeneratedQuery("en", long),))])
+    with serving(Finder(opened, "docs", demo_encoder)) as running:
+        assert len(running.get("/", q="river").body) < 20_000
+        (hit,) = running.get("/api/search", q="river").json["rankings"]["xqg"]
+    assert (hit["text"], hit["title"], hit["best_query"]["text"]) == (long, long, long)
+    opened.close()
 
 
 def test_an_empty_question_is_the_empty_form(served: Served) -> None:

@@ -5,7 +5,7 @@ Knows what a generator and a lexicon allow. Knows nothing of passages, vectors a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from xqg_qdrant.augment import PUBLISHED_ALPHA, check_fusion
@@ -13,6 +13,7 @@ from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.fingerprint import GIVEN, QUERIES_FIELD, Fingerprint
 from xqg_qdrant.generator import QueryGenerator, Sampling
 from xqg_qdrant.lexicon import LEXICON, Lexicon
+from xqg_qdrant.stores.layouts import OUR_NAMES
 
 RECIPE_PREFIX = "recipe."
 
@@ -23,7 +24,8 @@ class Recipe(NamedTuple):
     `alpha` is the weight of the generated queries, `fusion` one of `sum` (as published) and `mean`; `renormalise` gives
     the augmented vector the length of the plain one. Queries whose dot product with the plain vector is below
     `min_score` are stored and take no part; None lets all take part. With `sparse` a point has a sparse vector of the
-    terms in the passage and its queries. The others say how queries are generated: by a
+    terms in the passage and its queries. `names` are what other programs call the fields and the vector of a point, of
+    `make_names`. The others say how queries are generated: by a
     lexicon, without `sampling` and seed; where queries are given there are no languages, and the rest means nothing.
     """
 
@@ -36,6 +38,7 @@ class Recipe(NamedTuple):
     seed: int = 0
     min_score: float | None = None
     sparse: bool = False
+    names: Mapping[str, str] = OUR_NAMES
 
     @property
     def given(self) -> bool:
@@ -44,10 +47,10 @@ class Recipe(NamedTuple):
 
     def describe(self) -> dict[str, Any]:
         """Return every setting that decides the vectors as JSON values, for a fingerprint."""
-        # Without a filter or a sparse vector the fingerprint is that of the collections made before there were any.
+        # What is not asked for is not written: the fingerprint stays that of collections made before there was any.
         filtered = {} if self.min_score is None else {"min_score": self.min_score}
-        sparse = {"sparse": True} if self.sparse else {}
-        fused = {"alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise, **filtered, **sparse}
+        stored = {**({"sparse": True} if self.sparse else {}), **({"names": dict(self.names)} if self.names else {})}
+        fused = {"alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise, **filtered, **stored}
         if self.given:
             return fused
         asked = {"languages": list(self.languages), "queries_per_language": self.queries_per_language}

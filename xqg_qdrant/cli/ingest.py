@@ -55,6 +55,12 @@ if TYPE_CHECKING:
 @id_field_option
 @dead_letters_option
 @click.option("--sparse", is_flag=True, help="Keep the terms of passages and queries too, for --rank hybrid.")
+@click.option(
+    "--payload-layout",
+    type=click.Choice(["mcp", "haystack"]),
+    help="Call text, metadata and vector as mcp-server-qdrant or Haystack does, which read only their own.  "
+    "[default: text, metadata, xqg]",
+)
 @quantisation_option
 @sharding_options
 @alias_option
@@ -75,6 +81,7 @@ def ingest(
     threads: int,
     id_field: str | None,
     dead_letters: Path | None,
+    payload_layout: str | None,
     quantisation: str | None,
     alias: str | None,
     **settings: Any,
@@ -92,6 +99,7 @@ def ingest(
     from xqg_qdrant.progress import run_ingest
     from xqg_qdrant.recipe import make_recipe
     from xqg_qdrant.rows import count_rows
+    from xqg_qdrant.stores.layouts import make_names
 
     if queries is not None and generator_folder is not None:
         raise click.UsageError("Give --generator or --queries, not both.")
@@ -106,7 +114,10 @@ def ingest(
         named: tuple[str, ...] = ()
         if languages is not None:
             named = parse_languages(languages, generator.languages) if generator else (languages,)
-        recipe = make_recipe(generator, named, **settings)
+        # A folder of another program may not tell what it was made of.
+        model = str(encoder.folder.description.get("source") or encoder.folder.path.resolve().name)
+        names = make_names(payload_layout, model) if payload_layout else None
+        recipe = make_recipe(generator, named, names=names, **settings)
         total = None if quiet else count_rows(file)
         letters = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), file, queries)
         totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)

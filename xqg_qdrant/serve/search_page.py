@@ -96,9 +96,14 @@ def view_rankings(found: Mapping[str, Sequence[Hit]]) -> list[Column]:
 
 
 def _show(hit: Hit, rank: int, moved: str) -> Shown:
-    passage = hit.found.passage
+    passage, query = hit.found.passage, hit.best_query
+    query = query and query._replace(text=_shorten(query.text))
     text, rest = _cut(passage.text)
-    return Shown(rank, hit.found.score, passage.title, passage.passage_id, text, rest, hit.best_query, moved)
+    return Shown(rank, hit.found.score, _shorten(passage.title), passage.passage_id, text, rest, query, moved)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def _cut(text: str) -> tuple[str, str]:

@@ -32,6 +32,7 @@ from xqg_qdrant.stores.api_key import check_key, check_url
 from xqg_qdrant.stores.cluster import Cluster, check_sharding
 from xqg_qdrant.stores.foreign_points import read_foreign_hit
 from xqg_qdrant.stores.grpc_upserts import GRPC_PORT, GrpcUpserts, read_authorities
+from xqg_qdrant.stores.layouts import Names, read_names, rename
 from xqg_qdrant.stores.limits import fit
 from xqg_qdrant.stores.protocol import Indexing, Sharding, Snapshot
 from xqg_qdrant.stores.server_load import ServerLoad
@@ -58,6 +59,7 @@ class ClientStore:
         self._wire = Wire(location, self._api_key, remote=self._remote)
         self._dims: dict[str, int] = {}
         self._sparse: dict[str, bool] = {}
+        self._names: dict[str, Names] = {}
         self._layouts: dict[str, PayloadLayout | None] = {}
         self._strict: dict[str, models.StrictModeConfigOutput] = {}
         failed: Exception | None = None
@@ -92,7 +94,7 @@ class ClientStore:
                 action,
                 self._client.create_collection,
                 collection_name=collection,
-                vectors_config=dict.fromkeys(layout.VECTOR_NAMES, vector),
+                vectors_config=rename(dict.fromkeys(layout.VECTOR_NAMES, vector), read_names(fingerprint)),
                 sparse_vectors_config={TERMS_VECTOR: terms} if is_sparse(fingerprint) else None,
                 metadata=metadata,
                 **self._sharding._asdict(),
@@ -141,7 +143,7 @@ class ClientStore:
     def upsert(self, collection: str, points: Sequence[AugmentedPassage]) -> None:
         """Check all points, then send them in requests that a server accepts; each is acknowledged as applied."""
         dim = self._read_dim(collection)
-        checked = layout.check_points(points, dim, self._sparse[collection])
+        checked = layout.check_points(points, dim, self._sparse[collection], self._names[collection])
         self._prepare(collection)
         for batch in limits.split_points(checked, dim, self._strict[collection]):
             result = (self._grpc and self._grpc.try_upsert(collection, batch)) or self._wire.ask(
@@ -166,10 +168,11 @@ class ClientStore:
         params = models.SearchParams(exact=exact, quantization=rescoring) if self._remote else None
 
         def fetch(batch: Sequence[FloatArray], count: int) -> list[list[models.ScoredPoint]]:
-            return self._fetch(collection, [vector.tolist() for vector in batch], vector_name, count, params)
+            return self._fetch(collection, [vector.tolist() for vector in batch], using, count, params)
 
-        theirs = self._layouts[collection]
-        read = partial(read_foreign_hit, layout=theirs) if theirs else layout.read_hit
+        names, theirs = self._names[collection], self._layouts[collection]
+        using = names.get(vector_name, vector_name)
+        read = partial(read_foreign_hit, layout=theirs) if theirs else partial(layout.read_hit, names=names)
         return layout.search_in_batches(fetch, vectors, limit, self._search_batch(collection), read)
 
     def search_terms(self, collection: str, terms: Sequence[Sequence[int]], limit: int) -> list[list[ScoredPassage]]:
@@ -182,11 +185,13 @@ class ClientStore:
             vectors = [models.SparseVector(indices=list(ids), values=[1.0] * len(ids)) for ids in batch]
             return self._fetch(collection, vectors, TERMS_VECTOR, count)
 
-        return layout.search_terms_in_batches(fetch, terms, limit, self._search_batch(collection))
+        read = partial(layout.read_hit, names=self._names[collection])
+        return layout.search_terms_in_batches(fetch, terms, limit, self._search_batch(collection), read)
 
     def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
         """Return each of these passages that is stored, with its vectors."""
         self._read_dim(collection)
+        sparse, names = self._sparse[collection], self._names[collection]
         found = {}
         size = fit(SCROLL_BATCH, self._strict[collection].read_rate_limit)
         for ids in layout.batched(map(layout.make_point_id, passage_ids), size):
@@ -196,19 +201,19 @@ class ClientStore:
                 collection_name=collection,
                 ids=ids,
                 with_payload=True,
-                with_vectors=layout.list_vectors(self._sparse[collection]),
+                with_vectors=layout.list_vectors(sparse, names),
             )
             for record in records:
-                point = layout.read_point(record.payload or {}, record.vector, self._sparse[collection])
+                point = layout.read_point(record.payload or {}, record.vector, sparse, names)
                 found[point.passage.passage_id] = point
         return found
 
     def scroll(self, collection: str) -> Iterator[AugmentedPassage]:
         """Yield every point with its vectors, a few at a time."""
         self._read_dim(collection)
-        sparse = self._sparse[collection]
-        for record in self._scroll(collection, SCROLL_BATCH, True, layout.list_vectors(sparse)):
-            yield layout.read_point(record.payload or {}, record.vector, sparse)
+        sparse, names = self._sparse[collection], self._names[collection]
+        for record in self._scroll(collection, SCROLL_BATCH, True, layout.list_vectors(sparse, names)):
+            yield layout.read_point(record.payload or {}, record.vector, sparse, names)
 
     def scroll_stored(self, collection: str) -> Iterator[StoredPassage]:
         """Yield what made each point, a few at a time."""
@@ -404,9 +409,11 @@ class ClientStore:
         """Return the fingerprint and the vectors' length of a collection that xqg created."""
         fingerprint = (info.config.metadata or {}).get(FINGERPRINT_KEY)
         vectors = info.config.params.vectors
-        if isinstance(fingerprint, dict) and isinstance(vectors, dict) and set(layout.VECTOR_NAMES) <= set(vectors):
-            check_sharding(f"collection {collection!r} in {self.location}", info, self._sharding)
-            return fingerprint, vectors[XQG_VECTOR].size
+        if isinstance(fingerprint, dict) and isinstance(vectors, dict):
+            ours = rename(vectors, read_names(fingerprint))
+            if set(layout.VECTOR_NAMES) <= set(ours):
+                check_sharding(f"collection {collection!r} in {self.location}", info, self._sharding)
+                return fingerprint, ours[XQG_VECTOR].size
         cure = "Cure: choose another collection name"
         raise MismatchError(
             f"collection {collection!r} in {self.location} was not created by xqg. {cure}. Nothing was changed."
@@ -421,6 +428,7 @@ class ClientStore:
             info = self._require_info(collection)
             fingerprint, self._dims[collection] = self._read_ours(collection, info)
             self._layouts[collection], self._sparse[collection] = read_layout(fingerprint), is_sparse(fingerprint)
+            self._names[collection] = read_names(fingerprint)
             self._strict[collection] = limits.read_strict_mode(info)
         if self._layouts[collection] and not also_foreign:
             cure = "Cure: use the program that it belongs to, or ingest its passages into a collection of xqg's own"

@@ -14,6 +14,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from xqg_qdrant.fingerprint import is_sparse
 from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.edge_index import build_index
+from xqg_qdrant.stores.layouts import Names, read_names, rename
 from xqg_qdrant.stores.protocol import Indexing
 from xqg_qdrant.stores.sidecar import (
     SIDECAR,
@@ -56,6 +58,7 @@ class EdgeStore:
         self.location = f"edge:{self._directory}"
         self._shards: dict[str, tuple[engine.EdgeShard, int]] = {}
         self._sparse: dict[str, bool] = {}
+        self._names: dict[str, Names] = {}
         self._locks: dict[str, int] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -79,7 +82,7 @@ class EdgeStore:
             self._check_space()
             unfinished = self._directory / f"{UNFINISHED_PREFIX}{uuid.uuid4().hex}"
             try:
-                engine.EdgeShard.create(str(unfinished), _make_config(dim, is_sparse(kept))).close()
+                engine.EdgeShard.create(str(unfinished), _make_config(dim, is_sparse(kept), read_names(kept))).close()
                 self._sweep(unfinished.stat().st_mtime)
                 write_sidecar(unfinished, dim, kept)
                 unfinished.rename(path)
@@ -119,7 +122,7 @@ class EdgeStore:
     def upsert(self, collection: str, points: Sequence[AugmentedPassage]) -> None:
         """Check all points, then store them; they are on the disk when this returns."""
         shard, dim = self._open(collection)
-        checked = layout.check_points(points, dim, self._sparse[collection])
+        checked = layout.check_points(points, dim, self._sparse[collection], self._names[collection])
         self._check_space()
         records = (
             engine.Point(point_id, _make_vectors(point), payload) for point_id, (point, payload) in checked.items()
@@ -137,12 +140,14 @@ class EdgeStore:
         layout.check_search(vectors, dim, vector_name, limit)
         rescoring = engine.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=layout.OVERSAMPLING)
         params = engine.SearchParams(exact=exact, quantization=rescoring)
+        names = self._names[collection]
+        using = names.get(vector_name, vector_name)
 
         def fetch(batch: Sequence[FloatArray], count: int) -> list[list[_Hit]]:
-            nearest = [engine.Query.Nearest(vector.tolist(), using=vector_name) for vector in batch]
+            nearest = [engine.Query.Nearest(vector.tolist(), using=using) for vector in batch]
             return self._fetch(collection, nearest, count, params)
 
-        return layout.search_in_batches(fetch, vectors, limit, SEARCH_BATCH)
+        return layout.search_in_batches(fetch, vectors, limit, SEARCH_BATCH, partial(layout.read_hit, names=names))
 
     def search_terms(self, collection: str, terms: Sequence[Sequence[int]], limit: int) -> list[list[ScoredPassage]]:
         """Return for each query's terms the `limit` best passages, best first."""
@@ -154,27 +159,28 @@ class EdgeStore:
             nearest = [engine.Query.Nearest(vector, using=TERMS_VECTOR) for vector in vectors]
             return self._fetch(collection, nearest, count)
 
-        return layout.search_terms_in_batches(fetch, terms, limit, SEARCH_BATCH)
+        read = partial(layout.read_hit, names=self._names[collection])
+        return layout.search_terms_in_batches(fetch, terms, limit, SEARCH_BATCH, read)
 
     def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
         """Return each of these passages that is stored, with its vectors."""
         shard, _ = self._open(collection)
-        names = layout.list_vectors(self._sparse[collection])
+        sparse, names = self._sparse[collection], self._names[collection]
         found = {}
         for ids in layout.batched(map(layout.make_point_id, passage_ids), SCROLL_BATCH):
             with self._wrapped(f"read collection {collection!r}"):
-                records = shard.retrieve([*ids], True, names)
+                records = shard.retrieve([*ids], True, layout.list_vectors(sparse, names))
             for record in records:
-                point = layout.read_point(record.payload or {}, record.vector, self._sparse[collection])
+                point = layout.read_point(record.payload or {}, record.vector, sparse, names)
                 found[point.passage.passage_id] = point
         return found
 
     def scroll(self, collection: str) -> Iterator[AugmentedPassage]:
         """Yield every point with its vectors, a few at a time."""
         self._open(collection)
-        sparse = self._sparse[collection]
-        for record in self._scroll(collection, SCROLL_BATCH, True, layout.list_vectors(sparse)):
-            yield layout.read_point(record.payload or {}, record.vector, sparse)
+        sparse, names = self._sparse[collection], self._names[collection]
+        for record in self._scroll(collection, SCROLL_BATCH, True, layout.list_vectors(sparse, names)):
+            yield layout.read_point(record.payload or {}, record.vector, sparse, names)
 
     def scroll_stored(self, collection: str) -> Iterator[StoredPassage]:
         """Yield what made each point, a few at a time."""
@@ -233,7 +239,7 @@ class EdgeStore:
     def quantise(self, collection: str) -> None:
         """Write the setting into the engine's configuration, where it stays."""
         _, dim = self._open(collection)
-        config = _make_config(dim, self._sparse[collection], quantised=True)
+        config = _make_config(dim, self._sparse[collection], self._names[collection], quantised=True)
         self._release(collection)
         with self._wrapped(f"quantise collection {collection!r}"):
             engine.EdgeShard.load(str(self._path(collection)), config).close()
@@ -320,7 +326,7 @@ class EdgeStore:
                 with self._wrapped(f"open collection {collection!r}"):
                     if collection not in self._locks:
                         self._locks[collection] = hold(path)
-                    self._sparse[collection] = is_sparse(sidecar[1])
+                    self._sparse[collection], self._names[collection] = is_sparse(sidecar[1]), read_names(sidecar[1])
                     self._shards[collection] = (_load(path), sidecar[0])
                 # What a killed child left of an index; the lock is ours, so nobody is at it.
                 shutil.rmtree(path / ENGINE_SCRATCH, ignore_errors=True)
@@ -396,9 +402,9 @@ def _make_vectors(point: AugmentedPassage) -> dict[str, Any]:
     return vectors
 
 
-def _make_config(dim: int, sparse: bool, quantised: bool = False) -> engine.EdgeConfig:
+def _make_config(dim: int, sparse: bool, names: Names, quantised: bool = False) -> engine.EdgeConfig:
     vector = engine.EdgeVectorParams(size=dim, distance=engine.Distance.Dot)
     codes = engine.ScalarQuantizationConfig(engine.ScalarType.Int8) if quantised else None
-    vectors = dict.fromkeys(layout.VECTOR_NAMES, vector)
+    vectors = rename(dict.fromkeys(layout.VECTOR_NAMES, vector), names)
     terms = {TERMS_VECTOR: engine.EdgeSparseVectorParams(modifier=engine.Modifier.Idf)} if sparse else None
     return engine.EdgeConfig(vectors=vectors, sparse_vectors=terms, quantization_config=codes, wal_enabled=True)

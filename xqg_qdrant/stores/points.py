@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from operator import itemgetter
@@ -27,6 +28,7 @@ from xqg_qdrant.records import (
     ScoredPassage,
     StoredPassage,
 )
+from xqg_qdrant.stores.layouts import OUR_NAMES, Names, rename
 
 VECTOR_NAMES = (XQG_VECTOR, PASSAGE_VECTOR)
 PAYLOAD_FIELDS = frozenset({"passage_id", "text", "title", "metadata", "generated_queries", "content_hash", "recipe"})
@@ -120,9 +122,11 @@ def check_creation(collection: str, dim: int, fingerprint: Mapping[str, Any]) ->
 
 
 def check_points(
-    points: Iterable[AugmentedPassage], dim: int, sparse: bool = False
+    points: Iterable[AugmentedPassage], dim: int, sparse: bool = False, names: Names = OUR_NAMES
 ) -> dict[str, tuple[AugmentedPassage, dict[str, Any]]]:
     """Return each point with its payload by point id, the last one where a passage occurs twice.
+
+    The fields of the payload and the vectors are called as the collection calls them.
 
     Raises:
         StoreError: a point cannot be stored; names the passage, what is wrong, and the cure.
@@ -140,6 +144,8 @@ def check_points(
             raise StoreError(f"{where} and the sparse vector do not agree: {lacks}. Cure: ingest it by its recipe.")
         for name, vector in point.vectors.items():
             check_vector(vector, (dim,), f"vector {name!r} of {where}")
+        if names:
+            point, payload = replace(point, vectors=rename(point.vectors, names)), rename(payload, names)
         checked[make_point_id(point.passage.passage_id)] = (point, payload)
     return checked
 
@@ -280,17 +286,21 @@ def foreign_point(payload: Mapping[str, Any]) -> MismatchError:
     return MismatchError(f"a point was not written by xqg, its payload has {sorted(payload)}. {cure}.")
 
 
-def list_vectors(sparse: bool) -> list[str]:
-    """Return the names of all vectors of a point."""
-    return [*VECTOR_NAMES, TERMS_VECTOR] if sparse else [*VECTOR_NAMES]
+def list_vectors(sparse: bool, names: Names) -> list[str]:
+    """Return how a collection calls the vectors of a point."""
+    return [names.get(name, name) for name in ((*VECTOR_NAMES, TERMS_VECTOR) if sparse else VECTOR_NAMES)]
 
 
-def read_point(payload: Mapping[str, Any], vectors: object, sparse: bool = False) -> AugmentedPassage:
+def read_point(
+    payload: Mapping[str, Any], vectors: object, sparse: bool = False, names: Names = OUR_NAMES
+) -> AugmentedPassage:
     """Return a stored point as the record that it was made of.
 
     Raises:
         MismatchError: the point is not one of ours.
     """
+    if names:
+        payload, vectors = rename(payload, names), rename(vectors, names) if isinstance(vectors, Mapping) else vectors
     passage, queries = read_payload(payload)
     if not isinstance(vectors, Mapping) or set(vectors) - {TERMS_VECTOR} != set(VECTOR_NAMES):
         cure = "Cure: ingest it again"
@@ -317,14 +327,19 @@ def read_stored_passage(payload: Mapping[str, Any]) -> StoredPassage:
         raise foreign_point(payload) from error
 
 
-def read_hit(hit: RawHit) -> ScoredPassage:
+def read_hit(hit: RawHit, names: Names = OUR_NAMES) -> ScoredPassage:
     """Return a search engine's hit as a record."""
-    passage, queries = read_payload(hit.payload or {})
+    payload = hit.payload or {}
+    passage, queries = read_payload(rename(payload, names) if names else payload)
     return ScoredPassage(passage, hit.score, queries)
 
 
 def search_terms_in_batches(
-    fetch: Fetch[Sequence[int], H], terms: Iterable[Sequence[int]], limit: int, batch_size: int
+    fetch: Fetch[Sequence[int], H],
+    terms: Iterable[Sequence[int]],
+    limit: int,
+    batch_size: int,
+    read: Callable[[H], ScoredPassage] = read_hit,
 ) -> list[list[ScoredPassage]]:
     """Return the at most `limit` best hits of each query's terms, equal scores ordered by passage id.
 
@@ -335,7 +350,7 @@ def search_terms_in_batches(
     for queries in batched(terms, batch_size):
         for hits in fetch(queries, limit + 1):
             cut = hits[limit].score if len(hits) > limit else -math.inf
-            best = [read_hit(hit) for hit in hits if hit.score > cut]
+            best = [read(hit) for hit in hits if hit.score > cut]
             found.append(sorted(best, key=lambda hit: (-hit.score, hit.passage.passage_id)))
     return found
 

@@ -1,0 +1,46 @@
+"""LangChain: a retriever over a collection that xqg filled.
+
+pip install xqg-qdrant langchain-qdrant
+python langchain_retriever.py PATH_OR_URL COLLECTION QUESTION
+"""
+
+import sys
+
+from langchain_core.embeddings import Embeddings
+from langchain_qdrant import QdrantVectorStore
+from qdrant_client import QdrantClient, models
+
+from xqg_qdrant import Encoder
+
+
+class XqgEmbeddings(Embeddings):
+    """Encodes with the model that the collection was made with."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Take an encoder: prefixes and lengths are its own."""
+        self.encoder = encoder
+
+    def embed_query(self, text: str) -> list[float]:
+        """Encode a question."""
+        return self.encoder.encode_queries([text])[0].tolist()
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Encode texts without augmentation: LangChain asks once, to learn the length of a vector."""
+        return self.encoder.encode_passages(texts).tolist()
+
+
+location, collection, question = sys.argv[1:]
+client = QdrantClient(url=location) if location.startswith("http") else QdrantClient(path=location)
+store = QdrantVectorStore(
+    client,
+    collection,
+    XqgEmbeddings(Encoder()),  # or Encoder("onnx/multilingual-e5-small"): that of the collection
+    vector_name="xqg",
+    content_payload_key="text",
+    metadata_payload_key="metadata",
+    distance=models.Distance.DOT,
+)
+retriever = store.as_retriever(search_kwargs={"k": 3})
+for document in retriever.invoke(question):
+    print(document.metadata["_id"], document.page_content[:60], sep="\t")
+client.close()
