@@ -6,7 +6,7 @@ A row of the dataset is a chunk. One task reads, because only who has read all b
 looks up what is stored. Reading and writing ask Ray for no CPU, so that workers can have all of them and nobody
 starves. What becomes of a chunk goes to the `Ledger`, from where the driver tells it, in the order of the rows.
 
-Knows Ray, which no other room imports. Knows nothing of what a step does.
+Knows Ray's data sets. Knows nothing of what a step does, nor of clusters (`ray_cluster`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ import logging
 import os
 import pickle
 import re
-import socket
 import warnings
 from collections import abc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from threading import Event, Thread
@@ -50,12 +48,11 @@ from xqg_qdrant.pipeline import (
     until_damage,
     write,
 )
+from xqg_qdrant.ray_cluster import Plan
 from xqg_qdrant.recipe import Recipe
 from xqg_qdrant.stores import Store, open_store
-from xqg_qdrant.workers import CUDA_WORKERS
 
 POLL_SECONDS = 0.25
-CONNECT_SECONDS = 5
 # Ray starts a worker that died anew, and gives it the same chunk: one that kills its worker would do so for ever.
 MAX_DEATHS = 5
 MAX_WRITERS = 8
@@ -80,102 +77,6 @@ class Job(NamedTuple):
     generator: Path | None
 
 
-class Plan(NamedTuple):
-    """How many workers there are, and what each takes of its machine: some CPUs, and a GPU or none."""
-
-    workers: int
-    cpus: int
-    gpus: int
-
-    @property
-    def device(self) -> str:
-        """Return where the workers' models run."""
-        return "cuda" if self.gpus else "cpu"
-
-    @property
-    def chunks_at_once(self) -> int:
-        """Return how many chunks a worker is at, a thread for each; they share its models."""
-        return CUDA_WORKERS if self.gpus else self.cpus
-
-
-def make_plan(nodes: Sequence[Mapping[str, float]], device: str, workers: int, cpus: int) -> Plan:
-    """Divide machines among workers; as many as there is room for, where `workers` is 0.
-
-    Args:
-        nodes: what each machine has, by the names of Ray: `CPU`, `GPU`.
-        device: `cpu`, `cuda`, or `auto` for GPUs where there are any.
-        workers: how many are wanted.
-        cpus: of each worker; 0 is one.
-
-    Raises:
-        InputError: there is not that much room, so that some would wait for ever.
-    """
-    cuda = device == "cuda" or (device == "auto" and any(node.get("GPU", 0) >= 1 for node in nodes))
-    plan = Plan(workers, cpus or 1, 1 if cuda else 0)
-    room = sum(
-        int(min(node.get("CPU", 0) // plan.cpus, node.get("GPU", 0) if cuda else node.get("CPU", 0))) for node in nodes
-    )
-    if room < max(1, workers):
-        share = f"{plan.cpus} CPU" + ("s" if plan.cpus > 1 else "") + (" and a GPU" if cuda else "")
-        has = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
-        raise InputError(
-            f"{max(1, workers)} workers of {share} each would wait for ever: the cluster has {has} on {len(nodes)} "
-            f"machines, which is room for {room}. Cure: give --num-workers {max(1, room)} or fewer --threads, or start "
-            "more machines."
-        )
-    return plan._replace(workers=workers or room)
-
-
-@contextmanager
-def connected(address: str) -> Iterator[None]:
-    """Be part of a cluster for a while; `local` starts one on this machine, and ends it.
-
-    Raises:
-        InputError: there is none at the address.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    if address.startswith("ray://"):
-        cure = "Cure: run it on one of the cluster's machines, with its HOST:6379 or auto, or by ray job submit"
-        raise InputError(f"{address} is Ray's client, through which no data sets can be written. {cure}.")
-    # Ray reports its usage over the network, and tells of every worker that comes and goes.
-    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
-        os.environ.setdefault(name, value)
-    dashboard = False if address == "local" else None
-    try:
-        if ":" in address:  # where nobody listens Ray would try for minutes, and then end this process
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-        with _silent():
-            ray.init(address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        cure = "Cure: look at ray status there, or leave --address out to use this machine alone"
-        raise InputError(f"no Ray cluster can be joined at {address}: {error}. {cure}.") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep off the terminal what Ray's own code, which is not Python, says while it starts."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def list_machines() -> list[dict[str, float]]:
-    """Return what each machine of the cluster has."""
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-
-
 class Ledger:
     """What the processes of an ingest tell each other: what became of chunks, whether to go on, the store's key."""
 
@@ -185,6 +86,7 @@ class Ledger:
         self._stopped = False
         self._starts = 0
         self._key: str | None = None
+        self._failure: XqgError | None = None
 
     def start(self) -> int:
         """Note that a worker starts; return how many did since the last chunk was stored."""
@@ -198,6 +100,14 @@ class Ledger:
     def key(self) -> str | None:
         """Return the store's key."""
         return self._key
+
+    def fail(self, error: XqgError) -> None:
+        """Note why a worker cannot start."""
+        self._failure = error
+
+    def failure(self) -> XqgError | None:
+        """Return why a worker could not start, None where all could."""
+        return self._failure
 
     def stop(self) -> None:
         """Have no chunk begun any more."""
@@ -252,16 +162,21 @@ class AugmentChunk:
 
     def __init__(self, job: Job, plan: Plan, ledger: Any) -> None:  # noqa: ANN401
         self._job, self._ledger = job, ledger
-        if ray.get(ledger.start.remote()) > MAX_DEATHS * plan.workers:
-            cure = "Cure: give fewer workers or threads if it is for lack of memory, or look at Ray's logs"
-            raise XqgError(f"workers died {MAX_DEATHS} times without finishing a chunk. {cure}.")
-        self._encoder = Encoder(job.encoder, plan.device, 1)
-        self._generator = _open_generator(job, plan.device)
-        if describe(self._encoder, self._generator, job.recipe) != job.fingerprint:
-            raise ModelError(
-                f"the models on {ray.util.get_node_ip_address()} are not those that the ingest was started with. "
-                "Cure: copy the same folders to every machine."
-            )
+        try:
+            if ray.get(ledger.start.remote()) > MAX_DEATHS * plan.workers:
+                cure = "Cure: give fewer workers or threads if it is for lack of memory, or look at Ray's logs"
+                raise XqgError(f"workers died {MAX_DEATHS} times without finishing a chunk. {cure}.")
+            self._encoder = Encoder(job.encoder, plan.device, 1)
+            self._generator = _open_generator(job, plan.device)
+            if describe(self._encoder, self._generator, job.recipe) != job.fingerprint:
+                raise ModelError(
+                    f"the models on {ray.util.get_node_ip_address()} are not those that the ingest was started with. "
+                    "Cure: copy the same folders to every machine."
+                )
+        except XqgError as error:
+            # Of what a worker raises before it works Ray keeps only the text.
+            ray.get(ledger.fail.remote(error))
+            raise
 
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
         """Augment the chunks of a table; none any more once the ingest was stopped."""
@@ -336,7 +251,7 @@ def ingest_on_ray(
             ray.get(ledger.stop.remote())
             running.join()
     if failed:
-        raise _explain(failed[0])
+        raise ray.get(ledger.failure.remote()) or _explain(failed[0])
     check_unchanged(store, job.collection, job.fingerprint)
     chunks, damage, job.inputs.left_over = ray.get(ledger.ended.remote())
     if next_number != chunks and not stop.is_set():

@@ -85,7 +85,8 @@ def run_on_ray(
 ) -> Totals:
     """Ingest on a Ray cluster, with the progress bar and the summary of any ingest."""
     from xqg_qdrant.progress import run_engine
-    from xqg_qdrant.ray_engine import connected, ingest_on_ray, list_machines, make_plan
+    from xqg_qdrant.ray_cluster import connected, list_machines, make_plan
+    from xqg_qdrant.ray_engine import ingest_on_ray
 
     with connected(address):
         plan = make_plan(list_machines(), device, num_workers, threads)
