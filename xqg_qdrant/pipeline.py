@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections import Counter, abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from itertools import chain, islice
 from threading import Event
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -45,7 +45,6 @@ from xqg_qdrant.records import (
     Reject,
 )
 from xqg_qdrant.stores.points import batched
-from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.words import find_term_ids
 from xqg_qdrant.workers import work_in_order
 
@@ -55,6 +54,25 @@ Row: TypeAlias = Passage | QueriedPassage | Reject
 CHUNK_SIZE = 16
 # The same where a passage is cheap: no queries are generated, or a GPU does it.
 CHEAP_CHUNK_SIZE = 128
+
+
+class PointStore(Protocol):
+    """What an ingest needs of a store; see `Store` for what the methods promise."""
+
+    def read_fingerprint(self, collection: str, /) -> dict[str, Any] | None:
+        """Return what made the collection."""
+
+    def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any], /) -> None:
+        """Create a collection."""
+
+    def read_content_hashes(self, collection: str, passage_ids: Sequence[str], /) -> dict[str, str]:
+        """Return the content hashes of what is stored."""
+
+    def upsert(self, collection: str, points: Sequence[AugmentedPassage], /) -> None:
+        """Store points."""
+
+    def bulk_load(self, collection: str, /, fast: bool) -> AbstractContextManager[None]:
+        """Get ready for many points."""
 
 
 class Progress(NamedTuple):
@@ -98,7 +116,7 @@ class Augmented(NamedTuple):
 
 def ingest(
     rows: Iterable[Row],
-    store: Store,
+    store: PointStore,
     collection: str,
     encoder: Encoder,
     generator: QueryGenerator | Lexicon | None,
@@ -164,7 +182,7 @@ def describe(encoder: Encoder, generator: QueryGenerator | Lexicon | None, recip
 
 
 def open_collection(
-    rows: Iterable[Row], store: Store, collection: str, dim: int, fingerprint: Fingerprint
+    rows: Iterable[Row], store: PointStore, collection: str, dim: int, fingerprint: Fingerprint
 ) -> Iterator[Row]:
     """Return the rows, once it is sure that they can go into the collection; create it where it does not exist.
 
@@ -195,7 +213,7 @@ def cut_chunks(rows: Iterable[Row], cheap: bool) -> Iterator[list[Row]]:
     return batched(rows, CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
 
 
-def _create(store: Store, collection: str, dim: int, fingerprint: Fingerprint) -> None:
+def _create(store: PointStore, collection: str, dim: int, fingerprint: Fingerprint) -> None:
     try:
         store.create_collection(collection, dim, fingerprint)
     except StoreError:
@@ -206,14 +224,14 @@ def _create(store: Store, collection: str, dim: int, fingerprint: Fingerprint) -
         refuse_mismatch(collection, stored, fingerprint)
 
 
-def write(points: Sequence[AugmentedPassage], store: Store, collection: str, fingerprint: Fingerprint) -> None:
+def write(points: Sequence[AugmentedPassage], store: PointStore, collection: str, fingerprint: Fingerprint) -> None:
     """Store points, in a collection that is still what it was."""
     if points:
         check_unchanged(store, collection, fingerprint)
         store.upsert(collection, points)
 
 
-def check_unchanged(store: Store, collection: str, fingerprint: Fingerprint) -> None:
+def check_unchanged(store: PointStore, collection: str, fingerprint: Fingerprint) -> None:
     """Make sure that nobody has deleted or retuned the collection since: a server lets others at it."""
     stored = store.read_fingerprint(collection)
     if stored is None:
@@ -221,7 +239,7 @@ def check_unchanged(store: Store, collection: str, fingerprint: Fingerprint) -> 
     refuse_mismatch(collection, stored, fingerprint)
 
 
-def look_up(rows: Sequence[Row], store: Store, collection: str, generates: bool, recipe_hash: str) -> Chunk:
+def look_up(rows: Sequence[Row], store: PointStore, collection: str, generates: bool, recipe_hash: str) -> Chunk:
     """Find out what of a chunk is missing in the store; where queries are given, the rows bring them."""
     rejects, passages = [], []
     for row in rows:

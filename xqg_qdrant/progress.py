@@ -26,7 +26,7 @@ from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InputError
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.lexicon import Lexicon
-from xqg_qdrant.pipeline import Progress, Row, ingest
+from xqg_qdrant.pipeline import PointStore, Progress, Row, ingest
 from xqg_qdrant.printing import Totals, format_left_out, format_seconds
 from xqg_qdrant.recipe import Recipe
 from xqg_qdrant.records import Passage, Query, ScoredPassage
@@ -50,7 +50,7 @@ T = TypeVar("T")
 def run_ingest(
     rows: Iterable[Row],
     total: int | None,
-    store: Store,
+    store: PointStore,
     collection: str,
     encoder: Encoder,
     generator: QueryGenerator | Lexicon | None,

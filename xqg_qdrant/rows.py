@@ -19,6 +19,8 @@ from xqg_qdrant.lines import CATALOGUE, LONGEST_ROW, corpus_files, file_lines, i
 from xqg_qdrant.remote import is_remote, open_remote
 
 PARQUET_BATCH = 1024
+# In a file of `xqg generate`: the columns of the passages and their queries; the others are what was made of them.
+PASSAGE_COLUMNS = b"xqg_passage_columns"
 WHITE_SPACE = " \t\n\r\v\f"
 MARK = "\ufeff"
 JOINED = "begins with a byte order mark, as where files were joined"
@@ -127,7 +129,9 @@ def parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
                 cure = "Cure: name the one that holds the id with --id-field"
                 raise InputError(f"{path}: no column is named {' or '.join(id_fields)}. {cure}.")
             _refuse_repeated(path, names)
-            batches = map(plain, file.iter_batches(batch_size=PARQUET_BATCH))
+            kept = (file.schema_arrow.metadata or {}).get(PASSAGE_COLUMNS)
+            columns = kept.decode().split(",") if kept else None
+            batches = map(plain, file.iter_batches(batch_size=PARQUET_BATCH, columns=columns))
             found = chain.from_iterable(map(_parquet_fields, batches))
             for number, (fields, problem) in enumerate(found, start=1):
                 yield FileRow(number, "", fields, problem)

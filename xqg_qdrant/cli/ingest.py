@@ -138,7 +138,7 @@ def ingest(
             index_large(store, collection, quiet)
         if alias is not None:
             give_alias(store, alias, collection, quiet)
-    _end(totals, letters)
+    end(totals, letters)
 
 
 @main.command()
@@ -216,7 +216,7 @@ def sync(
             echo(f"{deleted} passages deleted")
         if totals.stored:
             index_large(store, collection, quiet)
-    _end(totals, letters)
+    end(totals, letters)
 
 
 @main.command()
@@ -271,10 +271,11 @@ def augment(
         rows, total = store.read_passages(collection), store.count(collection)
         letters = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"))
         totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
-    _end(totals, letters)
+    end(totals, letters)
 
 
-def _end(totals: Totals, letters: DeadLetters) -> None:
+def end(totals: Totals, letters: DeadLetters) -> None:
+    """Tell of rejected rows, also by the exit code."""
     if totals.rejected:
         echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters.path}", err=True)
         sys.exit(ROWS_REJECTED_EXIT_CODE)
