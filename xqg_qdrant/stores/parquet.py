@@ -120,7 +120,8 @@ class ParquetFolder:
                     cure = "Cure: name a new folder"
                     raise InputError(f"{path} has other columns than the passages now need. {cure}.")
                 for batch in file.iter_batches(columns=["passage_id", "content_hash"]):
-                    self._written.executemany("INSERT OR IGNORE INTO points VALUES (?, ?)", zip(*batch, strict=True))
+                    rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+                    self._written.executemany("INSERT OR REPLACE INTO points VALUES (?, ?)", rows)
 
     def _write_part(self) -> None:
         points, self._points, self._since = self._points, [], time.monotonic()
