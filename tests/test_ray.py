@@ -5,6 +5,7 @@ Everything runs on one Ray of this machine. The server is the client's emulation
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -320,13 +321,21 @@ def test_given_queries_and_terms_come_through_too(cluster: str, folder: Path, se
     assert next(iter(read_points(server, "given-ray").values())).terms
 
 
-def test_a_lexicon_takes_the_place_of_the_generator_on_ray(cluster: str, folder: Path, server: RestQdrant) -> None:
+def test_a_lexicon_generates_on_ray_and_what_comes_before_damage_is_stored(
+    cluster: str, folder: Path, server: RestQdrant
+) -> None:
     (folder / "words.tsv").write_text("fi\triver\tjoki\nfi\tlake\tjärvi\n", encoding="utf-8")
-    texts = {"1": "A river into a lake.", "2": "A mountain."}
-    write_rows(folder / "lakes.jsonl", [{"id": name, "text": text} for name, text in texts.items()])
+    rows = [{"id": f"{number}", "text": f"River {number} into a lake. {os.urandom(50).hex()}"} for number in range(300)]
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+    (folder / "lakes.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     settings = ["--generator", "words.tsv"]
+    told = []
     for collection, engine in (("words-local", []), ("words-ray", RAY)):
-        result = ingest(server, collection, "lakes.jsonl", *engine, settings=settings)
-        assert result.exit_code == 0, result.stderr
+        result = ingest(server, collection, "lakes.jsonl.gz", *engine, settings=settings)
+        assert result.exit_code == 2
+        told.append(result.stderr.splitlines()[-1])
+    assert told[0] == told[1]
+    assert "lakes.jsonl.gz: the gzip file is damaged" in told[0]
+    assert 100 < len(read_raw(server, "words-local")) < 300
     assert [query.text for query in read_points(server, "words-ray")["1"].generated_queries] == ["joki järvi"]
     assert read_raw(server, "words-ray") == read_raw(server, "words-local")
