@@ -22,8 +22,9 @@ FOUNDATION = {"records", "errors"}
 # room → the rooms it may import besides records and errors
 MAY_IMPORT: dict[str, set[str]] = {
     "terminal": set(),
-    "lines": set(),
-    "rows": {"lines"},
+    "remote": set(),
+    "lines": {"remote"},
+    "rows": {"lines", "remote"},
     "fields": set(),
     "catalogue": {"lines", "rows"},
     "documents": {"lines", "rows"},
@@ -32,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "questions": {"catalogue", "datasets", "documents", "fields", "lines", "rows"},
     "dead_letters": set(),
     "query_index": set(),
+    "inputs": {"corpus", "query_index", "rows"},
     "external_data": set(),
     "model_files": {"external_data"},
     "model_description": {"languages", "model_files"},
@@ -47,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "words": set(),
     "lexicon": {"lines", "words"},
     "fingerprint": set(),
-    "stores": {"fields", "fingerprint"},
+    "stores": {"fields", "fingerprint", "rows"},
     "workers": set(),
     "encoder": {"budget", "model_description", "model_folder", "pooling", "session", "tokenizer"},
     "decoder_step": {"decoding", "session"},
@@ -74,6 +76,18 @@ MAY_IMPORT: dict[str, set[str]] = {
         "workers",
     },
     "alias": {"stores"},
+    "ray_cluster": {"workers"},
+    "ray_engine": {
+        "encoder",
+        "fingerprint",
+        "generator",
+        "inputs",
+        "lexicon",
+        "pipeline",
+        "ray_cluster",
+        "recipe",
+        "stores",
+    },
     "status": {"fingerprint", "stores"},
     "ranking": {"encoder", "stores", "words"},
     "retrieval": {"encoder", "fingerprint", "ranking", "status", "stores"},
@@ -196,7 +210,8 @@ OWNERS: dict[str, set[str]] = {
     "pytrec_eval": {"evaluation/measures"},
     "nltk": {"evaluation/official"},
     "ir_datasets": {"catalogue"},
-    "pyarrow": {"rows"},
+    "pyarrow": {"ray_engine", "remote", "rows", "stores/parquet"},
+    "ray": {"ray_cluster", "ray_engine"},
     "httpx": {"stores/wire"},
     "click": {*CLI_MODULES, "terminal"},
     "jinja2": {"templates"},
@@ -292,7 +307,7 @@ def test_the_folder_of_models_never_becomes_a_package() -> None:
 
 HEAVY = {
     "huggingface_hub", "ir_datasets", "jinja2", "nltk", "numpy", "onnx", "onnxruntime", "pyarrow", "pytrec_eval",
-    "qdrant_client", "qdrant_edge", "starlette", "tokenizers", "torch", "tqdm", "transformers", "uvicorn",
+    "qdrant_client", "qdrant_edge", "ray", "starlette", "tokenizers", "torch", "tqdm", "transformers", "uvicorn",
 }  # fmt: skip
 
 

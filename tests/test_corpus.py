@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import re
 import sys
@@ -7,6 +8,8 @@ import tracemalloc
 from datetime import date
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -429,3 +432,42 @@ def test_the_dev_corpus_is_read_whole() -> None:
     passages = passages_of(str(shared_file("dev/corpus.jsonl.gz")))
     assert len(passages) == 3446
     assert passages[0].title == "Super Bowl 50"
+
+
+def test_files_are_read_one_after_the_other_and_an_id_may_stand_in_one_of_them(write: Write) -> None:
+    first = write(lines_of({"id": "1", "text": "a"}), "a.jsonl")
+    second = write(lines_of({"id": "2", "text": "b"}, {"id": "1", "text": "c"}), "b.jsonl")
+    *passages, reject = read_passages(first, second)
+    assert passages == [Passage("1", "a"), Passage("2", "b")]
+    assert isinstance(reject, Reject)
+    assert (reject.source, reject.line, reject.reason) == (second, 2, "the id '1' was there before")
+    with pytest.raises(InputError, match="there is no such file"):
+        read_passages(first, "none.jsonl")
+
+
+def test_a_folder_of_parquet_files_is_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name, number in (("part-1.parquet", "2"), ("part-0.parquet", "1"), ("part-2.parquet", "1")):
+        pq.write_table(pa.table({"id": [number], "text": ["a"]}), tmp_path / name)
+    (tmp_path / "_SUCCESS").touch()
+    for source in (str(tmp_path), tmp_path.as_uri(), f"{tmp_path.as_uri()}/"):
+        *passages, reject = read_passages(source)
+        assert passages == [Passage("1", "a"), Passage("2", "a")]
+        assert isinstance(reject, Reject)
+        assert reject.source.endswith("part-2.parquet")
+        assert count_rows(source) == 3
+
+
+def test_files_of_object_stores_are_read_by_their_urls(write: Write, tmp_path: Path) -> None:
+    # pyarrow opens file:// by the same interface as s3:// and gs://, which need a network.
+    write(lines_of({"id": "1", "text": "a"}, {"id": "2", "text": ""}), "a.jsonl")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"id": "3", "text": "b"}\n'))
+    url = tmp_path.as_uri()
+    passage, reject, zipped = read_passages(f"{url}/a.jsonl", f"{url}/b.jsonl.gz")
+    assert (passage, zipped) == (Passage("1", "a"), Passage("3", "b"))
+    assert isinstance(reject, Reject)
+    assert (reject.source, reject.line) == (f"{url}/a.jsonl", 2)
+    for name, message in (("none.jsonl", "there is no such file"), ("", "the folder holds no Parquet file")):
+        with pytest.raises(InputError, match=message):
+            read_passages(f"{url}/{name}")
+    with pytest.raises(InputError, match="no URL that can be opened"):
+        read_passages("sftp://somewhere/a.jsonl")

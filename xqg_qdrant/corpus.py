@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from types import NoneType
 from typing import Any, cast
@@ -28,7 +29,7 @@ from xqg_qdrant.fields import (
     take_text,
     unstorable_field,
 )
-from xqg_qdrant.lines import existing_file
+from xqg_qdrant.lines import corpus_files, existing_file
 from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage, Reject
 from xqg_qdrant.rows import FileRow, is_tsv, jsonl_rows, parquet_rows, tsv_rows
 
@@ -36,13 +37,14 @@ ID_FIELDS = ("id", "_id", "passage_id", "docid")
 GENERATED_QUERIES_FIELD = "generated_queries"
 
 
-def read_passages(source: str, *, id_field: str | None = None) -> Iterator[Passage | Reject]:
+def read_passages(*sources: str, id_field: str | None = None) -> Iterator[Passage | Reject]:
     """Read the passages of a corpus, one at a time.
 
     Args:
-        source: A JSONL, TSV (with a header line) or Parquet file, the first two also as `.gz`; a BEIR folder; a JSON
-            file of SQuAD, MLQA or XQuAD, whose paragraphs are the passages; `ir_datasets:` and an id; or `-` for JSONL
-            on standard input.
+        sources: Read one after the other; no id may occur twice in all of them. Each is a JSONL, TSV (with a header
+            line) or Parquet file, the first two also as `.gz`; a BEIR folder, or one of Parquet files; a JSON file of
+            SQuAD, MLQA or XQuAD, whose paragraphs are the passages; the URL of any of these in an object store;
+            `ir_datasets:` and an id; or `-` for JSONL on standard input.
         id_field: The field that holds the passage id, where it is none of `id`, `_id`, `passage_id` and `docid`.
 
     Returns:
@@ -54,18 +56,18 @@ def read_passages(source: str, *, id_field: str | None = None) -> Iterator[Passa
         InputError: There is no such file, its format is not known, it is damaged from some place on, or its first row
             brings `generated_queries`, which only `read_queried_passages` uses.
     """
-    rows = _read_rows(source, id_field, queried=False)
+    rows = _read_rows(sources, id_field, queried=False)
     return cast("Iterator[Passage | Reject]", rows)
 
 
-def read_queried_passages(source: str, *, id_field: str | None = None) -> Iterator[QueriedPassage | Reject]:
+def read_queried_passages(*sources: str, id_field: str | None = None) -> Iterator[QueriedPassage | Reject]:
     """Read passages as `read_passages` does, each with the queries in its field `generated_queries`.
 
     The field is a list of objects with a text (`question`, `query` or `text`) and a language (`lang` or `language`),
     which may be missing, or of strings. Queries are kept as they are, but empty ones are dropped; a passage without the
     field has none.
     """
-    rows = _read_rows(source, id_field, queried=True)
+    rows = _read_rows(sources, id_field, queried=True)
     return cast("Iterator[QueriedPassage | Reject]", rows)
 
 
@@ -80,7 +82,7 @@ def check_passages(
         FileRow(number, "", row) if isinstance(row, Mapping) else FileRow(number, repr(row), {}, "no mapping")
         for number, row in enumerate(rows, start=1)
     )
-    return _passages(numbered, "rows", (id_field,) if id_field else ID_FIELDS, queried)
+    return _passages(numbered, "rows", (id_field,) if id_field else ID_FIELDS, queried, _first_time())
 
 
 def read_generated_queries(
@@ -100,29 +102,40 @@ def read_generated_queries(
     return _generated_queries(file, (id_field, *ID_FIELDS) if id_field else ID_FIELDS)
 
 
-def _read_rows(source: str, id_field: str | None, queried: bool) -> Iterator[Passage | QueriedPassage | Reject]:
-    id_fields = (id_field,) if id_field else ID_FIELDS
+def _read_rows(
+    sources: Sequence[str], id_field: str | None, queried: bool
+) -> Iterator[Passage | QueriedPassage | Reject]:
+    """Open all sources before the first is read, so that a misspelt name is noticed before any work."""
+    is_new = _first_time()
+    opened = [part for source in sources for part in _open_source(source, (id_field,) if id_field else ID_FIELDS)]
+    return chain.from_iterable(_passages(rows, path, id_fields, queried, is_new) for rows, path, id_fields in opened)
+
+
+def _open_source(source: str, id_fields: tuple[str, ...]) -> list[tuple[Iterator[FileRow], str, tuple[str, ...]]]:
+    """Return the rows of each file of a source, the file's path, and the fields of the id."""
     if is_catalogued(source):
-        return _passages(passage_rows(source), source, ID_FIELDS, queried)
-    path = source if source == "-" else str(existing_file(source, "corpus.jsonl"))
+        return [(passage_rows(source), source, ID_FIELDS)]
+    return [
+        (_open_file(path, id_fields), path, id_fields) for path in (["-"] if source == "-" else corpus_files(source))
+    ]
+
+
+def _open_file(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
     if path.endswith(".parquet"):
-        rows = parquet_rows(path, id_fields)
-    elif is_tsv(path):
-        rows = tsv_rows(path, id_fields, TEXT_FIELDS)
-    elif is_squad(path):
-        rows = squad_rows(path)
-    elif path == "-" or path.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
-        rows = jsonl_rows(path)
-    else:
-        cure = "Cure: give a .jsonl, .jsonl.gz, .json, .json.gz, .tsv, .tsv.gz or .parquet file"
-        raise InputError(f"{source}: unknown kind of file. {cure}.")
-    return _passages(rows, path, id_fields, queried)
+        return parquet_rows(path, id_fields)
+    if is_tsv(path):
+        return tsv_rows(path, id_fields, TEXT_FIELDS)
+    if is_squad(path):
+        return squad_rows(path)
+    if path == "-" or path.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
+        return jsonl_rows(path)
+    cure = "Cure: give a .jsonl, .jsonl.gz, .json, .json.gz, .tsv, .tsv.gz or .parquet file"
+    raise InputError(f"{path}: unknown kind of file. {cure}.")
 
 
 def _passages(
-    rows: Iterator[FileRow], source: str, id_fields: Sequence[str], queried: bool
+    rows: Iterator[FileRow], source: str, id_fields: Sequence[str], queried: bool, is_new: Callable[[str], bool]
 ) -> Iterator[Passage | QueriedPassage | Reject]:
-    is_new = _first_time()
     for place, row in enumerate(rows):
         fields, problem = dict(row.fields), row.problem
         queries: tuple[GeneratedQuery, ...] = ()

@@ -1,4 +1,4 @@
-"""Paths → lines of bytes: plain files, gzipped ones, standard input.
+"""Paths → lines of bytes: plain files, gzipped ones, those of object stores, standard input.
 
 Knows folders, gzip and how long a line may be. Memory is bounded by that, whatever a file holds: one that unpacks to
 terabytes, or has no line break, is read to its end. Knows nothing of what stands in a line.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
+import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.remote import is_remote, list_remote, open_remote
 
 # A byte becomes at most six in JSON: a longer row might not fit into the 32 MiB of a request to a server.
 LONGEST_ROW = 4 * 2**20
@@ -39,6 +42,16 @@ def existing_file(path: str | Path, in_folder: str) -> Path:
     except (OSError, ValueError) as error:  # not allowed to look, too long a name, a NUL in it
         raise InputError(f"{path}: cannot be looked at ({error}). Cure: check the path and its rights.") from error
     raise InputError(f"{path}: the folder holds no {in_folder}. Cure: give the file itself.")
+
+
+def corpus_files(source: str) -> list[str]:
+    """Return the files that a corpus consists of: one, or all Parquet files of a folder without a `corpus.jsonl`."""
+    if is_remote(source):
+        return list_remote(source)
+    beir = any(os.path.isfile(os.path.join(source, name)) for name in ("corpus.jsonl", "corpus.jsonl.gz"))
+    if os.path.isdir(source) and not beir and (parts := sorted(map(str, Path(source).glob("*.parquet")))):
+        return parts
+    return [str(existing_file(source, "corpus.jsonl"))]
 
 
 def file_lines(path: str) -> Iterator[bytes]:
@@ -86,7 +99,7 @@ def opened_file(path: str) -> Iterator[IO[bytes]]:
                 raise InputError("standard input is closed. Cure: pipe the rows into the command, or name a file.")
             yield sys.stdin.buffer
             return
-        with open(path, "rb") as file:
+        with io.BufferedReader(open_remote(path)) if is_remote(path) else open(path, "rb") as file:
             if path.endswith(".gz"):
                 with gzip.open(file) as unzipped:
                     yield cast("IO[bytes]", unzipped)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections import Counter, abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from itertools import chain, islice
 from threading import Event
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -45,7 +45,6 @@ from xqg_qdrant.records import (
     Reject,
 )
 from xqg_qdrant.stores.points import batched
-from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.words import find_term_ids
 from xqg_qdrant.workers import work_in_order
 
@@ -55,6 +54,25 @@ Row: TypeAlias = Passage | QueriedPassage | Reject
 CHUNK_SIZE = 16
 # The same where a passage is cheap: no queries are generated, or a GPU does it.
 CHEAP_CHUNK_SIZE = 128
+
+
+class PointStore(Protocol):
+    """What an ingest needs of a store; see `Store` for what the methods promise."""
+
+    def read_fingerprint(self, collection: str, /) -> dict[str, Any] | None:
+        """Return what made the collection."""
+
+    def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any], /) -> None:
+        """Create a collection."""
+
+    def read_content_hashes(self, collection: str, passage_ids: Sequence[str], /) -> dict[str, str]:
+        """Return the content hashes of what is stored."""
+
+    def upsert(self, collection: str, points: Sequence[AugmentedPassage], /) -> None:
+        """Store points."""
+
+    def bulk_load(self, collection: str, /, fast: bool) -> AbstractContextManager[None]:
+        """Get ready for many points."""
 
 
 class Progress(NamedTuple):
@@ -81,7 +99,7 @@ class Progress(NamedTuple):
         return self.stored + self.unchanged + len(self.rejects)
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
     """A chunk after the look at the store: what is missing there, with its content hashes."""
 
     missing: list[tuple[QueriedPassage, str]]
@@ -89,7 +107,7 @@ class _Chunk(NamedTuple):
     rejects: list[Reject]
 
 
-class _Augmented(NamedTuple):
+class Augmented(NamedTuple):
     """A chunk that only has to be written, and what to tell when it is."""
 
     points: list[AugmentedPassage]
@@ -98,7 +116,7 @@ class _Augmented(NamedTuple):
 
 def ingest(
     rows: Iterable[Row],
-    store: Store,
+    store: PointStore,
     collection: str,
     encoder: Encoder,
     generator: QueryGenerator | Lexicon | None,
@@ -129,45 +147,60 @@ def ingest(
             be read to their end, which is raised when those before are stored.
     """
     model = None if isinstance(generator, Lexicon) else generator
-    if recipe.given != (generator is None) or (model is None) != (recipe.sampling is None):
-        raise InputError("the recipe was made for another generator; make it with make_recipe(generator)")
-    described = None if generator is None else generator.describe()
-    fingerprint = make_fingerprint(encoder.describe(), described, recipe.describe())
+    fingerprint = describe(encoder, generator, recipe)
     recipe_hash = hash_recipe(fingerprint)
-    stored = store.read_fingerprint(collection)
-    if stored is not None:
-        refuse_mismatch(collection, stored, fingerprint)
-    # Files that cannot be used at all are noticed at their first row: then no collection is made.
     damage: list[InputError] = []
-    unread = _until_damage(rows, damage)
-    first = list(islice(unread, 1))
-    if damage:
-        raise damage[0]
-    if stored is None:
-        _create(store, collection, encoder.dim, fingerprint)
-
-    cheap = model is None or model.device != "cpu"
-    chunks = batched(chain(first, unread), CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
-    looked_up = (_look_up(chunk, store, collection, generator, recipe_hash) for chunk in chunks)
-    work = partial(_augment, encoder=encoder, generator=generator, recipe=recipe, recipe_hash=recipe_hash)
+    unread = until_damage(open_collection(rows, store, collection, encoder.dim, fingerprint), damage)
+    chunks = cut_chunks(unread, cheap=model is None or model.device != "cpu")
+    generates = generator is not None
+    looked_up = (look_up(chunk, store, collection, generates, recipe_hash) for chunk in chunks)
+    work = partial(augment, encoder=encoder, generator=generator, recipe=recipe, recipe_hash=recipe_hash)
     with (
         closing(work_in_order(work, looked_up, workers, stop)) as batches,
         store.bulk_load(collection, fast=model is None),
     ):
         for done in batches:
-            points = [point for augmented in done for point in augmented.points]
             # One write for all that wait: each pays for a flush to the disk.
-            if points:
-                _check_unchanged(store, collection, fingerprint)
-                store.upsert(collection, points)
+            write([point for augmented in done for point in augmented.points], store, collection, fingerprint)
             yield from (augmented.progress for augmented in done)
     # What was written last may have met a retune that had just begun.
-    _check_unchanged(store, collection, fingerprint)
+    check_unchanged(store, collection, fingerprint)
     if damage:
         raise damage[0]
 
 
-def _until_damage(rows: Iterable[Row], damage: list[InputError]) -> Iterator[Row]:
+def describe(encoder: Encoder, generator: QueryGenerator | Lexicon | None, recipe: Recipe) -> Fingerprint:
+    """Return what makes the vectors.
+
+    Raises:
+        InputError: the recipe is for given queries and there is a generator, or the other way round.
+    """
+    model = None if isinstance(generator, Lexicon) else generator
+    if recipe.given != (generator is None) or (model is None) != (recipe.sampling is None):
+        raise InputError("the recipe was made for another generator; make it with make_recipe(generator)")
+    return make_fingerprint(encoder.describe(), None if generator is None else generator.describe(), recipe.describe())
+
+
+def open_collection(
+    rows: Iterable[Row], store: PointStore, collection: str, dim: int, fingerprint: Fingerprint
+) -> Iterator[Row]:
+    """Return the rows, once it is sure that they can go into the collection; create it where it does not exist.
+
+    Raises:
+        MismatchError: it was made with other models or another recipe.
+        InputError: the files cannot be used at all, which shows at their first row: then no collection is made.
+    """
+    stored = store.read_fingerprint(collection)
+    if stored is not None:
+        refuse_mismatch(collection, stored, fingerprint)
+    unread = iter(rows)
+    first = list(islice(unread, 1))
+    if stored is None:
+        _create(store, collection, dim, fingerprint)
+    return chain(first, unread)
+
+
+def until_damage(rows: Iterable[Row], damage: list[InputError]) -> Iterator[Row]:
     """Yield the rows up to where their file cannot be read any more, and keep the error for when they are stored."""
     try:
         yield from rows
@@ -175,7 +208,12 @@ def _until_damage(rows: Iterable[Row], damage: list[InputError]) -> Iterator[Row
         damage.append(error)
 
 
-def _create(store: Store, collection: str, dim: int, fingerprint: Fingerprint) -> None:
+def cut_chunks(rows: Iterable[Row], cheap: bool) -> Iterator[list[Row]]:
+    """Cut the rows into chunks by their position, larger ones where a passage is `cheap`."""
+    return batched(rows, CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
+
+
+def _create(store: PointStore, collection: str, dim: int, fingerprint: Fingerprint) -> None:
     try:
         store.create_collection(collection, dim, fingerprint)
     except StoreError:
@@ -186,7 +224,14 @@ def _create(store: Store, collection: str, dim: int, fingerprint: Fingerprint) -
         refuse_mismatch(collection, stored, fingerprint)
 
 
-def _check_unchanged(store: Store, collection: str, fingerprint: Fingerprint) -> None:
+def write(points: Sequence[AugmentedPassage], store: PointStore, collection: str, fingerprint: Fingerprint) -> None:
+    """Store points, in a collection that is still what it was."""
+    if points:
+        check_unchanged(store, collection, fingerprint)
+        store.upsert(collection, points)
+
+
+def check_unchanged(store: PointStore, collection: str, fingerprint: Fingerprint) -> None:
     """Make sure that nobody has deleted or retuned the collection since: a server lets others at it."""
     stored = store.read_fingerprint(collection)
     if stored is None:
@@ -194,31 +239,30 @@ def _check_unchanged(store: Store, collection: str, fingerprint: Fingerprint) ->
     refuse_mismatch(collection, stored, fingerprint)
 
 
-def _look_up(
-    rows: Sequence[Row], store: Store, collection: str, generator: QueryGenerator | Lexicon | None, recipe_hash: str
-) -> _Chunk:
+def look_up(rows: Sequence[Row], store: PointStore, collection: str, generates: bool, recipe_hash: str) -> Chunk:
+    """Find out what of a chunk is missing in the store; where queries are given, the rows bring them."""
     rejects, passages = [], []
     for row in rows:
         if isinstance(row, Reject):
             rejects.append(row)
         elif isinstance(row, Passage):
             passages.append(QueriedPassage(row, ()))
-        elif generator is None:
+        elif not generates:
             passages.append(row)
         else:
             raise InputError(f"passage {row.passage.passage_id!r} brings queries, but a generator is to write them")
     stored = store.read_content_hashes(collection, [row.passage.passage_id for row in passages])
-    hashed = [(row, hash_content(row.passage, recipe_hash, None if generator else row.queries)) for row in passages]
+    hashed = [(row, hash_content(row.passage, recipe_hash, None if generates else row.queries)) for row in passages]
     missing = [(row, content) for row, content in hashed if stored.get(row.passage.passage_id) != content]
-    return _Chunk(missing, len(passages) - len(missing), rejects)
+    return Chunk(missing, len(passages) - len(missing), rejects)
 
 
-def _augment(
-    chunk: _Chunk, encoder: Encoder, generator: QueryGenerator | Lexicon | None, recipe: Recipe, recipe_hash: str
-) -> _Augmented:
+def augment(
+    chunk: Chunk, encoder: Encoder, generator: QueryGenerator | Lexicon | None, recipe: Recipe, recipe_hash: str
+) -> Augmented:
     """Do a worker's part of a chunk, with one call of each model."""
     if not chunk.missing:
-        return _Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}))
+        return Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}, wrong_script={}))
     passages = [row.passage for row, _ in chunk.missing]
     generations = _find_queries([row for row, _ in chunk.missing], generator, recipe)
     passage_texts = [f"{passage.title} {passage.text}".strip() for passage in passages]
@@ -250,7 +294,7 @@ def _augment(
             )
     bare = sum(not point.generated_queries for point in points)
     progress = Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out, wrong_script)
-    return _Augmented(points, progress)
+    return Augmented(points, progress)
 
 
 def find_terms(passage: Passage, queries: Iterable[GeneratedQuery]) -> tuple[int, ...]:

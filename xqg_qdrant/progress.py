@@ -10,8 +10,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
+from threading import Event
 from types import FrameType
 from typing import NoReturn, TypeVar
 
@@ -24,7 +26,7 @@ from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InputError
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.lexicon import Lexicon
-from xqg_qdrant.pipeline import Row, ingest
+from xqg_qdrant.pipeline import PointStore, Progress, Row, ingest
 from xqg_qdrant.printing import Totals, format_left_out, format_seconds
 from xqg_qdrant.recipe import Recipe
 from xqg_qdrant.records import Passage, Query, ScoredPassage
@@ -48,7 +50,7 @@ T = TypeVar("T")
 def run_ingest(
     rows: Iterable[Row],
     total: int | None,
-    store: Store,
+    store: PointStore,
     collection: str,
     encoder: Encoder,
     generator: QueryGenerator | Lexicon | None,
@@ -62,14 +64,22 @@ def run_ingest(
     Raises:
         SystemExit: 130, after Ctrl-C, when the chunks that workers were at are stored.
     """
-    totals, start = Totals(), time.perf_counter()
     workers = count_workers(encoder.device, threads)
+    begin = partial(ingest, rows, store, collection, encoder, generator, recipe, workers)
+    return run_engine(begin, total, letters, quiet)
+
+
+def run_engine(
+    begin: Callable[[Event], Generator[Progress, None, None]], total: int | None, letters: DeadLetters, quiet: bool
+) -> Totals:
+    """Do as `run_ingest` with any engine: `begin` starts it, and gets what is set by Ctrl-C."""
+    totals, start = Totals(), time.perf_counter()
     try:
         with (
             letters,
             Interruption() as asked,
             _make_bar(total, " passages", quiet) as bar,
-            closing(ingest(rows, store, collection, encoder, generator, recipe, workers, asked)) as steps,
+            closing(begin(asked)) as steps,
         ):
             for progress in steps:
                 totals.add(progress)

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.lines import CATALOGUE, LONGEST_ROW, existing_file, file_lines, is_cut
+from xqg_qdrant.lines import CATALOGUE, LONGEST_ROW, corpus_files, file_lines, is_cut
+from xqg_qdrant.remote import is_remote, open_remote
 
 PARQUET_BATCH = 1024
+# In a file of `xqg generate`: the columns of the passages and their queries; the others are what was made of them.
+PASSAGE_COLUMNS = b"xqg_passage_columns"
 WHITE_SPACE = " \t\n\r\v\f"
 MARK = "\ufeff"
 JOINED = "begins with a byte order mark, as where files were joined"
@@ -45,16 +48,8 @@ def count_rows(source: str) -> int | None:
     """
     if source == "-" or source.startswith(CATALOGUE):
         return None
-    path = str(existing_file(source, "corpus.jsonl"))
-    if not Path(path).is_file() or path.endswith((".json", ".json.gz")):  # a pipe, which can be read once; SQuAD
-        return None
-    try:
-        if path.endswith(".parquet"):
-            return _count_parquet_rows(path)
-        rows = sum(1 for line in file_lines(path) if not line.isspace())
-    except InputError:
-        return None
-    return max(0, rows - 1) if is_tsv(path) else rows
+    counts = [_count_file_rows(path) for path in corpus_files(source)]
+    return None if None in counts else sum(filter(None, counts))
 
 
 def is_tsv(path: str) -> bool:
@@ -128,13 +123,15 @@ def parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
         return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(open_remote(path) if is_remote(path) else path) as file:
             names = file.schema_arrow.names
             if set(id_fields).isdisjoint(names):
                 cure = "Cure: name the one that holds the id with --id-field"
                 raise InputError(f"{path}: no column is named {' or '.join(id_fields)}. {cure}.")
             _refuse_repeated(path, names)
-            batches = map(plain, file.iter_batches(batch_size=PARQUET_BATCH))
+            kept = (file.schema_arrow.metadata or {}).get(PASSAGE_COLUMNS)
+            columns = kept.decode().split(",") if kept else None
+            batches = map(plain, file.iter_batches(batch_size=PARQUET_BATCH, columns=columns))
             found = chain.from_iterable(map(_parquet_fields, batches))
             for number, (fields, problem) in enumerate(found, start=1):
                 yield FileRow(number, "", fields, problem)
@@ -218,10 +215,23 @@ def _unquoted(cell: str) -> str:
     return inner.replace('""', '"')
 
 
+def _count_file_rows(path: str) -> int | None:
+    if path.endswith(".parquet"):
+        return _count_parquet_rows(path)
+    # A pipe can be read once, and what lies elsewhere is not worth reading twice; SQuAD's rows are no lines.
+    if not Path(path).is_file() or path.endswith((".json", ".json.gz")):
+        return None
+    try:
+        rows = sum(1 for line in file_lines(path) if not line.isspace())
+    except InputError:
+        return None
+    return max(0, rows - 1) if is_tsv(path) else rows
+
+
 def _count_parquet_rows(path: str) -> int | None:
     pa, pq = _import_pyarrow(path)
     try:
-        return int(pq.read_metadata(path).num_rows)
+        return int(pq.read_metadata(open_remote(path) if is_remote(path) else path).num_rows)
     except (pa.ArrowException, OSError):
         return None
 

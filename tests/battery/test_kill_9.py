@@ -32,7 +32,7 @@ INDEX_DIM, INDEX_POINTS = 4096, 700
 EDGE = "xqg_qdrant.stores.edge"
 # name of a point → the function at which the process ends, before or after its work
 POINTS = {
-    "reading": ("xqg_qdrant.pipeline", "_look_up", "before"),
+    "reading": ("xqg_qdrant.pipeline", "look_up", "before"),
     "generated": ("xqg_qdrant.generator", "Generator.generate", "after"),
     "passages encoded": ("xqg_qdrant.encoder", "Encoder.encode_passages", "after"),
     "queries encoded": ("xqg_qdrant.encoder", "Encoder.encode_queries", "after"),

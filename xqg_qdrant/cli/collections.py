@@ -21,11 +21,11 @@ from xqg_qdrant.cli.options import (
     id_field_option,
     index_large,
     load_encoder,
-    open_corpus,
     opened_store,
     quantisation_option,
     queries_option,
     store_option,
+    tell_left_over,
     workers_option,
     yes_option,
 )
@@ -78,9 +78,9 @@ def status(
 
     Without --collection the collections are listed.
     """
+    from xqg_qdrant.inputs import Inputs
     from xqg_qdrant.printing import format_status
     from xqg_qdrant.progress import run_compare, run_status
-    from xqg_qdrant.rows import count_rows
     from xqg_qdrant.sync import check_comparable
     from xqg_qdrant.text_set import TextSet
 
@@ -95,9 +95,10 @@ def status(
         lines = format_status(found)
         if file is not None:
             check_comparable(collection, found.fingerprint, given=queries is not None)
-            total = None if quiet else count_rows(file)
-            with open_corpus(file, queries, id_field) as rows:
-                compared = run_compare(rows, total, store, collection, found.fingerprint, TextSet(), quiet)
+            inputs = Inputs([file], queries, id_field)
+            total = None if quiet else inputs.count()
+            compared = run_compare(inputs.read(), total, store, collection, found.fingerprint, TextSet(), quiet)
+            tell_left_over(inputs)
             told["corpus"] = {"file": file, **compared._asdict()}
             lines += f"\nagainst {file}: {compared}"
     echo(json.dumps(told, ensure_ascii=False, indent=2) if as_json else lines)

@@ -16,6 +16,7 @@ from xqg_qdrant.cli.cluster import (
     snapshot_option,
     take_sharding,
 )
+from xqg_qdrant.cli.engine import RAY, check_ray, engine_options, run_on_ray
 from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     collection_option,
@@ -27,13 +28,13 @@ from xqg_qdrant.cli.options import (
     index_large,
     load_encoder,
     load_generator,
-    open_corpus,
     opened_foreign_store,
     opened_store,
     quantisation_option,
     queries_option,
     recipe_options,
     store_option,
+    tell_left_over,
     workers_option,
 )
 from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 
 @main.command()
-@click.argument("file")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @collection_option(required=True)
 @store_option
 @encoder_option
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 @recipe_options
 @id_field_option
 @dead_letters_option
+@engine_options
 @click.option("--sparse", is_flag=True, help="Keep the terms of passages and queries too, for --rank hybrid.")
 @click.option(
     "--payload-layout",
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
 def ingest(
     quiet: bool,
     /,
-    file: str,
+    files: tuple[str, ...],
     collection: str,
     languages: str | None,
     location: str,
@@ -82,35 +84,45 @@ def ingest(
     id_field: str | None,
     dead_letters: Path | None,
     payload_layout: str | None,
+    engine: str,
+    address: str,
+    num_workers: int,
     quantisation: str | None,
     alias: str | None,
     **settings: Any,
 ) -> None:
     """Store the passages of FILE with augmented vectors; as published, where no option says otherwise.
 
-    FILE is JSONL, TSV or Parquet, a BEIR folder, JSON of SQuAD, MLQA or XQuAD, ir_datasets:ID, or - for JSONL on
-    standard input. Interrupted and run again, it goes on where it stopped; run on an edited file, it redoes what
-    changed. Rows that cannot be used are written to the dead-letter file with their line and the reason; then the exit
-    code is 3.
+    FILE is JSONL, TSV or Parquet, a folder of BEIR or of Parquet files, JSON of SQuAD, MLQA or XQuAD, ir_datasets:ID,
+    the URL of a file or folder in an object store (s3://, gs://), or - for JSONL on standard input. Interrupted and run
+    again, it goes on where it stopped; run on an edited file, it redoes what changed. Rows that cannot be used are
+    written to the dead-letter file with their line and the reason; then the exit code is 3.
     """
     from xqg_qdrant.alias import check_alias
     from xqg_qdrant.dead_letters import DeadLetters
+    from xqg_qdrant.inputs import Inputs
     from xqg_qdrant.languages import parse_languages
+    from xqg_qdrant.pipeline import describe
     from xqg_qdrant.progress import run_ingest
     from xqg_qdrant.recipe import make_recipe
-    from xqg_qdrant.rows import count_rows
     from xqg_qdrant.stores.layouts import make_names
 
     if queries is not None and generator_folder is not None:
         raise click.UsageError("Give --generator or --queries, not both.")
     sharding = take_sharding(settings)
-    with open_corpus(file, queries, id_field) as rows, opened_store(location, sharding=sharding) as store:
+    inputs = Inputs(files, queries, id_field)
+    rows = inputs.read()
+    if engine == RAY:
+        check_ray(files, location)
+    with opened_store(location, sharding=sharding) as store:
         store.read_fingerprint(collection)  # what cannot be filled is told before the models are opened
         if alias is not None:
             check_alias(store, alias, collection)
-        # One thread an operator: the workers of the ingest are the threads.
-        encoder = load_encoder(encoder_folder, device, 1)
-        generator = load_generator(generator_folder, device, 1) if queries is None else None
+        # Ray's workers open the models for themselves: here they only say what they are. Otherwise the workers are
+        # threads of this process, so that an operator needs but one.
+        here = "auto" if engine == RAY else device
+        encoder = load_encoder(encoder_folder, here, 1)
+        generator = load_generator(generator_folder, here, 1) if queries is None else None
         named: tuple[str, ...] = ()
         if languages is not None:
             named = parse_languages(languages, generator.languages) if generator else (languages,)
@@ -118,16 +130,26 @@ def ingest(
         model = str(encoder.folder.description.get("source") or encoder.folder.path.resolve().name)
         names = make_names(payload_layout, model) if payload_layout else None
         recipe = make_recipe(generator, named, names=names, **settings)
-        total = None if quiet else count_rows(file)
-        letters = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), file, queries)
-        totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
+        total = None if quiet else inputs.count()
+        letters = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), *files, queries)
+        if engine == RAY:
+            from xqg_qdrant.ray_engine import Job
+
+            fingerprint = describe(encoder, generator, recipe)
+            folders = [folder and folder.absolute() for folder in (encoder_folder, generator_folder)]
+            job = Job(inputs, Path.cwd(), location, collection, recipe, fingerprint, encoder.dim, *folders)
+            del encoder, generator  # on a GPU there may be no room for them twice
+            totals = run_on_ray(job, store, address, device, num_workers, threads, total, letters, quiet)
+        else:
+            totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
+        tell_left_over(inputs)
         if quantisation:
             store.quantise(collection)
         if totals.stored or quantisation:
             index_large(store, collection, quiet)
         if alias is not None:
             give_alias(store, alias, collection, quiet)
-    _end(totals, letters)
+    end(totals, letters)
 
 
 @main.command()
@@ -169,24 +191,25 @@ def sync(
     may only be damaged; the exit code is then 3.
     """
     from xqg_qdrant.dead_letters import DeadLetters
+    from xqg_qdrant.inputs import Inputs
     from xqg_qdrant.printing import Totals
     from xqg_qdrant.progress import run_compare, run_delete_left, run_ingest
     from xqg_qdrant.recipe import read_recipe
-    from xqg_qdrant.rows import count_rows
     from xqg_qdrant.status import read_existing_fingerprint
     from xqg_qdrant.sync import check_comparable
     from xqg_qdrant.text_set import TextSet
 
     if file == "-":
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
-    seen, totals, total = TextSet(), Totals(), count_rows(file)
+    inputs = Inputs([file], queries, id_field)
+    seen, totals, total = TextSet(), Totals(), inputs.count()
     letters = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), file, queries)
     with opened_store(location) as store:
         fingerprint = read_existing_fingerprint(store, collection)
         check_comparable(collection, fingerprint, given=queries is not None)
         recipe = read_recipe(fingerprint)
-        with open_corpus(file, queries, id_field) as rows:
-            found = run_compare(rows, total, store, collection, fingerprint, seen, quiet)
+        found = run_compare(inputs.read(), total, store, collection, fingerprint, seen, quiet)
+        tell_left_over(inputs)
         echo(found)
         if dry_run:
             return
@@ -195,8 +218,8 @@ def sync(
         if found.rows > found.unchanged:
             encoder = load_encoder(encoder_folder, device, 1)
             generator = load_generator(generator_folder, device, 1) if queries is None else None
-            with open_corpus(file, queries, id_field) as rows:
-                totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
+            rows = inputs.read()
+            totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
         if delete and totals.rejected:
             echo("Nothing was deleted, as rows were rejected. Correct them, and run the same again.", err=True)
         elif delete:
@@ -204,7 +227,7 @@ def sync(
             echo(f"{deleted} passages deleted")
         if totals.stored:
             index_large(store, collection, quiet)
-    _end(totals, letters)
+    end(totals, letters)
 
 
 @main.command()
@@ -259,10 +282,11 @@ def augment(
         rows, total = store.read_passages(collection), store.count(collection)
         letters = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"))
         totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, letters, quiet)
-    _end(totals, letters)
+    end(totals, letters)
 
 
-def _end(totals: Totals, letters: DeadLetters) -> None:
+def end(totals: Totals, letters: DeadLetters) -> None:
+    """Tell of rejected rows, also by the exit code."""
     if totals.rejected:
         echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters.path}", err=True)
         sys.exit(ROWS_REJECTED_EXIT_CODE)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from xqg_qdrant.evaluation.changes import MatchQueries
     from xqg_qdrant.evaluation.comparison import Report
     from xqg_qdrant.generator import QueryGenerator
+    from xqg_qdrant.inputs import Inputs
     from xqg_qdrant.lexicon import Lexicon
-    from xqg_qdrant.pipeline import Row
     from xqg_qdrant.records import PayloadLayout
     from xqg_qdrant.stores import Sharding, Store
     from xqg_qdrant.stores.foreign import ForeignStore
@@ -343,21 +343,10 @@ def load_generator(path: Path | None, device: str, threads: int) -> QueryGenerat
     return QueryGenerator(path, device, threads)
 
 
-@contextmanager
-def open_corpus(file: str, queries: str | None, id_field: str | None) -> Iterator[Iterator[Row]]:
-    """Read the rows of a corpus, with their queries where there are any, and tell which queries were of no use."""
-    from xqg_qdrant.corpus import read_generated_queries, read_passages, read_queried_passages
-    from xqg_qdrant.query_index import QueryIndex
-
-    if queries is None:
-        yield read_passages(file, id_field=id_field)
-    elif queries == "corpus":
-        yield read_queried_passages(file, id_field=id_field)
-    else:
-        index = QueryIndex(read_generated_queries(queries, id_field=id_field))
-        yield index.join(read_passages(file, id_field=id_field))
-        if index.left_over:
-            echo(f"Queries of {queries} that belong to no passage of {file}: {index.left_over}", err=True)
+def tell_left_over(inputs: Inputs) -> None:
+    """Tell how many queries of a file of their own were of no use."""
+    if inputs.left_over:
+        echo(f"Queries of {inputs.queries} that belong to no passage of {inputs}: {inputs.left_over}", err=True)
 
 
 def index_large(store: Store, collection: str, quiet: bool) -> None:

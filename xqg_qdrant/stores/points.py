@@ -274,7 +274,9 @@ def read_payload(payload: Mapping[str, Any]) -> tuple[Passage, tuple[GeneratedQu
         MismatchError: the payload is not one of ours.
     """
     try:
-        passage = Passage(payload["passage_id"], payload["text"], payload["title"], payload["metadata"])
+        # Points that Spark loaded have none where it is empty.
+        metadata = payload.get("metadata") or {}
+        passage = Passage(payload["passage_id"], payload["text"], payload["title"], metadata)
         return passage, tuple(map(MAKE_QUERY, map(QUERY_FIELDS, payload["generated_queries"])))
     except (KeyError, TypeError) as error:
         raise foreign_point(payload) from error

@@ -1,0 +1,341 @@
+"""What an ingest on Ray promises: the points, the rejects and the messages of any other, whatever its workers meet.
+
+Everything runs on one Ray of this machine. The server is the client's emulation behind a socket.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from click.testing import CliRunner, Result
+from rest_qdrant import RestQdrant
+
+from xqg_qdrant.cli import main
+from xqg_qdrant.demo import read_demo_passages
+from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.errors import InputError, ModelError
+from xqg_qdrant.generator import QueryGenerator
+from xqg_qdrant.inputs import Inputs
+from xqg_qdrant.pipeline import describe
+from xqg_qdrant.ray_cluster import Plan, connected, make_plan
+from xqg_qdrant.ray_engine import Job, ingest_on_ray
+from xqg_qdrant.recipe import make_recipe
+from xqg_qdrant.records import AugmentedPassage
+from xqg_qdrant.stores import open_store
+
+# Ray uses what it calls deprecated itself.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+
+CLI = Path(__file__).parent.parent / "cli.py"
+FEW = ["--languages", "fi,ru", "--queries-per-language", "1", "--max-new-tokens", "6"]
+KEY = "a-key-that-must-not-show"
+PASSAGES = 70  # five chunks
+SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Start Ray as a command of ours does; return its address."""
+    with connected("local"):
+        yield ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RestQdrant]:
+    with closing(RestQdrant()) as rest:
+        yield rest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Write a corpus of two files with rows that are rejected, among them an id of the other file; stand beside it."""
+    folder = tmp_path_factory.mktemp("ray")
+    rows: list[dict[str, Any]] = [
+        {"id": p.passage_id, "title": p.title, "text": p.text} for p in read_demo_passages()[:PASSAGES]
+    ]
+    rows[3] = {**rows[3], "metadata": {"year": 1913, "tags": ["a", "b"]}}
+    first, second = [*rows[:40], {"id": "bad", "text": ""}, rows[2]], [rows[5], *rows[40:]]
+    write_rows(folder / "a.jsonl", first)
+    write_rows(folder / "b.jsonl", second)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, server: RestQdrant) -> dict[str, AugmentedPassage]:
+    """Ingest with the engine that all other tests are about."""
+    assert ingest(server, "local", "a.jsonl", "b.jsonl").exit_code == 3
+    return read_points(server, "local")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def ingest(server: RestQdrant, collection: str, *arguments: str, settings: Sequence[str] = FEW) -> Result:
+    places = ["--collection", collection, "--store", server.url, "--device", "cpu"]
+    return CliRunner().invoke(main, ["ingest", *arguments, *places, *settings])
+
+
+def read_points(server: RestQdrant, collection: str) -> dict[str, AugmentedPassage]:
+    with open_store(server.url) as store:
+        return {point.passage.passage_id: point for point in store.scroll(collection)}
+
+
+def assert_same_points(left: dict[str, AugmentedPassage], right: dict[str, AugmentedPassage]) -> None:
+    assert left.keys() == right.keys()
+    for passage_id, point in left.items():
+        other = right[passage_id]
+        assert replace(point, vectors={}) == replace(other, vectors={})
+        for name in ("xqg", "passage"):
+            np.testing.assert_array_equal(point.vectors[name], other.vectors[name])
+
+
+def read_raw(server: RestQdrant, collection: str) -> dict[str, Any]:
+    records, _ = server.client.scroll(collection, limit=1000, with_vectors=True)
+    return {str(record.id): (record.payload, record.vector) for record in records}
+
+
+RAY = ["--engine", "ray", "--num-workers", "2"]
+
+
+def test_an_ingest_on_ray_gives_the_points_the_rejects_and_the_account_of_any_other(
+    cluster: str, folder: Path, server: RestQdrant, expected: dict[str, AugmentedPassage]
+) -> None:
+    result = ingest(server, "ray", "a.jsonl", "b.jsonl", *RAY)
+    assert result.exit_code == 3, result.stderr
+    assert f"{PASSAGES} passages stored, 0 unchanged, 3 rows rejected" in result.stderr
+    assert_same_points(read_points(server, "ray"), expected)
+    assert read_raw(server, "ray") == read_raw(server, "local")
+    rejects = [json.loads(line) for line in (folder / "ray.rejected.jsonl").read_text().splitlines()]
+    assert [(reject["source"], reject["line"], reject["reason"]) for reject in rejects] == [
+        ("a.jsonl", 41, "text is empty"),
+        ("a.jsonl", 42, f"the id {read_demo_passages()[2].passage_id!r} was there before"),
+        ("b.jsonl", 1, f"the id {read_demo_passages()[5].passage_id!r} was there before"),
+    ]
+    assert (folder / "ray.rejected.jsonl").read_bytes() == (folder / "local.rejected.jsonl").read_bytes()
+
+    again = ingest(server, "ray", "a.jsonl", "b.jsonl", *RAY)
+    assert f"0 passages stored, {PASSAGES} unchanged, 3 rows rejected" in again.stderr
+    other = ingest(server, "ray", "a.jsonl", *RAY, "--alpha", "0.5")
+    assert other.exit_code == 4
+    assert "recipe.alpha: stored 0.01, now 0.5" in other.stderr
+
+
+def test_a_worker_that_is_killed_takes_no_passage_with_it(
+    cluster: str, folder: Path, server: RestQdrant, expected: dict[str, AugmentedPassage]
+) -> None:
+    killed: list[int] = []
+
+    def kill_all_workers_once() -> None:
+        give_up = time.monotonic() + SECONDS
+        while not killed and time.monotonic() < give_up:
+            if server.client.collection_exists("killed") and server.client.count("killed").count:
+                killed.extend(find_workers())
+            time.sleep(0.02)
+        for process in killed:
+            os.kill(process, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_all_workers_once)
+    killer.start()
+    result = ingest(server, "killed", "a.jsonl", "b.jsonl", *RAY)
+    killer.join()
+    assert len(killed) == 2
+    assert result.exit_code == 3, result.stderr
+    assert f"{PASSAGES} passages stored, 0 unchanged, 3 rows rejected" in result.stderr
+    assert_same_points(read_points(server, "killed"), expected)
+
+
+def test_ctrl_c_finishes_the_chunks_in_work_and_the_same_command_goes_on(
+    cluster: str, folder: Path, server: RestQdrant, expected: dict[str, AugmentedPassage]
+) -> None:
+    command = [
+        sys.executable,
+        str(CLI),
+        "ingest",
+        "a.jsonl",
+        "b.jsonl",
+        "--collection",
+        "stopped",
+        "--store",
+        server.url,
+    ]
+    process = subprocess.Popen(
+        [*command, "--collection", "stopped", *FEW, "--engine", "ray", "--address", cluster, "--num-workers", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "QDRANT_API_KEY": KEY},
+    )
+    give_up = time.monotonic() + SECONDS
+    while not (server.client.collection_exists("stopped") and server.client.count("stopped").count):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    shown = [path for path in Path("/proc").glob("[0-9]*/cmdline") if KEY.encode() in read_if_there(path)]
+    _, told = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130, told
+    assert "the same command goes on from here" in told
+    stored = read_points(server, "stopped")
+    assert 0 < len(stored) < PASSAGES
+    assert_same_points(stored, {passage_id: expected[passage_id] for passage_id in stored})
+
+    assert KEY not in told
+    assert shown == []
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    assert [path for path in logs.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
+
+    result = ingest(server, "stopped", "a.jsonl", "b.jsonl")
+    assert f"{PASSAGES - len(stored)} passages stored, {len(stored)} unchanged" in result.stderr
+    assert_same_points(read_points(server, "stopped"), expected)
+
+
+def test_what_a_worker_raises_ends_the_ingest_with_its_own_words(
+    cluster: str, folder: Path, server: RestQdrant
+) -> None:
+    result = ingest(server, "broken", "broken.parquet", *RAY)
+    assert (result.exit_code, server.client.collection_exists("broken")) == (2, False)
+    with open_store(server.url) as store:
+        encoder, generator = Encoder(None, "cpu", 1), QueryGenerator(None, "cpu", 1)
+        recipe = make_recipe(generator, ["fi"], queries_per_language=1)
+        fingerprint = {**describe(encoder, generator, recipe), "encoder.sha256": "another"}
+        inputs = Inputs(["a.jsonl"])
+        job = Job(inputs, folder, server.url, "other", recipe, fingerprint, encoder.dim, None, None)
+        with pytest.raises(ModelError) as caught:
+            list(ingest_on_ray(job, store, None, Plan(1, 1, 0), threading.Event()))
+    assert "are not those that the ingest was started with. Cure: copy the same folders" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--store", "edge:data"], "the store 'edge:data' takes one writer, and Ray's workers are several. Cure: "),
+        (["--store", "local:data"], "the store 'local:data' takes one writer"),
+        (
+            ["-", "--store", "http://localhost:1"],
+            "Ray's workers cannot read the standard input of this process. Cure: ",
+        ),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused_before_any_work(
+    folder: Path, arguments: list[str], message: str
+) -> None:
+    result = CliRunner().invoke(main, ["ingest", "a.jsonl", "--collection", "c", "--engine", "ray", *arguments])
+    assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+
+
+MACHINE = {"CPU": 2.0, "memory": 1e9}
+GPU_MACHINE = {"CPU": 8.0, "GPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "workers", "cpus", "plan"),
+    [
+        ([MACHINE], "auto", 0, 0, Plan(2, 1, 0)),
+        ([MACHINE], "cpu", 1, 2, Plan(1, 2, 0)),
+        ([MACHINE, {"CPU": 3.0}], "auto", 0, 2, Plan(2, 2, 0)),
+        ([MACHINE, GPU_MACHINE], "auto", 0, 0, Plan(2, 1, 1)),
+        ([MACHINE, GPU_MACHINE], "cpu", 0, 0, Plan(10, 1, 0)),
+        ([GPU_MACHINE, GPU_MACHINE], "cuda", 3, 4, Plan(3, 4, 1)),
+    ],
+)
+def test_workers_are_as_many_as_there_is_room_for_on_single_machines(
+    nodes: list[dict[str, float]], device: str, workers: int, cpus: int, plan: Plan
+) -> None:
+    assert make_plan(nodes, device, workers, cpus) == plan
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "workers", "cpus", "message"),
+    [
+        (
+            [MACHINE],
+            "auto",
+            3,
+            0,
+            "3 workers of 1 CPU each would wait for ever: the cluster has 2 CPUs, 0 GPUs on 1 mac",
+        ),
+        ([MACHINE, MACHINE], "auto", 1, 3, "1 workers of 3 CPUs each would wait for ever: the cluster has 4 CPUs"),
+        ([MACHINE], "cuda", 0, 0, "1 workers of 1 CPU and a GPU each would wait for ever"),
+        ([GPU_MACHINE], "auto", 3, 0, "room for 2. Cure: give --num-workers 2"),
+    ],
+)
+def test_a_plan_whose_workers_would_wait_for_ever_is_refused(
+    nodes: list[dict[str, float]], device: str, workers: int, cpus: int, message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        make_plan(nodes, device, workers, cpus)
+    assert message in str(caught.value)
+
+
+def test_an_address_where_no_cluster_is_fails_soon_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for address, message in (
+        ("127.0.0.1:1", "no Ray cluster can be joined at 127.0.0.1:1"),
+        ("ray://127.0.0.1:10001", "is Ray's client, through which no data sets can be written"),
+    ):
+        with pytest.raises(InputError, match=message), connected(address):
+            pass
+
+
+def read_if_there(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
+def find_workers() -> list[int]:
+    """Return the processes that Ray runs our workers in."""
+    found = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"AugmentChunk" in read_if_there(path)]
+    return [int(path.parent.name) for path in found]
+
+
+def test_given_queries_and_terms_come_through_too(cluster: str, folder: Path, server: RestQdrant) -> None:
+    rows = [
+        {"id": f"{number}", "text": passage.text, "generated_queries": [{"lang": "fi", "text": f"kysymys {number}"}]}
+        for number, passage in enumerate(read_demo_passages()[:5])
+    ]
+    write_rows(folder / "given.jsonl", rows)
+    settings = ["--queries", "corpus", "--sparse"]
+    for collection, engine in (("given-local", []), ("given-ray", RAY)):
+        result = ingest(server, collection, "given.jsonl", *engine, settings=settings)
+        assert result.exit_code == 0, result.stderr
+    assert len(read_raw(server, "given-ray")) == 5
+    assert read_raw(server, "given-ray") == read_raw(server, "given-local")
+    assert next(iter(read_points(server, "given-ray").values())).terms
+
+
+def test_a_lexicon_generates_on_ray_and_what_comes_before_damage_is_stored(
+    cluster: str, folder: Path, server: RestQdrant
+) -> None:
+    (folder / "words.tsv").write_text("fi\triver\tjoki\nfi\tlake\tjärvi\n", encoding="utf-8")
+    rows = [{"id": f"{number}", "text": f"River {number} into a lake. {os.urandom(50).hex()}"} for number in range(300)]
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+    (folder / "lakes.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    settings = ["--generator", "words.tsv"]
+    told = []
+    for collection, engine in (("words-local", []), ("words-ray", RAY)):
+        result = ingest(server, collection, "lakes.jsonl.gz", *engine, settings=settings)
+        assert result.exit_code == 2
+        told.append(result.stderr.splitlines()[-1])
+    assert told[0] == told[1]
+    assert "lakes.jsonl.gz: the gzip file is damaged" in told[0]
+    assert 100 < len(read_raw(server, "words-local")) < 300
+    assert [query.text for query in read_points(server, "words-ray")["1"].generated_queries] == ["joki järvi"]
+    assert read_raw(server, "words-ray") == read_raw(server, "words-local")
