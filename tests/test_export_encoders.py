@@ -34,8 +34,10 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.export import ENCODER_OPTIONS, GENERATOR_OPTIONS, export_checkpoint
+from xqg_qdrant.export.checkpoint import fetch_checkpoint
 from xqg_qdrant.export.gte import translate_config
 from xqg_qdrant.export.quantise import Sample
+from xqg_qdrant.export.reference import Reference
 from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.model_folder import read_model_folder
 from xqg_qdrant.presets import PRESETS, find_preset
@@ -207,8 +209,6 @@ def test_the_end_that_a_tokenizer_file_puts_behind_a_text_is_kept(tmp_path: Path
     folder = export_checkpoint(str(encoder_checkpoint("qwen3")), tmp_path / "out", pooling="last").folder
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert [tokenizer.encode(text).tokens[-1] for text in ("", "the", "Дунай")] == [QWEN_END] * 3
-    assert tokenizer.truncation is None
-    assert tokenizer.padding is None
 
 
 def test_a_tokenizer_file_counts_as_it_is_where_transformers_would_build_another(tmp_path: Path) -> None:
@@ -242,6 +242,10 @@ def test_padding_and_cutting_that_a_tokenizer_file_asks_for_are_left_out(tmp_pat
     folder = export_checkpoint(str(checkpoint), tmp_path / "out", pooling="mean", normalise=False).folder
     model = transformers.AutoModel.from_pretrained(checkpoint).eval()
     expected = encode_alone(model, read_ids("minilm"), "mean")
+    written = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for found in (written, Reference(fetch_checkpoint(str(checkpoint))).tokenizer()):
+        assert found.padding is None
+        assert found.truncation is None
     np.testing.assert_allclose(Encoder(folder, "cpu").encode_passages(TEXTS), expected, rtol=1e-3, atol=5e-5)
 
 
@@ -496,6 +500,22 @@ def test_a_preset_alone_asks_the_hub_for_its_checkpoint(tmp_path: Path, monkeypa
     assert not {"*.py", "*.bin", "*"} & set(patterns)
     about = json.loads((done.folder / "xqg.json").read_text(encoding="utf-8"))
     assert about["source"] == "intfloat/multilingual-e5-small"
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "refs/pr/3"), ("main", "main")])
+def test_a_preset_says_where_the_safetensors_are(
+    given: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def give(source: str, **given: Any) -> str:
+        asked.append((source, given["revision"]))
+        raise OSError("no network here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", give)
+    with pytest.raises(InputError, match="the hub did not give a checkpoint of that name: no network here"):
+        export_checkpoint(None, tmp_path / "out", preset="doc2query-14langs", revision=given)
+    assert asked == [("doc2query/msmarco-14langs-mt5-base-v1", expected)]
 
 
 def test_the_command_lists_presets_and_exports_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
