@@ -2,8 +2,8 @@
 
 Each part of ours, and sentence-transformers on the same weights, in turn, each time in a process of its own, whose
 imports do not count. The files lie in the page cache. Beside the seconds on the clock stand those of the processor,
-which other work on the machine changes less; ratios are theirs. Memory is what the process then holds beyond its imports, its own
-and that of files it has mapped, and after one text was encoded. Needs Linux.
+which other work on the machine changes less; ratios are theirs. Memory is what the process then holds beyond its
+imports, its own and that of files it has mapped, and after one text was encoded. Needs Linux.
 """
 
 from __future__ import annotations
