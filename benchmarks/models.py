@@ -52,7 +52,7 @@ def exported(name: str, dtype: str, language_tokens: bool = False, restricted: b
     from xqg_qdrant import export
 
     # The weights are random, so a short check and a small sample do; a large model takes minutes for the usual ones.
-    if name in shapes.GENERATORS:
+    if name in shapes.GENERATORS or name == shapes.LARGE:
         export.CHECKED_INPUTS = export.SAMPLED_INPUTS = 14
     source = checkpoint(name, language_tokens)
     options: dict[str, Any] = {}

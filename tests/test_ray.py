@@ -273,6 +273,7 @@ def test_workers_are_as_many_as_there_is_room_for_on_single_machines(
         ([MACHINE, MACHINE], "auto", 1, 3, "1 workers of 3 CPUs each would wait for ever: the cluster has 4 CPUs"),
         ([MACHINE], "cuda", 0, 0, "1 workers of 1 CPU and a GPU each would wait for ever"),
         ([GPU_MACHINE], "auto", 3, 0, "room for 2. Cure: give --num-workers 2"),
+        ([GPU_MACHINE], "cuda:1", 1, 0, "cuda:1 is a GPU of one machine, and Ray gives each worker one. Cure: give"),
     ],
 )
 def test_a_plan_whose_workers_would_wait_for_ever_is_refused(

@@ -46,8 +46,8 @@ class Encoder:
         """Load a model folder of kind `encoder`, or the demo encoder that ships.
 
         Args:
-            folder: as `xqg export` writes it.
-            device: `cpu`, `cuda`, which fails where a GPU does not run it, or `auto`.
+            folder: as `xqg export` writes it; or optimum, sentence-transformers or fastembed do.
+            device: `cpu`, `cuda` (all GPUs) or `cuda:N`, which fail where a GPU does not run it, or `auto`.
             threads: of the CPU, for one text; 0 takes every core. For an ingest, which has a worker for each core, 1.
 
         Raises:

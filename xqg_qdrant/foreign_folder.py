@@ -20,7 +20,6 @@ from xqg_qdrant.model_description import (
     DESCRIPTION_FILE,
     FORMAT,
     IN_GRAPH,
-    POOLINGS,
     TOKENIZER_FILE,
     check_description,
     dense_files,
@@ -33,24 +32,28 @@ from xqg_qdrant.model_files import (
     check_file,
     hash_file,
     is_plain_name,
-    read_json,
     show,
     suffix_of,
 )
+from xqg_qdrant.sentence_modules import (
+    CONFIG_FILE,
+    LENGTH_FILE,
+    MODULES_FILE,
+    TEXT_OUTPUT,
+    Modules,
+    export_it,
+    find_prompt,
+    read_modules,
+    read_object,
+)
 
-CONFIG_FILE = "config.json"
-MODULES_FILE = "modules.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
-LENGTH_FILE = "sentence_bert_config.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 WEIGHTS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
 GRAPH_FOLDERS = ("", "onnx/")
 # Of several graphs the one of this name is the model, the others are variants of it.
 USUAL_GRAPH = "model.onnx"
 TOKEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
-TEXT_OUTPUT = "sentence_embedding"
-# tokenizer_config.json repeats thousands of added tokens for some models.
-LARGEST_JSON = 16 << 20
 # What transformers writes where a tokenizer has no limit is larger by far.
 LONGEST_TEXT = 1 << 20
 # These number their positions from behind the padding token's id.
@@ -69,15 +72,6 @@ class Told(NamedTuple):
     max_passage_tokens: int | None = None
 
 
-class _Modules(NamedTuple):
-    """What sentence-transformers does behind the graph."""
-
-    pooling: str
-    includes_prompt: bool
-    dense: tuple[str, ...]
-    normalise: bool
-
-
 def is_foreign_folder(path: Path) -> bool:
     """Tell whether a folder has no description of ours, but a configuration of transformers."""
     return not os.path.lexists(path / DESCRIPTION_FILE) and os.path.lexists(path / CONFIG_FILE)
@@ -92,7 +86,7 @@ def describe_foreign_folder(path: Path, kind: str, told: Told) -> dict[str, Any]
     if kind != "encoder":
         raise ModelError(
             f"{path} has no {DESCRIPTION_FILE}: it is no generator that xqg exported, and graphs of other programs do "
-            f"not write queries here. {_again(path)}"
+            f"not write queries here. {export_it(path)}"
         )
     graph = told.graph or _choose_graph(path)
     sizes = {graph: check_file(path, graph)}
@@ -100,7 +94,7 @@ def describe_foreign_folder(path: Path, kind: str, told: Told) -> dict[str, Any]
         sizes[name] = check_file(path, name)
     check_external_data(path, graph, sizes)
     check_file(path, TOKENIZER_FILE)
-    modules = _read_modules(path)
+    modules = read_modules(path)
     settings = _read_settings(path, graph, modules, told)
     names = [*sizes, TOKENIZER_FILE]
     for folder in settings["dense"]:
@@ -112,7 +106,7 @@ def describe_foreign_folder(path: Path, kind: str, told: Told) -> dict[str, Any]
     try:
         check_description({**about, "files": dict.fromkeys(names, "0" * 64)}, kind)
     except ValueError as error:
-        raise ModelError(f"what {path} says of itself is no encoder's: it {error}. {_again(path)}") from error
+        raise ModelError(f"what {path} says of itself is no encoder's: it {error}. {export_it(path)}") from error
     return {**about, "files": {name: hash_file(path / name) for name in names}}
 
 
@@ -153,10 +147,10 @@ def _name_data(path: Path, graph: str) -> list[str]:
     ]
 
 
-def _read_settings(path: Path, graph: str, modules: _Modules | None, told: Told) -> dict[str, Any]:
+def _read_settings(path: Path, graph: str, modules: Modules | None, told: Told) -> dict[str, Any]:
     """Return all fields of a description but the files."""
-    config = _read_object(path, CONFIG_FILE)
-    prompts = _read_object(path, PROMPTS_FILE).get("prompts") or {}
+    config = read_object(path, CONFIG_FILE)
+    prompts = read_object(path, PROMPTS_FILE).get("prompts") or {}
     output = _choose_output(
         path, graph, read_outputs(path / graph), pooled=modules is not None or told.pooling is not None
     )
@@ -176,8 +170,8 @@ def _read_settings(path: Path, graph: str, modules: _Modules | None, told: Told)
             )
     length = _read_length(path, config, told)
     prefixes = {
-        "query_prefix": _find_prompt(prompts, told.query_prefix, "query"),
-        "passage_prefix": _find_prompt(prompts, told.passage_prefix, "document", "passage", "corpus"),
+        "query_prefix": find_prompt(prompts, told.query_prefix, "query"),
+        "passage_prefix": find_prompt(prompts, told.passage_prefix, "document", "passage", "corpus"),
     }
     if modules and not modules.includes_prompt and output != TEXT_OUTPUT and any(prefixes.values()):
         raise ModelError(
@@ -205,63 +199,8 @@ def _choose_output(path: Path, graph: str, outputs: Sequence[str], pooled: bool)
             return name
     raise ModelError(
         f"{path / graph} gives {show(', '.join(outputs))}, and none of {', '.join(wanted)}: it is no encoder of texts. "
-        f"{_again(path)}"
+        f"{export_it(path)}"
     )
-
-
-def _read_modules(path: Path) -> _Modules | None:
-    """Return what sentence-transformers' files tell, None where there are none.
-
-    Raises:
-        ModelError: a module is of a kind, or in a place, that is not one of ours.
-    """
-    if not os.path.lexists(path / MODULES_FILE):
-        return None
-    kinds, folders = [], []
-    check_file(path, MODULES_FILE)
-    listed = read_json(path / MODULES_FILE, LARGEST_JSON)
-    for module in listed if isinstance(listed, list) else [None]:
-        kind, folder = (module.get("type"), module.get("path")) if isinstance(module, dict) else (None, None)
-        if not isinstance(kind, str) or not isinstance(folder, str) or (folder and not is_plain_name(folder)):
-            raise ModelError(f"{path / MODULES_FILE} has a module {show(module)}, which is none. {_again(path)}")
-        # Another package's module is code of its own.
-        kinds.append(kind.rpartition(".")[2] if kind.startswith("sentence_transformers.") else kind)
-        folders.append(folder)
-    dense = tuple(folder for kind, folder in zip(kinds, folders, strict=True) if kind == "Dense")
-    normalise = ["Normalize"] * ("Normalize" in kinds)
-    if kinds != ["Transformer", "Pooling", *["Dense"] * len(dense), *normalise] or folders[0]:
-        raise ModelError(
-            f"{path} is a pipeline of {show(', '.join(kinds))}; xqg knows Transformer, Pooling, Dense and Normalize, "
-            f"in this order. {_again(path)}"
-        )
-    if _read_object(path, LENGTH_FILE).get("do_lower_case"):
-        raise ModelError(
-            f"{path} lowercases texts outside its tokenizer (do_lower_case), which xqg does not. "
-            f"Cure: put a Lowercase normaliser into its {TOKENIZER_FILE}, and set do_lower_case to false"
-        )
-    for kind, folder in zip(kinds, folders, strict=True):
-        if kind in ("Dense", "Normalize"):
-            taken = _read_object(path, f"{folder}/{CONFIG_FILE}").get("module_input_name", TEXT_OUTPUT)
-            if taken != TEXT_OUTPUT:
-                raise ModelError(f"{path / folder} works on {show(taken)}, not on {TEXT_OUTPUT}. {_again(path)}")
-    pooling = _read_object(path, f"{folders[1]}/{CONFIG_FILE}")
-    includes_prompt = pooling.get("include_prompt", True) is True
-    return _Modules(_read_pooling(path, pooling), includes_prompt, dense, bool(normalise))
-
-
-def _read_pooling(path: Path, config: Mapping[str, Any]) -> str:
-    # The old form has one flag for each mode; several that are set are concatenated, which is none of ours.
-    prefix = "pooling_mode_"
-    flags = [name.removeprefix(prefix) for name, value in config.items() if name.startswith(prefix) and value]
-    modes = [config["pooling_mode"]] if "pooling_mode" in config else flags
-    names = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
-    found = [names.get(mode, mode) if isinstance(mode, str) else None for mode in modes]
-    if len(found) != 1 or found[0] not in POOLINGS:
-        raise ModelError(
-            f"{path} pools by {show(modes)}; xqg knows {', '.join(POOLINGS)}. Cure: use another model, or one whose "
-            f"graph gives {TEXT_OUTPUT}"
-        )
-    return found[0]
 
 
 def _read_length(path: Path, config: Mapping[str, Any], told: Told) -> int | None:
@@ -271,8 +210,8 @@ def _read_length(path: Path, config: Mapping[str, Any], told: Told) -> int | Non
         positions -= 1 + (_whole(config.get("pad_token_id")) or 0)
     said = (
         positions,
-        _whole(_read_object(path, LENGTH_FILE).get("max_seq_length")),
-        _whole(_read_object(path, TOKENIZER_CONFIG_FILE).get("model_max_length")),
+        _whole(read_object(path, LENGTH_FILE).get("max_seq_length")),
+        _whole(read_object(path, TOKENIZER_CONFIG_FILE).get("model_max_length")),
     )
     lengths = [length for length in said if length is not None]
     if not lengths and None in (told.max_query_tokens, told.max_passage_tokens):
@@ -285,31 +224,6 @@ def _read_length(path: Path, config: Mapping[str, Any], told: Told) -> int | Non
 
 def _whole(value: object) -> int | None:
     return value if type(value) is int and 0 < value <= LONGEST_TEXT else None
-
-
-def _find_prompt(prompts: object, told: str | None, *names: str) -> Any:  # noqa: ANN401
-    """Return the text before a query or a passage, as sentence-transformers would choose it."""
-    if told is not None:
-        return told
-    # Of another type it is handed on as it is, for the check of all fields to refuse.
-    return (
-        [prompts] if not isinstance(prompts, dict) else next((prompts[name] for name in names if prompts.get(name)), "")
-    )
-
-
-def _read_object(path: Path, name: str) -> dict[str, Any]:
-    """Read a JSON object; a file that is not there says nothing."""
-    if not os.path.lexists(path / name):
-        return {}
-    check_file(path, name)
-    content = read_json(path / name, LARGEST_JSON)
-    if not isinstance(content, dict):
-        raise ModelError(f"{path / name} is no JSON object. {_again(path)}")
-    return content
-
-
-def _again(path: Path) -> str:
-    return f"Cure: export its checkpoint: xqg export CHECKPOINT {path}-xqg"
 
 
 def _say_it(path: Path) -> str:

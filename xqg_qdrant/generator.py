@@ -94,7 +94,7 @@ class QueryGenerator:
 
         Args:
             folder: as `xqg export` writes it.
-            device: `cpu`, `cuda`, which fails where a GPU does not run it, or `auto`.
+            device: `cpu`, `cuda` (all GPUs) or `cuda:N`, which fail where a GPU does not run it, or `auto`.
             threads: of the CPU, for one text; 0 takes every core. For an ingest, which has a worker for each core, 1.
 
         Raises:
@@ -115,7 +115,6 @@ class QueryGenerator:
         self._tokenizer = open_tokenizer(folder / TOKENIZER_FILE, self._max_input_tokens)
         self.vocabulary_size = self._tokenizer.get_vocab_size()
         with ThreadPoolExecutor() as pool:
-            # One after the other on each GPU, but all GPUs at once.
             opened = [pool.submit(self._open_graphs, name, threads, device == AUTO) for name in find_devices(device)]
         self._graphs = [graphs.result() for graphs in opened]
         self._turns = itertools.count()
@@ -198,9 +197,8 @@ class QueryGenerator:
             rows = np.concatenate([np.arange(group.rows.start, group.rows.stop) for group in batch])
             row_prompts = np.repeat(np.arange(len(batch)), [len(group.rows) for group in batch])
             memory = self._take_memory()
-            step = DecoderStep(
-                graphs, memory, [group.prompt for group in batch], row_prompts, row_heads[rows], temperature
-            )
+            prompts = [group.prompt for group in batch]
+            step = DecoderStep(graphs, memory, prompts, row_prompts, row_heads[rows], temperature)
             for row, ids in zip(rows, decode(step, first_ids[rows], noise[rows], self._end_id), strict=True):
                 found[row] = ids
             self._idle_memories.append(memory)
@@ -241,8 +239,8 @@ class QueryGenerator:
         def open_graph(file: str) -> Session:
             return Session(self.folder.path / file, device, threads, optional=optional)
 
-        heads = {name: open_graph(file) for name, file in files.items()}
-        return Graphs(open_graph("encoder.onnx"), open_graph("decoder.onnx"), heads)
+        encoder, decoder = open_graph("encoder.onnx"), open_graph("decoder.onnx")
+        return Graphs(encoder, decoder, {name: open_graph(file) for name, file in files.items()})
 
     def _take_memory(self) -> Memory:
         # Each thread needs its own; looking first whether one is idle would be a race.

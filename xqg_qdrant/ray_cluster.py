@@ -48,8 +48,10 @@ def make_plan(nodes: Sequence[Mapping[str, float]], device: str, workers: int, c
         cpus: of each worker; 0 is one.
 
     Raises:
-        InputError: there is not that much room, so that some would wait for ever.
+        InputError: there is not that much room, so that some would wait for ever; or one GPU of a machine is named.
     """
+    if ":" in device:
+        raise InputError(f"{device} is a GPU of one machine, and Ray gives each worker one. Cure: give --device cuda")
     cuda = device == "cuda" or (device == "auto" and any(node.get("GPU", 0) >= 1 for node in nodes))
     plan = Plan(workers, cpus or 1, 1 if cuda else 0)
     room = sum(
