@@ -70,7 +70,8 @@ def run(corpus: Path, url: str, engine: str, workers: list[str]) -> float:
     """Return the seconds of one ingest."""
     places = ["--store", url, "--collection", uuid.uuid4().hex, "--engine", engine, *workers]
     start = time.perf_counter()
-    subprocess.run([sys.executable, CHECKOUT / "cli.py", "--quiet", "ingest", corpus, *places, *SETTINGS], check=True)
+    command = [sys.executable, CHECKOUT / "cli.py", "--quiet", "ingest", corpus, *places, *SETTINGS]
+    subprocess.run(command, check=True, cwd=corpus.parent)
     return time.perf_counter() - start
 
 

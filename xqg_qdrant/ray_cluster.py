@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import NamedTuple
 
 import ray
@@ -94,10 +94,12 @@ def connected(address: str) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         cure = "Cure: look at ray status there, or leave --address out to use this machine alone"
         raise InputError(f"no Ray cluster can be joined at {address}: {error}. {cure}.") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    # Ray prints what became of workers, tracebacks and all; what matters of it comes as an error of ours.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
