@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, overload
 
 from tqdm import tqdm
 
-from xqg_qdrant.corpus import check_passages, read_passages, read_queried_passages
+from xqg_qdrant.corpus import check_passages
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.comparison import Report, evaluate_runs
@@ -23,6 +23,7 @@ from xqg_qdrant.evaluation.judgements import read_judged_questions
 from xqg_qdrant.evaluation.significance import TestName
 from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.indexing import EXACT_UP_TO
+from xqg_qdrant.inputs import CORPUS, Inputs
 from xqg_qdrant.lexicon import Lexicon
 from xqg_qdrant.pipeline import Progress, Row
 from xqg_qdrant.pipeline import ingest as ingest_chunks
@@ -30,7 +31,6 @@ from xqg_qdrant.ranking import check_rankings
 from xqg_qdrant.recipe import make_recipe
 from xqg_qdrant.records import Qrel, Query, ScoredPassage
 from xqg_qdrant.retrieval import Hit, answer, answer_all, check_collection, search_runs
-from xqg_qdrant.rows import count_rows
 from xqg_qdrant.stores import Store
 from xqg_qdrant.workers import count_workers
 
@@ -59,7 +59,8 @@ def ingest(
         corpus: a file or folder as `xqg ingest` takes it, or rows `{"id": …, "text": …, "title": …, …}`.
         store: where the collection is; it is created where it does not exist.
         collection: its name.
-        encoder: of passages and queries.
+        encoder: of passages and queries. Where it was opened with `threads=1`, as the generator should be then, each core
+            has a worker; otherwise there is one worker, whose models take every core.
         generator: writes the queries. None where the rows bring them, in the field `generated_queries`.
         languages: to write queries in, such as `("ja", "ru")`; all of the generator's where none is named.
         id_field: the field of the passage id, where it is none of `id`, `_id`, `passage_id` and `docid`.
@@ -76,15 +77,16 @@ def ingest(
         ModelError: a model fails.
     """
     recipe = make_recipe(generator, languages, **settings)
-    queried = generator is None
     rows: Iterable[Row]
     total = None
+    queries = CORPUS if generator is None else None
     if isinstance(corpus, str | Path):
-        read = read_queried_passages if queried else read_passages
-        rows, total = read(str(corpus), id_field=id_field), count_rows(str(corpus))
+        inputs = Inputs([str(corpus)], queries, id_field)
+        rows, total = inputs.read(), inputs.count()
     else:
-        rows = check_passages(corpus, id_field=id_field, queried=queried)
-    workers = count_workers(encoder.device)
+        rows = check_passages(corpus, id_field=id_field, queried=generator is None)
+    # Where a text may take several cores, a second worker would only fight for them.
+    workers = 1 if encoder.device == "cpu" and encoder.threads != 1 else count_workers(encoder.device)
     done = []
     with (
         tqdm(total=total, unit=" passages", disable=None) as bar,

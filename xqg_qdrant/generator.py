@@ -95,7 +95,7 @@ class QueryGenerator:
         Args:
             folder: as `xqg export` writes it.
             device: `cpu`, `cuda` (all GPUs) or `cuda:N`, which fail where a GPU does not run it, or `auto`.
-            threads: of the CPU, for one text; 0 takes every core. For an ingest, which has a worker for each core, 1.
+            threads: of the CPU, for one text; 0 takes every core. An ingest has a worker for each core where it is 1.
 
         Raises:
             ModelError: the folder or the device cannot be used.
