@@ -59,8 +59,8 @@ def ingest(
         corpus: a file or folder as `xqg ingest` takes it, or rows `{"id": …, "text": …, "title": …, …}`.
         store: where the collection is; it is created where it does not exist.
         collection: its name.
-        encoder: of passages and queries. Where it was opened with `threads=1`, as the generator should be then, each core
-            has a worker; otherwise there is one worker, whose models take every core.
+        encoder: of passages and queries. Opened with `threads=1`, as the generator should be then, it gives each core
+            a worker; otherwise there is one worker, whose models take every core.
         generator: writes the queries. None where the rows bring them, in the field `generated_queries`.
         languages: to write queries in, such as `("ja", "ru")`; all of the generator's where none is named.
         id_field: the field of the passage id, where it is none of `id`, `_id`, `passage_id` and `docid`.
