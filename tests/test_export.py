@@ -340,6 +340,14 @@ def test_modules_that_cannot_be_exported_are_refused(modules: tuple[str, ...], t
         read_settings(folder)
 
 
+def test_a_module_of_another_package_is_refused(tmp_path: Path) -> None:
+    folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"})
+    listed = [{"path": "", "type": "custom_st.Transformer"}, {"path": "1_Pooling", "type": "custom_st.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(InputError, match=r"has the modules custom_st\.Transformer, custom_st\.Pooling, which"):
+        read_settings(folder)
+
+
 def test_lowercasing_outside_the_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"}, do_lower_case=True)
     with pytest.raises(InputError, match="do_lower_case"):

@@ -123,7 +123,7 @@ def _read_dense(source: str, folder: Path) -> Dense:
 
 def _read_modules(checkpoint: Checkpoint) -> list[_Module]:
     listed = read_json(checkpoint.path / "modules.json") or []
-    modules = [_Module(module["type"].rsplit(".", 1)[-1], checkpoint.path / module["path"]) for module in listed]
+    modules = [_Module(_name_module(module["type"]), checkpoint.path / module["path"]) for module in listed]
     names = " ".join(module.name for module in modules)
     if not MODULES.fullmatch(names):
         raise InputError(
@@ -131,6 +131,11 @@ def _read_modules(checkpoint: Checkpoint) -> list[_Module]:
             "knows Transformer, Pooling, any number of Dense, and Normalize, in this order"
         )
     return modules
+
+
+def _name_module(kind: str) -> str:
+    # Another package's module of the same name is code of its own.
+    return kind.rpartition(".")[2] if kind.startswith("sentence_transformers.") else kind
 
 
 def _read_pooling_config(modules: list[_Module]) -> dict[str, Any]:
