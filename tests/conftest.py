@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from writing import Write, writer
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
+
+# Tests that open ONNX Runtime by themselves send its makers nothing either.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @pytest.fixture(scope="session")

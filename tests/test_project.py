@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -152,3 +153,12 @@ def test_each_demo_answer_stands_in_the_judged_passage_and_in_no_other() -> None
         for answer in query.answers:
             assert [name for name, text in texts.items() if answer in text] == [judged[query.query_id]], answer
             assert answer not in query.text
+
+
+def test_a_model_that_runs_reports_nothing_to_anybody_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    program = "from xqg_qdrant import Encoder; Encoder(threads=1).encode_queries(['a'])"
+    # Where these are set ONNX Runtime is silent by itself.
+    silent = {"ORT_DISABLE_TELEMETRY", "GITHUB_ACTIONS", "TF_BUILD", "XDG_CACHE_HOME"}
+    environment = {name: value for name, value in os.environ.items() if name not in silent} | {"HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, cwd=ROOT, timeout=120)
+    assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -65,7 +66,7 @@ class Session:
             ModelError: the file is not a usable graph, or CUDA was asked for and does not run.
             OutOfMemoryError: the device has no room for it.
         """
-        import onnxruntime  # half of a second, which `xqg --help` must not pay
+        onnxruntime = _import_runtime()
 
         wanted = find_devices(device)[0]
         cuda_wanted = wanted != CPU
@@ -169,7 +170,7 @@ class Buffer:
     """Memory of a fixed shape where a graph runs; on a CPU it is the array's own, elsewhere a copy."""
 
     def __init__(self, array: Array, kind: str, number: int) -> None:
-        import onnxruntime
+        onnxruntime = _import_runtime()
 
         self.array = array
         try:
@@ -189,16 +190,26 @@ class Buffer:
             self.array[...] = self.ort_value.numpy()
 
 
+def _import_runtime() -> Any:  # noqa: ANN401
+    """Return ONNX Runtime, with the reports off that version 1.31 sends to its makers unless told otherwise first."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime  # half of a second, which `xqg --help` must not pay
+
+    # Another program may have imported it before.
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
 def runtime_version() -> str:
     """Return the version of ONNX Runtime, which can change a result's last bits."""
-    import onnxruntime
+    onnxruntime = _import_runtime()
 
     return str(onnxruntime.__version__)
 
 
 def is_cuda_at_hand() -> bool:
     """Tell whether the installed runtime knows CUDA and this machine has a GPU that a process may use."""
-    import onnxruntime
+    onnxruntime = _import_runtime()
 
     return CUDA_PROVIDER in onnxruntime.get_available_providers() and count_gpus() > 0
 
@@ -245,7 +256,7 @@ def count_gpus() -> int:
 
 def _preload_cuda() -> str:
     """Load CUDA's libraries from the Python packages that hold them; return what is missing, in the runtime's words."""
-    import onnxruntime
+    onnxruntime = _import_runtime()
 
     # It prints to standard output, where the data goes.
     with redirect_stdout(io.StringIO()) as said:
