@@ -8,7 +8,7 @@ demo:
 	.venv/bin/xqg demo
 
 test:
-	.venv/bin/pytest
+	.venv/bin/pytest -n auto
 
 lint:
 	.venv/bin/ruff check .
