@@ -142,6 +142,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "model_folder",
         "presets",
         "questions",
+        "sentence_modules",
         "session",
     },
     "doctor": {

@@ -46,8 +46,7 @@ def read_modules(path: Path) -> Modules | None:
         kind, folder = (module.get("type"), module.get("path")) if isinstance(module, dict) else (None, None)
         if not isinstance(kind, str) or not isinstance(folder, str) or (folder and not is_plain_name(folder)):
             raise ModelError(f"{path / MODULES_FILE} has a module {show(module)}, which is none. {export_it(path)}")
-        # Another package's module is code of its own.
-        kinds.append(kind.rpartition(".")[2] if kind.startswith("sentence_transformers.") else kind)
+        kinds.append(name_module(kind))
         folders.append(folder)
     dense = tuple(folder for kind, folder in zip(kinds, folders, strict=True) if kind == "Dense")
     normalise = ["Normalize"] * ("Normalize" in kinds)
@@ -71,19 +70,33 @@ def read_modules(path: Path) -> Modules | None:
     return Modules(_read_pooling(path, pooling), includes_prompt, dense, bool(normalise))
 
 
-def _read_pooling(path: Path, config: Mapping[str, Any]) -> str:
+def name_module(kind: str) -> str:
+    """Return a module's kind without its package; another package's module is code of its own, and keeps its name."""
+    return kind.rpartition(".")[2] if kind.startswith("sentence_transformers.") else kind
+
+
+def find_pooling(config: Mapping[str, Any]) -> str | None:
+    """Return the pooling that a module's configuration tells, None where it is none of ours."""
+    names = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
+    found = [names.get(mode, mode) if isinstance(mode, str) else None for mode in _pooling_modes(config)]
+    return found[0] if len(found) == 1 and found[0] in POOLINGS else None
+
+
+def _pooling_modes(config: Mapping[str, Any]) -> list[Any]:
     # The old form has one flag for each mode; several that are set are concatenated, which is none of ours.
     prefix = "pooling_mode_"
     flags = [name.removeprefix(prefix) for name, value in config.items() if name.startswith(prefix) and value]
-    modes = [config["pooling_mode"]] if "pooling_mode" in config else flags
-    names = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
-    found = [names.get(mode, mode) if isinstance(mode, str) else None for mode in modes]
-    if len(found) != 1 or found[0] not in POOLINGS:
+    return [config["pooling_mode"]] if "pooling_mode" in config else flags
+
+
+def _read_pooling(path: Path, config: Mapping[str, Any]) -> str:
+    found = find_pooling(config)
+    if found is None:
         raise ModelError(
-            f"{path} pools by {show(modes)}; xqg knows {', '.join(POOLINGS)}. Cure: use another model, or one whose "
-            f"graph gives {TEXT_OUTPUT}"
+            f"{path} pools by {show(_pooling_modes(config))}; xqg knows {', '.join(POOLINGS)}. "
+            f"Cure: use another model, or one whose graph gives {TEXT_OUTPUT}"
         )
-    return found[0]
+    return found
 
 
 def find_prompt(prompts: object, told: str | None, *names: str) -> Any:  # noqa: ANN401

@@ -16,6 +16,7 @@ from xqg_qdrant.export.checkpoint import Checkpoint, read_json, refuse_weights
 from xqg_qdrant.export.encoders import count_positions
 from xqg_qdrant.export.pooling import DENSE_ACTIVATIONS, Dense
 from xqg_qdrant.model_description import POOLINGS
+from xqg_qdrant.sentence_modules import find_pooling, name_module
 
 LONGEST_DEFAULT = 512
 TASK = "{task}"
@@ -54,7 +55,7 @@ def read_encoder_settings(checkpoint: Checkpoint, **given: Any) -> EncoderSettin
             "support; put a Lowercase normaliser into its tokenizer.json, and set do_lower_case to false"
         )
     pooling_config = _read_pooling_config(modules)
-    pooling = given["pooling"] or _read_pooling(pooling_config)
+    pooling = given["pooling"] or find_pooling(pooling_config)
     if pooling is None:
         raise InputError(f"{checkpoint.source} does not say how it pools; give --pooling cls, mean or last")
     if pooling not in POOLINGS:
@@ -123,7 +124,7 @@ def _read_dense(source: str, folder: Path) -> Dense:
 
 def _read_modules(checkpoint: Checkpoint) -> list[_Module]:
     listed = read_json(checkpoint.path / "modules.json") or []
-    modules = [_Module(_name_module(module["type"]), checkpoint.path / module["path"]) for module in listed]
+    modules = [_Module(name_module(module["type"]), checkpoint.path / module["path"]) for module in listed]
     names = " ".join(module.name for module in modules)
     if not MODULES.fullmatch(names):
         raise InputError(
@@ -133,24 +134,10 @@ def _read_modules(checkpoint: Checkpoint) -> list[_Module]:
     return modules
 
 
-def _name_module(kind: str) -> str:
-    # Another package's module of the same name is code of its own.
-    return kind.rpartition(".")[2] if kind.startswith("sentence_transformers.") else kind
-
-
 def _read_pooling_config(modules: list[_Module]) -> dict[str, Any]:
     folder = next((module.folder for module in modules if module.name == "Pooling"), None)
     found: dict[str, Any] | None = read_json(folder / "config.json") if folder else None
     return found or {}
-
-
-def _read_pooling(config: dict[str, Any]) -> str | None:
-    # The old form has one flag for each mode; several that are set are concatenated, which is none of ours.
-    prefix = "pooling_mode_"
-    flags = [name.removeprefix(prefix) for name, value in config.items() if name.startswith(prefix) and value]
-    modes = flags or [str(config.get("pooling_mode"))]
-    mode = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}.get(modes[0], modes[0])
-    return mode if len(modes) == 1 and mode in POOLINGS else None
 
 
 def _fill_task(prefix: str, task: str | None) -> str:
