@@ -87,7 +87,7 @@ def questions_option(command: F) -> F:
         "--questions",
         type=click.Path(path_type=Path),
         multiple=True,
-        help="Questions: a file of a format in the documentation, a BEIR folder, or ir_datasets:ID. May be given again.",
+        help="Questions: a file of any format told in the docs, a BEIR folder, or ir_datasets:ID. May be given again.",
     )(command)
 
 
