@@ -33,7 +33,7 @@ EDGE = "xqg_qdrant.stores.edge"
 # name of a point → the function at which the process ends, before or after its work
 POINTS = {
     "reading": ("xqg_qdrant.pipeline", "look_up", "before"),
-    "generated": ("xqg_qdrant.generator", "Generator.generate", "after"),
+    "generated": ("xqg_qdrant.generator", "QueryGenerator.generate", "after"),
     "passages encoded": ("xqg_qdrant.encoder", "Encoder.encode_passages", "after"),
     "queries encoded": ("xqg_qdrant.encoder", "Encoder.encode_queries", "after"),
     "before an upsert": (EDGE, "EdgeStore.upsert", "before"),
