@@ -59,8 +59,7 @@ def ingest(
         corpus: a file or folder as `xqg ingest` takes it, or rows `{"id": …, "text": …, "title": …, …}`.
         store: where the collection is; it is created where it does not exist.
         collection: its name.
-        encoder: of passages and queries. Opened with `threads=1`, as the generator should be then, it gives each core
-            a worker; otherwise there is one worker, whose models take every core.
+        encoder: of passages and queries.
         generator: writes the queries. None where the rows bring them, in the field `generated_queries`.
         languages: to write queries in, such as `("ja", "ru")`; all of the generator's where none is named.
         id_field: the field of the passage id, where it is none of `id`, `_id`, `passage_id` and `docid`.
@@ -85,8 +84,7 @@ def ingest(
         rows, total = inputs.read(), inputs.count()
     else:
         rows = check_passages(corpus, id_field=id_field, queried=generator is None)
-    # Where a text may take several cores, a second worker would only fight for them.
-    workers = 1 if encoder.device == "cpu" and encoder.threads != 1 else count_workers(encoder.device)
+    workers = count_workers(encoder.device)
     done = []
     with (
         tqdm(total=total, unit=" passages", disable=None) as bar,

@@ -157,7 +157,7 @@ def _use_encoder(path: Path, device: str) -> tuple[Encoder, Check]:
 
 
 def _use_generator(path: Path, device: str) -> tuple[QueryGenerator, Check]:
-    generator = QueryGenerator(path, device)
+    generator = QueryGenerator(path, device, threads=0)
     start = time.perf_counter()
     generator.generate([_passage()], generator.languages, 1, 0, generator.sampling)
     seconds = time.perf_counter() - start

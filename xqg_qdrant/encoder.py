@@ -48,14 +48,13 @@ class Encoder:
         Args:
             folder: as `xqg export` writes it; or optimum, sentence-transformers or fastembed do.
             device: `cpu`, `cuda` (all GPUs) or `cuda:N`, which fail where a GPU does not run it, or `auto`.
-            threads: of the CPU, for one text; 0 takes every core. An ingest has a worker for each core where it is 1.
+            threads: of the CPU, for one text; 0 takes every core, which is best for questions; 1 for ingests alone.
 
         Raises:
             ModelError: the folder or the device cannot be used; a model in bfloat16 needs a GPU.
         """
         folder = Path(folder) if folder is not None else shipped_model(DEMO_ENCODER)
         self.folder = read_model_folder(folder, "encoder")
-        self.threads = threads
         about = self.folder.description
         self.graph = find_graph(about)
         self._query_prefix: str = about["query_prefix"]

@@ -89,13 +89,13 @@ class QueryGenerator:
     one generator at once.
     """
 
-    def __init__(self, folder: str | Path | None = None, device: str = "auto", threads: int = 0) -> None:
+    def __init__(self, folder: str | Path | None = None, device: str = "auto", threads: int = 1) -> None:
         """Load a model folder of kind `generator`, or the demo generator that ships.
 
         Args:
             folder: as `xqg export` writes it.
             device: `cpu`, `cuda` (all GPUs) or `cuda:N`, which fail where a GPU does not run it, or `auto`.
-            threads: of the CPU, for one text; 0 takes every core. An ingest has a worker for each core where it is 1.
+            threads: of the CPU, for one call; 0 takes every core. An ingest calls it from a thread for each core.
 
         Raises:
             ModelError: the folder or the device cannot be used.

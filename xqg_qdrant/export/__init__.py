@@ -205,7 +205,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     samples: dict[str, Sample] = {}
 
     def measure(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
-        generator = QueryGenerator(folder, device="cpu")
+        generator = QueryGenerator(folder, device="cpu", threads=0)
 
         def prompt(passages: Sequence[Passage]) -> tuple[list[str], list[int], int, int]:
             asked = [(passage, language) for passage in passages for language in settings.languages]
