@@ -143,7 +143,7 @@ def test_a_worker_that_is_killed_takes_no_passage_with_it(cluster: str, folder: 
     killed: list[int] = []
     ended = threading.Event()
 
-    def kill_all_workers_once() -> None:
+    def kill_whoever_works_once() -> None:
         while not killed and not ended.is_set():
             if server.client.collection_exists("killed") and server.client.count("killed").count:
                 killed.extend(find_workers())
@@ -153,12 +153,12 @@ def test_a_worker_that_is_killed_takes_no_passage_with_it(cluster: str, folder: 
 
     # Work enough that there is some left when the first of it is stored.
     assert ingest(server, "unharmed", "a.jsonl", "b.jsonl", settings=MORE).exit_code == 3
-    killer = threading.Thread(target=kill_all_workers_once)
+    killer = threading.Thread(target=kill_whoever_works_once)
     killer.start()
     result = ingest(server, "killed", "a.jsonl", "b.jsonl", *RAY, settings=MORE)
     ended.set()
     killer.join()
-    assert len(killed) == 2
+    assert killed, "all was done before a worker was seen"
     assert result.exit_code == 3, result.stderr
     assert f"{PASSAGES} passages stored, 0 unchanged, 3 rows rejected" in result.stderr
     assert_same_points(read_points(server, "killed"), read_points(server, "unharmed"))
