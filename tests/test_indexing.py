@@ -143,6 +143,19 @@ def test_an_interruption_ends_the_child_and_the_store_goes_on(folder: Path) -> N
     assert read_indexed(folder) == 0
 
 
+def test_a_collection_that_could_not_be_opened_is_left_to_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise Exception("Can't init WAL")  # as the engine does
+
+    store = EdgeStore(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("xqg_qdrant.stores.edge._load", fail)
+        with pytest.raises(StoreError):
+            store.count("docs")
+    assert read_indexed(folder) == 0
+    store.close()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the child goes on to its end")
 def test_a_killed_parent_takes_the_child_along(folder: Path) -> None:
     code = "import sys; from xqg_qdrant.stores import open_store; list(open_store(sys.argv[1]).optimise('docs'))"

@@ -327,7 +327,11 @@ class EdgeStore:
                     if collection not in self._locks:
                         self._locks[collection] = hold(path)
                     self._sparse[collection], self._names[collection] = is_sparse(sidecar[1]), read_names(sidecar[1])
-                    self._shards[collection] = (_load(path), sidecar[0])
+                    try:
+                        self._shards[collection] = (_load(path), sidecar[0])
+                    except BaseException:
+                        release(self._locks.pop(collection))
+                        raise
                 # What a killed child left of an index; the lock is ours, so nobody is at it.
                 shutil.rmtree(path / ENGINE_SCRATCH, ignore_errors=True)
             return self._shards[collection]
