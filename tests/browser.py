@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PATIENCE = 60.0
 # The pipe is expected at the descriptors 3 and 4.
@@ -42,6 +44,12 @@ COLOURS = """
 
 def find_browser() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+NEEDS_BROWSER = [
+    pytest.mark.browser,
+    pytest.mark.skipif(find_browser() is None, reason="there is no Chromium on this machine"),
+]
 
 
 class Browser:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser, find_browser, running_browser
 from rest_qdrant import RestQdrant
 from writing import Write, writer
 
@@ -49,6 +51,22 @@ def remembered(demo_generator: QueryGenerator) -> Iterator[None]:
 def write(tmp_path: Path) -> Write:
     """A function that writes a file into the folder of the test and returns its path."""
     return writer(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RestQdrant]:
+    """A server that the tests of a module share."""
+    with closing(RestQdrant()) as rest:
+        yield rest
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A tab that the tests of a module share; where there is no browser `NEEDS_BROWSER` skips the module."""
+    binary = find_browser()
+    assert binary is not None
+    with running_browser(binary) as browser:
+        yield browser
 
 
 @pytest.fixture

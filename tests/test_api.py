@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from stored_points import assert_same_points, read_points
 from test_architecture import modules_after
 
 import xqg_qdrant
@@ -32,7 +33,6 @@ from xqg_qdrant import (
 from xqg_qdrant.cli import main
 from xqg_qdrant.cli.options import EVALUATION_DEPTH
 from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_qrels, read_demo_queries
-from xqg_qdrant.records import AugmentedPassage
 
 ROWS = [
     {"id": passage.passage_id, "title": passage.title, "text": passage.text, "topic": {"number": place}}
@@ -57,21 +57,6 @@ def filled(tmp_path: Path, demo_encoder: Encoder, demo_generator: QueryGenerator
         yield store
 
 
-def points(store: Store) -> dict[str, AugmentedPassage]:
-    return {point.passage.passage_id: point for point in store.scroll("docs")}
-
-
-def assert_equal(left: Store, right: Store) -> None:
-    ours, theirs = points(left), points(right)
-    assert ours.keys() == theirs.keys()
-    for passage_id, point in ours.items():
-        other = theirs[passage_id]
-        assert point.passage == other.passage
-        assert point.generated_queries == other.generated_queries
-        for name, vector in point.vectors.items():
-            np.testing.assert_array_equal(vector, other.vectors[name])
-
-
 def xqg(*arguments: object) -> str:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.stderr
@@ -84,7 +69,7 @@ def test_ingest_stores_the_points_that_the_command_stores(
     xqg("ingest", corpus, "--collection", "docs", "--store", tmp_path / "command", *OPTIONS)
     with open_store(str(tmp_path / "function")) as store, open_store(str(tmp_path / "command")) as other:
         done = ingest(corpus, store, "docs", demo_encoder, demo_generator, **SHORT)
-        assert_equal(store, other)
+        assert_same_points(read_points(store), read_points(other))
     assert (done.stored, done.unchanged, done.rejects) == (6, 0, ())
     assert done.asked == {"fi": 12, "ru": 12}
 
@@ -94,7 +79,7 @@ def test_rows_in_memory_give_the_points_of_the_same_rows_in_a_file(
 ) -> None:
     with open_store(":memory:") as store:
         ingest(corpus, store, "docs", demo_encoder, demo_generator, **SHORT)
-        assert_equal(store, filled)
+        assert_same_points(read_points(store), read_points(filled))
 
 
 def test_a_second_ingest_of_the_same_has_nothing_to_do(
@@ -121,7 +106,7 @@ def test_without_a_generator_the_rows_bring_their_queries(demo_encoder: Encoder)
     row = {"id": "nile", "text": "The Nile is long.", "generated_queries": [{"lang": "ru", "text": QUESTION}]}
     with open_store(":memory:") as store:
         done = ingest([row], store, "docs", demo_encoder, None, alpha=0.5, fusion="mean")
-        point = points(store)["nile"]
+        point = read_points(store)["nile"]
         assert [query.text for query in point.generated_queries] == [QUESTION]
         plain, asked = (
             demo_encoder.encode_passages(["The Nile is long."])[0],

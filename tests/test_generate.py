@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from qdrant_client import models
 from rest_qdrant import RestQdrant
+from writing import write_rows
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
@@ -26,12 +25,6 @@ from xqg_qdrant.stores.parquet import find_metadata_kind, to_arrow
 FEW = ["--languages", "fi,ru", "--queries-per-language", "1", "--max-new-tokens", "6"]
 METADATA = [{"year": 1913, "tags": ["a", "b"], "place": {"name": "Tampere", "size": 1}}, {}]
 PASSAGES = 20
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RestQdrant]:
-    with closing(RestQdrant()) as rest:
-        yield rest
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +42,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         assert run("generate", "corpus.jsonl", "--out", "out", "--sparse", *FEW).exit_code == 0
         yield folder
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def run(*arguments: str) -> Result:

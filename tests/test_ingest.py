@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stored_points import assert_same_points, read_points
 
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.encoder import Encoder
@@ -40,19 +41,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened = open_store(str(tmp_path / "store"))
     yield opened
     opened.close()
-
-
-def read_points(store: Store, collection: str = "docs") -> dict[str, AugmentedPassage]:
-    return {point.passage.passage_id: point for point in store.scroll(collection)}
-
-
-def assert_same_points(left: dict[str, AugmentedPassage], right: dict[str, AugmentedPassage]) -> None:
-    assert left.keys() == right.keys()
-    for passage_id, point in left.items():
-        other = right[passage_id]
-        assert replace(point, vectors={}) == replace(other, vectors={})
-        for name in ("xqg", "passage"):
-            np.testing.assert_array_equal(point.vectors[name], other.vectors[name])
 
 
 def total(steps: Iterable[Progress]) -> tuple[int, int, int]:

@@ -13,17 +13,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
+import stored_points
 from click.testing import CliRunner, Result
 from rest_qdrant import RestQdrant
+from stored_points import assert_same_points
+from writing import write_rows
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
@@ -57,12 +57,6 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RestQdrant]:
-    with closing(RestQdrant()) as rest:
-        yield rest
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Write a corpus of two files with rows that are rejected, among them an id of the other file; stand beside it."""
     folder = tmp_path_factory.mktemp("ray")
@@ -85,10 +79,6 @@ def expected(folder: Path, server: RestQdrant) -> dict[str, AugmentedPassage]:
     return read_points(server, "local")
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
 def ingest(server: RestQdrant, collection: str, *arguments: str, settings: Sequence[str] = FEW) -> Result:
     places = ["--collection", collection, "--store", server.url, "--device", "cpu"]
     return CliRunner().invoke(main, ["ingest", *arguments, *places, *settings])
@@ -96,16 +86,7 @@ def ingest(server: RestQdrant, collection: str, *arguments: str, settings: Seque
 
 def read_points(server: RestQdrant, collection: str) -> dict[str, AugmentedPassage]:
     with open_store(server.url) as store:
-        return {point.passage.passage_id: point for point in store.scroll(collection)}
-
-
-def assert_same_points(left: dict[str, AugmentedPassage], right: dict[str, AugmentedPassage]) -> None:
-    assert left.keys() == right.keys()
-    for passage_id, point in left.items():
-        other = right[passage_id]
-        assert replace(point, vectors={}) == replace(other, vectors={})
-        for name in ("xqg", "passage"):
-            np.testing.assert_array_equal(point.vectors[name], other.vectors[name])
+        return stored_points.read_points(store, collection)
 
 
 def read_raw(server: RestQdrant, collection: str) -> dict[str, Any]:

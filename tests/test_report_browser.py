@@ -5,28 +5,19 @@ Needs Chromium; without one these tests are skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import COLOURS, Browser, contrast, find_browser, luminance, running_browser
+from browser import COLOURS, NEEDS_BROWSER, Browser, contrast, luminance
 from results_folders import demo_questions, write_evaluation, write_hostile_evaluation, write_pilot, write_robustness
 
 from xqg_qdrant.evaluation.report.page import render_report
 from xqg_qdrant.evaluation.results import read_results
 
-BINARY = find_browser()
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(BINARY is None, reason="there is no Chromium on this machine")]
+pytestmark = NEEDS_BROWSER
 THEMES = ("light", "dark")
 PHONE = 360
 A4 = 794
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    assert BINARY is not None
-    with running_browser(BINARY) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

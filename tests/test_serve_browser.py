@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from urllib.parse import quote, unquote
 
 import pytest
-from browser import COLOURS, Browser, contrast, find_browser, luminance, running_browser
+from browser import COLOURS, NEEDS_BROWSER, Browser, contrast, luminance
 from results_folders import HOSTILE
 from serving import Served, demo_rows, fill, serving
 
@@ -19,8 +19,7 @@ from xqg_qdrant.serve.finding import Finder
 from xqg_qdrant.serve.search_page import SearchPage
 from xqg_qdrant.stores import open_store
 
-BINARY = find_browser()
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(BINARY is None, reason="there is no Chromium on this machine")]
+pytestmark = NEEDS_BROWSER
 THEMES = ("light", "dark")
 PHONE = 360
 WIDTHS = (PHONE, 1280)
@@ -28,13 +27,6 @@ ROWS = demo_rows(12)
 ASKED = {query.language: query.text for query in ROWS[0].queries}
 # Besides what is hostile to the page: words without an end, and marks that pile up over a letter.
 PAYLOADS = (*HOSTILE, "w" * 3000, "o" + "\u0301" * 2000, "\u202e" + "abc " * 50, "ا" * 400)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    assert BINARY is not None
-    with running_browser(BINARY) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

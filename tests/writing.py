@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 Write = Callable[..., str]
@@ -25,3 +25,7 @@ def writer(folder: Path) -> Write:
 
 def lines_of(*rows: object) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_rows(path: Path, rows: Iterable[object]) -> None:
+    path.write_text(lines_of(*rows), encoding="utf-8")
