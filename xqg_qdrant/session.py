@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -190,6 +191,7 @@ class Buffer:
             self.array[...] = self.ort_value.numpy()
 
 
+@cache
 def _import_runtime() -> Any:  # noqa: ANN401
     """Return ONNX Runtime, with the reports off that version 1.31 sends to its makers unless told otherwise first."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
