@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import product
+from operator import mul
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.stats import permutation_test
@@ -49,10 +52,37 @@ def test_no_difference_has_a_p_value_of_one() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(*[st.sampled_from([0.0, 1 / 3, 0.5, 1.0])] * 2), min_size=2, max_size=9))
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 1.0])] * 2), min_size=2, max_size=9))
 def test_few_questions_give_the_exact_p_value_of_scipy(pairs: list[tuple[float, float]]) -> None:
+    # Quarters, whose sums are exact: scipy takes sums that differ in the last bit for different ones.
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
     assert paired_randomisation_test(first, second) == pytest.approx(scipy_p(first, second, np.inf))
+
+
+def exact_p(pairs: Sequence[tuple[Fraction, Fraction]]) -> float:
+    differences = [second - first for first, second in pairs]
+    sums = [abs(sum(map(mul, signs, differences))) for signs in product((1, -1), repeat=len(differences))]
+    return float(np.mean([total >= abs(sum(differences)) for total in sums]))
+
+
+# The sum of these differences is 0, but not in floating point.
+WON_AND_LOST = [(Fraction(), Fraction(1, 3))] * 2 + [(Fraction(), Fraction(1, 2)), (Fraction(1, 2), Fraction())] + [
+    (Fraction(1, 2), Fraction()), (Fraction(1, 2), Fraction(1, 3))
+]  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@example(WON_AND_LOST)
+@given(
+    st.lists(
+        st.tuples(*[st.sampled_from([Fraction(), *(Fraction(1, rank) for rank in range(1, 11))])] * 2),
+        min_size=2,
+        max_size=9,
+    )
+)
+def test_reciprocal_ranks_give_the_p_value_of_exact_fractions(pairs: list[tuple[Fraction, Fraction]]) -> None:
+    first, second = ([float(pair[side]) for pair in pairs] for side in (0, 1))
+    assert paired_randomisation_test(first, second) == pytest.approx(exact_p(pairs))
 
 
 @pytest.mark.parametrize("draw", ["hits", "values"])
