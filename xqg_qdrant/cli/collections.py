@@ -19,16 +19,13 @@ from xqg_qdrant.cli.options import (
     encoder_option,
     fusion_options,
     id_field_option,
-    index_large,
-    load_encoder,
-    opened_store,
     quantisation_option,
     queries_option,
     store_option,
-    tell_left_over,
     workers_option,
     yes_option,
 )
+from xqg_qdrant.cli.shared import index_large, load_encoder, opened_store, tell_left_over
 from xqg_qdrant.terminal import echo, one_line
 
 if TYPE_CHECKING:

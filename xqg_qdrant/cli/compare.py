@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from xqg_qdrant.cli.group import main
-from xqg_qdrant.cli.options import echo_report, json_option, language_option, qrels_option, test_option
+from xqg_qdrant.cli.options import json_option, language_option, qrels_option, test_option
+from xqg_qdrant.cli.shared import echo_report
 from xqg_qdrant.terminal import echo
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import click
 
 from xqg_qdrant.cli.cluster import sharding_options, take_sharding
 from xqg_qdrant.cli.group import main
-from xqg_qdrant.cli.options import DEFAULT_STORE, collection_option, index_large, opened_store
+from xqg_qdrant.cli.options import DEFAULT_STORE, collection_option
+from xqg_qdrant.cli.shared import index_large, opened_store
 
 TARGET_KEY = "QDRANT_TARGET_API_KEY"
 

@@ -12,17 +12,19 @@ from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     EVALUATION_DEPTH,
     collection_option,
-    describe_searched,
     device_options,
+    json_option,
+    save_option,
+    store_option,
+)
+from xqg_qdrant.cli.shared import (
+    describe_searched,
     echo_report,
     given_command,
-    json_option,
     load_encoder,
     load_generator,
     match_by,
     opened_store,
-    save_option,
-    store_option,
 )
 from xqg_qdrant.terminal import echo
 

@@ -13,22 +13,17 @@ from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     EVALUATION_DEPTH,
     collection_option,
-    describe_searched,
     device_options,
-    echo_report,
     encoder_option,
-    given_command,
     json_option,
     language_option,
-    load_encoder,
-    match_by,
-    opened_store,
     qrels_option,
     questions_option,
     save_option,
     store_option,
     test_option,
 )
+from xqg_qdrant.cli.shared import describe_searched, echo_report, given_command, load_encoder, match_by, opened_store
 
 if TYPE_CHECKING:
     from xqg_qdrant.evaluation.official import WordRules

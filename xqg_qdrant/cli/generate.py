@@ -15,11 +15,10 @@ from xqg_qdrant.cli.options import (
     encoder_option,
     generator_option,
     id_field_option,
-    load_encoder,
-    load_generator,
     recipe_options,
     workers_option,
 )
+from xqg_qdrant.cli.shared import load_encoder, load_generator
 
 
 @main.command()

@@ -25,17 +25,19 @@ from xqg_qdrant.cli.options import (
     encoder_option,
     generator_option,
     id_field_option,
+    quantisation_option,
+    queries_option,
+    recipe_options,
+    store_option,
+    workers_option,
+)
+from xqg_qdrant.cli.shared import (
     index_large,
     load_encoder,
     load_generator,
     opened_foreign_store,
     opened_store,
-    quantisation_option,
-    queries_option,
-    recipe_options,
-    store_option,
     tell_left_over,
-    workers_option,
 )
 from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE
 from xqg_qdrant.terminal import echo

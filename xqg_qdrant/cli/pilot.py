@@ -17,22 +17,18 @@ from xqg_qdrant.cli.options import (
     EVALUATION_DEPTH,
     F,
     device_option,
-    echo_report,
     encoder_option,
     generator_option,
-    given_command,
     id_field_option,
     json_option,
     language_option,
     languages_option,
-    load_encoder,
-    load_generator,
-    opened_store,
     qrels_option,
     questions_option,
     save_option,
     workers_option,
 )
+from xqg_qdrant.cli.shared import echo_report, given_command, load_encoder, load_generator, opened_store
 from xqg_qdrant.terminal import echo
 
 if TYPE_CHECKING:

@@ -9,18 +9,14 @@ import click
 from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     collection_option,
-    describe_searched,
     device_options,
-    echo_report,
     encoder_option,
-    given_command,
     json_option,
     language_option,
-    load_encoder,
-    opened_store,
     save_option,
     store_option,
 )
+from xqg_qdrant.cli.shared import describe_searched, echo_report, given_command, load_encoder, opened_store
 
 
 @main.command()

@@ -8,14 +8,8 @@ from pathlib import Path
 import click
 
 from xqg_qdrant.cli.group import main
-from xqg_qdrant.cli.options import (
-    collection_option,
-    device_options,
-    encoder_option,
-    load_encoder,
-    opened_store,
-    store_option,
-)
+from xqg_qdrant.cli.options import collection_option, device_options, encoder_option, store_option
+from xqg_qdrant.cli.shared import load_encoder, opened_store
 from xqg_qdrant.terminal import echo
 
 

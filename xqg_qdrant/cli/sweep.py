@@ -13,21 +13,17 @@ from xqg_qdrant.cli.options import (
     DEFAULT_STORE,
     EVALUATION_DEPTH,
     collection_option,
-    describe_searched,
     device_option,
-    echo_report,
     encoder_option,
-    given_command,
     json_option,
     language_option,
-    load_encoder,
-    opened_store,
     qrels_option,
     questions_option,
     save_option,
     store_option,
     workers_option,
 )
+from xqg_qdrant.cli.shared import describe_searched, echo_report, given_command, load_encoder, opened_store
 from xqg_qdrant.terminal import echo
 
 

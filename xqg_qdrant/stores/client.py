@@ -32,6 +32,7 @@ from xqg_qdrant.stores.api_key import check_key, check_url
 from xqg_qdrant.stores.cluster import Cluster, check_sharding
 from xqg_qdrant.stores.foreign_points import read_foreign_hit
 from xqg_qdrant.stores.grpc_upserts import GRPC_PORT, GrpcUpserts, read_authorities
+from xqg_qdrant.stores.hits import check_search, check_term_search, read_hit, search_in_batches, search_terms_in_batches
 from xqg_qdrant.stores.layouts import Names, read_names, rename
 from xqg_qdrant.stores.limits import fit
 from xqg_qdrant.stores.protocol import Indexing, Sharding, Snapshot
@@ -159,7 +160,7 @@ class ClientStore:
         self, collection: str, vectors: FloatArray, vector_name: str, limit: int, exact: bool = False
     ) -> list[list[ScoredPassage]]:
         """Return for each query vector the `limit` best passages, best first."""
-        layout.check_search(vectors, self._read_dim(collection, also_foreign=True), vector_name, limit)
+        check_search(vectors, self._read_dim(collection, also_foreign=True), vector_name, limit)
         strict = self._strict[collection]
         limits.check_search(f"collection {collection!r} in {self.location}", strict, limit, exact)
         oversampling = min(layout.OVERSAMPLING, strict.search_max_oversampling or layout.OVERSAMPLING)
@@ -172,21 +173,21 @@ class ClientStore:
 
         names, theirs = self._names[collection], self._layouts[collection]
         using = names.get(vector_name, vector_name)
-        read = partial(read_foreign_hit, layout=theirs) if theirs else partial(layout.read_hit, names=names)
-        return layout.search_in_batches(fetch, vectors, limit, self._search_batch(collection), read)
+        read = partial(read_foreign_hit, layout=theirs) if theirs else partial(read_hit, names=names)
+        return search_in_batches(fetch, vectors, limit, self._search_batch(collection), read)
 
     def search_terms(self, collection: str, terms: Sequence[Sequence[int]], limit: int) -> list[list[ScoredPassage]]:
         """Return for each query's terms the `limit` best passages, best first."""
         self._read_dim(collection)
-        layout.check_term_search(collection, self._sparse[collection], limit)
+        check_term_search(collection, self._sparse[collection], limit)
         limits.check_search(f"collection {collection!r} in {self.location}", self._strict[collection], limit, False)
 
         def fetch(batch: Sequence[Sequence[int]], count: int) -> list[list[models.ScoredPoint]]:
             vectors = [models.SparseVector(indices=list(ids), values=[1.0] * len(ids)) for ids in batch]
             return self._fetch(collection, vectors, TERMS_VECTOR, count)
 
-        read = partial(layout.read_hit, names=self._names[collection])
-        return layout.search_terms_in_batches(fetch, terms, limit, self._search_batch(collection), read)
+        read = partial(read_hit, names=self._names[collection])
+        return search_terms_in_batches(fetch, terms, limit, self._search_batch(collection), read)
 
     def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
         """Return each of these passages that is stored, with its vectors."""

@@ -25,6 +25,7 @@ from xqg_qdrant.fingerprint import is_sparse
 from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.edge_index import build_index
+from xqg_qdrant.stores.hits import check_search, check_term_search, read_hit, search_in_batches, search_terms_in_batches
 from xqg_qdrant.stores.layouts import Names, read_names, rename
 from xqg_qdrant.stores.protocol import Indexing
 from xqg_qdrant.stores.sidecar import (
@@ -137,7 +138,7 @@ class EdgeStore:
     ) -> list[list[ScoredPassage]]:
         """Return for each query vector the `limit` best passages, best first."""
         _, dim = self._open(collection)
-        layout.check_search(vectors, dim, vector_name, limit)
+        check_search(vectors, dim, vector_name, limit)
         rescoring = engine.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=layout.OVERSAMPLING)
         params = engine.SearchParams(exact=exact, quantization=rescoring)
         names = self._names[collection]
@@ -147,20 +148,20 @@ class EdgeStore:
             nearest = [engine.Query.Nearest(vector.tolist(), using=using) for vector in batch]
             return self._fetch(collection, nearest, count, params)
 
-        return layout.search_in_batches(fetch, vectors, limit, SEARCH_BATCH, partial(layout.read_hit, names=names))
+        return search_in_batches(fetch, vectors, limit, SEARCH_BATCH, partial(read_hit, names=names))
 
     def search_terms(self, collection: str, terms: Sequence[Sequence[int]], limit: int) -> list[list[ScoredPassage]]:
         """Return for each query's terms the `limit` best passages, best first."""
         self._open(collection)
-        layout.check_term_search(collection, self._sparse[collection], limit)
+        check_term_search(collection, self._sparse[collection], limit)
 
         def fetch(batch: Sequence[Sequence[int]], count: int) -> list[list[_Hit]]:
             vectors = (engine.SparseVector(list(ids), [1.0] * len(ids)) for ids in batch)
             nearest = [engine.Query.Nearest(vector, using=TERMS_VECTOR) for vector in vectors]
             return self._fetch(collection, nearest, count)
 
-        read = partial(layout.read_hit, names=self._names[collection])
-        return layout.search_terms_in_batches(fetch, terms, limit, SEARCH_BATCH, read)
+        read = partial(read_hit, names=self._names[collection])
+        return search_terms_in_batches(fetch, terms, limit, SEARCH_BATCH, read)
 
     def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
         """Return each of these passages that is stored, with its vectors."""

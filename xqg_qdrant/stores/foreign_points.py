@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from xqg_qdrant.fields import is_blank
 from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout, ScoredPassage
-from xqg_qdrant.stores.points import MAKE_QUERY, QUERY_FIELDS, Json, RawHit
+from xqg_qdrant.stores.hits import RawHit
+from xqg_qdrant.stores.points import MAKE_QUERY, QUERY_FIELDS, Json
 
 # The one field of another program's payload that xqg writes.
 FOREIGN_KEY = "xqg"
