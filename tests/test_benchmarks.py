@@ -76,3 +76,30 @@ def test_a_comparison_counts_the_questions_that_a_dtype_wins_and_loses() -> None
     # Of the 8 signs of three equal differences, 8 are as far from zero as 2 - 1.
     assert recall.compare([1, 1, 0, 0.5], [0, 0, 1, 0.5]) == "2 / 1 (p = 1.00)"
     assert recall.compare([0, 0, 0, 1], [1, 1, 1, 1]) == "0 / 3 (p = 0.25)"
+
+
+def test_each_table_that_the_shipped_models_make_has_its_place_among_the_results() -> None:
+    import results
+
+    page = results.PAGE.read_text(encoding="utf-8")
+    for name in results.TABLES:
+        written = results.replace_table(page, name, ["| new |", "|---|", "| 1 |"])
+        assert f"<!-- table: {name} -->\n| new |\n|---|\n| 1 |\n\n" in written
+        heading = page.partition(f"<!-- table: {name} -->\n")[2].partition("\n")[0]
+        assert written.count(heading) == page.count(heading) - 1
+    with pytest.raises(ValueError, match="no table behind <!-- table: other -->"):
+        results.replace_table(page, "other", ["| new |"])
+
+
+def test_a_row_of_the_results_has_stars_where_a_language_differs_after_holm() -> None:
+    import results
+
+    values = {"macro": 12.345, "per_language": {"ar": 10.0, "ru": 14.69}}
+    compared = {"difference": -1.5, "p": 0.0312, "per_language": {"ar": {"p_holm": 0.049}, "ru": {"p_holm": 0.05}}}
+    figures = {"passage": {"MRR@10": values}, "xqg": {"MRR@10": values}, "comparison": {"xqg": {"MRR@10": compared}}}
+    assert results.format_row(figures, "xqg", "MRR@10", ("ar", "ru")) == ["12.35", "10.00*", "14.69", "−1.50", "0.03"]
+    assert results.format_row(figures, "passage", "MRR@10", ("ru",)) == ["12.35", "14.69", "", ""]
+    assert results.format_difference({"difference": 0.25, "interval": [-0.5, 1], "p": 0.0004}) == [
+        "+0.25 (−0.50 to +1.00)",
+        "0.0004",
+    ]
