@@ -43,9 +43,10 @@ from xqg_qdrant.export.encoder_settings import EncoderSettings, read_encoder_set
 from xqg_qdrant.export.graph import Graph, QuantisedRows, quantise_rows
 from xqg_qdrant.export.quantise import round_weight, split_columns
 from xqg_qdrant.export.reference import Reference
-from xqg_qdrant.export.t5 import LONGEST_INPUT, Model, _encoder_bias, build_t5_decoder, relative_buckets
+from xqg_qdrant.export.t5 import Model, _encoder_bias, build_t5_decoder, relative_buckets
 from xqg_qdrant.export.t5_smoothing import Smoothed, smooth_t5
 from xqg_qdrant.generator import QueryGenerator
+from xqg_qdrant.generator_settings import LONGEST_INPUT
 from xqg_qdrant.model_folder import read_model_folder
 from xqg_qdrant.session import Session
 
