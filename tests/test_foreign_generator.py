@@ -23,6 +23,7 @@ from checkpoints import (
     NEW_TOKENS,
     SUPPRESSED,
     T5_END,
+    TOKENS,
     edit_json,
     exported_generator,
     generator_checkpoint,
@@ -162,6 +163,14 @@ def test_of_equal_logits_those_with_lower_ids_are_chosen_and_ranked_first() -> N
     assert choose(0.0, 0.0, 0.0, 0.0, 9.0, 99.0) == [0, 4]
 
 
+def test_every_rank_among_many_equal_logits_has_its_id() -> None:
+    values = np.random.default_rng(7).integers(0, 3, size=500).astype(np.float32)
+    ranked = sorted(range(500), key=lambda place: (-values[place], place))
+    # Row i has all its noise on the i-th best.
+    noise = np.eye(400, dtype=np.float32) * 99
+    assert list(choose_ids(np.tile(values, (400, 1)), noise, 1.0)) == ranked[:400]
+
+
 def test_what_is_no_number_is_not_chosen_but_refused() -> None:
     with pytest.raises(ModelError, match=r"logits that are no numbers\. Cure: "):
         choose_ids(np.array([[1, np.nan, 2]], dtype=np.float32), np.zeros((1, 1), dtype=np.float32), 1.0)
@@ -169,7 +178,8 @@ def test_what_is_no_number_is_not_chosen_but_refused() -> None:
 
 def test_suppressed_ids_are_never_drawn(folders: Callable[[str], Path]) -> None:
     generator = QueryGenerator(folders("mt5-prompted"), "cpu", 1)
-    noise = np.random.default_rng(3).gumbel(size=(60, NEW_TOKENS, 200)).astype(np.float32)
+    # More than are left: those that are suppressed are among the best, too, and still never win.
+    noise = np.random.default_rng(3).gumbel(size=(60, NEW_TOKENS, TOKENS - len(SUPPRESSED) // 2)).astype(np.float32)
     rows = generator.generate_ids(passages()[:1], ("ru", "fi"), noise, 50.0)
     drawn = {token for row in rows for token in row}
     assert len(drawn) > 250
