@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from xqg_qdrant.cli.group import main
+from xqg_qdrant.cli.options import generator_settings_options
 from xqg_qdrant.presets import PRESETS, preset_options
 from xqg_qdrant.terminal import echo
 
@@ -27,14 +28,7 @@ from xqg_qdrant.terminal import echo
 @click.option("--passage-prefix", help="Encoder: text before each passage, such as 'passage: '.")
 @click.option("--max-query-tokens", type=click.IntRange(min=4), help="Encoder: longest query.")
 @click.option("--max-passage-tokens", type=click.IntRange(min=4), help="Encoder: longest passage.")
-@click.option("--prompt", help="Generator: template with {text}, and if the model wants them {title} and {language}.")
-@click.option("--languages", help="Generator: the languages it writes, such as ar,bn,fi,ja,ko,ru,te.")
-@click.option("--max-input-tokens", type=click.IntRange(min=4), help="Generator: longest prompt.  [default: 256]")
-@click.option("--top-k", type=click.IntRange(min=1), help="Generator: sampling default.  [default: 10]")
-@click.option(
-    "--temperature", type=click.FloatRange(min=0, min_open=True), help="Generator: sampling default.  [default: 1]"
-)
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Generator: longest query.  [default: 32]")
+@generator_settings_options
 def describe(folder: Path, preset: str | None, languages: str | None, **told: Any) -> None:
     """Write the xqg.json of a model FOLDER that optimum, sentence-transformers or fastembed laid out.
 
