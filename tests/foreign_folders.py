@@ -1,4 +1,4 @@
-"""Encoders as other programs lay them out: sentence-transformers' own files, and graphs that torch traced.
+"""Models as other programs lay them out: sentence-transformers' own files, and graphs that torch traced.
 
 Each shared folder is made once a test run, and only read.
 """
@@ -17,10 +17,12 @@ import numpy as np
 import onnx
 import torch
 import transformers
-from checkpoints import LONGEST, encoder_checkpoint
+from checkpoints import LONGEST, encoder_checkpoint, generator_checkpoint
 from onnx import TensorProto, helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 
 PROMPTS = {"query": "query: ", "document": "passage: "}
 DIM, DENSE_DIM = 32, 24
@@ -31,6 +33,10 @@ PIPELINES: dict[str, tuple[str, str, bool, bool]] = {
     "last": ("bert", "lasttoken", False, False),
 }
 OPTIMUM_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+GENERATOR_FILES = (*OPTIMUM_FILES, "generation_config.json")
+ENCODER_GRAPH, DECODER_GRAPH, PAST_GRAPH = "encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx"
 
 
 class _Traced(torch.nn.Module):
@@ -49,6 +55,76 @@ class _Traced(torch.nn.Module):
         for module in list(self.pipeline)[1:]:
             features = module(features)
         return tokens, features["sentence_embedding"]
+
+
+class _TracedDecoder(torch.nn.Module):
+    """A T5's decoder that makes its caches, or that takes and gives them, as tensors."""
+
+    def __init__(self, model: Any, takes_caches: bool) -> None:  # noqa: ANN401
+        super().__init__()
+        self.model, self.takes_caches = model, takes_caches
+
+    def forward(self, mask: torch.Tensor, ids: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        config = self.model.config
+        own: Any = DynamicCache()
+        cross: Any = DynamicCache()
+        if self.takes_caches:
+            for layer in range(config.num_decoder_layers):
+                own.update(*others[4 * layer : 4 * layer + 2], layer)
+                cross.update(*others[4 * layer + 2 : 4 * layer + 4], layer)
+            # Only that there are some counts, where their keys and values come from the caches.
+            hidden = torch.zeros_like(mask, dtype=torch.float32)[..., None].expand(-1, -1, config.d_model)
+        else:
+            [hidden] = others
+        logits = self.model(
+            encoder_outputs=BaseModelOutput(hidden), attention_mask=mask, decoder_input_ids=ids,
+            past_key_values=EncoderDecoderCache(own, cross),
+        ).logits  # fmt: skip
+        caches = [own] if self.takes_caches else [own, cross]
+        layers = [cache.layers[layer] for layer in range(config.num_decoder_layers) for cache in caches]
+        return logits, *(part for layer in layers for part in (layer.keys, layer.values))
+
+
+def trace_generator(checkpoint: str, folder: Path) -> None:
+    """Write the three graphs that optimum would, of which the one with caches computes no cross-attention's keys."""
+    model: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+        generator_checkpoint(checkpoint), attn_implementation="eager"
+    )
+    config = model.eval().config
+    encoder = model.get_encoder()
+    encoder.input_names = ["input_ids", "attention_mask"]
+    text, ids = torch.ones((2, 7), dtype=torch.long), torch.ones((2, 1), dtype=torch.long)
+    hidden = torch.ones((2, 7, config.d_model))
+    parts = [
+        (f"{layer}.{side}.{part}", torch.ones((2, config.num_heads, 3 if side == "decoder" else 7, config.d_kv)))
+        for layer in range(config.num_decoder_layers)
+        for side in ("decoder", "encoder")
+        for part in ("key", "value")
+    ]
+    pasts = {f"past_key_values.{name}": tensor for name, tensor in parts}
+    asked = {"encoder_attention_mask": text, "input_ids": ids}
+    presents = [f"present.{name}" for name, _ in parts]
+    own = [name for name in presents if ".decoder." in name]
+    _write_graph(
+        _Traced(encoder), folder / ENCODER_GRAPH, {"input_ids": text, "attention_mask": text}, ["last_hidden_state"]
+    )
+    first = {**asked, "encoder_hidden_states": hidden}
+    _write_graph(_TracedDecoder(model, False), folder / DECODER_GRAPH, first, ["logits", *presents])
+    _write_graph(_TracedDecoder(model, True), folder / PAST_GRAPH, {**asked, **pasts}, ["logits", *own])
+
+
+def _write_graph(model: torch.nn.Module, graph: Path, inputs: dict[str, torch.Tensor], outputs: list[str]) -> None:
+    lengths = {"past_key_values": 2, "present": 2}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, tuple(inputs.values()), str(graph), input_names=list(inputs), output_names=outputs,
+            opset_version=17, dynamo=False,
+            dynamic_axes={
+                name: {0: "batch_size", lengths.get(name.partition(".")[0], 1): f"length of {name}"}
+                for name in [*inputs, *outputs]
+            },
+        )  # fmt: skip
 
 
 def trace(checkpoint: str, graph: Path, pipeline: SentenceTransformer | None = None) -> None:
@@ -116,6 +192,17 @@ def whole_folder(name: str) -> Path:
     trace(PIPELINES[name][0], folder / "model.onnx", make_pipeline(name))
     for file in OPTIMUM_FILES:
         shutil.copy(encoder_checkpoint(PIPELINES[name][0]) / file, folder)
+    return folder
+
+
+@cache
+def optimum_generator(checkpoint: str) -> Path:
+    """Return a folder as optimum writes one of a generator."""
+    folder = _shelf() / f"optimum generator {checkpoint}"
+    folder.mkdir()
+    trace_generator(checkpoint, folder)
+    for name in GENERATOR_FILES:
+        shutil.copy(generator_checkpoint(checkpoint) / name, folder)
     return folder
 
 

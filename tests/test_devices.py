@@ -119,10 +119,11 @@ def test_the_calls_of_a_generator_take_the_gpus_in_turn(monkeypatch: pytest.Monk
             used.append(graphs)
             super().__init__(graphs, *given)
 
-    monkeypatch.setattr("xqg_qdrant.generator.DecoderStep", Step)
+    monkeypatch.setattr("xqg_qdrant.decoder.DecoderStep", Step)
     for _ in range(2):
         assert generator.generate(passages()[:3], ["fi", "ja"], 2, 0, SAMPLING) == expected
-    assert [id(graphs) for graphs in used] == [id(graphs) for graphs in generator._graphs]
+    decoders: list[Any] = generator._decoders
+    assert [id(graphs) for graphs in used] == [id(decoder.graphs) for decoder in decoders]
 
 
 SAID = (
@@ -239,7 +240,7 @@ def test_where_memory_ends_smaller_batches_give_the_same_queries(
                 raise OutOfMemoryError(SAID[0])
             return super().__call__(*given)
 
-    monkeypatch.setattr("xqg_qdrant.generator.DecoderStep", Small)
+    monkeypatch.setattr("xqg_qdrant.decoder.DecoderStep", Small)
     assert generator.generate(passages(), ["fi", "ja"], 2, 3, SAMPLING) == expected
     assert tried[0] == 20
     assert max(tried[tried.index(min(tried)) :]) <= 4

@@ -43,9 +43,10 @@ from xqg_qdrant.export.encoder_settings import EncoderSettings, read_encoder_set
 from xqg_qdrant.export.graph import Graph, QuantisedRows, quantise_rows
 from xqg_qdrant.export.quantise import round_weight, split_columns
 from xqg_qdrant.export.reference import Reference
-from xqg_qdrant.export.t5 import LONGEST_INPUT, Model, _encoder_bias, build_t5_decoder, relative_buckets
+from xqg_qdrant.export.t5 import Model, _encoder_bias, build_t5_decoder, relative_buckets
 from xqg_qdrant.export.t5_smoothing import Smoothed, smooth_t5
 from xqg_qdrant.generator import QueryGenerator
+from xqg_qdrant.generator_settings import LONGEST_INPUT
 from xqg_qdrant.model_folder import read_model_folder
 from xqg_qdrant.session import Session
 
@@ -617,10 +618,10 @@ def test_an_unknown_feed_forward_is_refused(tmp_path: Path) -> None:
 
 
 GENERATOR_REFUSALS: list[tuple[str, dict[str, Any], str]] = [
-    ("t5", {"languages": ("fi",)}, "does not say how it is prompted; give --prompt with {text} in it"),
+    ("t5", {"languages": ("fi",)}, "does not say how it is prompted. Cure: give --prompt with {text} in it"),
     ("t5", {"languages": ("fi",), "prompt": "{title}"}, "does not say how it is prompted"),
     ("t5", {"languages": ("fi",), "prompt": "{text} {body}"}, "the prompt '{text} {body}' has {body}, which"),
-    ("t5", {"prompt": "{text}"}, "does not say which languages it writes; give --languages"),
+    ("t5", {"prompt": "{text}"}, "does not say which languages it writes. Cure: give --languages"),
     ("t5", {"prompt": "{text}", "languages": ("xx",)}, "unknown language 'xx'; known are ar, bn"),
     ("mt5", {"languages": ("fi", "ko")}, "has tokens for the languages fi, ja, ru alone"),
     ("t5", {"prompt": "{text} in {language}", "languages": ("fi",)}, "put {language} before {text}"),

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 import transformers
-from checkpoints import LONGEST, corpus, edit_json, encoder_checkpoint, generator_checkpoint
+from checkpoints import LONGEST, corpus, edit_json, encoder_checkpoint
 from click.testing import CliRunner
 from devices import pad_runs
 from foreign_folders import (
@@ -37,7 +37,6 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.doctor import examine
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, ModelError
-from xqg_qdrant.generator import QueryGenerator
 from xqg_qdrant.model_files import hash_file
 from xqg_qdrant.model_folder import DEMO_GENERATOR, shipped_model
 from xqg_qdrant.pooling import Pooler
@@ -388,14 +387,6 @@ def test_a_pooling_that_is_said_of_a_graph_that_pools_is_refused(tmp_path: Path)
 def test_a_checkpoint_without_a_graph_is_sent_to_the_export() -> None:
     with pytest.raises(ModelError, match=r"no graph: it is a checkpoint, or half copied. Cure: export it: xqg export"):
         Encoder(encoder_checkpoint("bert"), "cpu", 1)
-
-
-def test_a_generator_of_another_program_is_sent_to_the_export(tmp_path: Path) -> None:
-    folder = copy_of(generator_checkpoint("t5"), tmp_path)
-    for name in ("encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx"):
-        (folder / name).write_bytes(b"a graph")
-    with pytest.raises(ModelError, match=r"no generator that xqg exported.* Cure: export its checkpoint: xqg export"):
-        QueryGenerator(folder, "cpu", 1)
 
 
 def test_the_command_line_ingests_and_asks_with_such_a_folder(tmp_path: Path) -> None:

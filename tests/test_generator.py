@@ -161,7 +161,7 @@ def test_the_first_step_is_computed_once_for_all_samples_of_a_passage_in_a_langu
 def test_batches_of_any_size_give_the_same_queries(rows: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = open_generator("mt5", "int8")
     expected = generator.generate(passages(), LANGUAGES, COUNT, 0, SAMPLING)
-    monkeypatch.setattr("xqg_qdrant.generator.BATCH_ROWS", rows)
+    monkeypatch.setattr("xqg_qdrant.prompt_batches.BATCH_ROWS", rows)
     monkeypatch.setattr("xqg_qdrant.generator.BATCH_BYTES", size)
     generator = QueryGenerator(generator.folder.path, "cpu", threads=1)
     batches: list[int] = []
@@ -171,7 +171,7 @@ def test_batches_of_any_size_give_the_same_queries(rows: int, size: int, monkeyp
             batches.append(len(prompts))
             super().__init__(graphs, memory, prompts, *given)
 
-    monkeypatch.setattr("xqg_qdrant.generator.DecoderStep", Step)
+    monkeypatch.setattr("xqg_qdrant.decoder.DecoderStep", Step)
     assert generator.generate(passages(), LANGUAGES, COUNT, 0, SAMPLING) == expected
     assert batches == [1] * len(passages())
 

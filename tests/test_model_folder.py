@@ -191,13 +191,12 @@ def test_a_file_that_is_not_listed_is_never_looked_at(tmp_path: Path) -> None:
     assert read_model_folder(folder, "encoder").description["kind"] == "encoder"
 
 
-def test_a_field_that_says_where_another_programs_graph_lies_means_nothing_in_a_generator(tmp_path: Path) -> None:
+def test_a_generator_that_names_another_programs_graph_is_held_to_that_programs_layout(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "model", "generator")
-    edit_description(folder, graph="onnx/model.onnx")
-    assert read_model_folder(folder, "generator").description["graph"] == "onnx/model.onnx"
-    (folder / "onnx").mkdir()
-    (folder / "onnx" / "model.onnx").write_bytes(make_content("model.onnx"))
-    files = json.loads((folder / "xqg.json").read_text(encoding="utf-8"))["files"]
-    edit_description(folder, files={**files, "onnx/model.onnx": hash_file(folder / "onnx" / "model.onnx")})
-    with pytest.raises(ModelError, match=r"names a file outside its folder: 'onnx/model\.onnx'"):
+    edit_description(folder, graph="onnx/encoder_model.onnx")
+    with pytest.raises(ModelError, match=r"lacks the field 'decoder_graphs'\. Cure: "):
+        read_model_folder(folder, "generator")
+    graphs = ["onnx/decoder_model.onnx", "onnx/decoder_with_past_model.onnx"]
+    edit_description(folder, decoder_graphs=graphs, suppressed_ids=[])
+    with pytest.raises(ModelError, match=r"onnx/encoder_model\.onnx is missing in files\. Cure: "):
         read_model_folder(folder, "generator")

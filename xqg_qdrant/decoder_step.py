@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from xqg_qdrant.decoding import Ids, Noise, fill_holes
-from xqg_qdrant.errors import ModelError
 from xqg_qdrant.session import Array, Buffer, Session
 
 # A cache grows with the queries: attention over a long empty one costs as much as over a full one.
@@ -31,11 +29,6 @@ class Graphs(NamedTuple):
     encoder: Session
     decoder: Session
     heads: Mapping[str, Session]
-
-
-ENCODER_INPUTS = {"input_ids", "attention_mask"}
-DECODER_INPUTS = {"ids", "step", "places", "row_places", "attention_mask"}
-HEAD_INPUTS = {"hidden", "chosen_rows", "temperature", "noise"}
 
 
 class Memory:
@@ -233,29 +226,6 @@ class DecoderStep:
             self._choices.append(_Choice(rows, noise, next_ids, head.bind(inputs, {"next_ids": next_ids})))
 
 
-def check_graphs(graphs: Graphs, folder: Path) -> None:
-    """Make sure that these graphs of a folder take and give what they must to be run together.
-
-    Raises:
-        ModelError: one of them does not.
-    """
-    encoder, decoder = graphs.encoder, graphs.decoder
-    pasts = {name for name in decoder.input_names if name.startswith("past_")}
-    checked = [
-        ("encoder.onnx", encoder.input_names, ENCODER_INPUTS),
-        ("decoder.onnx", decoder.input_names, DECODER_INPUTS | set(encoder.output_names) | pasts),
-        ("decoder.onnx", decoder.output_names, {"hidden"} | {name.replace("past_", "present_") for name in pasts}),
-    ]
-    for head in graphs.heads.values():
-        checked += [("a head", head.input_names, HEAD_INPUTS), ("a head", head.output_names, {"next_ids"})]
-    for place, found, wanted in checked:
-        if set(found) != wanted:
-            raise ModelError(
-                f"{place} of {folder} has {sorted(found)}, where {sorted(wanted)} is needed. "
-                f"Cure: export it again: xqg export CHECKPOINT {folder}"
-            )
-
-
 def _keep(session: Session, buffers: Mapping[str, Buffer], places: Ids) -> dict[str, Buffer]:
     """Move what stands at `places`, see `fill_holes`, to the front, in place, and cut the rest off."""
     moved = np.flatnonzero(places != np.arange(len(places)))
@@ -286,19 +256,3 @@ def _place_rows(row_groups: Ids, groups: int) -> tuple[Ids, Ids]:
     places = np.zeros(groups * width, dtype=np.int64)
     places[flat] = np.arange(len(row_groups))
     return places.reshape(groups, width), flat
-
-
-def bytes_of_row(decoder: Session, steps: int) -> int:
-    """Return how much memory the caches of one row take in the end."""
-    return sum(_bytes(decoder, name) for name in decoder.input_names if name.startswith("past_")) * steps
-
-
-def bytes_of_token(decoder: Session) -> int:
-    """Return how much memory the cross-attention of one token of a prompt takes."""
-    names = [name for name in decoder.input_names if name.startswith("cross_") and "scale" not in name]
-    return sum(_bytes(decoder, name) for name in names)
-
-
-def _bytes(decoder: Session, name: str) -> int:
-    elements: int = math.prod(size for size in decoder.input_shapes[name] if isinstance(size, int))
-    return elements * np.dtype(decoder.input_dtypes[name]).itemsize

@@ -162,7 +162,7 @@ def _use_generator(path: Path, device: str) -> tuple[QueryGenerator, Check]:
     generator.generate([_passage()], generator.languages, 1, 0, generator.sampling)
     seconds = time.perf_counter() - start
     detail = f"{_describe(generator.folder)}; writes {', '.join(generator.languages)}"
-    return generator, _tell_device("generator", detail, path / "encoder.onnx", device, generator.device, seconds)
+    return generator, _tell_device("generator", detail, path / generator.graph, device, generator.device, seconds)
 
 
 def _tell_device(name: str, detail: str, graph: Path, asked: str, opened: str, seconds: float) -> Check:

@@ -23,6 +23,7 @@ from xqg_qdrant.model_description import (
     TOKENIZER_FILE,
     check_description,
     dense_files,
+    wrong_kind,
 )
 from xqg_qdrant.model_files import (
     DATA_SUFFIX,
@@ -51,6 +52,7 @@ PROMPTS_FILE = "config_sentence_transformers.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 WEIGHTS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
 GRAPH_FOLDERS = ("", "onnx/")
+DECODER_GRAPH, MERGED_DECODER_GRAPH = "decoder_model.onnx", "decoder_model_merged.onnx"
 # Of several graphs the one of this name is the model, the others are variants of it.
 USUAL_GRAPH = "model.onnx"
 TOKEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
@@ -77,36 +79,57 @@ def is_foreign_folder(path: Path) -> bool:
     return not os.path.lexists(path / DESCRIPTION_FILE) and os.path.lexists(path / CONFIG_FILE)
 
 
-def describe_foreign_folder(path: Path, kind: str, told: Told) -> dict[str, Any]:
+def holds_generator(path: Path) -> bool:
+    """Tell whether a folder has a decoder's graph, as optimum lays one out."""
+    names = (f"{folder}{name}" for folder in GRAPH_FOLDERS for name in (DECODER_GRAPH, MERGED_DECODER_GRAPH))
+    return any(os.path.lexists(path / name) for name in names)
+
+
+def describe_foreign_encoder(path: Path, told: Told) -> dict[str, Any]:
     """Return what `xqg.json` would say of such a folder, whose files are sound.
 
     Raises:
         ModelError: they are not; or neither the folder nor the user tells what decides the vectors.
     """
-    if kind != "encoder":
-        raise ModelError(
-            f"{path} has no {DESCRIPTION_FILE}: it is no generator that xqg exported, and graphs of other programs do "
-            f"not write queries here. {export_it(path)}"
-        )
+    if holds_generator(path):
+        raise wrong_kind(path, "generator", "encoder")
     graph = told.graph or _choose_graph(path)
-    sizes = {graph: check_file(path, graph)}
-    for name in _name_data(path, graph):
-        sizes[name] = check_file(path, name)
-    check_external_data(path, graph, sizes)
+    names = [*check_graph(path, graph), TOKENIZER_FILE]
     check_file(path, TOKENIZER_FILE)
     modules = read_modules(path)
     settings = _read_settings(path, graph, modules, told)
-    names = [*sizes, TOKENIZER_FILE]
     for folder in settings["dense"]:
         _refuse_pickle(path / folder)
         for name in dense_files(folder):
             check_file(path, name)
             names.append(name)
-    about = {"format": FORMAT, "kind": kind, "graph": graph, **settings}
+    return complete_description(path, {"format": FORMAT, "kind": "encoder", "graph": graph, **settings}, names)
+
+
+def check_graph(path: Path, graph: str) -> list[str]:
+    """Make sure that a graph and the files that hold its weights are sound; return their names.
+
+    Raises:
+        ModelError: they are not.
+    """
+    sizes = {graph: check_file(path, graph)}
+    for name in _name_data(path, graph):
+        sizes[name] = check_file(path, name)
+    check_external_data(path, graph, sizes)
+    return [*sizes]
+
+
+def complete_description(path: Path, about: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the whole description, with the checksums of these files.
+
+    Raises:
+        ModelError: a field is not what it must be.
+    """
+    kind = about["kind"]
     try:
         check_description({**about, "files": dict.fromkeys(names, "0" * 64)}, kind)
     except ValueError as error:
-        raise ModelError(f"what {path} says of itself is no encoder's: it {error}. {export_it(path)}") from error
+        raise ModelError(f"what {path} says of itself is no {kind}'s: it {error}. {export_it(path)}") from error
     return {**about, "files": {name: hash_file(path / name) for name in names}}
 
 

@@ -1,6 +1,7 @@
 """Passages × languages → generated queries.
 
-Knows prompts, language tokens, seeds and batches. The graphs' memory is `decoder_step`'s, choosing tokens `decoding`'s.
+Knows prompts, language tokens, seeds and batches. The graphs are `decoder`'s, those of other programs
+`foreign_decoder`'s, and choosing tokens is `decoding`'s.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,25 +17,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xqg_qdrant.budget import Budget
-from xqg_qdrant.decoder_step import DecoderStep, Graphs, Memory, bytes_of_row, bytes_of_token, check_graphs
+from xqg_qdrant.decoder import Decoder
 from xqg_qdrant.decoding import Noise, decode, gumbel_noise
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.foreign_decoder import ForeignDecoder
 from xqg_qdrant.languages import LANGUAGES, is_written_in
 from xqg_qdrant.model_description import (
     FULL_VOCABULARY,
     RESTRICTED_VOCABULARY,
     TOKENIZER_FILE,
     VOCABULARIES,
-    head_file,
+    find_graph,
+    is_foreign,
 )
 from xqg_qdrant.model_folder import DEMO_GENERATOR, read_model_folder, shipped_model
+from xqg_qdrant.prompt_batches import BATCH_BYTES, cut_prompts
 from xqg_qdrant.records import GeneratedQuery, Passage
-from xqg_qdrant.session import AUTO, Session, find_devices, join_devices
+from xqg_qdrant.session import AUTO, find_devices, join_devices
 from xqg_qdrant.tokenizer import encode_ids, open_tokenizer
-
-# More rows share the reading of the weights; beyond, caches outgrow what is gained.
-BATCH_ROWS = 320
-BATCH_BYTES = 512 << 20
 
 
 class Sampling(NamedTuple):
@@ -68,18 +68,6 @@ class _Group(NamedTuple):
     rows: range
 
 
-class _Sizes(NamedTuple):
-    """How large a group is: its rows, and the bytes of a row's caches and of a token's cross-attention."""
-
-    rows: int
-    row_bytes: int
-    token_bytes: int
-
-    def bytes_of(self, groups: int, longest: int) -> int:
-        """Return the bytes of so many groups, whose prompts are padded to the longest."""
-        return groups * (self.rows * self.row_bytes + longest * self.token_bytes)
-
-
 class QueryGenerator:
     """A T5 or mT5 model that writes questions about passages in named languages.
 
@@ -93,7 +81,7 @@ class QueryGenerator:
         """Load a model folder of kind `generator`, or the demo generator that ships.
 
         Args:
-            folder: as `xqg export` writes it.
+            folder: as `xqg export` writes it; or optimum does.
             device: `cpu`, `cuda` (all GPUs) or `cuda:N`, which fail where a GPU does not run it, or `auto`.
             threads: of the CPU, for one call; 0 takes every core. An ingest calls it from a thread for each core.
 
@@ -103,6 +91,7 @@ class QueryGenerator:
         folder = Path(folder) if folder is not None else shipped_model(DEMO_GENERATOR)
         self.folder = read_model_folder(folder, "generator")
         about = self.folder.description
+        self.graph = find_graph(about)
         self._prompt: str = about["prompt"]
         self._max_input_tokens: int = about["max_input_tokens"]
         self._language_tokens: dict[str, int] = about["language_tokens"]
@@ -114,18 +103,22 @@ class QueryGenerator:
         self.max_output_tokens: int = about["max_output_tokens"]
         self._tokenizer = open_tokenizer(folder / TOKENIZER_FILE, self._max_input_tokens)
         self.vocabulary_size = self._tokenizer.get_vocab_size()
+        open_decoder: Callable[..., Decoder | ForeignDecoder] = ForeignDecoder if is_foreign(about) else Decoder
         with ThreadPoolExecutor() as pool:
-            opened = [pool.submit(self._open_graphs, name, threads, device == AUTO) for name in find_devices(device)]
-        self._graphs = [graphs.result() for graphs in opened]
+            opened = [
+                pool.submit(open_decoder, self.folder, name, threads, device == AUTO) for name in find_devices(device)
+            ]
+        self._decoders = [decoder.result() for decoder in opened]
         self._turns = itertools.count()
-        check_graphs(self._graphs[0], folder)
-        self._idle_memories: list[Memory] = []
         self._budget = Budget(BATCH_BYTES, "bytes")
-        self.device = join_devices(graphs.decoder.device for graphs in self._graphs)
+        self.device = join_devices(decoder.device for decoder in self._decoders)
 
     def describe(self) -> dict[str, Any]:
         """Return what of this model decides the queries, for a fingerprint."""
-        names = ("dtype", "prompt", "max_input_tokens")
+        names = ["dtype", "prompt", "max_input_tokens"]
+        if is_foreign(self.folder.description):
+            # Its own files tell these, and are not among those that the checksum covers.
+            names += ["language_tokens", "decoder_start_id", "end_id", "suppressed_ids"]
         return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
 
     def generate(
@@ -181,13 +174,9 @@ class QueryGenerator:
         first_ids = np.array([self.first_id(language) for language in row_languages.tolist()], dtype=np.int64)
         found: list[list[int]] = [[] for _ in noise]
         groups = self._groups(passages, languages, samples)
-        sizes = _Sizes(
-            len(groups[0].rows),
-            bytes_of_row(self._graphs[0].decoder, noise.shape[1]),
-            bytes_of_token(self._graphs[0].decoder),
-        )
         # Workers take the GPUs in turn.
-        graphs = self._graphs[next(self._turns) % len(self._graphs)]
+        decoder = self._decoders[next(self._turns) % len(self._decoders)]
+        sizes = decoder.sizes(len(groups[0].rows), noise.shape[1])
 
         def size(places: Sequence[int]) -> int:
             return sizes.bytes_of(len(places), max(len(groups[place].prompt) for place in places))
@@ -196,15 +185,14 @@ class QueryGenerator:
             batch = [groups[place] for place in places]
             rows = np.concatenate([np.arange(group.rows.start, group.rows.stop) for group in batch])
             row_prompts = np.repeat(np.arange(len(batch)), [len(group.rows) for group in batch])
-            memory = self._take_memory()
             prompts = [group.prompt for group in batch]
-            step = DecoderStep(graphs, memory, prompts, row_prompts, row_heads[rows], temperature)
-            for row, ids in zip(rows, decode(step, first_ids[rows], noise[rows], self._end_id), strict=True):
+            with decoder.begin(prompts, row_prompts, row_heads[rows], temperature) as step:
+                written = decode(step, first_ids[rows], noise[rows], self._end_id)
+            for row, ids in zip(rows, written, strict=True):
                 found[row] = ids
-            self._idle_memories.append(memory)
 
         lengths = [len(group.prompt) for group in groups]
-        self._budget.work(len(groups), lambda left, most: cut_groups(left, lengths, sizes, most), size, run)
+        self._budget.work(len(groups), lambda left, most: cut_prompts(left, lengths, sizes, most), size, run)
         return found
 
     def first_id(self, language: str) -> int:
@@ -232,23 +220,6 @@ class QueryGenerator:
                 f"--restrict-vocabulary, or ingest with --vocabulary {FULL_VOCABULARY}"
             )
 
-    def _open_graphs(self, device: str, threads: int, optional: bool) -> Graphs:
-        """Open all graphs on one device."""
-        files = {FULL_VOCABULARY: "head.onnx", **{code: head_file(code) for code in self.restricted_languages}}
-
-        def open_graph(file: str) -> Session:
-            return Session(self.folder.path / file, device, threads, optional=optional)
-
-        encoder, decoder = open_graph("encoder.onnx"), open_graph("decoder.onnx")
-        return Graphs(encoder, decoder, {name: open_graph(file) for name, file in files.items()})
-
-    def _take_memory(self) -> Memory:
-        # Each thread needs its own; looking first whether one is idle would be a race.
-        try:
-            return self._idle_memories.pop()
-        except IndexError:
-            return Memory()
-
     def _check(self, languages: Sequence[str], noise: Noise, vocabulary: str) -> None:
         if noise.shape[1] > self.max_output_tokens:
             raise InputError(f"max_new_tokens must be at most {self.max_output_tokens}, was: {noise.shape[1]}")
@@ -266,23 +237,6 @@ class QueryGenerator:
             _Group(ids, range(number * size, (number + 1) * size))
             for number, ids in enumerate(encode_ids(self._tokenizer, prompts))
         ]
-
-
-def cut_groups(places: Sequence[int], lengths: Sequence[int], sizes: _Sizes, most: int) -> Iterator[list[int]]:
-    """Cut groups, by the lengths of their prompts, into batches of bounded rows and bytes; the longest come first.
-
-    A group beyond the bounds stands alone.
-    """
-    batch: list[int] = []
-    for place in sorted(places, key=lambda place: -lengths[place]):
-        count = len(batch) + 1
-        longest = lengths[batch[0] if batch else place]
-        if batch and (count * sizes.rows > BATCH_ROWS or sizes.bytes_of(count, longest) > most):
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch
 
 
 def _keep_usable(queries: Iterable[GeneratedQuery], asked: int) -> Generation:

@@ -82,15 +82,29 @@ def read_description(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(about, dict) or type(about.get("format")) is not int or about["format"] != FORMAT:
         raise ModelError(f"{path} is not of format {FORMAT}. {again}")
     if about.get("kind") != kind:
-        raise ModelError(
-            f"{path.parent} holds a model of kind {show(about.get('kind'))}, but {kind!r} is needed here. "
-            f"Cure: name a folder that holds one of kind {kind!r}"
-        )
+        raise wrong_kind(path.parent, about.get("kind"), kind)
     try:
         check_description(about, kind)
     except ValueError as error:
         raise ModelError(f"{path} {error}. {again}") from error
     return about
+
+
+def wrong_kind(folder: Path, found: object, wanted: str) -> ModelError:
+    """Return what is raised where a folder holds a model of another kind."""
+    return ModelError(
+        f"{folder} holds a model of kind {show(found)}, but {wanted!r} is needed here. "
+        f"Cure: name a folder that holds one of kind {wanted!r}"
+    )
+
+
+def check_generation(generation: Mapping[str, Any]) -> None:
+    """Make sure that what a `generation_config.json` says, and is used, is what it must be.
+
+    Raises:
+        ValueError: it is not.
+    """
+    _check_fields(generation, {name: rule for name, rule in GENERATION_RULES.items() if generation.get(name)})
 
 
 def check_description(about: Mapping[str, Any], kind: str) -> None:
@@ -100,20 +114,20 @@ def check_description(about: Mapping[str, Any], kind: str) -> None:
         ValueError: one is not.
     """
     foreign = is_foreign(about)
-    _check_fields(about, FOREIGN_RULES if foreign else RULES[kind])
+    _check_fields(about, (FOREIGN_RULES if foreign else RULES)[kind])
     if kind == "generator":
         _check_generator(about)
     _check_files(about, kind, foreign)
 
 
 def is_foreign(about: Mapping[str, Any]) -> bool:
-    """Tell whether a description is of an encoder in the layout of another program."""
-    return about["kind"] == "encoder" and "graph" in about
+    """Tell whether a description is of a model in the layout of another program."""
+    return "graph" in about
 
 
 def find_graph(about: Mapping[str, Any]) -> str:
-    """Return the name of an encoder's graph."""
-    graph: str = about.get("graph", GRAPH_FILES["encoder"][0])
+    """Return the name of the graph that takes a text's tokens."""
+    graph: str = about.get("graph", GRAPH_FILES[about["kind"]][0])
     return graph
 
 
@@ -165,7 +179,8 @@ def _check_files(about: Mapping[str, Any], kind: str, foreign: bool) -> None:
 
 def _needed_files(about: Mapping[str, Any], kind: str, foreign: bool) -> list[str]:
     if foreign:
-        return [find_graph(about), *(name for folder in about["dense"] for name in dense_files(folder))]
+        dense = (name for folder in about.get("dense", ()) for name in dense_files(folder))
+        return [about["graph"], *about.get("decoder_graphs", ()), *dense]
     heads = [head_file(language) for language in about.get("restricted_languages", ())] if kind == "generator" else []
     return [*GRAPH_FILES[kind], *heads]
 
@@ -185,6 +200,10 @@ def _is_one_of(*choices: str) -> _Rule:
     return _Rule(lambda value: isinstance(value, str) and value in choices, f"one of {', '.join(choices)}")
 
 
+def _is_list_of(is_met: Callable[[Any], bool], wanted: str) -> _Rule:
+    return _Rule(lambda value: isinstance(value, list) and all(map(is_met, value)), f"a list of {wanted}")
+
+
 def _are_languages(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(code, str) and code in LANGUAGES for code in value)
 
@@ -193,14 +212,20 @@ def _is_prompt(value: object) -> bool:
     return isinstance(value, str) and _is_text(value) and "{text}" in value and not unknown_prompt_fields(value)
 
 
-def _are_ids(value: object) -> bool:
+def _are_language_tokens(value: object) -> bool:
     return isinstance(value, dict) and all(_ID.is_met(number) for number in value.values())
+
+
+def _is_graph(value: object) -> bool:
+    return isinstance(value, str) and is_file_name(value) and value.endswith(GRAPH_SUFFIX)
 
 
 _COUNT = _is_whole(1, LARGEST_COUNT)
 # A tokenizer adds two tokens of its own, and something must be left to read.
 _LENGTH = _is_whole(4, LARGEST_COUNT)
 _ID = _is_whole(0, LARGEST_ID)
+_IDS = _is_list_of(_ID.is_met, f"ids, from 0 to {LARGEST_ID}")
+_GRAPH = _Rule(_is_graph, f"the name of a file that ends in {GRAPH_SUFFIX}")
 _TEXT = _Rule(_is_text, "a text that UTF-8 can hold")
 _DTYPE = _is_one_of(*DTYPES)
 
@@ -222,7 +247,9 @@ RULES: dict[str, dict[str, _Rule]] = {
             lambda value: _are_languages(value) and 0 < len(value) == len(set(value)),
             f"a list of different codes of {', '.join(LANGUAGES)}",
         ),
-        "language_tokens": _Rule(_are_ids, f"an object of languages and their tokens, from 0 to {LARGEST_ID}"),
+        "language_tokens": _Rule(
+            _are_language_tokens, f"an object of languages and their tokens, from 0 to {LARGEST_ID}"
+        ),
         "decoder_start_id": _ID,
         "end_id": _ID,
         "max_input_tokens": _LENGTH,
@@ -231,20 +258,28 @@ RULES: dict[str, dict[str, _Rule]] = {
         "sampling": _Rule(lambda value: isinstance(value, dict), "an object"),
     },
 }
-# Of an encoder in the layout of another program, whose graph and tensors have names of their own, and tell the dim.
-FOREIGN_RULES: dict[str, _Rule] = {
-    **{name: rule for name, rule in RULES["encoder"].items() if name != "dim"},
-    "dtype": _TEXT,
-    "pooling": _is_one_of(*POOLINGS, IN_GRAPH),
-    "graph": _Rule(
-        lambda value: isinstance(value, str) and is_file_name(value) and value.endswith(GRAPH_SUFFIX),
-        f"the name of a file that ends in {GRAPH_SUFFIX}",
-    ),
-    "output": _Rule(lambda value: _is_text(value) and bool(value), "the name of what the graph gives"),
-    "dense": _Rule(
-        lambda value: isinstance(value, list) and all(isinstance(name, str) and is_plain_name(name) for name in value),
-        "a list of folders",
-    ),
+# Where another program laid it out; its graphs and tensors have names of their own, and tell the dim.
+FOREIGN_RULES: dict[str, dict[str, _Rule]] = {
+    "encoder": {
+        **{name: rule for name, rule in RULES["encoder"].items() if name != "dim"},
+        "dtype": _TEXT,
+        "pooling": _is_one_of(*POOLINGS, IN_GRAPH),
+        "graph": _GRAPH,
+        "output": _Rule(lambda value: _is_text(value) and bool(value), "the name of what the graph gives"),
+        "dense": _is_list_of(lambda name: isinstance(name, str) and is_plain_name(name), "folders"),
+    },
+    "generator": {
+        **RULES["generator"],
+        "dtype": _TEXT,
+        "graph": _GRAPH,
+        # The first step, which makes the caches, and the further ones.
+        "decoder_graphs": _Rule(
+            lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_graph, value)),
+            f"a list of two names of files that end in {GRAPH_SUFFIX}",
+        ),
+        "suppressed_ids": _IDS,
+        "restricted_languages": _Rule(lambda value: value == [], "an empty list"),
+    },
 }
 SAMPLING_RULES = {
     "top_k": _COUNT,
@@ -254,4 +289,9 @@ SAMPLING_RULES = {
     ),
     "max_new_tokens": _COUNT,
     "vocabulary": _is_one_of(*VOCABULARIES),
+}
+GENERATION_RULES = {
+    "lang_to_id": RULES["generator"]["language_tokens"],
+    "suppress_tokens": _IDS,
+    **{name: SAMPLING_RULES[name] for name in ("top_k", "temperature", "max_new_tokens")},
 }

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.foreign_folder import Told, describe_foreign_folder, is_foreign_folder
+from xqg_qdrant.foreign_folder import Told, describe_foreign_encoder, holds_generator, is_foreign_folder
+from xqg_qdrant.foreign_generator import ToldOfGenerator, describe_foreign_generator
 from xqg_qdrant.model_description import DESCRIPTION_FILE, FORMAT, TOKENIZER_FILE, read_description
 from xqg_qdrant.model_files import DATA_SUFFIX, GRAPH_SUFFIX, check_external_data, check_file, hash_file
 
@@ -52,7 +53,8 @@ def read_model_folder(path: Path, kind: str) -> ModelFolder:
     again = f"Cure: export it again: xqg export CHECKPOINT {path}"
     try:
         if is_foreign_folder(path):
-            return ModelFolder(path, describe_foreign_folder(path, kind, Told()))
+            told = Told() if kind == "encoder" else ToldOfGenerator()
+            return ModelFolder(path, _describe_foreign_folder(path, told))
         # Installers such as uv link the files of a package to their cache instead of copying them.
         links_allowed = path.resolve() in {shipped_model(name).resolve() for name in (DEMO_ENCODER, DEMO_GENERATOR)}
         check_file(path, DESCRIPTION_FILE, links_allowed)
@@ -78,19 +80,27 @@ def write_description(path: Path, kind: str, fields: Mapping[str, Any]) -> None:
     (path / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def describe_in_place(path: Path, told: Told) -> Mapping[str, Any]:
-    """Write the `xqg.json` of an encoder that another program laid out, with what a user tells; return what it says.
+def describe_in_place(path: Path, **given: Any) -> Mapping[str, Any]:
+    """Write the `xqg.json` of a folder that another program laid out; return what it says.
+
+    Args:
+        path: the folder.
+        given: what a user tells: the fields of `Told` for an encoder, of `ToldOfGenerator` for a generator.
 
     Raises:
-        InputError: there is one already, or no such folder.
-        ModelError: the folder cannot be used, or even so not all is known that decides its vectors.
+        InputError: there is one already, no such folder, or it holds a model of another kind than what is told.
+        ModelError: the folder cannot be used, or even so not all is known that decides what it gives.
     """
     if not is_foreign_folder(path):
         raise InputError(
             f"{path} is no folder with a config.json and without {DESCRIPTION_FILE}. "
             f"Cure: to describe it anew, remove {path / DESCRIPTION_FILE}"
         )
-    description = describe_foreign_folder(path, "encoder", told)
+    kind, wanted = ("generator", ToldOfGenerator) if holds_generator(path) else ("encoder", Told)
+    misplaced = [name for name in given if name not in wanted._fields]
+    if misplaced:
+        raise InputError(f"{path} holds a model of kind {kind!r}, which has no {misplaced[0]}. Cure: leave it out")
+    description = _describe_foreign_folder(path, wanted(**given))
     unfinished = path / f".{DESCRIPTION_FILE}.unfinished"
     unfinished.write_text(json.dumps(description, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(path / DESCRIPTION_FILE)
@@ -102,6 +112,12 @@ def shipped_model(name: str) -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "models" / name
     return installed if installed.is_dir() else package.parent / "onnx" / name
+
+
+def _describe_foreign_folder(path: Path, told: Told | ToldOfGenerator) -> dict[str, Any]:
+    if isinstance(told, ToldOfGenerator):
+        return describe_foreign_generator(path, told)
+    return describe_foreign_encoder(path, told)
 
 
 def _decides_results(file: Path) -> bool:

@@ -117,3 +117,17 @@ def find_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise InputError(f"there is no preset {name!r}; known are {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def preset_options(name: str) -> dict[str, Any]:
+    """Return the options of a preset, with its task filled in where it has one.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    options = dict(find_preset(name).options)
+    task = options.pop("task", "")
+    return {
+        option: value.replace("{task}", task) if option == "query_prefix" else value
+        for option, value in options.items()
+    }

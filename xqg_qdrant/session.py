@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -133,6 +134,14 @@ class Session:
             shapes = ", ".join(f"{name} {np.shape(value)}" for name, value in feeds.items())
             raise _failure(f"the model failed on inputs of shape {shapes}: {error}") from error
         return results
+
+    def bytes_of(self, names: Iterable[str]) -> int:
+        """Return the bytes of these inputs, with every size that the graph leaves open taken as 1."""
+        return sum(
+            math.prod(size for size in self.input_shapes[name] if isinstance(size, int))
+            * np.dtype(self.input_dtypes[name]).itemsize
+            for name in names
+        )
 
     def count_operators(self) -> dict[str, int]:
         """Return how many operators ran on each device so far, by the runtime's own profile; ends the profile."""

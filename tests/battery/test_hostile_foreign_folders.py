@@ -19,7 +19,6 @@ from onnx import TensorProto
 from xqg_qdrant.cli import main
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import ModelError
-from xqg_qdrant.foreign_folder import Told
 from xqg_qdrant.model_folder import describe_in_place
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -90,7 +89,7 @@ def described(spoil: Spoil) -> Spoil:
     """Spoil a folder of which `xqg describe` has written down everything."""
 
     def spoil_it(folder: Path) -> None:
-        describe_in_place(folder, Told())
+        describe_in_place(folder)
         spoil(folder)
 
     return spoil_it
@@ -251,7 +250,7 @@ def forbid_opening(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_copy_that_nobody_spoilt_is_opened(sound: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(sound, tmp_path / "model"))
     assert Encoder(folder, "cpu", 1).dim == 24
-    describe_in_place(folder, Told())
+    describe_in_place(folder)
     assert Encoder(folder, "cpu", 1).dim == 24
 
 

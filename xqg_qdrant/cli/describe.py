@@ -8,29 +8,42 @@ from typing import Any
 import click
 
 from xqg_qdrant.cli.group import main
+from xqg_qdrant.cli.options import generator_settings_options
+from xqg_qdrant.presets import PRESETS, preset_options
 from xqg_qdrant.terminal import echo
 
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--graph", help="The graph, where FOLDER holds several, such as onnx/model_quantized.onnx.")
-@click.option("--pooling", type=click.Choice(["cls", "mean", "last"]), help="How token vectors become one.")
-@click.option("--normalise/--no-normalise", default=None, help="Vectors of length 1.")
-@click.option("--query-prefix", help="Text before each query, such as 'query: '.")
-@click.option("--passage-prefix", help="Text before each passage, such as 'passage: '.")
-@click.option("--max-query-tokens", type=click.IntRange(min=4), help="Longest query.")
-@click.option("--max-passage-tokens", type=click.IntRange(min=4), help="Longest passage.")
-def describe(folder: Path, **told: Any) -> None:
-    """Write the xqg.json of an encoder FOLDER that optimum, sentence-transformers or fastembed laid out.
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    metavar="NAME",
+    help="What is known of a checkpoint that `xqg presets` lists; options given here win.",
+)
+@click.option("--graph", help="Encoder: the graph, where FOLDER holds several, such as onnx/model_quantized.onnx.")
+@click.option("--pooling", type=click.Choice(["cls", "mean", "last"]), help="Encoder: how token vectors become one.")
+@click.option("--normalise/--no-normalise", default=None, help="Encoder: vectors of length 1.")
+@click.option("--query-prefix", help="Encoder: text before each query, such as 'query: '.")
+@click.option("--passage-prefix", help="Encoder: text before each passage, such as 'passage: '.")
+@click.option("--max-query-tokens", type=click.IntRange(min=4), help="Encoder: longest query.")
+@click.option("--max-passage-tokens", type=click.IntRange(min=4), help="Encoder: longest passage.")
+@generator_settings_options
+def describe(folder: Path, preset: str | None, languages: str | None, **told: Any) -> None:
+    """Write the xqg.json of a model FOLDER that optimum, sentence-transformers or fastembed laid out.
 
-    Such a folder is used as it is where sentence-transformers' files tell all. What they do not tell is said here, and
-    what is not given is read there. From then on the checksums of its files are verified, too.
+    An encoder's folder is used as it is where sentence-transformers' files tell all. What they do not tell, and what no
+    file tells of a generator, its prompt and languages, is said here; what is not given is read in the folder. From
+    then on the checksums of its files are verified, too.
     """
     import json
 
-    from xqg_qdrant.foreign_folder import Told
+    from xqg_qdrant.languages import LANGUAGES, parse_languages
     from xqg_qdrant.model_folder import describe_in_place
 
-    description = describe_in_place(folder, Told(**told))
+    told["languages"] = parse_languages(languages, tuple(LANGUAGES)) if languages is not None else None
+    known = preset_options(preset) if preset is not None else {}
+    given = {name: value for name, value in told.items() if value is not None}
+    description = describe_in_place(folder, **{**known, **given})
     shown = {name: value for name, value in description.items() if name not in ("format", "kind", "files")}
     echo(f"{folder / 'xqg.json'}: {json.dumps(shown, ensure_ascii=False)}")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from xqg_qdrant.cli.group import main
-from xqg_qdrant.cli.options import device_option, encoder_option, store_option
+from xqg_qdrant.cli.options import device_option, encoder_option, generator_settings_options, store_option
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.presets import PRESETS
 from xqg_qdrant.terminal import echo
@@ -41,14 +41,7 @@ from xqg_qdrant.terminal import echo
 @click.option("--task", help="Encoder: what {task} in the query prefix stands for.")
 @click.option("--max-query-tokens", type=click.IntRange(min=4), help="Encoder: longest query.")
 @click.option("--max-passage-tokens", type=click.IntRange(min=4), help="Encoder: longest passage.")
-@click.option("--prompt", help="Generator: template with {text}, and if the model wants them {title} and {language}.")
-@click.option("--languages", help="Generator: the languages it writes, such as ar,bn,fi,ja,ko,ru,te.")
-@click.option("--max-input-tokens", type=click.IntRange(min=4), help="Generator: longest prompt.  [default: 256]")
-@click.option("--top-k", type=click.IntRange(min=1), help="Generator: sampling default.  [default: 10]")
-@click.option(
-    "--temperature", type=click.FloatRange(min=0, min_open=True), help="Generator: sampling default.  [default: 1]"
-)
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Generator: longest query.  [default: 32]")
+@generator_settings_options
 @click.option(
     "--restrict-vocabulary",
     type=click.Path(path_type=Path, exists=True),

@@ -36,6 +36,24 @@ def collection_option(**settings: Any) -> Callable[[F], F]:
     return click.option("--collection", metavar="NAME", help="The collection's name.", **settings)
 
 
+def generator_settings_options(command: F) -> F:
+    """Add how a generator is asked and how it samples by default."""
+    prompt = "Generator: template with {text}, and if the model wants them {title} and {language}."
+    languages = "Generator: the languages it writes, such as ar,bn,fi,ja,ko,ru,te."
+    above_zero = click.FloatRange(min=0, min_open=True)
+    options = (
+        click.option("--prompt", help=prompt),
+        click.option("--languages", help=languages),
+        click.option("--max-input-tokens", type=click.IntRange(4), help="Generator: longest prompt.  [default: 256]"),
+        click.option("--top-k", type=click.IntRange(1), help="Generator: sampling default.  [default: 10]"),
+        click.option("--temperature", type=above_zero, help="Generator: sampling default.  [default: 1]"),
+        click.option("--max-new-tokens", type=click.IntRange(1), help="Generator: longest query.  [default: 32]"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def encoder_option(command: F) -> F:
     """Add --encoder, as `encoder_folder`."""
     return click.option(

@@ -16,12 +16,7 @@ from xqg_qdrant.aside import built_aside
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.export.checkpoint import (
-    Checkpoint,
-    GeneratorSettings,
-    fetch_checkpoint,
-    read_generator_settings,
-)
+from xqg_qdrant.export.checkpoint import Checkpoint, fetch_checkpoint, read_json
 from xqg_qdrant.export.encoder_settings import read_dense, read_encoder_settings
 from xqg_qdrant.export.encoders import build_encoder
 from xqg_qdrant.export.graph import Array
@@ -29,10 +24,11 @@ from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.reference import Reference, cosines
 from xqg_qdrant.export.steps import Steps, build_and_check
-from xqg_qdrant.export.t5 import LONGEST_OUTPUT, Model, build_t5_decoder, build_t5_encoder, build_t5_head
+from xqg_qdrant.export.t5 import Model, build_t5_decoder, build_t5_encoder, build_t5_head
 from xqg_qdrant.export.t5_smoothing import smooth_t5
 from xqg_qdrant.export.vocabulary import restrict_vocabulary
 from xqg_qdrant.generator import QueryGenerator
+from xqg_qdrant.generator_settings import GeneratorSettings, read_generator_settings
 from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.model_description import (
     DTYPES,
@@ -163,7 +159,8 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
 
 def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], dtype: str) -> dict[str, Any]:
     sample_path = given.pop("restrict_vocabulary")
-    settings = read_generator_settings(checkpoint, **given)
+    generation = read_json(checkpoint.path / "generation_config.json") or {}
+    settings = read_generator_settings(checkpoint.source, generation, **given)
     for language in settings.languages:
         if language not in LANGUAGES:
             raise InputError(f"unknown language {language!r}; known are {', '.join(LANGUAGES)}")
@@ -171,19 +168,9 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     config = {**reference.config, "feed_forward_proj": checkpoint.config.get("feed_forward_proj", "relu")}
     vocabularies = _restrict_vocabularies(reference, settings, config, sample_path) if sample_path else {}
     fields = {
-        "prompt": settings.prompt,
-        "languages": settings.languages,
-        "language_tokens": settings.language_tokens,
+        **settings.describe(RESTRICTED_VOCABULARY if vocabularies else FULL_VOCABULARY),
         "decoder_start_id": config.get("decoder_start_token_id") or 0,
         "end_id": config["eos_token_id"],
-        "max_input_tokens": settings.max_input_tokens,
-        "max_output_tokens": LONGEST_OUTPUT,
-        "sampling": {
-            "top_k": settings.top_k,
-            "temperature": settings.temperature,
-            "max_new_tokens": settings.max_new_tokens,
-            "vocabulary": RESTRICTED_VOCABULARY if vocabularies else FULL_VOCABULARY,
-        },
         "restricted_languages": list(vocabularies),
     }
 

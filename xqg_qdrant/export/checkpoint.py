@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint on disk, found or downloaded: its configuration, its licence, how a generator is asked.
+"""A Hugging Face checkpoint on disk, found or downloaded: its configuration, its weights, its licence.
 
 Knows the file layout of transformers. Knows nothing of ONNX, nor what sentence-transformers' files say.
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.export import encoders, t5
-from xqg_qdrant.model_description import unknown_prompt_fields
+from xqg_qdrant.export import encoders
+from xqg_qdrant.generator_settings import MODEL_TYPES
 
 WEIGHTS = "*.safetensors"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
@@ -31,20 +31,7 @@ class Checkpoint(NamedTuple):
     @property
     def kind(self) -> str:
         """`encoder` or `generator`, from the model type."""
-        return "generator" if self.config["model_type"] in t5.MODEL_TYPES else "encoder"
-
-
-class GeneratorSettings(NamedTuple):
-    """How a generator is asked, and how it samples."""
-
-    prompt: str
-    languages: tuple[str, ...]
-    language_tokens: dict[str, int]
-    suppressed_ids: tuple[int, ...]
-    max_input_tokens: int
-    top_k: int
-    temperature: float
-    max_new_tokens: int
+        return "generator" if self.config["model_type"] in MODEL_TYPES else "encoder"
 
 
 def fetch_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
@@ -60,56 +47,12 @@ def fetch_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     config = read_json(path / "config.json")
     if not config:
         raise InputError(f"{source} holds no config.json: it is not a transformers checkpoint")
-    supported = (*encoders.MODEL_TYPES, *t5.MODEL_TYPES)
+    supported = (*encoders.MODEL_TYPES, *MODEL_TYPES)
     if config.get("model_type") not in supported:
         raise InputError(f"{source} is of type {config.get('model_type')!r}; supported are {', '.join(supported)}")
     if not any(path.glob(WEIGHTS)):
         refuse_weights(source, path)
     return Checkpoint(path, path.name if Path(source).is_dir() else source, revision or "", config)
-
-
-def read_generator_settings(checkpoint: Checkpoint, **given: Any) -> GeneratorSettings:
-    """Read language tokens and sampling from `generation_config.json`; what is given wins.
-
-    Raises:
-        InputError: nothing tells the prompt or the languages.
-    """
-    generation = read_json(checkpoint.path / "generation_config.json") or {}
-    language_tokens = generation.get("lang_to_id") or {}
-    prompt = given["prompt"] or ("{title} {text}" if language_tokens else None)
-    if prompt is None or "{text}" not in prompt:
-        raise InputError(
-            f"{checkpoint.source} does not say how it is prompted; give --prompt with {{text}} in it, such as "
-            "--prompt 'Generate a {language} question for this passage: {title} {text}'"
-        )
-    unknown = unknown_prompt_fields(prompt)
-    if unknown:
-        raise InputError(f"the prompt {prompt!r} has {unknown[0]}, which nothing fills in; write {{title}}, {{text}}")
-    if "{language}" in prompt[prompt.index("{text}") :]:
-        raise InputError(
-            f"the prompt {prompt!r} names the language behind the text, where a long passage is cut; "
-            "put {language} before {text}"
-        )
-    languages = given["languages"] or tuple(language_tokens)
-    if not languages:
-        raise InputError(f"{checkpoint.source} does not say which languages it writes; give --languages ar,bn,…")
-    if len(languages) > 1 and not language_tokens and "{language}" not in prompt:
-        raise InputError(
-            f"nothing tells {checkpoint.source} which of the languages {', '.join(languages)} to write: the prompt "
-            f"{prompt!r} has no {{language}}. Cure: give the one language that it writes: --languages {languages[0]}"
-        )
-    if language_tokens and not set(languages) <= language_tokens.keys():
-        raise InputError(f"{checkpoint.source} has tokens for the languages {', '.join(language_tokens)} alone")
-    return GeneratorSettings(
-        prompt=prompt,
-        languages=languages,
-        language_tokens={language: language_tokens[language] for language in languages if language_tokens},
-        suppressed_ids=tuple(generation.get("suppress_tokens") or ()),
-        max_input_tokens=min(given["max_input_tokens"] or 256, t5.LONGEST_INPUT),
-        top_k=given["top_k"] or generation.get("top_k") or 10,
-        temperature=given["temperature"] or generation.get("temperature") or 1.0,
-        max_new_tokens=min(given["max_new_tokens"] or generation.get("max_new_tokens") or 32, t5.LONGEST_OUTPUT),
-    )
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401

@@ -18,10 +18,8 @@ from onnx import TensorProto
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export.graph import Array, Graph, QuantisedRows, Table
+from xqg_qdrant.generator_settings import LONGEST_INPUT, LONGEST_OUTPUT
 
-MODEL_TYPES = ("t5", "mt5")
-LONGEST_INPUT = 1024
-LONGEST_OUTPUT = 256
 EMBEDDING_FILE = "embedding.data"
 MASKED = np.float32(-1e9)
 TOP_K_CHUNKS = (256, 128, 64)
