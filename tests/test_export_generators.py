@@ -81,7 +81,7 @@ def test_a_t5_of_the_first_release_with_the_passage_as_its_prompt(tmp_path: Path
 
 def test_a_generator_that_is_not_told_the_language_writes_one(tmp_path: Path) -> None:
     checkpoint = str(generator_checkpoint("t5-1.1"))
-    with pytest.raises(InputError, match="does not say which languages it writes\. Cure: give --languages"):
+    with pytest.raises(InputError, match=r"does not say which languages it writes\. Cure: give --languages"):
         export_checkpoint(checkpoint, tmp_path / "out", preset="doc2query-14langs")
     with pytest.raises(InputError, match=r"nothing tells t5-1\.1 which of the languages de, fr to write: the prompt"):
         export_checkpoint(checkpoint, tmp_path / "out", preset="doc2query-14langs", languages=("de", "fr"))
