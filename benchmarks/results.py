@@ -44,6 +44,9 @@ class Bench:
         self._ingested: set[str] = set()
         self.dev = data / "dev"
         self.question_match = data / "question-match"
+        # Given as queries it stands for no queries at all.
+        self.none = folder / "none.jsonl"
+        self.none.touch()
 
     def run(self, *command: str | Path) -> Figures:
         """Run `xqg`, and return what it prints as JSON, if it does."""
@@ -76,12 +79,6 @@ class Bench:
         parts = [gzip.decompress((folder / f"queries.{language}.jsonl.gz").read_bytes()) for language in languages]
         rows = {json.loads(line)["id"]: line for line in reversed(b"".join(parts).splitlines())}
         path.write_bytes(b"\n".join(reversed(rows.values())) + b"\n")
-        return path
-
-    def write_empty(self, name: str) -> Path:
-        """Return an empty file, which stands for no queries at all."""
-        path = self._folder / name
-        path.touch()
         return path
 
 
@@ -158,10 +155,10 @@ def make_demo_table(bench: Bench) -> list[str]:
 
 def make_dev_table(bench: Bench) -> list[str]:
     """Return each ranking of XQuAD's half: with the lexicon's words, without any, and with generated queries."""
-    corpus, none = bench.dev / "corpus.jsonl.gz", bench.write_empty("none.jsonl")
+    corpus = bench.dev / "corpus.jsonl.gz"
     bench.ingest(corpus, "dev-generator", "--sparse")
     bench.ingest(corpus, "dev-lexicon", "--generator", LEXICON, "--languages", ",".join(DEV_LANGUAGES), "--sparse")
-    bench.ingest(corpus, "dev-text", "--queries", none, "--sparse")
+    bench.ingest(corpus, "dev-text", "--queries", bench.none, "--sparse")
     questions = bench.questions(bench.dev, DEV_LANGUAGES)
     found = {
         name: bench.evaluate(f"dev-{name}", questions, ("passage", "xqg", "hybrid"), bench.dev / "qrels.tsv.gz")
@@ -181,9 +178,9 @@ def make_dev_table(bench: Bench) -> list[str]:
 
 def make_target_table(bench: Bench) -> list[str]:
     """Return what of the encoder's targets is reached, by its plain vectors."""
-    none, folder = bench.write_empty("none.jsonl"), bench.question_match
-    bench.ingest(folder / "corpus.jsonl.gz", "questions", "--queries", none)
-    bench.ingest(bench.dev / "corpus.jsonl.gz", "dev-text", "--queries", none, "--sparse")
+    folder = bench.question_match
+    bench.ingest(folder / "corpus.jsonl.gz", "questions", "--queries", bench.none)
+    bench.ingest(bench.dev / "corpus.jsonl.gz", "dev-text", "--queries", bench.none, "--sparse")
     # One by one: questions in several languages share an id.
     matched = {
         language: bench.evaluate(

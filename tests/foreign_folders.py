@@ -227,3 +227,10 @@ def write_counting_graph(path: Path, ids: int, vectors: int) -> None:
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+def assert_refusal(error: Exception, folder: Path, said: str) -> None:
+    """Make sure that an error says this, names the folder, and gives one cure."""
+    assert said in str(error)
+    assert str(error).count("Cure: ") == 1
+    assert str(folder) in str(error)

@@ -21,6 +21,7 @@ from foreign_folders import (
     DIM,
     PIPELINES,
     PROMPTS,
+    assert_refusal,
     make_pipeline,
     optimum_folder,
     sentence_transformers_folder,
@@ -347,9 +348,7 @@ def test_what_is_not_computed_here_is_refused_with_its_cure(name: str, tmp_path:
     edit_json(folder / file, changes)
     with pytest.raises(ModelError) as caught:
         Encoder(folder, "cpu", 1)
-    assert said in str(caught.value)
-    assert str(caught.value).count("Cure: ") == 1
-    assert str(folder) in str(caught.value)
+    assert_refusal(caught.value, folder, said)
 
 
 def test_the_old_form_of_pooling_is_understood(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from xqg_qdrant.cli.group import main
-from xqg_qdrant.cli.options import generator_settings_options
+from xqg_qdrant.cli.options import encoder_settings_options, generator_settings_options
 from xqg_qdrant.presets import PRESETS, preset_options
 from xqg_qdrant.terminal import echo
 
@@ -22,12 +22,7 @@ from xqg_qdrant.terminal import echo
     help="What is known of a checkpoint that `xqg presets` lists; options given here win.",
 )
 @click.option("--graph", help="Encoder: the graph, where FOLDER holds several, such as onnx/model_quantized.onnx.")
-@click.option("--pooling", type=click.Choice(["cls", "mean", "last"]), help="Encoder: how token vectors become one.")
-@click.option("--normalise/--no-normalise", default=None, help="Encoder: vectors of length 1.")
-@click.option("--query-prefix", help="Encoder: text before each query, such as 'query: '.")
-@click.option("--passage-prefix", help="Encoder: text before each passage, such as 'passage: '.")
-@click.option("--max-query-tokens", type=click.IntRange(min=4), help="Encoder: longest query.")
-@click.option("--max-passage-tokens", type=click.IntRange(min=4), help="Encoder: longest passage.")
+@encoder_settings_options
 @generator_settings_options
 def describe(folder: Path, preset: str | None, languages: str | None, **told: Any) -> None:
     """Write the xqg.json of a model FOLDER that optimum, sentence-transformers or fastembed laid out.

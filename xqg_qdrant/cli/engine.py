@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from xqg_qdrant.cli.options import add_options
 from xqg_qdrant.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ def engine_options(command: F) -> F:
             "[default: as many as the cluster has room for]",
         ),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return add_options(options, command)
 
 
 def check_ray(files: Sequence[str], location: str) -> None:

@@ -11,7 +11,13 @@ from typing import Any
 import click
 
 from xqg_qdrant.cli.group import main
-from xqg_qdrant.cli.options import device_option, encoder_option, generator_settings_options, store_option
+from xqg_qdrant.cli.options import (
+    device_option,
+    encoder_option,
+    encoder_settings_options,
+    generator_settings_options,
+    store_option,
+)
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.presets import PRESETS
 from xqg_qdrant.terminal import echo
@@ -34,13 +40,8 @@ from xqg_qdrant.terminal import echo
     show_default=True,
     help="int8 for CPUs, float16 and bfloat16 for GPUs. xqg.json holds the measured loss.",
 )
-@click.option("--pooling", type=click.Choice(["cls", "mean", "last"]), help="Encoder: pooling, where no file tells it.")
-@click.option("--normalise/--no-normalise", default=None, help="Encoder: vectors of length 1.")
-@click.option("--query-prefix", help="Encoder: text before each query, such as 'query: '.")
-@click.option("--passage-prefix", help="Encoder: text before each passage, such as 'passage: '.")
+@encoder_settings_options
 @click.option("--task", help="Encoder: what {task} in the query prefix stands for.")
-@click.option("--max-query-tokens", type=click.IntRange(min=4), help="Encoder: longest query.")
-@click.option("--max-passage-tokens", type=click.IntRange(min=4), help="Encoder: longest passage.")
 @generator_settings_options
 @click.option(
     "--restrict-vocabulary",

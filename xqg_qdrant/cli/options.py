@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_STORE = "./xqg_data"
 EVALUATION_DEPTH = 100
+
+
+def add_options(options: Sequence[Callable[[F], F]], command: F) -> F:
+    """Add options, which the help shows in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def store_option(command: F) -> F:
@@ -36,6 +43,21 @@ def collection_option(**settings: Any) -> Callable[[F], F]:
     return click.option("--collection", metavar="NAME", help="The collection's name.", **settings)
 
 
+def encoder_settings_options(command: F) -> F:
+    """Add how an encoder turns tokens into a vector, and what it puts before a text."""
+    options = (
+        click.option(
+            "--pooling", type=click.Choice(["cls", "mean", "last"]), help="Encoder: pooling, where no file tells it."
+        ),
+        click.option("--normalise/--no-normalise", default=None, help="Encoder: vectors of length 1."),
+        click.option("--query-prefix", help="Encoder: text before each query, such as 'query: '."),
+        click.option("--passage-prefix", help="Encoder: text before each passage, such as 'passage: '."),
+        click.option("--max-query-tokens", type=click.IntRange(4), help="Encoder: longest query."),
+        click.option("--max-passage-tokens", type=click.IntRange(4), help="Encoder: longest passage."),
+    )
+    return add_options(options, command)
+
+
 def generator_settings_options(command: F) -> F:
     """Add how a generator is asked and how it samples by default."""
     prompt = "Generator: template with {text}, and if the model wants them {title} and {language}."
@@ -49,9 +71,7 @@ def generator_settings_options(command: F) -> F:
         click.option("--temperature", type=above_zero, help="Generator: sampling default.  [default: 1]"),
         click.option("--max-new-tokens", type=click.IntRange(1), help="Generator: longest query.  [default: 32]"),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return add_options(options, command)
 
 
 def encoder_option(command: F) -> F:
@@ -179,9 +199,7 @@ def recipe_options(command: F) -> F:
         ),
         click.option("--seed", type=int, help="Seed of the sampling.  [default: 0]"),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return add_options(options, command)
 
 
 def quantisation_option(command: F) -> F:
