@@ -46,7 +46,7 @@ def manifest(kind: str, **more: Any) -> dict[str, Any]:
         "collection": "my docs",
         "store": "edge:xqg_data",
         "data": {"questions": {"path": "questions.jsonl", "sha256": "1" * 64, "rows": 72}},
-        "machine": {"processor": "x86_64", "cores": 2, "device": "cpu"},
+        "machine": {"processor": "x86_64", "instructions": ["avx2"], "cores": 2, "device": "cpu"},
         "settings": {"limit": 100, "word_rules": "installed", "test": "randomisation"},
         "yields": {},
         **more,

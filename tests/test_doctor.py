@@ -16,6 +16,7 @@ from xqg_qdrant import doctor
 from xqg_qdrant.cli import main
 from xqg_qdrant.doctor import LEAST_MEMORY, Check, check_disk, check_memory, check_packages
 from xqg_qdrant.errors import ModelError, StoreError
+from xqg_qdrant.machine import free_memory
 from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
 from xqg_qdrant.printing import format_check
 from xqg_qdrant.session import Session, is_cuda_at_hand
@@ -46,7 +47,7 @@ def test_all_is_well_with_the_shipped_models_and_an_embedded_store_and_nothing_i
     assert result.exit_code == 0, result.stdout
     lines = result.stdout.splitlines()
     assert [line.split()[1] for line in lines] == [
-        "python", "packages", "memory", "disk", "encoder", "generator", "store", "passage"
+        "python", "packages", "memory", "integers", "disk", "encoder", "generator", "store", "passage"
     ]  # fmt: skip
     assert {line.split()[0] for line in lines} <= {"ok", "warning"}
     assert list(Path().iterdir()) == []
@@ -185,7 +186,7 @@ def test_little_memory_and_little_disk_are_warnings(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_free_memory_is_less_than_the_memory() -> None:
-    free = doctor.free_memory()
+    free = free_memory()
     assert free is not None
     assert 0 < free < 1 << 50
 

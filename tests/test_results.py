@@ -21,6 +21,7 @@ from xqg_qdrant.evaluation.results import (
     read_results,
     save_evaluation,
 )
+from xqg_qdrant.machine import integer_instructions
 from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, ScoredPassage
 
 QUERIES = [Query("a1", "أين؟", "ar", ("1605",)), Query("a2", "?", "ar"), Query("k 1", "어디?", "ko", ("Turku",))]
@@ -180,6 +181,7 @@ def test_the_manifest_tells_what_made_the_figures(tmp_path: Path) -> None:
     assert {"python", "xqg-qdrant", "numpy", "qdrant-client"} <= manifest["versions"].keys()
     assert manifest["machine"]["device"] == "cpu"
     assert manifest["machine"]["processor"]
+    assert manifest["machine"]["instructions"] == integer_instructions()
     assert manifest["created"].endswith("+00:00")
     assert json.loads(json.dumps(manifest)) == manifest
 

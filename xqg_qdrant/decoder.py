@@ -18,7 +18,7 @@ from xqg_qdrant.errors import ModelError
 from xqg_qdrant.model_description import FULL_VOCABULARY, head_file
 from xqg_qdrant.model_folder import ModelFolder
 from xqg_qdrant.prompt_batches import Sizes
-from xqg_qdrant.session import Session
+from xqg_qdrant.session import Session, are_products_exact
 
 ENCODER_INPUTS = {"input_ids", "attention_mask"}
 DECODER_INPUTS = {"ids", "step", "places", "row_places", "attention_mask"}
@@ -37,10 +37,11 @@ class Decoder:
         languages = folder.description["restricted_languages"]
         files = {FULL_VOCABULARY: "head.onnx", **{code: head_file(code) for code in languages}}
 
-        def open_graph(file: str) -> Session:
-            return Session(folder.path / file, device, threads, optional=optional)
+        def open_graph(file: str, unsigned: bool = False) -> Session:
+            return Session(folder.path / file, device, threads, optional=optional, unsigned_operands=unsigned)
 
-        encoder, decoder = open_graph("encoder.onnx"), open_graph("decoder.onnx")
+        encoder = open_graph("encoder.onnx")
+        decoder = open_graph("decoder.onnx", unsigned=not are_products_exact())
         self.graphs = Graphs(encoder, decoder, {name: open_graph(file) for name, file in files.items()})
         _check_graphs(self.graphs, folder.path)
         self.device = decoder.device

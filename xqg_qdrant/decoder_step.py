@@ -127,7 +127,7 @@ class DecoderStep:
         crosses = self._take_crosses("whole", len(prompts), longest)
         # Elsewhere than on a CPU a buffer has no parts, and larger batches are faster.
         size = len(prompts) if encoder.device != "cpu" else min(len(prompts), max(1, ENCODER_TOKENS // longest))
-        buffers = {name: decoder.buffer(array) for name, array in crosses.items()}
+        buffers = {name: encoder.buffer(array) for name, array in crosses.items()}
         for start in range(0, len(prompts), size):
             part = slice(start, start + size)
             tokens = int(mask[part].sum(axis=1).max())
@@ -142,7 +142,20 @@ class DecoderStep:
             encoder.bind(feeds, {name: encoder.buffer(array) for name, array in written.items()})()
             for name, array in written.items():
                 _copy_padded(array, crosses[name][part])
-        return {"attention_mask": decoder.buffer(mask), **buffers}
+        return {
+            "attention_mask": decoder.buffer(mask),
+            **{name: self._hand_over(name, buffers[name]) for name in buffers},
+        }
+
+    def _hand_over(self, name: str, written: Buffer) -> Buffer:
+        """Return what the encoder wrote as the decoder takes it: int8, or uint8 with 128 added."""
+        decoder = self._graphs.decoder
+        if decoder.input_dtypes[name] != np.uint8:
+            return written
+        written.pull()
+        unsigned = written.array.view(np.uint8)
+        unsigned ^= 128
+        return decoder.buffer(unsigned)
 
     def _take_crosses(self, label: str, groups: int, tokens: int) -> dict[str, Array]:
         """Return memory for what the encoder writes about prompts of so many tokens."""
@@ -150,7 +163,7 @@ class DecoderStep:
         sizes = {"groups": groups, "tokens": tokens}
         return {
             name: self._memory.take(
-                f"{label} {name}", [sizes.get(size, size) for size in shape], decoder.input_dtypes[name]
+                f"{label} {name}", [sizes.get(size, size) for size in shape], _signed(decoder.input_dtypes[name])
             )
             for name, shape in decoder.input_shapes.items()
             if name.startswith("cross_")
@@ -235,6 +248,10 @@ def _keep(session: Session, buffers: Mapping[str, Buffer], places: Ids) -> dict[
         buffer.array[moved] = buffer.array[places[moved]]
         kept[name] = session.buffer(buffer.array[: len(places)])
     return kept
+
+
+def _signed(dtype: npt.DTypeLike) -> npt.DTypeLike:
+    return np.int8 if dtype == np.uint8 else dtype
 
 
 def _copy_padded(source: Array, target: Array) -> None:

@@ -29,11 +29,12 @@ from xqg_qdrant.encoder import Encoder, make_feeds
 from xqg_qdrant.errors import ModelError, StoreError, XqgError
 from xqg_qdrant.fingerprint import hash_content, hash_recipe, make_fingerprint
 from xqg_qdrant.generator import QueryGenerator
+from xqg_qdrant.machine import free_memory, integer_instructions
 from xqg_qdrant.model_folder import ModelFolder
 from xqg_qdrant.recipe import make_recipe
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, Passage
 from xqg_qdrant.retrieval import answer
-from xqg_qdrant.session import AUTO, CUDA, Session, is_cuda_at_hand
+from xqg_qdrant.session import AUTO, CUDA, Session, are_products_exact, is_cuda_at_hand
 from xqg_qdrant.stores import Store, find_directory
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ def examine(
     yield Check("python", OK, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield check_packages()
     yield check_memory(free_memory())
+    yield check_integers(are_products_exact())
     if directory is not None:
         yield check_disk(directory)
     encoder, found = _attempt("encoder", lambda: _use_encoder(encoder_folder, device))
@@ -113,17 +115,11 @@ def check_memory(free: int | None) -> Check:
     return Check("memory", OK, f"{_show_bytes(free)} free")
 
 
-def free_memory() -> int | None:
-    """Return how many bytes a process can still take: of the machine, and of the control group it is in."""
-    found = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
-    return min(found, default=None)
+def check_integers(exact: bool) -> Check:
+    """Say whether the CPU multiplies uint8 by int8 exactly, or int8 models run with uint8 weights instead."""
+    has = ", ".join(integer_instructions()) or "instructions unknown"
+    kernel = "uint8 × int8, exact" if exact else "uint8 × uint8, exact; uint8 × int8 saturates on this CPU"
+    return Check("integers", OK, f"{kernel} ({has})")
 
 
 def check_disk(directory: Path) -> Check:

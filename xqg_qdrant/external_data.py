@@ -59,6 +59,27 @@ class ExternalData(NamedTuple):
     length: int | None
 
 
+class Field(NamedTuple):
+    """A field of a message: its number, all its bytes, and those of its value alone."""
+
+    number: int
+    whole: bytes
+    value: bytes
+
+
+def read_fields(message: bytes) -> list[Field]:
+    """Split a message into its fields, in their order.
+
+    Raises:
+        ValueError: the bytes are not the wire format.
+    """
+    fields, start = [], 0
+    for number, _, first, last in _Walk(message).fields(0, len(message)):
+        fields.append(Field(number, message[start:last], message[first:last]))
+        start = last
+    return fields
+
+
 def read_external_data(path: Path) -> list[ExternalData]:
     """Return where the values of all tensors lie that an ONNX file does not hold itself.
 
@@ -89,12 +110,12 @@ def _walk(path: Path, read: Callable[[_Walk], T]) -> T:
 class _Walk:
     """One pass through a model's bytes; everything that is not the wire format is a `ValueError`."""
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap | bytes) -> None:
         self._data = data
         self._fields_left = MOST_FIELDS
 
     def model(self) -> Iterator[ExternalData]:
-        if not any(number == GRAPH for number, *_ in self._fields(0, len(self._data))):
+        if not any(number == GRAPH for number, *_ in self.fields(0, len(self._data))):
             raise ValueError("it holds no graph")
         yield from self._message("ModelProto", 0, len(self._data), DEEPEST)
 
@@ -103,7 +124,7 @@ class _Walk:
         for wanted in (GRAPH, OUTPUT, NAME_OF_OUTPUT):
             found = []
             for place in places:
-                for number, wire_type, first, last in self._fields(*place):
+                for number, wire_type, first, last in self.fields(*place):
                     if number == wanted:
                         _check_message(wire_type, first)
                         found.append((first, last))
@@ -117,7 +138,7 @@ class _Walk:
             yield from self._tensor(start, end)
             return
         inner = ONNX_FIELDS[name]
-        for number, wire_type, first, last in self._fields(start, end):
+        for number, wire_type, first, last in self.fields(start, end):
             if number in inner:
                 _check_message(wire_type, first)
                 yield from self._message(inner[number], first, last, depth - 1)
@@ -125,7 +146,7 @@ class _Walk:
     def _tensor(self, start: int, end: int) -> Iterator[ExternalData]:
         entries: dict[str, str] = {}
         external = False
-        for number, wire_type, first, last in self._fields(start, end):
+        for number, wire_type, first, last in self.fields(start, end):
             if number == EXTERNAL_DATA:
                 _check_message(wire_type, first)
                 key, value = self._entry(first, last)
@@ -147,7 +168,7 @@ class _Walk:
 
     def _entry(self, start: int, end: int) -> tuple[str, str]:
         texts = {KEY: "", VALUE: ""}
-        for number, wire_type, first, last in self._fields(start, end):
+        for number, wire_type, first, last in self.fields(start, end):
             if number in texts:
                 _check_message(wire_type, first)
                 texts[number] = self._text(first, last)
@@ -158,7 +179,7 @@ class _Walk:
             raise ValueError(f"a name is {end - start} bytes long")
         return self._data[start:end].decode("utf-8")
 
-    def _fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield for each field of a message its number, its wire type, and from where to where its value stands."""
         place = start
         while place < end:

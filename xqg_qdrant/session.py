@@ -22,11 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from xqg_qdrant.errors import ModelError, OutOfMemoryError
+from xqg_qdrant.integer_products import EXACT_CONSTANTS, make_probe, with_unsigned_operands
 
 Array: TypeAlias = npt.NDArray[Any]
 
 AUTO, CPU, CUDA = "auto", "cpu", "cuda"
 DEVICE = re.compile(rf"{AUTO}|{CPU}|{CUDA}(:[0-9]{{1,2}})?")
+# Where a graph that is opened from bytes finds its weights.
+EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 NO_CUDA = (
     "CUDA was asked for, but does not run here. Cure: install its libraries with: pip install 'xqg-qdrant[cuda]', "
@@ -40,6 +43,7 @@ _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
@@ -53,7 +57,13 @@ class Session:
     """
 
     def __init__(
-        self, path: Path, device: str = AUTO, threads: int = 0, profile: Path | None = None, optional: bool = False
+        self,
+        path: Path,
+        device: str = AUTO,
+        threads: int = 0,
+        profile: Path | None = None,
+        optional: bool = False,
+        unsigned_operands: bool = False,
     ) -> None:
         """Open the graph on one device, of all GPUs the first.
 
@@ -63,6 +73,7 @@ class Session:
             threads: for one operator; 0 leaves it to the runtime.
             profile: a folder that the runtime writes into what ran, for `count_operators`.
             optional: the CPU takes the place of a GPU if CUDA does not run, as always with `auto`.
+            unsigned_operands: open it as `integer_products.with_unsigned_operands` edits it.
 
         Raises:
             ModelError: the file is not a usable graph, or CUDA was asked for and does not run.
@@ -75,20 +86,19 @@ class Session:
         said = _preload_cuda() if cuda_wanted else ""
         self._kind, _, number = wanted.partition(":")
         self._number = int(number or 0)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Errors come as exceptions; some of them are no end of the work.
-        options.log_severity_level = 4
+        options = _make_options(threads)
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile / "profile")
-        # A decoder step is too short for threads that wait by spinning: they take the core that the others need.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        model: str | bytes = str(path)
+        if unsigned_operands:
+            model = with_unsigned_operands(path.read_bytes())
+            options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(path.parent))
         providers: list[Any] = ["CPUExecutionProvider"]
         if cuda_wanted:
             providers.insert(0, (CUDA_PROVIDER, {"device_id": self._number}))
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self._session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:
             if "NOT_IMPLEMENTED" in str(error):
                 raise ModelError(
@@ -198,6 +208,26 @@ class Buffer:
         """Bring what the graph wrote to the array."""
         if self._is_copy:
             self.array[...] = self.ort_value.numpy()
+
+
+@cache
+def are_products_exact() -> bool:
+    """Return whether this CPU multiplies uint8 by int8 exactly: run one product that would saturate 16 bits."""
+    rows, weights = np.full((8, 64), 255, dtype=np.uint8), np.full((64, 16), 127, dtype=np.int8)
+    session = _import_runtime().InferenceSession(make_probe(), _make_options(1), providers=["CPUExecutionProvider"])
+    [products] = session.run(None, {"rows": rows, "weights": weights})
+    return bool((products == 255 * 127 * 64).all())
+
+
+def _make_options(threads: int) -> Any:  # noqa: ANN401
+    options = _import_runtime().SessionOptions()
+    options.intra_op_num_threads = threads
+    # Errors come as exceptions; some of them are no end of the work.
+    options.log_severity_level = 4
+    # A decoder step is too short for threads that wait by spinning: they take the core that the others need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(EXACT_CONSTANTS, "1")
+    return options
 
 
 @cache

@@ -33,6 +33,7 @@ from xqg_qdrant.evaluation.changes import HITS_SHOWN, MatchQueries, find_changes
 from xqg_qdrant.evaluation.comparison import Report, Values, average, languages_of
 from xqg_qdrant.evaluation.files import Run, read_qrels, read_run, write_run
 from xqg_qdrant.lines import existing_file, opened_file
+from xqg_qdrant.machine import integer_instructions, processor_name
 from xqg_qdrant.records import Qrel, Query
 
 Kind: TypeAlias = Literal["evaluation", "sweep", "robustness", "pilot"]
@@ -117,7 +118,12 @@ def make_manifest(
         "store": store,
         "fingerprint": dict(fingerprint or {}),
         "data": {name: dict(found) for name, found in data.items()},
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "device": device},
+        "machine": {
+            "processor": processor_name(),
+            "instructions": integer_instructions(),
+            "cores": os.cpu_count(),
+            "device": device,
+        },
         "settings": dict(settings),
         "yields": {language: dict(counts) for language, counts in (yields or {}).items()},
     }
@@ -301,12 +307,3 @@ def _write_json(path: Path, value: object) -> None:
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _processor() -> str:
-    """Return what the processor is called; Linux says it in a file."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

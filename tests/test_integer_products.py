@@ -1,0 +1,121 @@
+"""8-bit products are exact on every CPU: probed, edited, and run by a CPU without VNNI where one can be emulated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from checkpoints import exported_generator, passages
+from on_a_cpu_without_vnni import FORMS, measure
+from test_generator import SAMPLING
+
+from xqg_qdrant import decoder, session
+from xqg_qdrant.decoder import Decoder
+from xqg_qdrant.doctor import check_integers
+from xqg_qdrant.generator import QueryGenerator
+from xqg_qdrant.integer_products import make_probe, with_unsigned_operands
+from xqg_qdrant.session import are_products_exact
+
+
+def saturating_product(rows: Any, weights: Any) -> Any:  # noqa: ANN401
+    """Multiply as AVX2's vpmaddubsw does: the sum of two neighbouring products is cut to 16 bits."""
+    pairs = rows.astype(np.int64)[:, None, :] * weights.T.astype(np.int64)[None]
+    return np.clip(pairs.reshape(*pairs.shape[:2], -1, 2).sum(axis=-1), -(2**15), 2**15 - 1).sum(axis=-1)
+
+
+def probe_operands() -> dict[str, Any]:
+    return {"rows": np.full((8, 64), 255, np.uint8), "weights": np.full((64, 16), 127, np.int8)}
+
+
+def test_the_operands_of_the_probe_saturate_16_bits_and_give_another_product() -> None:
+    found = saturating_product(*probe_operands().values())
+    assert (found == 32 * (2**15 - 1)).all()
+    assert (found != 255 * 127 * 64).all()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_probe_tells_an_exact_product_from_a_saturating_one(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Runtime:
+        @staticmethod
+        def InferenceSession(*_: Any, **__: Any) -> Any:  # noqa: ANN401, N802
+            return Runtime
+
+        @staticmethod
+        def run(_: None, feeds: dict[str, Any]) -> list[Any]:
+            rows, weights = feeds["rows"], feeds["weights"]
+            return [rows.astype(np.int64) @ weights.astype(np.int64) if exact else saturating_product(rows, weights)]
+
+    monkeypatch.setattr(session, "_import_runtime", lambda: Runtime)
+    monkeypatch.setattr(session, "_make_options", lambda threads: None)
+    assert are_products_exact.__wrapped__() is exact
+
+
+def test_the_probe_is_a_model_of_one_product_of_an_unsigned_and_a_signed_operand() -> None:
+    options = onnxruntime.SessionOptions()
+    opened = onnxruntime.InferenceSession(make_probe(), options, providers=["CPUExecutionProvider"])
+    assert {node.name: node.type for node in opened.get_inputs()} == {
+        "rows": "tensor(uint8)", "weights": "tensor(int8)"
+    }  # fmt: skip
+
+
+def test_an_edited_product_of_uint8_operands_gives_the_integers_of_the_plain_one() -> None:
+    rng = np.random.default_rng(0)
+    rows, weights = rng.integers(0, 256, (9, 64), np.uint8), rng.integers(-127, 128, (64, 16), np.int8)
+    edited = onnxruntime.InferenceSession(with_unsigned_operands(make_probe()), providers=["CPUExecutionProvider"])
+    [found] = edited.run(None, {"rows": rows, "weights": (weights.astype(np.int16) + 128).astype(np.uint8)})
+    np.testing.assert_array_equal(found, rows.astype(np.int64) @ weights.astype(np.int64))
+
+
+def test_a_model_without_such_operands_stays_as_it_is() -> None:
+    model = (exported_generator("t5") / "decoder.onnx").read_bytes()
+    assert with_unsigned_operands(model) == model
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="ends"):
+        with_unsigned_operands(b"\x3a\x7f")
+
+
+@pytest.mark.parametrize("form", ["t5", "mt5"])
+def test_queries_are_the_same_with_the_cross_attention_in_uint8(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write() -> tuple[Any, bool]:
+        generator = QueryGenerator(exported_generator(form, "int8"), "cpu", threads=1)
+        [opened] = generator._decoders
+        assert isinstance(opened, Decoder)
+        unsigned = opened.graphs.decoder.input_dtypes["cross_key_0"] == np.uint8
+        return generator.generate(passages()[:6], generator.languages, 3, 0, SAMPLING), unsigned
+
+    results = []
+    for exact in (True, False):
+        monkeypatch.setattr(decoder, "are_products_exact", lambda exact=exact: exact)
+        queries, unsigned = write()
+        assert unsigned is not exact
+        results.append(queries)
+    assert results[0] == results[1]
+
+
+def test_doctor_names_the_kernel_either_way() -> None:
+    assert "uint8 × int8, exact" in check_integers(exact=True).detail
+    assert "uint8 × uint8, exact" in check_integers(exact=False).detail
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="emulating a CPU without VNNI needs valgrind")
+def test_on_a_cpu_without_vnni_products_are_exact_and_queries_the_same(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    script = Path(__file__).with_name("on_a_cpu_without_vnni.py")
+    command = ["valgrind", "--tool=none", "-q", sys.executable, str(script), str(result)]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    there, here = json.loads(result.read_text()), measure()
+    assert there["exact"] is False
+    assert there["errors"] == pytest.approx(dict.fromkeys(FORMS, 0), abs=1e-6)
+    assert there["queries"] == here["queries"]
+    one, other = np.array(there["vector"]), np.array(here["vector"])
+    # Sums of floats round differently there, which moves single int8 values by a step.
+    assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.9995

@@ -1,0 +1,44 @@
+"""What this machine is: its processor, the instructions that integer products use, and its free memory."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import suppress
+from pathlib import Path
+
+# Instructions that decide how fast, and without a probe how exactly, 8-bit integers are multiplied.
+INTEGER_INSTRUCTIONS = ("avx2", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+def processor_name() -> str:
+    """Return the processor's name."""
+    return _read_cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def integer_instructions() -> list[str]:
+    """Return which of `INTEGER_INSTRUCTIONS` the processor has; none on a system that does not list them."""
+    found = _read_cpuinfo()
+    flags = {*found.get("flags", "").split(), *found.get("Features", "").split()}
+    return [name for name in INTEGER_INSTRUCTIONS if name in flags]
+
+
+def free_memory() -> int | None:
+    """Return how many bytes a process can still take: of the machine, and of the control group it is in."""
+    found = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
+    return min(found, default=None)
+
+
+def _read_cpuinfo() -> dict[str, str]:
+    """Return the first processor's entries of Linux's list; nothing on other systems."""
+    with suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+        pairs = (line.partition(":") for line in first.splitlines())
+        return {name.strip(): value.strip() for name, _, value in pairs}
+    return {}
