@@ -70,7 +70,7 @@ FORMS = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QDQ"
 
 
 def measure() -> dict[str, Any]:
-    """Return the probe's verdict, each form's error, a vector of the demo encoder and greedy queries of the generator."""
+    """Return the verdict of the probe, each error, a vector of the demo encoder and greedy queries of the generator."""
     passage = read_demo_passages()[2]
     generated = QueryGenerator(None, "cpu", threads=1).generate([passage], LANGUAGES, 1, 0, GREEDY)
     return {
