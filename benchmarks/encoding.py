@@ -27,7 +27,7 @@ REFERENCE = "sentence-transformers fp32"
 
 def ours(cores: int, shape: str, kind: str, dtype: str) -> dict[str, Pass]:
     """Run this package with one worker thread for each core, as an ingest does."""
-    from xqg_qdrant.encoder import Encoder
+    from xqg_qdrant.inference.encoder import Encoder
 
     encoder = Encoder(models.exported(shape, dtype), device="cpu", threads=1)
     encode = encoder.encode_passages if kind == "passages" else encoder.encode_queries

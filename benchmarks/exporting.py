@@ -95,7 +95,7 @@ def export(folder: Path, shape: str, dtype: str) -> dict[str, Any]:
 
 def load(folder: Path, shape: str, dtype: str) -> dict[str, Any]:
     """Open it and encode one question."""
-    from xqg_qdrant.encoder import Encoder
+    from xqg_qdrant.inference.encoder import Encoder
 
     start = time.perf_counter()
     encoder = Encoder(folder / "model", "cpu")

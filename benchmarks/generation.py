@@ -15,9 +15,9 @@ import numpy as np
 import shapes
 from harness import Measured, Pass, Side, measure, print_table, ratios, select, spread
 
-from xqg_qdrant import generator
-from xqg_qdrant.decoding import Ids, Noise, Step, decode
 from xqg_qdrant.demo import read_demo_passages
+from xqg_qdrant.generation import onnx as generator
+from xqg_qdrant.inference.decoding import Ids, Noise, Step, decode
 from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.records import Passage
 

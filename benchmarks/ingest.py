@@ -41,13 +41,13 @@ class Ingested(NamedTuple):
 
 def ours(cores: int, generator_shape: str, encoder_shape: str, dtype: str, language_tokens: bool) -> dict[str, Pass]:
     """Run the pipeline of `xqg ingest` into the embedded engine, with one worker for each core."""
-    from xqg_qdrant import generator as room
-    from xqg_qdrant.encoder import Encoder
-    from xqg_qdrant.generator import QueryGenerator
-    from xqg_qdrant.pipeline import ingest
-    from xqg_qdrant.recipe import make_recipe
+    from xqg_qdrant.augmentation.pipeline import ingest
+    from xqg_qdrant.augmentation.recipe import make_recipe
+    from xqg_qdrant.generation import onnx as room
+    from xqg_qdrant.generation.onnx import QueryGenerator
+    from xqg_qdrant.inference.encoder import Encoder
     from xqg_qdrant.stores import open_store
-    from xqg_qdrant.workers import count_workers
+    from xqg_qdrant.streams import count_workers
 
     clock = ModelClock()
     encoder = Encoder(models.exported(encoder_shape, dtype), device="cpu", threads=1)

@@ -40,10 +40,10 @@ def prepare(side: str, folder: Path, threads: int) -> Callable[[], Any]:
         return lambda: SentenceTransformer(str(folder), device="cpu")
     import onnxruntime  # noqa: F401
 
-    from xqg_qdrant.encoder import Encoder
-    from xqg_qdrant.model_folder import read_model_folder
-    from xqg_qdrant.session import Session
-    from xqg_qdrant.tokenizer import open_tokenizer
+    from xqg_qdrant.inference.encoder import Encoder
+    from xqg_qdrant.inference.session import Session
+    from xqg_qdrant.inference.tokenizer import open_tokenizer
+    from xqg_qdrant.model_folders import read_model_folder
 
     return {
         "checksums": lambda: read_model_folder(folder, "encoder"),

@@ -74,7 +74,7 @@ def write_corpus(folder: Path, count: int, queries_each: int) -> None:
 
 def write_encoder(folder: Path) -> None:
     """Export an encoder of one layer and 32 dimensions with random weights."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
     from checkpoints import save_encoder
 
     from xqg_qdrant.export import export_checkpoint
@@ -85,11 +85,11 @@ def write_encoder(folder: Path) -> None:
 
 def ingest_here(folder: Path, store_name: str, queries: str, count: int, workers: int) -> None:
     """Ingest and print a line of JSON at every mark."""
-    from xqg_qdrant.corpus import read_generated_queries, read_passages, read_queried_passages
-    from xqg_qdrant.encoder import Encoder
-    from xqg_qdrant.pipeline import ingest
-    from xqg_qdrant.query_index import QueryIndex
-    from xqg_qdrant.recipe import make_recipe
+    from xqg_qdrant.augmentation.pipeline import ingest
+    from xqg_qdrant.augmentation.recipe import make_recipe
+    from xqg_qdrant.corpus.inputs import QueryIndex
+    from xqg_qdrant.corpus.passages import read_generated_queries, read_passages, read_queried_passages
+    from xqg_qdrant.inference.encoder import Encoder
 
     if queries == "corpus":
         rows = read_queried_passages(str(folder / "with.jsonl"))

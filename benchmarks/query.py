@@ -21,8 +21,8 @@ import numpy as np
 import qdrant_edge as engine
 
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
-from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
 from xqg_qdrant.retrieval import search
 from xqg_qdrant.stores.edge import EdgeStore

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +13,13 @@ import numpy as np
 import shapes
 from harness import print_table
 
-from xqg_qdrant.corpus import read_passages
+from xqg_qdrant.corpus.passages import read_passages
+from xqg_qdrant.corpus.questions import read_queries
 from xqg_qdrant.demo import DEMO_FOLDER
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.evaluation.files import read_qrels
 from xqg_qdrant.evaluation.measures import per_query_values
 from xqg_qdrant.evaluation.significance import paired_randomisation_test
-from xqg_qdrant.questions import read_queries
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import FloatArray, Passage, Qrel, Query
 
 DTYPES = ("float32", "int8", "float16", "bfloat16")
@@ -59,7 +60,8 @@ def encode(dtype: str, texts: Texts) -> Vectors:
     """Encode everything as an ingest and a search do, on a CPU with one thread."""
     folder = models.exported(shapes.TRAINED, dtype)
     if dtype == "bfloat16":
-        from xqg_qdrant.export.emulate import emulate_folder
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
+        from bfloat16 import emulate_folder
 
         source = folder
         folder = models.cached(f"{source.name}-emulated", "", lambda made: emulate_folder(source, "encoder", made))

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.evaluation.judgements import read_judged_questions
-from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
+from xqg_qdrant.evaluation.files import read_judged_questions
+from xqg_qdrant.evaluation.sweep.bench import default_measure, make_bench
+from xqg_qdrant.evaluation.sweep.trial import Trial
+from xqg_qdrant.evaluation.sweep.vectors import check_sweepable, opened_vectors
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
 from xqg_qdrant.stores import open_store
-from xqg_qdrant.sweep.choosing import Trial
-from xqg_qdrant.sweep.measuring import default_measure, make_bench
-from xqg_qdrant.sweep.vectors import check_sweepable, opened_vectors
-from xqg_qdrant.workers import count_workers
+from xqg_qdrant.streams import count_workers
 
 T = TypeVar("T")
 

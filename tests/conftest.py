@@ -13,9 +13,9 @@ from browser import Browser, find_browser, running_browser
 from rest_qdrant import RestQdrant
 from writing import Write, writer
 
-from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
 
 # Tests that open ONNX Runtime by themselves send its makers nothing either.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

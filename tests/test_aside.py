@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from xqg_qdrant import aside
-from xqg_qdrant.aside import LEFTOVER_SECONDS, built_aside
+from xqg_qdrant import atomic as aside
+from xqg_qdrant.atomic import LEFTOVER_SECONDS, built_aside
 from xqg_qdrant.errors import InputError
 
 # A child that writes two files and kills itself with -9 at its nth system call of these kinds.

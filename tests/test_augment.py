@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from xqg_qdrant.augment import FUSIONS, PUBLISHED_ALPHA, check_fusion, fuse, keep_relevant
+from xqg_qdrant.augmentation.fusion import FUSIONS, PUBLISHED_ALPHA, check_fusion, fuse, keep_relevant
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import FloatArray
 

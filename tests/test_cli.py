@@ -18,11 +18,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.corpus import read_passages
+from xqg_qdrant.corpus.passages import read_passages
 from xqg_qdrant.demo import DEMO_FOLDER, DEMO_LEXICON, read_demo_passages, read_demo_qrels, read_demo_queries
-from xqg_qdrant.evaluation.judgements import read_judged_questions
-from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
-from xqg_qdrant.session import Session
+from xqg_qdrant.evaluation.files import read_judged_questions
+from xqg_qdrant.inference.session import Session
+from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
 from xqg_qdrant.stores import open_store
 from xqg_qdrant.stores.edge import EdgeStore
 from xqg_qdrant.stores.protocol import Indexing

@@ -23,12 +23,12 @@ from rest_qdrant import Json, RestQdrant, ServerError
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.printing import format_snapshot
 from xqg_qdrant.stores import Sharding, open_store
-from xqg_qdrant.stores import client as client_module
 from xqg_qdrant.stores.protocol import Snapshot
+from xqg_qdrant.stores.server import client as client_module
 
 DIM = 8
 FINGERPRINT = {"recipe.alpha": 0.01}

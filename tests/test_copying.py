@@ -18,10 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 from rest_qdrant import RestQdrant
 
-from xqg_qdrant import copying
 from xqg_qdrant.cli import main
-from xqg_qdrant.copying import Copying, copy_collection
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
+from xqg_qdrant.lifecycle import copying
+from xqg_qdrant.lifecycle.copying import Copying, copy_collection
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
 from xqg_qdrant.stores import Sharding, Store, is_same_place, open_store
 from xqg_qdrant.stores.edge import EdgeStore

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from shared_data import shared_file
 from writing import Write, lines_of
 
-from xqg_qdrant import corpus
-from xqg_qdrant.corpus import read_passages
+from xqg_qdrant.corpus import passages as corpus
+from xqg_qdrant.corpus.files import LONGEST_ROW
+from xqg_qdrant.corpus.formats import count_rows
+from xqg_qdrant.corpus.passages import read_passages
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.lines import LONGEST_ROW
 from xqg_qdrant.records import Passage, Reject
-from xqg_qdrant.rows import count_rows
 
 
 def passages_of(source: str, **options: str) -> list[Passage]:

@@ -14,14 +14,14 @@ from shared_data import shared_file
 from writing import Write, lines_of
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.corpus import read_generated_queries, read_passages
-from xqg_qdrant.datasets import context_id, language_in_name
+from xqg_qdrant.corpus.datasets import context_id, language_in_name
+from xqg_qdrant.corpus.formats import count_rows
+from xqg_qdrant.corpus.passages import read_generated_queries, read_passages
+from xqg_qdrant.corpus.questions import read_queries, read_questions
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.evaluation.judgements import read_judged_questions
+from xqg_qdrant.evaluation.files import read_judged_questions
 from xqg_qdrant.evaluation.results import read_results
-from xqg_qdrant.questions import read_queries, read_questions
 from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
-from xqg_qdrant.rows import count_rows
 
 LAKE = "The lake is 92 metres deep. It was dug in 1871."
 MILL = "The mill burnt down in 1904."

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from xqg_qdrant.dead_letters import DeadLetters
+from xqg_qdrant.corpus.dead_letters import DeadLetters
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import Reject
 

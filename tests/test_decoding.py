@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from xqg_qdrant.decoding import Ids, Noise, decode, fill_holes, gumbel_noise
+from xqg_qdrant.inference.decoding import Ids, Noise, decode, fill_holes, gumbel_noise
 
 END = 1
 LONGEST = 6

@@ -15,14 +15,15 @@ from click.testing import CliRunner
 from devices import TOO_MUCH, limit_memory, pad_runs
 from foreign_folders import sentence_transformers_folder
 
-from xqg_qdrant import decoder_step, session
-from xqg_qdrant.budget import Budget
 from xqg_qdrant.cli import main
-from xqg_qdrant.encoder import CUDA_TOKENS_A_RUN, Encoder
 from xqg_qdrant.errors import ModelError, OutOfMemoryError
-from xqg_qdrant.generator import QueryGenerator, Sampling
-from xqg_qdrant.session import OUT_OF_MEMORY, Session, count_gpus, find_devices, is_cuda_at_hand
-from xqg_qdrant.workers import CUDA_WORKERS, count_workers
+from xqg_qdrant.generation.onnx import QueryGenerator, Sampling
+from xqg_qdrant.inference import seq2seq as decoder_step
+from xqg_qdrant.inference import session
+from xqg_qdrant.inference.batching import Budget
+from xqg_qdrant.inference.encoder import CUDA_TOKENS_A_RUN, Encoder
+from xqg_qdrant.inference.session import OUT_OF_MEMORY, Session, count_gpus, find_devices, is_cuda_at_hand
+from xqg_qdrant.streams import CUDA_WORKERS, count_workers
 
 TEXTS = [text[: 9 + 11 * number] for number, text in enumerate(corpus()[20:50])]
 SAMPLING = Sampling(top_k=4, temperature=1.0, max_new_tokens=12)
@@ -119,7 +120,7 @@ def test_the_calls_of_a_generator_take_the_gpus_in_turn(monkeypatch: pytest.Monk
             used.append(graphs)
             super().__init__(graphs, *given)
 
-    monkeypatch.setattr("xqg_qdrant.decoder.DecoderStep", Step)
+    monkeypatch.setattr("xqg_qdrant.inference.seq2seq.DecoderStep", Step)
     for _ in range(2):
         assert generator.generate(passages()[:3], ["fi", "ja"], 2, 0, SAMPLING) == expected
     decoders: list[Any] = generator._decoders
@@ -240,7 +241,7 @@ def test_where_memory_ends_smaller_batches_give_the_same_queries(
                 raise OutOfMemoryError(SAID[0])
             return super().__call__(*given)
 
-    monkeypatch.setattr("xqg_qdrant.decoder.DecoderStep", Small)
+    monkeypatch.setattr("xqg_qdrant.inference.seq2seq.DecoderStep", Small)
     assert generator.generate(passages(), ["fi", "ja"], 2, 3, SAMPLING) == expected
     assert tried[0] == 20
     assert max(tried[tried.index(min(tried)) :]) <= 4

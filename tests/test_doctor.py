@@ -16,10 +16,10 @@ from xqg_qdrant import doctor
 from xqg_qdrant.cli import main
 from xqg_qdrant.doctor import LEAST_MEMORY, Check, check_disk, check_memory, check_packages
 from xqg_qdrant.errors import ModelError, StoreError
+from xqg_qdrant.inference.session import Session, is_cuda_at_hand
 from xqg_qdrant.machine import free_memory
-from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
+from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
 from xqg_qdrant.printing import format_check
-from xqg_qdrant.session import Session, is_cuda_at_hand
 from xqg_qdrant.stores import open_store
 from xqg_qdrant.stores.edge import EdgeStore
 

@@ -15,9 +15,9 @@ from checkpoints import ENCODERS, corpus, encoder_checkpoint, exported_encoder
 from tokenizers import Tokenizer
 
 from xqg_qdrant.demo import read_demo_queries
-from xqg_qdrant.encoder import Encoder, cut_batches
 from xqg_qdrant.errors import ModelError
-from xqg_qdrant.session import Session
+from xqg_qdrant.inference.encoder import Encoder, cut_batches
+from xqg_qdrant.inference.session import Session
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TEXTS = [text[: 3 + 7 * number] for number, text in enumerate(corpus()[20:40])] + list(corpus()[60:100])
@@ -171,8 +171,8 @@ def test_inputs_that_the_graph_refuses_are_reported_with_their_shapes() -> None:
 USE = """
 import json, sys
 from pathlib import Path
-import xqg_qdrant.encoder, xqg_qdrant.generator, xqg_qdrant.pipeline, xqg_qdrant.cli
-vectors = xqg_qdrant.encoder.Encoder(Path(sys.argv[1]), "cpu", 1).encode_queries(["Missä?", "Где?"])
+import xqg_qdrant.inference.encoder, xqg_qdrant.generation.onnx, xqg_qdrant.augmentation.pipeline, xqg_qdrant.cli
+vectors = xqg_qdrant.inference.encoder.Encoder(Path(sys.argv[1]), "cpu", 1).encode_queries(["Missä?", "Где?"])
 print(json.dumps([vectors.tolist(), sorted(sys.modules)]))
 """
 

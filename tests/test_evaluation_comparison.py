@@ -7,19 +7,20 @@ from collections.abc import Mapping, Sequence
 import pytest
 from shared_data import shared_file
 
-from xqg_qdrant.corpus import read_passages
+from xqg_qdrant.corpus.passages import read_passages
+from xqg_qdrant.corpus.questions import read_queries
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.evaluation import official
+from xqg_qdrant.evaluation import xor_retrieve as official
 from xqg_qdrant.evaluation.comparison import (
     Difference,
     evaluate_runs,
+    predictions_of_run,
+    report_predictions,
 )
 from xqg_qdrant.evaluation.files import Prediction, read_qrels
 from xqg_qdrant.evaluation.measures import per_query_values
-from xqg_qdrant.evaluation.predictions import predictions_of_run, report_predictions
 from xqg_qdrant.evaluation.significance import paired_randomisation_test
-from xqg_qdrant.evaluation.table import format_table
-from xqg_qdrant.questions import read_queries
+from xqg_qdrant.printing import format_table
 from xqg_qdrant.records import Passage, Qrel, Query, ScoredPassage
 
 needs_nltk = pytest.mark.skipif(not official.is_available(), reason="the tokenizer of R@kt is not installed")

@@ -18,11 +18,11 @@ import pytest
 from rest_qdrant import RestQdrant
 from serving import demo_rows, fill
 
-from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
 from xqg_qdrant.records import ScoredPassage
 from xqg_qdrant.stores import open_store
-from xqg_qdrant.stores.layouts import make_names
+from xqg_qdrant.stores.points import make_names
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 JAVASCRIPT = EXAMPLES / "javascript"

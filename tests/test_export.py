@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from bfloat16 import emulate_folder, emulate_graph
 from checkpoints import (
     GENERATORS,
     LANGUAGES,
@@ -33,22 +34,20 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from xqg_qdrant import export
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.export import bert, export_checkpoint
 from xqg_qdrant.export.bert import build_bert
-from xqg_qdrant.export.checkpoint import fetch_checkpoint
-from xqg_qdrant.export.emulate import EMULATION, emulate_folder, emulate_graph
-from xqg_qdrant.export.encoder_settings import EncoderSettings, read_encoder_settings
+from xqg_qdrant.export.checkpoint import EncoderSettings, fetch_checkpoint, read_encoder_settings
 from xqg_qdrant.export.graph import Graph, QuantisedRows, quantise_rows
 from xqg_qdrant.export.quantise import round_weight, split_columns
 from xqg_qdrant.export.reference import Reference
 from xqg_qdrant.export.t5 import Model, _encoder_bias, build_t5_decoder, relative_buckets
 from xqg_qdrant.export.t5_smoothing import Smoothed, smooth_t5
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.generator_settings import LONGEST_INPUT
-from xqg_qdrant.model_folder import read_model_folder
-from xqg_qdrant.session import Session
+from xqg_qdrant.generation.onnx import QueryGenerator, Sampling
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference.session import Session, is_cuda_at_hand
+from xqg_qdrant.model_folders import read_model_folder
+from xqg_qdrant.model_folders.generator_settings import LONGEST_INPUT
 
 DoubleArray = npt.NDArray[np.float64]
 POOLINGS = ("cls", "mean", "last")
@@ -131,14 +130,14 @@ def test_float16_writes_down_what_it_loses(tmp_path: Path) -> None:
     assert 0.9999 < done.parity["float16"]["lowest_cosine"] < 0.9999999
 
 
-def test_bfloat16_writes_down_what_it_loses_and_what_measured_it(tmp_path: Path) -> None:
+@pytest.mark.skipif(is_cuda_at_hand(), reason="a GPU measures the loss")
+def test_without_a_gpu_the_loss_of_bfloat16_is_not_measured(tmp_path: Path) -> None:
     done = export_checkpoint(str(encoder_checkpoint("bert")), tmp_path / "out", pooling="mean", dtype="bfloat16")
     description = json.loads((done.folder / "xqg.json").read_text(encoding="utf-8"))
     assert description["dtype"] == "bfloat16"
     assert description["parity"] == done.parity
-    assert 0.999 < done.parity["bfloat16"]["lowest_cosine"] < 0.999999
-    assert done.parity["bfloat16"]["measured_by"] == EMULATION
-    assert "measured_by" not in done.parity["float32"]
+    assert "bfloat16" not in done.parity
+    assert done.parity["float32"]["lowest_cosine"] > 0.999999
 
 
 @pytest.mark.parametrize("name", BERTS)
@@ -203,15 +202,27 @@ def test_bfloat16_loses_no_more_than_transformers_in_bfloat16(tmp_path: Path) ->
     assert lowest_cosine(expected, theirs) <= lowest_cosine(expected, found) < 0.999999
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("form", ["t5", "t5-1.1", "mt5"])
-def test_a_generator_in_half_precision_writes_nearly_the_same(form: str, dtype: str, tmp_path: Path) -> None:
+def test_a_generator_in_float16_writes_nearly_the_same(form: str, tmp_path: Path) -> None:
     given = {**GENERATORS[form][1], "max_new_tokens": NEW_TOKENS, "max_input_tokens": LONGEST_PROMPT}
-    parity = export_checkpoint(str(generator_checkpoint(form)), tmp_path / "out", dtype=dtype, **given).parity
-    same = parity[dtype]["identical_greedy_queries"] / parity["inputs"]
+    parity = export_checkpoint(str(generator_checkpoint(form)), tmp_path / "out", dtype="float16", **given).parity
+    assert parity["float16"]["identical_greedy_queries"] / parity["inputs"] > 0.9
+
+
+@pytest.mark.parametrize("form", ["t5", "t5-1.1", "mt5"])
+def test_a_generator_in_bfloat16_writes_much_the_same(form: str, tmp_path: Path) -> None:
+    given = {**GENERATORS[form][1], "max_new_tokens": NEW_TOKENS, "max_input_tokens": LONGEST_PROMPT}
+    done = export_checkpoint(str(generator_checkpoint(form)), tmp_path / "out", dtype="bfloat16", **given)
+    emulate_folder(done.folder, "generator", tmp_path / "emulated")
+    greedy = Sampling(top_k=1, temperature=1.0, max_new_tokens=NEW_TOKENS)
+    written = []
+    for folder in (exported_generator(form), tmp_path / "emulated"):
+        generator = QueryGenerator(folder, "cpu", threads=1)
+        found = generator.generate(passages(), generator.languages, 1, 0, greedy)
+        written.append([query for generation in found for query in generation.queries])
+    same = sum(query in written[1] for query in written[0])
     # bfloat16 keeps eight bits, and the models here, with random weights, are seldom sure
-    assert same > (0.9 if dtype == "float16" else 0.3)
-    assert parity[dtype].get("measured_by") == (EMULATION if dtype == "bfloat16" else None)
+    assert same > 0.3 * len(written[0])
 
 
 def test_int8_stays_close_to_trained_weights(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 import transformers
+from bfloat16 import emulate_folder
 from checkpoints import (
     ENCODERS,
     LONGEST,
@@ -31,17 +32,17 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, normalizers
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.export import ENCODER_OPTIONS, GENERATOR_OPTIONS, export_checkpoint
 from xqg_qdrant.export.checkpoint import fetch_checkpoint
-from xqg_qdrant.export.gte import translate_config
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.reference import Reference
+from xqg_qdrant.export.rotary import translate_config
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference.session import Session
 from xqg_qdrant.languages import LANGUAGES
-from xqg_qdrant.model_folder import read_model_folder
-from xqg_qdrant.presets import PRESETS, find_preset
-from xqg_qdrant.session import Session
+from xqg_qdrant.model_folders import read_model_folder
+from xqg_qdrant.model_folders.presets import PRESETS, find_preset
 
 Array = npt.NDArray[Any]
 TEXTS = [text[: 1 + 5 * number] for number, text in enumerate(corpus()[40:52])] + list(corpus()[60:90:2])
@@ -104,7 +105,15 @@ def test_other_dtypes_of_the_newer_architectures_stay_close(name: str, dtype: st
     checkpoint, pooling = encoder_checkpoint(name), POOLINGS.get(name, "mean")
     done = export_checkpoint(str(checkpoint), tmp_path / "out", dtype=dtype, pooling=pooling)
     lowest = {"int8": 0.99, "float16": 0.9999, "bfloat16": 0.999}[dtype]
-    assert lowest < done.parity[dtype]["mean_cosine"] < 0.9999999
+    if dtype == "bfloat16":
+        emulate_folder(done.folder, "encoder", tmp_path / "emulated")
+        exact = export_checkpoint(str(checkpoint), tmp_path / "exact", pooling=pooling)
+        folders = (exact.folder, tmp_path / "emulated")
+        expected, found = (Encoder(folder, "cpu").encode_passages(TEXTS).astype(float) for folder in folders)
+        sizes = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+        assert lowest < ((expected * found).sum(axis=1) / sizes).mean() < 0.9999999
+    else:
+        assert lowest < done.parity[dtype]["mean_cosine"] < 0.9999999
     graph = onnx.load(done.folder / "model.onnx").graph
     half = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16, "int8": onnx.TensorProto.INT8}
     matrices = [tensor for tensor in graph.initializer if len(tensor.dims) == 2 and min(tensor.dims) > 1]
@@ -132,7 +141,7 @@ def test_channels_that_are_much_wider_than_the_others_leave_them_their_levels_in
     def leave_as_they_are(seen: Sample, weight: Array) -> Array:
         return np.ones(len(seen.low), np.float32)
 
-    monkeypatch.setattr("xqg_qdrant.export.products.choose_factors", leave_as_they_are)
+    monkeypatch.setattr("xqg_qdrant.export.quantise.choose_factors", leave_as_they_are)
     uneven = export_checkpoint(str(checkpoint), tmp_path / "uneven", dtype="int8", pooling="last").parity
     assert even["int8"]["mean_cosine"] > 0.999 > 0.99 > uneven["int8"]["mean_cosine"]
 

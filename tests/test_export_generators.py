@@ -16,9 +16,9 @@ from checkpoints import NEW_TOKENS, T5_END, corpus, edit_json, generator_checkpo
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export import export_checkpoint
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.model_folder import read_model_folder
-from xqg_qdrant.tokenizer import open_tokenizer
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.tokenizer import open_tokenizer
+from xqg_qdrant.model_folders import read_model_folder
 
 
 def save_spiece(folder: Path) -> sentencepiece.SentencePieceProcessor:

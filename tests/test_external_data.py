@@ -14,8 +14,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
 from xqg_qdrant.errors import ModelError
-from xqg_qdrant.external_data import DEEPEST, ONNX_FIELDS, ExternalData, read_external_data
-from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
+from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
+from xqg_qdrant.model_folders.onnx_scan import DEEPEST, ONNX_FIELDS, ExternalData, read_external_data
 
 
 def tensors_of(message: Any) -> Iterator[TensorProto]:  # noqa: ANN401
@@ -231,7 +231,7 @@ def test_a_file_that_is_not_plainly_a_model_is_refused(content: bytes, message: 
 
 
 def test_a_file_of_endless_small_fields_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xqg_qdrant.external_data.MOST_FIELDS", 1000)
+    monkeypatch.setattr("xqg_qdrant.model_folders.onnx_scan.MOST_FIELDS", 1000)
     path = save(tmp_path / "model.onnx", MODEL + b"\x08\x01" * 1001)
     with pytest.raises(ModelError, match="more than 1000 fields"):
         read_external_data(path)

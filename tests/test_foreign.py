@@ -19,20 +19,20 @@ from click.testing import CliRunner, Result
 from qdrant_client import QdrantClient, models
 from rest_qdrant import RestQdrant
 
+from xqg_qdrant.augmentation.pipeline import CHUNK_SIZE, Progress, ingest
+from xqg_qdrant.augmentation.recipe import Recipe, make_recipe
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import refuse_mismatch
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.pipeline import CHUNK_SIZE, Progress, ingest
-from xqg_qdrant.recipe import Recipe, make_recipe
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout, Reject
 from xqg_qdrant.retrieval import answer
 from xqg_qdrant.stores import open_foreign_store, open_store
-from xqg_qdrant.stores.client import FINGERPRINT_KEY, ClientStore
-from xqg_qdrant.stores.foreign import ForeignStore
-from xqg_qdrant.stores.foreign_points import get_field
+from xqg_qdrant.stores.server.client import FINGERPRINT_KEY, ClientStore
+from xqg_qdrant.stores.server.foreign import ForeignStore
+from xqg_qdrant.stores.server.foreign_points import get_field
 
 CLI = Path(__file__).parent.parent / "cli.py"
 LAYOUT = PayloadLayout("document", "heading", "meta.doc_id")

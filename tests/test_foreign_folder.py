@@ -36,11 +36,11 @@ from tokenizers import Tokenizer
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.doctor import examine
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, ModelError
-from xqg_qdrant.model_files import hash_file
-from xqg_qdrant.model_folder import DEMO_GENERATOR, shipped_model
-from xqg_qdrant.pooling import Pooler
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference.pooling import Pooler
+from xqg_qdrant.model_folders import DEMO_GENERATOR, shipped_model
+from xqg_qdrant.model_folders.files import hash_file
 from xqg_qdrant.records import FloatArray
 from xqg_qdrant.stores import open_store
 

@@ -44,13 +44,13 @@ from onnxruntime.quantization import quantize_dynamic
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.doctor import examine
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, ModelError, OutOfMemoryError
-from xqg_qdrant.foreign_decoder import ForeignStep, choose_ids
-from xqg_qdrant.generator import Generation, QueryGenerator, Sampling
-from xqg_qdrant.model_folder import describe_in_place
+from xqg_qdrant.generation.onnx import Generation, QueryGenerator, Sampling
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference.optimum_decoder import ForeignStep, choose_ids
+from xqg_qdrant.inference.session import is_cuda_at_hand
+from xqg_qdrant.model_folders import describe_in_place
 from xqg_qdrant.records import Passage
-from xqg_qdrant.session import is_cuda_at_hand
 from xqg_qdrant.stores import open_store
 
 SAMPLING = Sampling(top_k=8, temperature=0.9, max_new_tokens=NEW_TOKENS)
@@ -124,7 +124,7 @@ def write_all(generator: QueryGenerator, passages: Sequence[Passage], count: int
 @pytest.fixture
 def any_script(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what the random models write, which is no language's script."""
-    monkeypatch.setattr("xqg_qdrant.generator.is_written_in", lambda text, language: True)
+    monkeypatch.setattr("xqg_qdrant.generation.onnx.is_written_in", lambda text, language: True)
 
 
 def test_greedy_ids_are_those_of_transformers(form: str, folders: Callable[[str], Path]) -> None:
@@ -230,7 +230,7 @@ def test_only_the_rows_of_one_prompt_share_a_run(
             ran.append(len(ids))
             return super().__call__(ids, noise)
 
-    monkeypatch.setattr("xqg_qdrant.foreign_decoder.ForeignStep", Step)
+    monkeypatch.setattr("xqg_qdrant.inference.optimum_decoder.ForeignStep", Step)
     write_all(QueryGenerator(folders("t5"), "cpu", 1), passages())
     assert max(ran) == COUNT  # its prompts name the language
     assert min(ran) < COUNT  # and rows that have ended are dropped
@@ -245,7 +245,7 @@ def test_a_prompt_that_finds_no_memory_is_an_error_with_a_cure(
     def fail(*_: object) -> None:
         raise OutOfMemoryError("Failed to allocate memory")
 
-    monkeypatch.setattr("xqg_qdrant.foreign_decoder.ForeignStep", fail)
+    monkeypatch.setattr("xqg_qdrant.inference.optimum_decoder.ForeignStep", fail)
     generator = QueryGenerator(folders("mt5"), "cpu", 1)
     # 2 layers of keys and values, 3 heads of 8 float32: 384 bytes; for each of 3 rows 12 steps and 2 tokens
     with pytest.raises(ModelError, match=rf"a single run of {384 * 3 * (12 + 2)} bytes finds no room: .* Cure: free"):

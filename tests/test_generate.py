@@ -113,7 +113,7 @@ def test_the_columns_are_of_types_that_the_connector_takes(folder: Path) -> None
 
 def test_a_run_that_was_broken_off_is_gone_on_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xqg_qdrant.stores.parquet.PART_POINTS", 4)
-    monkeypatch.setattr("xqg_qdrant.pipeline.CHUNK_SIZE", 4)
+    monkeypatch.setattr("xqg_qdrant.augmentation.pipeline.CHUNK_SIZE", 4)
     rows = (folder / "corpus.jsonl").read_text().splitlines(keepends=True)
     (folder / "grown.jsonl").write_text("".join(rows[:10]))
     first = run("generate", "grown.jsonl", "--out", "parts", *FEW, "--threads", "1")

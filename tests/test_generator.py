@@ -28,13 +28,13 @@ from checkpoints import (
 )
 from scipy import stats
 
-from xqg_qdrant.decoder_step import DecoderStep, Graphs, Memory
-from xqg_qdrant.decoding import Noise, gumbel_noise
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.generator import Generation, QueryGenerator, Sampling
+from xqg_qdrant.generation.onnx import Generation, QueryGenerator, Sampling
+from xqg_qdrant.inference.decoding import Noise, gumbel_noise
+from xqg_qdrant.inference.seq2seq import DecoderStep, Graphs, Memory
+from xqg_qdrant.inference.session import Buffer, Session
 from xqg_qdrant.records import GeneratedQuery, Passage
-from xqg_qdrant.session import Buffer, Session
 
 SAMPLING = Sampling(top_k=8, temperature=0.9, max_new_tokens=NEW_TOKENS)
 COUNT = 4
@@ -118,7 +118,7 @@ def test_fewer_queries_and_languages_are_those_of_more_with_lower_numbers(
     form: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The random models write no language's script.
-    monkeypatch.setattr("xqg_qdrant.generator.is_written_in", lambda text, language: True)
+    monkeypatch.setattr("xqg_qdrant.generation.onnx.is_written_in", lambda text, language: True)
     generator = open_generator(form, dtype)
     # So near to greedy that a query is often drawn twice, and the one with the higher number dropped.
     assert_fewer_are_a_part_of_more(generator, passages(), SAMPLING._replace(top_k=2, temperature=0.01))
@@ -128,7 +128,7 @@ def test_fewer_queries_and_languages_are_those_of_more_with_lower_numbers(
 def test_queries_in_another_script_are_dropped_and_counted_by_language(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = open_generator("t5")
     first, second = generator.languages[:2]
-    monkeypatch.setattr("xqg_qdrant.generator.is_written_in", lambda text, language: language != first)
+    monkeypatch.setattr("xqg_qdrant.generation.onnx.is_written_in", lambda text, language: language != first)
     for generation in generator.generate(passages(), (first, second), COUNT, 0, SAMPLING):
         assert generation.wrong_script == (first,) * COUNT
         assert {query.language for query in generation.queries} == {second}
@@ -161,8 +161,8 @@ def test_the_first_step_is_computed_once_for_all_samples_of_a_passage_in_a_langu
 def test_batches_of_any_size_give_the_same_queries(rows: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = open_generator("mt5", "int8")
     expected = generator.generate(passages(), LANGUAGES, COUNT, 0, SAMPLING)
-    monkeypatch.setattr("xqg_qdrant.prompt_batches.BATCH_ROWS", rows)
-    monkeypatch.setattr("xqg_qdrant.generator.BATCH_BYTES", size)
+    monkeypatch.setattr("xqg_qdrant.inference.batching.BATCH_ROWS", rows)
+    monkeypatch.setattr("xqg_qdrant.generation.onnx.BATCH_BYTES", size)
     generator = QueryGenerator(generator.folder.path, "cpu", threads=1)
     batches: list[int] = []
 
@@ -171,7 +171,7 @@ def test_batches_of_any_size_give_the_same_queries(rows: int, size: int, monkeyp
             batches.append(len(prompts))
             super().__init__(graphs, memory, prompts, *given)
 
-    monkeypatch.setattr("xqg_qdrant.decoder.DecoderStep", Step)
+    monkeypatch.setattr("xqg_qdrant.inference.seq2seq.DecoderStep", Step)
     assert generator.generate(passages(), LANGUAGES, COUNT, 0, SAMPLING) == expected
     assert batches == [1] * len(passages())
 
@@ -193,7 +193,7 @@ def test_no_passages_give_no_queries() -> None:
 IN_A_NEW_PROCESS = """
 import json, sys
 from pathlib import Path
-from xqg_qdrant.generator import QueryGenerator, Sampling
+from xqg_qdrant.generation.onnx import QueryGenerator, Sampling
 from xqg_qdrant.records import Passage
 folder, passage, languages, sampling = json.loads(sys.argv[1])
 generator = QueryGenerator(Path(folder), "cpu", 1)
@@ -233,7 +233,7 @@ def test_the_noise_of_a_query_has_its_own_key(monkeypatch: pytest.MonkeyPatch) -
         keys.extend(asked)
         return gumbel_noise(asked, steps, top_k)
 
-    monkeypatch.setattr("xqg_qdrant.generator.gumbel_noise", record)
+    monkeypatch.setattr("xqg_qdrant.generation.onnx.gumbel_noise", record)
     generator = open_generator("t5")
     for passage_id, seed in (("a", 0), ("a", 1), ("b", 0), ("a1", 0)):
         generator.generate([Passage(passage_id, "text")], LANGUAGES, 11, seed, SAMPLING)
@@ -362,7 +362,7 @@ def test_empty_repeated_and_wrongly_written_queries_are_dropped_and_counted(monk
 
 def test_the_same_text_counts_once_for_each_language(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = open_generator("t5")
-    monkeypatch.setattr("xqg_qdrant.generator.is_written_in", lambda text, language: True)
+    monkeypatch.setattr("xqg_qdrant.generation.onnx.is_written_in", lambda text, language: True)
     found = write(generator, monkeypatch, "Кто это", "Кто это", "Кто это", "кто это", count=2)
     assert found.queries == (GeneratedQuery("ja", "Кто это"), GeneratedQuery("ru", "Кто это"))
 

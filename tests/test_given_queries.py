@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from xqg_qdrant.augmentation.pipeline import ingest
+from xqg_qdrant.augmentation.recipe import Recipe, make_recipe
 from xqg_qdrant.cli import main
-from xqg_qdrant.corpus import read_generated_queries, read_passages, read_queried_passages
+from xqg_qdrant.corpus.inputs import QueryIndex
+from xqg_qdrant.corpus.passages import read_generated_queries, read_passages, read_queried_passages
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.pipeline import ingest
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.printing import format_hits
-from xqg_qdrant.query_index import QueryIndex
-from xqg_qdrant.recipe import Recipe, make_recipe
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, QueriedPassage, Reject, ScoredPassage
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import Store, open_store

@@ -23,7 +23,8 @@ from rest_qdrant import Json, RestQdrant
 from test_server import make_certificate
 
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
-from xqg_qdrant.stores import Store, grpc_upserts, open_store
+from xqg_qdrant.stores import Store, open_store
+from xqg_qdrant.stores.server import requests as grpc_upserts
 
 DIM = 8
 KEY = "sk-verysecret-0123456789"

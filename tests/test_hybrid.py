@@ -17,19 +17,19 @@ from click.testing import CliRunner, Result
 from rest_qdrant import RestQdrant
 from writing import Write
 
+from xqg_qdrant.augmentation.pipeline import ingest
+from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.cli import main
-from xqg_qdrant.copying import copy_collection
 from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import MismatchError
-from xqg_qdrant.lexicon import Lexicon
-from xqg_qdrant.pipeline import ingest
-from xqg_qdrant.ranking import Ranker, fuse_scores
-from xqg_qdrant.recipe import make_recipe
+from xqg_qdrant.generation.lexicon import Lexicon
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.lifecycle.copying import copy_collection
+from xqg_qdrant.lifecycle.retune import plan_retune, retune
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, QueriedPassage, ScoredPassage
-from xqg_qdrant.retune import plan_retune, retune
+from xqg_qdrant.retrieval import Ranker, fuse_scores
 from xqg_qdrant.stores import Store, open_store
-from xqg_qdrant.words import find_term_ids, split_terms
+from xqg_qdrant.text import find_term_ids, split_terms
 
 QUERIES = (GeneratedQuery("ru", "Где исток Нила?"), GeneratedQuery("ja", "ナイル川"))
 

@@ -16,11 +16,11 @@ from click.testing import CliRunner
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.errors import StoreError
-from xqg_qdrant.indexing import measure_recall
+from xqg_qdrant.lifecycle.status import measure_recall
 from xqg_qdrant.records import AugmentedPassage, FloatArray, Passage
 from xqg_qdrant.stores import open_store
 from xqg_qdrant.stores.edge import ENGINE_SCRATCH, EdgeStore
-from xqg_qdrant.stores.edge_index import build_index
+from xqg_qdrant.stores.edge.index import build_index
 
 # The engine indexes what takes more than 10 MB.
 DIM = 4096
@@ -119,7 +119,7 @@ def test_a_killed_child_is_an_error_with_a_cure_and_changes_nothing(
         children.append(popen(*args, **kwargs))  # type: ignore[call-overload]
         return children[0]
 
-    monkeypatch.setattr("xqg_qdrant.stores.edge_index.subprocess.Popen", remember)
+    monkeypatch.setattr("xqg_qdrant.stores.edge.index.subprocess.Popen", remember)
     store = open_store(str(folder))
     steps = store.optimise("docs")
     next(steps)

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from stored_points import assert_same_points, read_points
 
+from xqg_qdrant.augmentation.pipeline import CHUNK_SIZE, Progress, ingest
+from xqg_qdrant.augmentation.recipe import Recipe, make_recipe
 from xqg_qdrant.demo import read_demo_passages
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
-from xqg_qdrant.generator import Generation, QueryGenerator
-from xqg_qdrant.pipeline import CHUNK_SIZE, Progress, ingest
-from xqg_qdrant.recipe import Recipe, make_recipe
+from xqg_qdrant.generation.onnx import Generation, QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, FloatArray, Passage, Reject
 from xqg_qdrant.stores import Store, open_store
 

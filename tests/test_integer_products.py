@@ -16,12 +16,13 @@ from checkpoints import exported_generator, passages
 from on_a_cpu_without_vnni import FORMS, measure
 from test_generator import SAMPLING
 
-from xqg_qdrant import decoder, session
-from xqg_qdrant.decoder import Decoder
 from xqg_qdrant.doctor import check_integers
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.integer_products import make_probe, with_unsigned_operands
-from xqg_qdrant.session import are_products_exact
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference import seq2seq as decoder
+from xqg_qdrant.inference import session
+from xqg_qdrant.inference.integer_products import make_probe, with_unsigned_operands
+from xqg_qdrant.inference.seq2seq import Decoder
+from xqg_qdrant.inference.session import are_products_exact
 
 
 def saturating_product(rows: Any, weights: Any) -> Any:  # noqa: ANN401
@@ -109,7 +110,7 @@ def test_doctor_names_the_kernel_either_way() -> None:
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="emulating a CPU without VNNI needs valgrind")
 def test_on_a_cpu_without_vnni_products_are_exact_and_queries_the_same(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
-    script = Path(__file__).with_name("on_a_cpu_without_vnni.py")
+    script = Path(__file__).parent / "support/on_a_cpu_without_vnni.py"
     command = ["valgrind", "--tool=none", "-q", sys.executable, str(script), str(result)]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
     there, here = json.loads(result.read_text()), measure()

@@ -18,18 +18,17 @@ from qdrant_client import QdrantClient
 from rest_qdrant import RestQdrant
 from serving import demo_rows, fill
 
+from xqg_qdrant.augmentation.recipe import read_recipe
 from xqg_qdrant.cli import main
-from xqg_qdrant.copying import copy_collection
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
-from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
-from xqg_qdrant.recipe import read_recipe
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.lifecycle.copying import copy_collection
+from xqg_qdrant.lifecycle.retune import plan_retune, retune
+from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
 from xqg_qdrant.records import AugmentedPassage
-from xqg_qdrant.retune import plan_retune, retune
 from xqg_qdrant.stores import Store, open_store
-from xqg_qdrant.stores.layouts import LAYOUTS, make_names
-from xqg_qdrant.stores.points import make_point_id
-from xqg_qdrant.words import find_term_ids
+from xqg_qdrant.stores.points import LAYOUTS, make_names, make_point_id
+from xqg_qdrant.text import find_term_ids
 
 ROWS = [
     row._replace(passage=replace(row.passage, metadata={"year": 1900 + number}), queries=row.queries[:2])

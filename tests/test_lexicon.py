@@ -13,16 +13,16 @@ import pytest
 from click.testing import CliRunner, Result
 from writing import Write
 
+from xqg_qdrant.augmentation.pipeline import ingest
+from xqg_qdrant.augmentation.recipe import make_recipe, read_recipe
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.lexicon import WORDS_A_QUERY, Lexicon
-from xqg_qdrant.pipeline import ingest
-from xqg_qdrant.recipe import make_recipe, read_recipe
+from xqg_qdrant.generation.lexicon import WORDS_A_QUERY, Lexicon
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.lifecycle.retune import plan_retune, retune
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
-from xqg_qdrant.retune import plan_retune, retune
 from xqg_qdrant.stores import Store, open_store
 
 LINES = (

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from writing import Write
 
-from xqg_qdrant.corpus import read_passages
+from xqg_qdrant.corpus.files import LONGEST_ROW, file_lines, is_cut
+from xqg_qdrant.corpus.passages import read_passages
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.files import read_predictions, read_qrels
-from xqg_qdrant.lines import LONGEST_ROW, file_lines, is_cut
 from xqg_qdrant.records import Passage, Reject
 
 MEGABYTE = 2**20

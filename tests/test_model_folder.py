@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from xqg_qdrant.errors import ModelError
-from xqg_qdrant.model_description import GRAPH_FILES, RULES
-from xqg_qdrant.model_files import hash_file
-from xqg_qdrant.model_folder import (
+from xqg_qdrant.model_folders import (
     DEMO_ENCODER,
     DEMO_GENERATOR,
     read_model_folder,
     shipped_model,
     write_description,
 )
+from xqg_qdrant.model_folders.description import GRAPH_FILES, RULES
+from xqg_qdrant.model_folders.files import hash_file
 
 CURE = "Cure: export it again: xqg export CHECKPOINT "
 FIELDS: dict[str, dict[str, Any]] = {
@@ -162,7 +162,7 @@ def test_a_model_that_ships_lies_in_the_wheel_or_else_in_the_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = tmp_path / "xqg_qdrant" / "model_folder.py"
-    monkeypatch.setattr("xqg_qdrant.model_folder.__file__", str(module))
+    monkeypatch.setattr("xqg_qdrant.model_folders.__file__", str(module))
     assert shipped_model(DEMO_ENCODER) == tmp_path / "onnx" / "demo-encoder"
     installed = tmp_path / "xqg_qdrant" / "models" / "demo-encoder"
     installed.mkdir(parents=True)
@@ -172,7 +172,7 @@ def test_a_model_that_ships_lies_in_the_wheel_or_else_in_the_checkout(
 def test_the_files_of_the_shipped_models_may_be_hard_links_as_installers_make_them_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xqg_qdrant.model_folder.__file__", str(tmp_path / "xqg_qdrant" / "model_folder.py"))
+    monkeypatch.setattr("xqg_qdrant.model_folders.__file__", str(tmp_path / "xqg_qdrant" / "model_folder.py"))
     installed = write_folder(tmp_path / "xqg_qdrant" / "models" / DEMO_ENCODER)
     (tmp_path / "copy").mkdir()
     for file in installed.iterdir():

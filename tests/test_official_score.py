@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared_data import shared_file
 
-from xqg_qdrant.corpus import read_passages
+from xqg_qdrant.corpus.passages import read_passages
+from xqg_qdrant.corpus.questions import read_queries
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.evaluation import official
+from xqg_qdrant.evaluation import xor_retrieve as official
 from xqg_qdrant.evaluation.files import Prediction, read_predictions
-from xqg_qdrant.evaluation.official import answer_hits, load_tokenizer, score_predictions, span_answers
-from xqg_qdrant.questions import read_queries
+from xqg_qdrant.evaluation.xor_retrieve import answer_hits, load_tokenizer, score_predictions, span_answers
 from xqg_qdrant.records import Passage, Query
 
 pytest.importorskip("nltk")

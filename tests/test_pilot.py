@@ -15,20 +15,27 @@ import pytest
 from click.testing import CliRunner, Result
 from writing import lines_of
 
+from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.cli import main
 from xqg_qdrant.cli import pilot as pilot_command
+from xqg_qdrant.cli.progress import run_sample
 from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_qrels, read_demo_queries
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.estimate import Cost, format_bytes, measure_disk
 from xqg_qdrant.evaluation.comparison import Difference
+from xqg_qdrant.evaluation.pilot import (
+    Cost,
+    choose_questions,
+    draw_sample,
+    format_bytes,
+    hold_back,
+    judge_held_back,
+    keep_answered,
+    measure_disk,
+)
 from xqg_qdrant.evaluation.results import read_results
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.pilot import hold_back, judge_held_back
-from xqg_qdrant.progress import run_sample
-from xqg_qdrant.recipe import make_recipe
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
-from xqg_qdrant.sample import choose_questions, draw_sample, keep_answered
 from xqg_qdrant.stores import open_store
 
 PASSAGES = [Passage(f"p{number}", f"text {number}") for number in range(100)]

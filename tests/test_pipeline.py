@@ -13,15 +13,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.augmentation.pipeline import CHEAP_CHUNK_SIZE, CHUNK_SIZE, Progress, ingest
+from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.errors import InputError, MismatchError, ModelError, StoreError
-from xqg_qdrant.generator import Generation, QueryGenerator, Sampling
-from xqg_qdrant.pipeline import CHEAP_CHUNK_SIZE, CHUNK_SIZE, Progress, ingest
+from xqg_qdrant.generation.onnx import Generation, QueryGenerator, Sampling
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.printing import Totals
-from xqg_qdrant.recipe import Recipe
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, QueriedPassage, Reject
 from xqg_qdrant.stores import Store
-from xqg_qdrant.workers import ITEMS_IN_FLIGHT
+from xqg_qdrant.streams import ITEMS_IN_FLIGHT
 
 RECIPE = Recipe(languages=("fi", "ru"), sampling=Sampling(1, 1.0, 8), queries_per_language=1)
 PATIENCE = 30

@@ -17,7 +17,7 @@ import yaml
 
 from xqg_qdrant.demo import read_demo_passages, read_demo_qrels, read_demo_queries
 from xqg_qdrant.languages import is_written_in
-from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, read_model_folder
+from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, read_model_folder
 
 ROOT = Path(__file__).parent.parent
 LANGUAGES = {"ar", "bn", "fi", "ja", "ko", "ru", "te"}

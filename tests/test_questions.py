@@ -6,8 +6,8 @@ import pytest
 from shared_data import shared_file
 from writing import Write, lines_of
 
+from xqg_qdrant.corpus.questions import read_queries
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.questions import read_queries
 from xqg_qdrant.records import Query
 
 

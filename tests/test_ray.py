@@ -25,16 +25,16 @@ from rest_qdrant import RestQdrant
 from stored_points import assert_same_points
 from writing import write_rows
 
+from xqg_qdrant.augmentation.pipeline import describe
+from xqg_qdrant.augmentation.ray_cluster import Plan, connected, make_plan
+from xqg_qdrant.augmentation.ray_engine import Job, ingest_on_ray
+from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.cli import main
+from xqg_qdrant.corpus.inputs import Inputs
 from xqg_qdrant.demo import read_demo_passages
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.inputs import Inputs
-from xqg_qdrant.pipeline import describe
-from xqg_qdrant.ray_cluster import Plan, connected, make_plan
-from xqg_qdrant.ray_engine import Job, ingest_on_ray
-from xqg_qdrant.recipe import make_recipe
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage
 from xqg_qdrant.stores import open_store
 

@@ -25,15 +25,13 @@ from results_folders import (
 from writing import lines_of
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.evaluation.report.axes import Axis, tick_step
-from xqg_qdrant.evaluation.report.changes import view_changes
-from xqg_qdrant.evaluation.report.charts import Point, Row, Series, draw_lines, draw_rows
-from xqg_qdrant.evaluation.report.evaluations import stars_of
-from xqg_qdrant.evaluation.report.page import render_report
-from xqg_qdrant.evaluation.report.sweeps import name_setting
-from xqg_qdrant.evaluation.report.texts import marked_parts
 from xqg_qdrant.evaluation.results import read_results
-from xqg_qdrant.templates import direction, language_tag
+from xqg_qdrant.pages.changes import marked_parts, view_changes
+from xqg_qdrant.pages.charts import Axis, Point, Row, Series, draw_lines, draw_rows, tick_step
+from xqg_qdrant.pages.evaluations import stars_of
+from xqg_qdrant.pages.report import render_report
+from xqg_qdrant.pages.sweeps import name_setting
+from xqg_qdrant.pages.templates import direction, language_tag
 
 VOID = {"meta", "link", "path", "circle", "rect", "br"}
 

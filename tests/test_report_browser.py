@@ -11,8 +11,8 @@ import pytest
 from browser import COLOURS, NEEDS_BROWSER, Browser, contrast, luminance
 from results_folders import demo_questions, write_evaluation, write_hostile_evaluation, write_pilot, write_robustness
 
-from xqg_qdrant.evaluation.report.page import render_report
 from xqg_qdrant.evaluation.results import read_results
+from xqg_qdrant.pages.report import render_report
 
 pytestmark = NEEDS_BROWSER
 THEMES = ("light", "dark")

@@ -16,18 +16,18 @@ import pytest
 from click.testing import CliRunner, Result
 from rest_qdrant import RestQdrant
 
-from xqg_qdrant import retune as retune_module
+from xqg_qdrant.augmentation.pipeline import Row, ingest
+from xqg_qdrant.augmentation.recipe import Recipe, make_recipe
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import Fingerprint, hash_recipe
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.pipeline import Row, ingest
-from xqg_qdrant.recipe import Recipe, make_recipe
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.lifecycle import retune as retune_module
+from xqg_qdrant.lifecycle.retune import Plan, Retuned, plan_retune, retune
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, QueriedPassage
 from xqg_qdrant.retrieval import answer
-from xqg_qdrant.retune import Plan, Retuned, plan_retune, retune
 from xqg_qdrant.stores import Store, open_store
 
 LANGUAGES, QUERIES_PER_LANGUAGE, PASSAGES = ["fi", "ja", "ru"], 3, 5
@@ -452,7 +452,7 @@ def ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sequence[str]:
 
 def test_the_command_retunes_and_tells_what_it_did(ingested: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("xqg_qdrant.generator.QueryGenerator.__init__", None)
+        patch.setattr("xqg_qdrant.generation.onnx.QueryGenerator.__init__", None)
         result = xqg("retune", "--alpha", 0.2, "--fusion", "mean", "--renormalise", "--min-score", 1000)
         assert result.exit_code == 0, result.stderr
         assert f"{PASSAGES} passages retuned, " in result.stderr

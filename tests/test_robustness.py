@@ -12,8 +12,7 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.demo import DEMO_FOLDER
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.results import make_manifest, read_results
-from xqg_qdrant.records import Query
-from xqg_qdrant.robustness import (
+from xqg_qdrant.evaluation.robustness import (
     Agreement,
     Pair,
     compare_areas,
@@ -24,6 +23,7 @@ from xqg_qdrant.robustness import (
     report_agreements,
     save_robustness,
 )
+from xqg_qdrant.records import Query
 
 MEASURES = ("RBO", "overlap@10")
 HEAD = "id\tsentence1\tsentence2\tlabel\n"

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage
 from xqg_qdrant.retrieval import answer
 from xqg_qdrant.stores import open_store

@@ -20,10 +20,10 @@ from click.testing import CliRunner
 from serving import Answer, Served, demo_rows, fill, serving
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.pages.search import Finder, choose_collection
 from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, QueriedPassage, ScoredPassage
-from xqg_qdrant.serve.finding import Finder, choose_collection
 from xqg_qdrant.stores import Store, open_store
 
 ROOT = Path(__file__).parent.parent
@@ -350,7 +350,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 
 def test_without_the_extra_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "xqg_qdrant.serve.app")
+    monkeypatch.delitem(sys.modules, "xqg_qdrant.pages.server")
     result = CliRunner().invoke(main, ["serve", "--store", str(tmp_path)])
     assert result.exit_code == 2
     assert "pip install 'xqg-qdrant[serve]'" in result.stderr

@@ -13,10 +13,9 @@ from browser import COLOURS, NEEDS_BROWSER, Browser, contrast, luminance
 from results_folders import HOSTILE
 from serving import Served, demo_rows, fill, serving
 
-from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.pages.search import Finder, SearchPage
 from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage
-from xqg_qdrant.serve.finding import Finder
-from xqg_qdrant.serve.search_page import SearchPage
 from xqg_qdrant.stores import open_store
 
 pytestmark = NEEDS_BROWSER

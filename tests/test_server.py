@@ -29,17 +29,17 @@ from qdrant_client import models
 from qdrant_client.http.exceptions import ResponseHandlingException
 from rest_qdrant import Json, RestQdrant, Script, answer
 
+from xqg_qdrant.augmentation.pipeline import ingest
+from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.cli import main
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import StoreError
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.pipeline import ingest
-from xqg_qdrant.recipe import make_recipe
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, QueriedPassage
 from xqg_qdrant.stores import Store, open_store, sends_key_in_clear
-from xqg_qdrant.stores import server_load as load_module
-from xqg_qdrant.stores import wire as wire_module
 from xqg_qdrant.stores.protocol import Indexing
+from xqg_qdrant.stores.server import load as load_module
+from xqg_qdrant.stores.server import requests as wire_module
 
 DIM = 8
 FINGERPRINT = {"recipe.alpha": 0.01}
@@ -197,7 +197,7 @@ def test_a_server_that_was_never_reached_is_given_up_within_seconds(monkeypatch:
 
 def test_workers_that_are_refused_do_not_come_back_at_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("xqg_qdrant.stores.wire.time.sleep", waits.append)
+    monkeypatch.setattr("xqg_qdrant.stores.server.requests.time.sleep", waits.append)
     monkeypatch.setattr(wire_module, "MAX_DELAY_SECONDS", 4.0)
     wire = wire_module.Wire("http://host", None, remote=True)
     assert wire.ask("reach", lambda: 1) == 1
@@ -557,7 +557,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_at_once_with_the_cure(
 ) -> None:
     rest, authority = secure_rest
     waits: list[float] = []
-    monkeypatch.setattr("xqg_qdrant.stores.wire.time.sleep", waits.append)
+    monkeypatch.setattr("xqg_qdrant.stores.server.requests.time.sleep", waits.append)
     store = open_store(rest.url)
     with pytest.raises(StoreError, match=r"CERTIFICATE_VERIFY_FAILED.*Cure: set SSL_CERT_FILE to the certificate"):
         store.collections()

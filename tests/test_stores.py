@@ -34,12 +34,12 @@ from rest_qdrant import Json, RestQdrant, Script, answer, hang
 from xqg_qdrant.errors import InputError, MismatchError, StoreError, XqgError
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage
 from xqg_qdrant.stores import Store, open_store
-from xqg_qdrant.stores import client as client_module
 from xqg_qdrant.stores import edge as edge_module
-from xqg_qdrant.stores import limits as limits_module
 from xqg_qdrant.stores import points as layout
-from xqg_qdrant.stores import wire as wire_module
-from xqg_qdrant.stores.sidecar import SIDECAR
+from xqg_qdrant.stores.edge.index import SIDECAR
+from xqg_qdrant.stores.server import client as client_module
+from xqg_qdrant.stores.server import limits as limits_module
+from xqg_qdrant.stores.server import requests as wire_module
 
 DIM = 8
 FINGERPRINT = {"encoder.pooling": "mean", "recipe.alpha": 0.01, "recipe.languages": ["ja", "ru"], "recipe.k": None}

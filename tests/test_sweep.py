@@ -16,26 +16,26 @@ import pytest
 from click.testing import CliRunner, Result
 from writing import lines_of
 
-from xqg_qdrant.augment import fuse
+from xqg_qdrant.augmentation.fusion import fuse
+from xqg_qdrant.augmentation.pipeline import Row, ingest
+from xqg_qdrant.augmentation.recipe import Recipe, make_recipe
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages, read_demo_qrels, read_demo_queries
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, MismatchError
-from xqg_qdrant.evaluation import official
+from xqg_qdrant.evaluation import xor_retrieve as official
 from xqg_qdrant.evaluation.comparison import Difference, evaluate_runs
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.pipeline import Row, ingest
-from xqg_qdrant.recipe import Recipe, make_recipe
+from xqg_qdrant.evaluation.sweep import bench as measuring
+from xqg_qdrant.evaluation.sweep.bench import Bench, default_measure, halve, make_bench, parse_measure, rank
+from xqg_qdrant.evaluation.sweep.settings import Setting, combine, make_axes, make_base, spread, to_mean, to_sum
+from xqg_qdrant.evaluation.sweep.summary import describe, format_points, judge, make_options
+from xqg_qdrant.evaluation.sweep.trial import Sweep, Trial
+from xqg_qdrant.evaluation.sweep.vectors import StoredVectors, check_sweepable, opened_vectors
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.lifecycle.retune import plan_retune, retune
 from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, Qrel, QueriedPassage, Query
 from xqg_qdrant.retrieval import search
-from xqg_qdrant.retune import plan_retune, retune
 from xqg_qdrant.stores import Store, open_store
-from xqg_qdrant.sweep import measuring
-from xqg_qdrant.sweep.choosing import Sweep, Trial
-from xqg_qdrant.sweep.measuring import Bench, default_measure, halve, make_bench, parse_measure, rank
-from xqg_qdrant.sweep.settings import Setting, combine, make_axes, make_base, spread, to_mean, to_sum
-from xqg_qdrant.sweep.telling import describe, format_points, judge, make_options
-from xqg_qdrant.sweep.vectors import StoredVectors, check_sweepable, opened_vectors
 
 LANGUAGES, QUERIES_PER_LANGUAGE, PASSAGES = ("fi", "ja", "ru"), 3, 12
 pytestmark = pytest.mark.usefixtures("remembered")

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.evaluation import official
-from xqg_qdrant.evaluation.systems import read_system_predictions, read_system_run, with_passages
+from xqg_qdrant.evaluation import xor_retrieve as official
+from xqg_qdrant.evaluation.comparison import read_system_predictions, read_system_run, with_passages
 from xqg_qdrant.records import Passage, ScoredPassage
 
 needs_nltk = pytest.mark.skipif(not official.is_available(), reason="the tokenizer of R@kt is not installed")

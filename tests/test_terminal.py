@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.cli.group import Group
+from xqg_qdrant.cli.shared import Group
 from xqg_qdrant.printing import format_hits, hits_to_json
 from xqg_qdrant.records import GeneratedQuery, Passage, ScoredPassage
 from xqg_qdrant.retrieval import Hit
-from xqg_qdrant.terminal import one_line, visible
+from xqg_qdrant.text import one_line, visible
 
 CONTROLS = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cc"]
 TURNING = [chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xqg_qdrant import text_set
-from xqg_qdrant.text_set import TextSet
+from xqg_qdrant.corpus import seen_ids as text_set
+from xqg_qdrant.corpus.seen_ids import TextSet
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=3), max_size=60)
 

@@ -6,10 +6,10 @@ import sys
 import pytest
 from tokenizers import Tokenizer
 
-from xqg_qdrant import tokenizer as module
-from xqg_qdrant.model_description import TOKENIZER_FILE
-from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
-from xqg_qdrant.tokenizer import encode_ids
+from xqg_qdrant.inference import tokenizer as module
+from xqg_qdrant.inference.tokenizer import encode_ids
+from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
+from xqg_qdrant.model_folders.description import TOKENIZER_FILE
 
 
 def test_texts_have_the_same_ids_tokenised_together_or_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,9 +27,9 @@ def test_many_passages_of_a_megabyte_are_tokenised_in_the_memory_of_one() -> Non
     code = """
 import resource
 from tokenizers import Tokenizer
-from xqg_qdrant.model_description import TOKENIZER_FILE
-from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
-from xqg_qdrant.tokenizer import encode_ids
+from xqg_qdrant.model_folders.description import TOKENIZER_FILE
+from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
+from xqg_qdrant.inference.tokenizer import encode_ids
 
 tokenizer = Tokenizer.from_file(str(shipped_model(DEMO_ENCODER) / TOKENIZER_FILE))
 tokenizer.enable_truncation(256)

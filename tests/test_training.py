@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from shared_data import shared_file
 
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.export import export_checkpoint
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.lexicon import Lexicon
+from xqg_qdrant.generation.lexicon import Lexicon
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
 
 TRAINING = Path(__file__).parent.parent / "training"
 LANGUAGES = ("ar", "bn", "fi", "ja", "ko", "ru", "te")

@@ -16,7 +16,6 @@ from checkpoints import (
     passages,
 )
 
-from xqg_qdrant.decoding import gumbel_noise
 from xqg_qdrant.demo import DEMO_FOLDER, read_demo_queries
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export import export_checkpoint
@@ -24,8 +23,9 @@ from xqg_qdrant.export.checkpoint import fetch_checkpoint
 from xqg_qdrant.export.reference import Reference
 from xqg_qdrant.export.t5 import Model, build_t5_head
 from xqg_qdrant.export.vocabulary import LARGEST, MULTIPLE, restrict_vocabulary
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.model_folder import write_description
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.decoding import gumbel_noise
+from xqg_qdrant.model_folders import write_description
 
 SPECIALS = ("<pad>", "</s>", "<unk>")
 SAMPLE = DEMO_FOLDER / "queries.jsonl"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xqg_qdrant.words import split_words
+from xqg_qdrant.text import split_words
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from threading import Event
 
 import pytest
 
-from xqg_qdrant.workers import CUDA_WORKERS, count_workers, work_in_order
+from xqg_qdrant.streams import CUDA_WORKERS, count_workers, work_in_order
 
 
 def test_results_come_in_the_order_of_the_items() -> None:

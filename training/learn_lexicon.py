@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from data import LANGUAGES, read_parallel
 
-from xqg_qdrant.words import split_words
+from xqg_qdrant.text import split_words
 
 Counts = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]

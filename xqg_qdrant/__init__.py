@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xqg_qdrant.api import evaluate, ingest, search
-    from xqg_qdrant.encoder import Encoder
+    from xqg_qdrant.augmentation.pipeline import Progress
     from xqg_qdrant.errors import InputError, MismatchError, ModelError, StoreError, XqgError
     from xqg_qdrant.evaluation.comparison import Report
-    from xqg_qdrant.evaluation.table import format_table
-    from xqg_qdrant.generator import QueryGenerator
-    from xqg_qdrant.lexicon import Lexicon
-    from xqg_qdrant.pipeline import Progress
+    from xqg_qdrant.generation.lexicon import Lexicon
+    from xqg_qdrant.generation.onnx import QueryGenerator
+    from xqg_qdrant.inference.encoder import Encoder
+    from xqg_qdrant.printing import format_table
     from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
     from xqg_qdrant.retrieval import Hit
     from xqg_qdrant.stores import Sharding, Store, open_store
@@ -51,7 +51,7 @@ _ROOMS = {
     "StoreError": "errors",
     "XqgError": "errors",
     "evaluate": "api",
-    "format_table": "evaluation.table",
+    "format_table": "printing",
     "ingest": "api",
     "open_store": "stores",
     "search": "api",

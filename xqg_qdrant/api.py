@@ -14,25 +14,23 @@ from typing import Any, TypeAlias, overload
 
 from tqdm import tqdm
 
-from xqg_qdrant.corpus import check_passages
-from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.augmentation.pipeline import Progress, Row
+from xqg_qdrant.augmentation.pipeline import ingest as ingest_chunks
+from xqg_qdrant.augmentation.recipe import make_recipe
+from xqg_qdrant.corpus.inputs import CORPUS, Inputs
+from xqg_qdrant.corpus.passages import check_passages
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.comparison import Report, evaluate_runs
-from xqg_qdrant.evaluation.files import read_qrels
-from xqg_qdrant.evaluation.judgements import read_judged_questions
+from xqg_qdrant.evaluation.files import read_judged_questions, read_qrels
 from xqg_qdrant.evaluation.significance import TestName
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.indexing import EXACT_UP_TO
-from xqg_qdrant.inputs import CORPUS, Inputs
-from xqg_qdrant.lexicon import Lexicon
-from xqg_qdrant.pipeline import Progress, Row
-from xqg_qdrant.pipeline import ingest as ingest_chunks
-from xqg_qdrant.ranking import check_rankings
-from xqg_qdrant.recipe import make_recipe
+from xqg_qdrant.generation.lexicon import Lexicon
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.lifecycle.status import EXACT_UP_TO
 from xqg_qdrant.records import Qrel, Query, ScoredPassage
-from xqg_qdrant.retrieval import Hit, answer, answer_all, check_collection, search_runs
+from xqg_qdrant.retrieval import Hit, answer, answer_all, check_collection, check_rankings, search_runs
 from xqg_qdrant.stores import Store
-from xqg_qdrant.workers import count_workers
+from xqg_qdrant.streams import count_workers
 
 Corpus: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
 
@@ -63,11 +61,11 @@ def ingest(
         generator: writes the queries. None where the rows bring them, in the field `generated_queries`.
         languages: to write queries in, such as `("ja", "ru")`; all of the generator's where none is named.
         id_field: the field of the passage id, where it is none of `id`, `_id`, `passage_id` and `docid`.
-        **settings: of `xqg_qdrant.recipe.Recipe` and `xqg_qdrant.generator.Sampling`, such as `queries_per_language`,
-            `alpha`, `fusion`, `seed`, `sparse`, `top_k`; as published where they are not given.
+        **settings: of `xqg_qdrant.augmentation.recipe.Recipe` and `xqg_qdrant.generation.onnx.Sampling`, such as
+            `queries_per_language`, `alpha`, `fusion`, `seed`, `sparse`, `top_k`; as published where they are not given.
 
     Returns:
-        The sum over all chunks. `xqg_qdrant.pipeline.ingest` yields them one by one.
+        The sum over all chunks. `xqg_qdrant.augmentation.pipeline.ingest` yields them one by one.
 
     Raises:
         InputError: the corpus or a setting cannot be used.
@@ -135,7 +133,7 @@ def search(
         collection: its name.
         encoder: the one that it was made with.
         limit: how many passages are wanted.
-        ranking: `xqg` (augmented vectors), `passage` (plain ones), `hybrid` or `max-sim`; see `xqg_qdrant.ranking`.
+        ranking: `xqg` (augmented vectors), `passage` (plain ones), `hybrid` or `max-sim`; see `xqg_qdrant.retrieval`.
 
     Returns:
         The hits of the question, best first, each with its passage, its score, and the generated query that is nearest

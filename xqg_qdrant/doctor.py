@@ -23,18 +23,18 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from xqg_qdrant.augment import fuse
+from xqg_qdrant.augmentation.fusion import fuse
+from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.demo import read_demo_passages
-from xqg_qdrant.encoder import Encoder, make_feeds
 from xqg_qdrant.errors import ModelError, StoreError, XqgError
 from xqg_qdrant.fingerprint import hash_content, hash_recipe, make_fingerprint
-from xqg_qdrant.generator import QueryGenerator
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder, make_feeds
+from xqg_qdrant.inference.session import AUTO, CUDA, Session, are_products_exact, is_cuda_at_hand
 from xqg_qdrant.machine import free_memory, integer_instructions
-from xqg_qdrant.model_folder import ModelFolder
-from xqg_qdrant.recipe import make_recipe
+from xqg_qdrant.model_folders import ModelFolder
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, Passage
 from xqg_qdrant.retrieval import answer
-from xqg_qdrant.session import AUTO, CUDA, Session, are_products_exact, is_cuda_at_hand
 from xqg_qdrant.stores import Store, find_directory
 
 T = TypeVar("T")

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import pytest
 from rest_qdrant import RestQdrant
 
-from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.augmentation.pipeline import ingest
+from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.errors import StoreError, XqgError
-from xqg_qdrant.pipeline import ingest
-from xqg_qdrant.recipe import make_recipe
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, QueriedPassage
 from xqg_qdrant.stores import Store, open_store
 

@@ -18,7 +18,7 @@ from test_kill_9 import read_points
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.stores import Store, open_store
 
-CLOCK = Path(__file__).with_name("shifted_clock.py")
+CLOCK = Path(__file__).parents[1] / "support/shifted_clock.py"
 FEW_QUERIES = ["--languages", "fi", "--queries-per-language", "1", "--max-new-tokens", "4", "--threads", "1"]
 PASSAGES = 40
 DAY = 24 * 3600

@@ -36,8 +36,8 @@ from rest_qdrant import RestQdrant
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
-from xqg_qdrant.encoder import Encoder
-from xqg_qdrant.stores.client import ClientStore
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.stores.server.client import ClientStore
 
 KINDS: dict[str, Fault] = {
     "429 with Retry-After": refuse_with_a_time,
@@ -71,10 +71,10 @@ class Undisturbed(NamedTuple):
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make minutes of waiting tenths of a second, and chunks so small that there are several."""
-    monkeypatch.setattr("xqg_qdrant.stores.wire.FIRST_DELAY_SECONDS", 0.004)
-    monkeypatch.setattr("xqg_qdrant.stores.wire.MAX_DELAY_SECONDS", 0.02)
-    monkeypatch.setattr("xqg_qdrant.stores.wire.PATIENCE_SECONDS", 8.0)
-    monkeypatch.setattr("xqg_qdrant.stores.wire.FIRST_PATIENCE_SECONDS", 8.0)
+    monkeypatch.setattr("xqg_qdrant.stores.server.requests.FIRST_DELAY_SECONDS", 0.004)
+    monkeypatch.setattr("xqg_qdrant.stores.server.requests.MAX_DELAY_SECONDS", 0.02)
+    monkeypatch.setattr("xqg_qdrant.stores.server.requests.PATIENCE_SECONDS", 8.0)
+    monkeypatch.setattr("xqg_qdrant.stores.server.requests.FIRST_PATIENCE_SECONDS", 8.0)
     connect = ClientStore._connect
 
     def connect_impatiently(store: ClientStore) -> QdrantClient:
@@ -83,7 +83,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
         return client
 
     monkeypatch.setattr(ClientStore, "_connect", connect_impatiently)
-    monkeypatch.setattr("xqg_qdrant.pipeline.CHEAP_CHUNK_SIZE", 2)
+    monkeypatch.setattr("xqg_qdrant.augmentation.pipeline.CHEAP_CHUNK_SIZE", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +128,7 @@ def undisturbed(corpus: Path, demo_encoder: Encoder, tmp_path_factory: pytest.Te
     with closing(RestQdrant()) as rest, pytest.MonkeyPatch.context() as patched:
         patched.chdir(tmp_path_factory.mktemp("undisturbed"))
         patched.setattr("xqg_qdrant.cli.ingest.load_encoder", lambda *_: demo_encoder)
-        patched.setattr("xqg_qdrant.pipeline.CHEAP_CHUNK_SIZE", 2)
+        patched.setattr("xqg_qdrant.augmentation.pipeline.CHEAP_CHUNK_SIZE", 2)
         assert xqg_ingest(corpus, rest.url).exit_code == 0
         stored, requests = read_stored(rest), len(rest.requests)
     assert len(stored) == PASSAGES
@@ -202,8 +202,8 @@ def test_an_ingest_that_gives_up_says_so_and_ends_rightly_when_it_is_run_again(
     proxy.plan = dict.fromkeys(range(first, 10_000), KINDS[kind])
     started = time.monotonic()
     with monkeypatch.context() as impatient:
-        impatient.setattr("xqg_qdrant.stores.wire.PATIENCE_SECONDS", 0.1)
-        impatient.setattr("xqg_qdrant.stores.wire.FIRST_PATIENCE_SECONDS", 0.1)
+        impatient.setattr("xqg_qdrant.stores.server.requests.PATIENCE_SECONDS", 0.1)
+        impatient.setattr("xqg_qdrant.stores.server.requests.FIRST_PATIENCE_SECONDS", 0.1)
         result = xqg_ingest(corpus, proxy.url)
     assert time.monotonic() - started < 10
     assert result.exit_code == 5, result.output

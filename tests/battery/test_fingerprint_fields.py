@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from xqg_qdrant.augmentation.pipeline import ingest
+from xqg_qdrant.augmentation.recipe import Recipe, make_recipe
 from xqg_qdrant.demo import DEMO_LEXICON
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import MismatchError
 from xqg_qdrant.fingerprint import Fingerprint
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.lexicon import Lexicon
-from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
-from xqg_qdrant.pipeline import ingest
-from xqg_qdrant.recipe import Recipe, make_recipe
+from xqg_qdrant.generation.lexicon import Lexicon
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
 from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage
 from xqg_qdrant.retrieval import check_collection
 from xqg_qdrant.stores import Store, open_store

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 from test_kill_9 import SCENARIOS, read_state
 
-SOURCE = Path(__file__).with_name("faulty_disk.c")
+SOURCE = Path(__file__).parents[1] / "support/faulty_disk.c"
 CLI = Path(__file__).parents[2] / "cli.py"
 CASES_A_SEED = 3
 ERRORS = {errno.ENOSPC: "No space left on device", errno.EIO: "Input/output error"}

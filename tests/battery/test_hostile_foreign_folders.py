@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,16 +13,13 @@ from typing import Any, NamedTuple
 import onnx
 import pytest
 from click.testing import CliRunner
+from foreign_folders import sentence_transformers_folder
 from onnx import TensorProto
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import ModelError
-from xqg_qdrant.model_folder import describe_in_place
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from foreign_folders import sentence_transformers_folder
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.model_folders import describe_in_place
 
 OUTSIDE = "secret.data"
 GRAPH, DATA, WEIGHTS = "onnx/model.onnx", "onnx/model.onnx_data", "2_Dense/model.safetensors"
@@ -244,7 +240,7 @@ def forbid_opening(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"a runtime was handed {given}")
 
     for name in ("Session", "open_tokenizer", "read_dense"):
-        monkeypatch.setattr(f"xqg_qdrant.encoder.{name}", opened)
+        monkeypatch.setattr(f"xqg_qdrant.inference.encoder.{name}", opened)
 
 
 def test_a_copy_that_nobody_spoilt_is_opened(sound: Path, tmp_path: Path) -> None:

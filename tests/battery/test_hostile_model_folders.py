@@ -22,11 +22,11 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import ModelError
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.model_files import hash_file
-from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
+from xqg_qdrant.model_folders.files import hash_file
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHIPPED = {"encoder": DEMO_ENCODER, "generator": DEMO_GENERATOR}
@@ -445,7 +445,9 @@ def test_a_hostile_or_damaged_folder_is_refused_before_anything_of_it_is_opened(
 
     # The command line says the same, and nothing else.
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("xqg_qdrant.encoder.Encoder", Encoder if case.kind == "encoder" else lambda *given: None)
+    monkeypatch.setattr(
+        "xqg_qdrant.inference.encoder.Encoder", Encoder if case.kind == "encoder" else lambda *given: None
+    )
     Path("corpus.jsonl").write_text('{"id": 1, "text": "a passage"}\n')
     ways = {
         "encoder": ["query", "--collection", "docs", "--encoder", spoilt, "a question"],

@@ -24,7 +24,7 @@ from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.records import AugmentedPassage, Passage
 from xqg_qdrant.stores import Store, open_store
 
-KILLED = Path(__file__).with_name("killed.py")
+KILLED = Path(__file__).parents[1] / "support/killed.py"
 FEW_QUERIES = ["--languages", "fi,ru", "--queries-per-language", "1", "--max-new-tokens", "4"]
 PASSAGES = 40
 INDEX_DIM, INDEX_POINTS = 4096, 700
@@ -32,14 +32,14 @@ INDEX_DIM, INDEX_POINTS = 4096, 700
 EDGE = "xqg_qdrant.stores.edge"
 # name of a point → the function at which the process ends, before or after its work
 POINTS = {
-    "reading": ("xqg_qdrant.pipeline", "look_up", "before"),
-    "generated": ("xqg_qdrant.generator", "QueryGenerator.generate", "after"),
-    "passages encoded": ("xqg_qdrant.encoder", "Encoder.encode_passages", "after"),
-    "queries encoded": ("xqg_qdrant.encoder", "Encoder.encode_queries", "after"),
+    "reading": ("xqg_qdrant.augmentation.pipeline", "look_up", "before"),
+    "generated": ("xqg_qdrant.generation.onnx", "QueryGenerator.generate", "after"),
+    "passages encoded": ("xqg_qdrant.inference.encoder", "Encoder.encode_passages", "after"),
+    "queries encoded": ("xqg_qdrant.inference.encoder", "Encoder.encode_queries", "after"),
     "before an upsert": (EDGE, "EdgeStore.upsert", "before"),
     "within an upsert": (EDGE, "engine.UpdateOperation.upsert_points", "before"),
     "after an upsert": (EDGE, "EdgeStore.upsert", "after"),
-    "before dead letters": ("xqg_qdrant.dead_letters", "DeadLetters.write", "before"),
+    "before dead letters": ("xqg_qdrant.corpus.dead_letters", "DeadLetters.write", "before"),
     "before the fingerprint": (EDGE, "write_sidecar", "before"),
     "before the fingerprint has its name": ("pathlib", "Path.replace", "before"),
     "after the fingerprint": (EDGE, "EdgeStore.write_fingerprint", "after"),
@@ -47,8 +47,8 @@ POINTS = {
     "after a collection has its name": ("pathlib", "Path.rename", "after"),
     "before a deletion": (EDGE, "EdgeStore.delete", "before"),
     "after a deletion": (EDGE, "EdgeStore.delete", "after"),
-    "indexing": ("xqg_qdrant.stores.edge_index", "Indexing", "before"),
-    "before a copy is read again": ("xqg_qdrant.copying", "_verify", "before"),
+    "indexing": ("xqg_qdrant.stores.edge.index", "Indexing", "before"),
+    "before a copy is read again": ("xqg_qdrant.lifecycle.copying", "_verify", "before"),
 }
 WRITES = ("before an upsert", "within an upsert", "after an upsert")
 FINGERPRINT = ("before the fingerprint", "before the fingerprint has its name")

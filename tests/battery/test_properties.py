@@ -24,20 +24,21 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from xqg_qdrant import copying, pipeline
-from xqg_qdrant import retune as retune_module
-from xqg_qdrant.copying import copy_collection
-from xqg_qdrant.encoder import Encoder
+from xqg_qdrant.augmentation import pipeline
+from xqg_qdrant.augmentation.pipeline import ingest
+from xqg_qdrant.augmentation.recipe import Recipe, make_recipe, read_recipe
+from xqg_qdrant.corpus.seen_ids import TextSet
 from xqg_qdrant.errors import MismatchError, StoreError
 from xqg_qdrant.fingerprint import RETUNING_FIELD
-from xqg_qdrant.model_folder import DEMO_ENCODER, shipped_model
-from xqg_qdrant.pipeline import ingest
-from xqg_qdrant.recipe import Recipe, make_recipe, read_recipe
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.lifecycle import copying
+from xqg_qdrant.lifecycle import retune as retune_module
+from xqg_qdrant.lifecycle.copying import copy_collection
+from xqg_qdrant.lifecycle.retune import plan_retune, retune
+from xqg_qdrant.lifecycle.sync import compare, delete_left
+from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
 from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, QueriedPassage, Reject
-from xqg_qdrant.retune import plan_retune, retune
 from xqg_qdrant.stores import Store, open_store
-from xqg_qdrant.sync import compare, delete_left
-from xqg_qdrant.text_set import TextSet
 
 STEPS_A_RUN = 50
 RUNS_A_SEED = 10

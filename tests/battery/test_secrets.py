@@ -26,11 +26,11 @@ from qdrant_client import models
 from rest_qdrant import RestQdrant
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, StoreError
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, Passage
 from xqg_qdrant.stores import Store, open_store
-from xqg_qdrant.stores.api_key import make_redactor
+from xqg_qdrant.stores.server.requests import make_redactor
 
 LIBRARY_CASES, COMMAND_CASES = 30, 20  # of each seed
 SHOWN = 400  # what of an answer a message shows at most
@@ -154,8 +154,8 @@ def proxy(rest: RestQdrant, seed: int) -> Iterator[FaultyProxy]:
 
 @pytest.fixture
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xqg_qdrant.stores.wire.PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr("xqg_qdrant.stores.wire.FIRST_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("xqg_qdrant.stores.server.requests.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("xqg_qdrant.stores.server.requests.FIRST_PATIENCE_SECONDS", 0.0)
 
 
 def make_point(dim: int) -> AugmentedPassage:

@@ -3,40 +3,7 @@
 Everything heavy is imported by the command that needs it, so that `xqg --help` starts at once.
 """
 
-from xqg_qdrant.cli import (
-    collections,
-    compare,
-    copy,
-    demo,
-    describe,
-    evaluation,
-    generate,
-    ingest,
-    models,
-    pilot,
-    report,
-    retrieval,
-    robustness,
-    serve,
-    sweep,
-)
-from xqg_qdrant.cli.group import main
+from xqg_qdrant.cli import collections, compare, demo, evaluation, ingest, models, pilot, retrieval, sweep
+from xqg_qdrant.cli.shared import main
 
-__all__ = [
-    "collections",
-    "compare",
-    "copy",
-    "demo",
-    "describe",
-    "evaluation",
-    "generate",
-    "ingest",
-    "main",
-    "models",
-    "pilot",
-    "report",
-    "retrieval",
-    "robustness",
-    "serve",
-    "sweep",
-]
+__all__ = ["collections", "compare", "demo", "evaluation", "ingest", "main", "models", "pilot", "retrieval", "sweep"]

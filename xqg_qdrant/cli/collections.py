@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from xqg_qdrant.cli.cluster import keep_snapshot, snapshot_option
-from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
+    DEFAULT_STORE,
     collection_option,
     confirm,
     device_option,
@@ -25,11 +24,76 @@ from xqg_qdrant.cli.options import (
     workers_option,
     yes_option,
 )
-from xqg_qdrant.cli.shared import index_large, load_encoder, opened_store, tell_left_over
-from xqg_qdrant.terminal import echo, one_line
+from xqg_qdrant.cli.shared import index_large, load_encoder, main, opened_store, tell_left_over
+from xqg_qdrant.cli.terminal import echo
+from xqg_qdrant.text import one_line
 
 if TYPE_CHECKING:
     from xqg_qdrant.stores import Store
+
+
+from contextlib import ExitStack
+
+if TYPE_CHECKING:
+    from xqg_qdrant.stores import Sharding, Store
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def sharding_options(command: F) -> F:
+    """Add --shard-number, --replication-factor and --write-consistency-factor, for `take_sharding`."""
+    options = (
+        ("--shard-number", "Shards of a collection that is created on a server."),
+        ("--replication-factor", "Nodes that keep each shard of a collection that is created on a cluster."),
+        ("--write-consistency-factor", "Nodes of a cluster that have to confirm each write."),
+    )
+    for name, text in reversed(options):
+        command = click.option(name, type=click.IntRange(min=1), help=f"{text}  [default: the server's]")(command)
+    return command
+
+
+def take_sharding(settings: dict[str, Any]) -> Sharding:
+    """Take what `sharding_options` added out of a command's settings."""
+    from xqg_qdrant.stores import Sharding
+
+    return Sharding(*(settings.pop(name) for name in Sharding._fields))
+
+
+def alias_option(command: F) -> F:
+    """Add --alias."""
+    return click.option(
+        "--alias",
+        metavar="NAME",
+        help="Have this alias name the collection when all of it is stored; searches by the alias then go over to it.",
+    )(command)
+
+
+def snapshot_option(command: F) -> F:
+    """Add --no-snapshot."""
+    return click.option(
+        "--no-snapshot", is_flag=True, help="Do not have a server keep a snapshot of the collection before."
+    )(command)
+
+
+def give_alias(store: Store, alias: str, collection: str, quiet: bool) -> None:
+    """Have an alias name a collection, and tell what it named before."""
+    from xqg_qdrant.lifecycle.status import switch_alias
+
+    switched = switch_alias(store, alias, collection)
+    if quiet or switched is None:
+        return
+    before = f"; before it named {switched.before!r} ({switched.passages_before} passages)" if switched.before else ""
+    echo(f"Alias {alias!r} now names {collection!r} ({switched.passages} passages){before}.", err=True)
+
+
+def keep_snapshot(store: Store, collection: str, no_snapshot: bool, quiet: bool) -> None:
+    """Have a server keep a collection of which something is about to be dropped, and tell how to get it back."""
+    from xqg_qdrant.printing import format_snapshot
+
+    snapshot = None if no_snapshot else store.create_snapshot(collection)
+    if snapshot is not None and not quiet:
+        echo(format_snapshot(store.location, snapshot), err=True)
 
 
 @main.command()
@@ -43,8 +107,8 @@ def optimise(quiet: bool, /, collection: str, location: str, quantisation: str |
     xqg ingest indexes a collection of the embedded store by itself when it holds more than 50,000 passages. A server
     indexes in the background, by itself: it is waited for.
     """
-    from xqg_qdrant.indexing import measure_recall
-    from xqg_qdrant.progress import run_optimise
+    from xqg_qdrant.cli.progress import run_optimise
+    from xqg_qdrant.lifecycle.status import measure_recall
 
     with opened_store(location) as store:
         if quantisation:
@@ -75,11 +139,11 @@ def status(
 
     Without --collection the collections are listed.
     """
-    from xqg_qdrant.inputs import Inputs
+    from xqg_qdrant.cli.progress import run_compare, run_status
+    from xqg_qdrant.corpus.inputs import Inputs
+    from xqg_qdrant.corpus.seen_ids import TextSet
+    from xqg_qdrant.lifecycle.sync import check_comparable
     from xqg_qdrant.printing import format_status
-    from xqg_qdrant.progress import run_compare, run_status
-    from xqg_qdrant.sync import check_comparable
-    from xqg_qdrant.text_set import TextSet
 
     if collection is None and file is not None:
         raise click.UsageError("Give --collection with --corpus.")
@@ -136,7 +200,7 @@ def delete(
 
     With - in the place of the ids they are read from standard input, one a line.
     """
-    from xqg_qdrant.status import read_existing_fingerprint
+    from xqg_qdrant.stores import read_existing_fingerprint
     from xqg_qdrant.stores.points import batched
 
     with opened_store(location) as store:
@@ -197,9 +261,9 @@ def retune(
     queries and languages, not more. Searches go on meanwhile. Interrupted, it is finished by the same command, or
     by one that names no setting.
     """
+    from xqg_qdrant.cli.progress import run_retune
     from xqg_qdrant.languages import LANGUAGES, parse_languages
-    from xqg_qdrant.progress import run_retune
-    from xqg_qdrant.retune import plan_retune
+    from xqg_qdrant.lifecycle.retune import plan_retune
 
     if no_min_score and settings["min_score"] is not None:
         raise click.UsageError("Give --min-score or --no-min-score, not both.")
@@ -222,3 +286,49 @@ def retune(
             keep_snapshot(store, collection, no_snapshot, quiet)
         run_retune(store, plan, encoder, threads, quiet)
         index_large(store, collection, quiet)
+
+
+TARGET_KEY = "QDRANT_TARGET_API_KEY"
+
+
+@main.command()
+@collection_option(required=True)
+@click.option(
+    "--from",
+    "source_location",
+    envvar=["XQG_STORE", "QDRANT_URL"],
+    default=DEFAULT_STORE,
+    show_default=True,
+    help="Where the collection lives: a directory (embedded), edge:DIR, local:DIR, or a server's URL (with its key in "
+    "QDRANT_API_KEY).",
+)
+@click.option(
+    "--to",
+    "target_location",
+    required=True,
+    help=f"Where the copy goes, written in the same way. Copying from server to server, its key is in {TARGET_KEY}.",
+)
+@click.option("--as", "name", metavar="NAME", help="The copy's name.  [default: the collection's]")
+@sharding_options
+@click.pass_obj
+def copy(
+    quiet: bool, /, collection: str, source_location: str, target_location: str, name: str | None, **settings: Any
+) -> None:
+    """Copy a collection into another store, vectors and payload as they are.
+
+    Nothing is embedded or generated again. Interrupted and run again, it goes on where it stopped; run on a source that
+    grew, it copies what is new. At the end the copy is read back and compared with the source, point by point.
+    """
+    from xqg_qdrant.cli.progress import run_copy
+    from xqg_qdrant.stores import is_same_place, is_server
+
+    sharding = take_sharding(settings)
+    with ExitStack() as opened:
+        source = target = opened.enter_context(opened_store(source_location))
+        if not is_same_place(source_location, target_location):
+            # A server must not see the key of another one.
+            both = is_server(source_location) and is_server(target_location)
+            key = TARGET_KEY if both else "QDRANT_API_KEY"
+            target = opened.enter_context(opened_store(target_location, key, sharding))
+        run_copy(source, collection, target, name or collection, quiet)
+        index_large(target, name or collection, quiet)

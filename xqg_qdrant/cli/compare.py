@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xqg_qdrant.cli.group import main
-from xqg_qdrant.cli.options import json_option, language_option, qrels_option, test_option
-from xqg_qdrant.cli.shared import echo_report
-from xqg_qdrant.terminal import echo
+from xqg_qdrant.cli.options import (
+    collection_option,
+    device_options,
+    encoder_option,
+    json_option,
+    language_option,
+    qrels_option,
+    save_option,
+    store_option,
+    test_option,
+)
+from xqg_qdrant.cli.shared import describe_searched, echo_report, given_command, load_encoder, main, opened_store
+from xqg_qdrant.cli.terminal import echo
 
 if TYPE_CHECKING:
     from xqg_qdrant.evaluation.pairing import Pair
@@ -60,9 +69,8 @@ def compare(
     For each language and on average: the difference with its 95% interval, questions won and lost, and whether it
     could be chance.
     """
-    from xqg_qdrant.evaluation.changes import find_changes
     from xqg_qdrant.evaluation.pairing import pair_results
-    from xqg_qdrant.evaluation.results import read_results
+    from xqg_qdrant.evaluation.results import find_changes, read_results
     from xqg_qdrant.printing import format_change
 
     if not questions:
@@ -90,10 +98,9 @@ def compare(
 def _pair_files(
     first: Path, second: Path, questions: Sequence[Path], qrels: Path | None, language: str, test: TestName
 ) -> tuple[Pair, list[Query], list[Qrel]]:
-    from xqg_qdrant.evaluation.comparison import evaluate_runs
-    from xqg_qdrant.evaluation.judgements import read_judged_questions
+    from xqg_qdrant.evaluation.comparison import evaluate_runs, read_system_predictions, read_system_run
+    from xqg_qdrant.evaluation.files import read_judged_questions
     from xqg_qdrant.evaluation.pairing import Pair
-    from xqg_qdrant.evaluation.systems import read_system_predictions, read_system_run
 
     queries, judgements = read_judged_questions(questions, qrels, language)
     query_ids = {query.query_id for query in queries}
@@ -105,3 +112,93 @@ def _pair_files(
             raise click.UsageError("FIRST and SECOND are one file.")
         runs[name] = read(path, query_ids)
     return Pair(evaluate_runs(queries, judgements, runs, test=test), runs), queries, judgements
+
+
+@main.command()
+@click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default="report.html",
+    show_default=True,
+    help="The file to write; one that is there is replaced.",
+)
+@click.pass_obj
+def report(quiet: bool, folders: tuple[Path, ...], output: Path) -> None:
+    """Show saved results as one HTML file: tables, charts, questions won and lost, and how to repeat it all.
+
+    Each FOLDER is what `--save` of a command wrote; several evaluations of the same questions are set side by side.
+    The file needs nothing else, neither network nor scripts.
+    """
+    from xqg_qdrant.evaluation.results import read_results
+    from xqg_qdrant.pages.report import render_report, write_page
+
+    write_page(output, render_report([read_results(folder) for folder in folders]))
+    if not quiet:
+        echo(f"Wrote {output}: open it in a browser.", err=True)
+
+
+@main.command()
+@collection_option(required=True)
+@click.option(
+    "--pairs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="TSV file of id, sentence1, sentence2 and label, as PAWS-X has it. May be given again.",
+)
+@language_option
+@store_option
+@encoder_option
+@json_option
+@save_option
+@device_options
+@click.pass_obj
+def robustness(
+    quiet: bool,
+    collection: str,
+    pairs: tuple[Path, ...],
+    language: str,
+    location: str,
+    encoder_folder: Path | None,
+    as_json: bool,
+    save: Path | None,
+    device: str,
+    threads: int,
+) -> None:
+    """Tell whether paraphrases find the same passages, and near-misses others; plain against augmented vectors.
+
+    Both sentences of each pair are searched for. How far the rankings agree is measured by rank-biased overlap
+    (p = 0.9, 100 passages) and by the share of passages among the first ten of both; how well paraphrases (label 1) and
+    near-misses (label 0) are told apart, by the area under the ROC curve of that agreement.
+    """
+    from xqg_qdrant.cli.progress import run_robustness
+    from xqg_qdrant.evaluation.results import check_folder, describe_sources, make_manifest
+    from xqg_qdrant.evaluation.robustness import (
+        PAIRS_FILE,
+        PERSISTENCE,
+        RANKED,
+        read_pairs,
+        report_agreements,
+        save_robustness,
+    )
+    from xqg_qdrant.retrieval import check_collection
+
+    found, left_out = read_pairs(pairs, language)
+    if save:
+        check_folder(save)
+    with opened_store(location) as store:
+        encoder = load_encoder(encoder_folder, device, threads)
+        check_collection(store, collection, encoder)
+        report = report_agreements(run_robustness(store, collection, encoder, found, quiet), left_out)
+        searched = describe_searched(store, collection, encoder)
+    if save:
+        manifest = make_manifest(
+            "robustness",
+            given_command(),
+            {"pairs": describe_sources(pairs, PAIRS_FILE, len(found))},
+            {"limit": RANKED, "persistence": PERSISTENCE},
+            **searched,
+        )
+        save_robustness(save, manifest, found, report)
+    echo_report(report, as_json)

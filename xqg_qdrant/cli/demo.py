@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     EVALUATION_DEPTH,
     collection_option,
@@ -23,13 +22,14 @@ from xqg_qdrant.cli.shared import (
     given_command,
     load_encoder,
     load_generator,
+    main,
     match_by,
     opened_store,
 )
-from xqg_qdrant.terminal import echo
+from xqg_qdrant.cli.terminal import echo
 
 if TYPE_CHECKING:
-    from xqg_qdrant.encoder import Encoder
+    from xqg_qdrant.inference.encoder import Encoder
     from xqg_qdrant.records import Query
     from xqg_qdrant.stores import Store
 
@@ -69,7 +69,9 @@ def demo(
     threads: int,
 ) -> None:
     """Ingest the demo corpus with the shipped models, search it, and measure what the augmentation gave."""
-    from xqg_qdrant.dead_letters import DeadLetters
+    from xqg_qdrant.augmentation.recipe import make_recipe
+    from xqg_qdrant.cli.progress import run_ingest, search_all
+    from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.demo import (
         DEMO_FOLDER,
         DEMO_LEXICON,
@@ -80,8 +82,6 @@ def demo(
     )
     from xqg_qdrant.evaluation.comparison import evaluate_runs
     from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest, save_evaluation
-    from xqg_qdrant.progress import run_ingest, search_all
-    from xqg_qdrant.recipe import make_recipe
 
     if folder is not None:
         for what, path in write_demo(folder).items():

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     EVALUATION_DEPTH,
     collection_option,
@@ -23,12 +22,20 @@ from xqg_qdrant.cli.options import (
     store_option,
     test_option,
 )
-from xqg_qdrant.cli.shared import describe_searched, echo_report, given_command, load_encoder, match_by, opened_store
+from xqg_qdrant.cli.shared import (
+    describe_searched,
+    echo_report,
+    given_command,
+    load_encoder,
+    main,
+    match_by,
+    opened_store,
+)
 
 if TYPE_CHECKING:
-    from xqg_qdrant.evaluation.official import WordRules
+    from xqg_qdrant.evaluation.comparison import SystemRun
     from xqg_qdrant.evaluation.significance import TestName
-    from xqg_qdrant.evaluation.systems import SystemRun
+    from xqg_qdrant.evaluation.xor_retrieve import WordRules
     from xqg_qdrant.records import Passage
     from xqg_qdrant.stores import Store
 
@@ -129,10 +136,18 @@ def evaluate(
     compared with the first run, and a question without a result is a miss. Or score files of --predictions against
     their --gold questions exactly as the official XOR-Retrieve script does, which leaves such questions out.
     """
+    from xqg_qdrant.cli.progress import search_all
+    from xqg_qdrant.corpus.questions import read_queries
     from xqg_qdrant.evaluation import files
-    from xqg_qdrant.evaluation.comparison import evaluate_runs
-    from xqg_qdrant.evaluation.judgements import read_judged_questions
-    from xqg_qdrant.evaluation.predictions import predictions_of_run, report_predictions
+    from xqg_qdrant.evaluation.comparison import (
+        evaluate_runs,
+        predictions_of_run,
+        read_system_predictions,
+        read_system_run,
+        report_predictions,
+        with_passages,
+    )
+    from xqg_qdrant.evaluation.files import read_judged_questions
     from xqg_qdrant.evaluation.results import (
         check_folder,
         describe_asked,
@@ -140,9 +155,6 @@ def evaluate(
         make_manifest,
         save_evaluation,
     )
-    from xqg_qdrant.evaluation.systems import read_system_predictions, read_system_run, with_passages
-    from xqg_qdrant.progress import search_all
-    from xqg_qdrant.questions import read_queries
     from xqg_qdrant.retrieval import check_collection
 
     trec, predicted = _name_files(run_files), _name_files(prediction_files)

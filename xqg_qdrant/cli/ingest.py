@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xqg_qdrant.cli.cluster import (
+from xqg_qdrant.cli.collections import (
     alias_option,
     give_alias,
     keep_snapshot,
@@ -16,8 +16,6 @@ from xqg_qdrant.cli.cluster import (
     snapshot_option,
     take_sharding,
 )
-from xqg_qdrant.cli.engine import RAY, check_ray, engine_options, run_on_ray
-from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     collection_option,
     dead_letters_option,
@@ -32,18 +30,23 @@ from xqg_qdrant.cli.options import (
     workers_option,
 )
 from xqg_qdrant.cli.shared import (
+    RAY,
+    check_ray,
+    engine_options,
     index_large,
     load_encoder,
     load_generator,
+    main,
     opened_foreign_store,
     opened_store,
+    run_on_ray,
     tell_left_over,
 )
+from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE
-from xqg_qdrant.terminal import echo
 
 if TYPE_CHECKING:
-    from xqg_qdrant.dead_letters import DeadLetters
+    from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.printing import Totals
 
 
@@ -100,14 +103,14 @@ def ingest(
     again, it goes on where it stopped; run on an edited file, it redoes what changed. Rows that cannot be used are
     written to the dead-letter file with their line and the reason; then the exit code is 3.
     """
-    from xqg_qdrant.alias import check_alias
-    from xqg_qdrant.dead_letters import DeadLetters
-    from xqg_qdrant.inputs import Inputs
+    from xqg_qdrant.augmentation.pipeline import describe
+    from xqg_qdrant.augmentation.recipe import make_recipe
+    from xqg_qdrant.cli.progress import run_ingest
+    from xqg_qdrant.corpus.dead_letters import DeadLetters
+    from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.languages import parse_languages
-    from xqg_qdrant.pipeline import describe
-    from xqg_qdrant.progress import run_ingest
-    from xqg_qdrant.recipe import make_recipe
-    from xqg_qdrant.stores.layouts import make_names
+    from xqg_qdrant.lifecycle.status import check_alias
+    from xqg_qdrant.stores.points import make_names
 
     if queries is not None and generator_folder is not None:
         raise click.UsageError("Give --generator or --queries, not both.")
@@ -135,7 +138,7 @@ def ingest(
         total = None if quiet else inputs.count()
         letters = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), *files, queries)
         if engine == RAY:
-            from xqg_qdrant.ray_engine import Job
+            from xqg_qdrant.augmentation.ray_engine import Job
 
             fingerprint = describe(encoder, generator, recipe)
             folders = [folder and folder.absolute() for folder in (encoder_folder, generator_folder)]
@@ -192,14 +195,14 @@ def sync(
     those that left FILE are deleted. Where rows of FILE are rejected none is deleted, because what seems to have left
     may only be damaged; the exit code is then 3.
     """
-    from xqg_qdrant.dead_letters import DeadLetters
-    from xqg_qdrant.inputs import Inputs
+    from xqg_qdrant.augmentation.recipe import read_recipe
+    from xqg_qdrant.cli.progress import run_compare, run_delete_left, run_ingest
+    from xqg_qdrant.corpus.dead_letters import DeadLetters
+    from xqg_qdrant.corpus.inputs import Inputs
+    from xqg_qdrant.corpus.seen_ids import TextSet
+    from xqg_qdrant.lifecycle.sync import check_comparable
     from xqg_qdrant.printing import Totals
-    from xqg_qdrant.progress import run_compare, run_delete_left, run_ingest
-    from xqg_qdrant.recipe import read_recipe
-    from xqg_qdrant.status import read_existing_fingerprint
-    from xqg_qdrant.sync import check_comparable
-    from xqg_qdrant.text_set import TextSet
+    from xqg_qdrant.stores import read_existing_fingerprint
 
     if file == "-":
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
@@ -268,10 +271,10 @@ def augment(
     does points that are new or whose text changed. Points without a text that can be used are written to the
     dead-letter file with their id and the reason; then the exit code is 3.
     """
-    from xqg_qdrant.dead_letters import DeadLetters
+    from xqg_qdrant.augmentation.recipe import make_recipe
+    from xqg_qdrant.cli.progress import run_ingest
+    from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.languages import parse_languages
-    from xqg_qdrant.progress import run_ingest
-    from xqg_qdrant.recipe import make_recipe
     from xqg_qdrant.records import PayloadLayout
 
     layout = PayloadLayout(text_field, title_field, id_field)
@@ -292,3 +295,62 @@ def end(totals: Totals, letters: DeadLetters) -> None:
     if totals.rejected:
         echo(f"{totals.rejected} rejected rows, with their reasons, are in {letters.path}", err=True)
         sys.exit(ROWS_REJECTED_EXIT_CODE)
+
+
+@main.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", required=True, help="Folder of the result.")
+@encoder_option
+@generator_option
+@recipe_options
+@id_field_option
+@dead_letters_option
+@click.option("--sparse", is_flag=True, help="Keep the terms of passages and queries too, for --rank hybrid.")
+@device_option
+@workers_option
+@click.pass_obj
+def generate(
+    quiet: bool,
+    /,
+    files: tuple[str, ...],
+    out: Path,
+    languages: str | None,
+    encoder_folder: Path | None,
+    generator_folder: Path | None,
+    id_field: str | None,
+    dead_letters: Path | None,
+    device: str,
+    threads: int,
+    **settings: Any,
+) -> None:
+    """Write the passages of FILE with generated queries and vectors to Parquet, for Spark and others to load.
+
+    FILE is what xqg ingest takes, but for standard input: it is read twice. The folder's files have the columns that
+    Qdrant's Spark connector makes the same points of as xqg ingest. Interrupted and run again, it goes on where it
+    stopped. Rows that cannot be used are written to the dead-letter file; then the exit code is 3.
+    """
+    from xqg_qdrant.augmentation.recipe import make_recipe
+    from xqg_qdrant.cli.progress import count_read, run_ingest
+    from xqg_qdrant.corpus.dead_letters import DeadLetters
+    from xqg_qdrant.corpus.inputs import Inputs
+    from xqg_qdrant.errors import InputError
+    from xqg_qdrant.languages import parse_languages
+    from xqg_qdrant.records import Passage
+
+    try:
+        from xqg_qdrant.stores.parquet import ParquetFolder, find_metadata_kind
+    except ModuleNotFoundError as error:
+        raise InputError(f"Parquet needs an extra ({error}). Cure: pip install 'xqg-qdrant[parquet]'.") from error
+    if "-" in files:
+        raise click.UsageError("FILE is read twice, so it cannot be standard input.")
+    inputs = Inputs(files, id_field=id_field)
+    total = None if quiet else inputs.count()
+    read = count_read(inputs.read(), total, quiet)
+    metadata = find_metadata_kind(row for row in read if isinstance(row, Passage))
+    encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_folder, device, 1)
+    named = parse_languages(languages, generator.languages) if languages is not None else ()
+    recipe = make_recipe(generator, named, **settings)
+    letters = DeadLetters(dead_letters or Path(f"{out.name}.rejected.jsonl"), *files)
+    store = ParquetFolder(out, metadata, recipe.sparse)
+    totals = run_ingest(inputs.read(), total, store, str(out), encoder, generator, recipe, threads, letters, quiet)
+    end(totals, letters)

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     device_option,
     encoder_option,
@@ -18,9 +17,10 @@ from xqg_qdrant.cli.options import (
     generator_settings_options,
     store_option,
 )
+from xqg_qdrant.cli.shared import main
+from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.presets import PRESETS
-from xqg_qdrant.terminal import echo
+from xqg_qdrant.model_folders.presets import PRESETS, preset_options
 
 
 @main.command()
@@ -80,6 +80,9 @@ def export(
     start = time.perf_counter()
     exported = export_checkpoint(checkpoint, folder, preset=preset, revision=revision, dtype=dtype, **given)
     for measured in dict.fromkeys(("float32", dtype)):
+        if measured not in exported.parity:
+            echo(f"{measured}: not measured, which takes a GPU")
+            continue
         figures = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in exported.parity[measured].items())
         echo(f"{measured} against {exported.parity['reference']} on {exported.parity['inputs']} inputs: {figures}")
     echo(f"{exported.folder}: {exported.kind}, exported in {time.perf_counter() - start:.0f} s")
@@ -116,7 +119,7 @@ def doctor(
     import json
 
     from xqg_qdrant.doctor import FAILED, examine
-    from xqg_qdrant.model_folder import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
+    from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
     from xqg_qdrant.printing import format_check
     from xqg_qdrant.stores import open_store
 
@@ -134,3 +137,34 @@ def doctor(
         }
         echo(json.dumps(told, ensure_ascii=False, indent=2))
     sys.exit(exit_code)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    metavar="NAME",
+    help="What is known of a checkpoint that `xqg presets` lists; options given here win.",
+)
+@click.option("--graph", help="Encoder: the graph, where FOLDER holds several, such as onnx/model_quantized.onnx.")
+@encoder_settings_options
+@generator_settings_options
+def describe(folder: Path, preset: str | None, languages: str | None, **told: Any) -> None:
+    """Write the xqg.json of a model FOLDER that optimum, sentence-transformers or fastembed laid out.
+
+    An encoder's folder is used as it is where sentence-transformers' files tell all. What they do not tell, and what no
+    file tells of a generator, its prompt and languages, is said here; what is not given is read in the folder. From
+    then on the checksums of its files are verified, too.
+    """
+    import json
+
+    from xqg_qdrant.languages import LANGUAGES, parse_languages
+    from xqg_qdrant.model_folders import describe_in_place
+
+    told["languages"] = parse_languages(languages, tuple(LANGUAGES)) if languages is not None else None
+    known = preset_options(preset) if preset is not None else {}
+    given = {name: value for name, value in told.items() if value is not None}
+    description = describe_in_place(folder, **{**known, **given})
+    shown = {name: value for name, value in description.items() if name not in ("format", "kind", "files")}
+    echo(f"{folder / 'xqg.json'}: {json.dumps(shown, ensure_ascii=False)}")

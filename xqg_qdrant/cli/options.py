@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from xqg_qdrant.terminal import ask
+from xqg_qdrant.cli.terminal import ask
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     EVALUATION_DEPTH,
     F,
@@ -28,16 +27,15 @@ from xqg_qdrant.cli.options import (
     save_option,
     workers_option,
 )
-from xqg_qdrant.cli.shared import echo_report, given_command, load_encoder, load_generator, opened_store
-from xqg_qdrant.terminal import echo
+from xqg_qdrant.cli.shared import echo_report, given_command, load_encoder, load_generator, main, opened_store
+from xqg_qdrant.cli.terminal import echo
 
 if TYPE_CHECKING:
-    from xqg_qdrant.encoder import Encoder
-    from xqg_qdrant.estimate import Cost
-    from xqg_qdrant.generator import QueryGenerator
-    from xqg_qdrant.lexicon import Lexicon
-    from xqg_qdrant.recipe import Recipe
-    from xqg_qdrant.sample import Sample
+    from xqg_qdrant.augmentation.recipe import Recipe
+    from xqg_qdrant.evaluation.pilot import Cost, Sample
+    from xqg_qdrant.generation.lexicon import Lexicon
+    from xqg_qdrant.generation.onnx import QueryGenerator
+    from xqg_qdrant.inference.encoder import Encoder
     from xqg_qdrant.stores import Store
 
 TRIAL = "trial"
@@ -107,18 +105,18 @@ def estimate(
 
 
 def _draw(file: str, id_field: str | None, size: int, seed: int, quiet: bool, wanted: Container[str] = ()) -> Sample:
-    from xqg_qdrant.corpus import read_passages
-    from xqg_qdrant.progress import count_read
-    from xqg_qdrant.rows import count_rows
-    from xqg_qdrant.sample import draw_sample
+    from xqg_qdrant.cli.progress import count_read
+    from xqg_qdrant.corpus.formats import count_rows
+    from xqg_qdrant.corpus.passages import read_passages
+    from xqg_qdrant.evaluation.pilot import draw_sample
 
     total = None if quiet else count_rows(file)
     return draw_sample(count_read(read_passages(file, id_field=id_field), total, quiet), size, seed, wanted)
 
 
 def _make_recipe(generator: QueryGenerator | Lexicon, languages: str | None, queries_per_language: int) -> Recipe:
+    from xqg_qdrant.augmentation.recipe import make_recipe
     from xqg_qdrant.languages import parse_languages
-    from xqg_qdrant.recipe import make_recipe
 
     named = parse_languages(languages, generator.languages) if languages is not None else ()
     return make_recipe(generator, named, queries_per_language=queries_per_language)
@@ -135,8 +133,8 @@ def _ingested(
     quiet: bool,
 ) -> Iterator[tuple[Store, Cost]]:
     """Ingest a sample into a collection that is removed in the end, and tell what that took."""
-    from xqg_qdrant.estimate import Cost, measure_disk
-    from xqg_qdrant.progress import run_sample
+    from xqg_qdrant.cli.progress import run_sample
+    from xqg_qdrant.evaluation.pilot import Cost, measure_disk
 
     with tempfile.TemporaryDirectory(prefix="xqg-pilot-") as directory, opened_store(f"edge:{directory}") as store:
         stored, took = run_sample(sample.passages, store, TRIAL, encoder, generator, recipe, threads, seconds, quiet)
@@ -148,7 +146,7 @@ def _describe_corpus(file: str, sample: Sample) -> str:
 
 
 def _describe_cost(cost: Cost, recipe: Recipe, device: str, price_per_hour: float | None) -> str:
-    from xqg_qdrant.estimate import format_bytes
+    from xqg_qdrant.evaluation.pilot import format_bytes
     from xqg_qdrant.printing import format_seconds
 
     lines = [
@@ -214,17 +212,22 @@ def pilot(
     Passages drawn at random are ingested into a collection that is removed again, and the settings are swept over it.
     Without questions, of the queries generated for a passage the last of each language is left out and asked.
     """
-    from xqg_qdrant.augment import PUBLISHED_ALPHA
-    from xqg_qdrant.evaluation.judgements import read_judged_questions
+    from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA
+    from xqg_qdrant.cli.progress import read_vectors, run_sweep
+    from xqg_qdrant.evaluation.files import read_judged_questions
+    from xqg_qdrant.evaluation.pilot import (
+        HELD_BACK,
+        SMALL,
+        choose_questions,
+        hold_back,
+        judge_held_back,
+        keep_answered,
+    )
     from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest
-    from xqg_qdrant.pilot import HELD_BACK, SMALL, hold_back, judge_held_back
-    from xqg_qdrant.progress import read_vectors, run_sweep
-    from xqg_qdrant.sample import choose_questions, keep_answered
-    from xqg_qdrant.sweep.measuring import make_bench
-    from xqg_qdrant.sweep.saving import save_sweep
-    from xqg_qdrant.sweep.settings import Setting
-    from xqg_qdrant.sweep.telling import describe, format_points, judge, make_options
-    from xqg_qdrant.sweep.vectors import opened_vectors
+    from xqg_qdrant.evaluation.sweep.bench import make_bench
+    from xqg_qdrant.evaluation.sweep.settings import Setting
+    from xqg_qdrant.evaluation.sweep.summary import describe, format_points, judge, make_options, save_sweep
+    from xqg_qdrant.evaluation.sweep.vectors import opened_vectors
 
     if save:
         check_folder(save)

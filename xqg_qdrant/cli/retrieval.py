@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
-from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import collection_option, device_options, encoder_option, store_option
-from xqg_qdrant.cli.shared import load_encoder, opened_store
+from xqg_qdrant.cli.shared import load_encoder, main, opened_store
+from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.terminal import echo
 
 
 @main.command()
@@ -66,3 +66,45 @@ def _decode_line(line: bytes) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8: {line!r}; convert it with iconv") from error
+
+
+@main.command()
+@collection_option(show_default="the only one of the store")
+@store_option
+@encoder_option
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Of this machine; 0 is any free one."
+)
+@click.option(
+    "--allow-host",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help="Another name to be asked by than localhost, such as that of a proxy before it. May be given again.",
+)
+@device_options
+def serve(
+    collection: str | None,
+    location: str,
+    encoder_folder: Path | None,
+    port: int,
+    names: tuple[str, ...],
+    device: str,
+    threads: int,
+) -> None:
+    """Show what a question finds with and without the augmentation, on a page and as JSON, until Ctrl-C.
+
+    The page is at http://127.0.0.1:8000/, for nobody but this machine. The JSON is at /api/search?q=QUESTION&limit=5.
+    """
+    from xqg_qdrant.pages.search import Finder, choose_collection
+    from xqg_qdrant.pages.server import ADDRESS, listen, make_app, make_server
+
+    with listen(port) as listening, opened_store(location) as store:
+        encoder = load_encoder(encoder_folder, device, threads)
+        finder = Finder(store, collection or choose_collection(store), encoder)
+        app = make_app(finder, names)
+        url = f"http://{ADDRESS}:{listening.getsockname()[1]}/"
+        echo(f"Serving {finder.collection!r} at {url} - Ctrl-C ends it.", err=True)
+        # The server has ended well when it hands the signal on.
+        with suppress(KeyboardInterrupt):
+            make_server(app).run([listening])

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from xqg_qdrant.cli.group import main
 from xqg_qdrant.cli.options import (
     DEFAULT_STORE,
     EVALUATION_DEPTH,
@@ -23,8 +22,8 @@ from xqg_qdrant.cli.options import (
     store_option,
     workers_option,
 )
-from xqg_qdrant.cli.shared import describe_searched, echo_report, given_command, load_encoder, opened_store
-from xqg_qdrant.terminal import echo
+from xqg_qdrant.cli.shared import describe_searched, echo_report, given_command, load_encoder, main, opened_store
+from xqg_qdrant.cli.terminal import echo
 
 
 @main.command()
@@ -69,13 +68,12 @@ def sweep(
     The passages, their queries' texts and three vectors each have to fit into memory; the queries' vectors lie in a
     temporary file (TMPDIR) of four bytes a dimension for each different query.
     """
-    from xqg_qdrant.evaluation.judgements import read_judged_questions
+    from xqg_qdrant.cli.progress import read_vectors, run_sweep
+    from xqg_qdrant.evaluation.files import read_judged_questions
     from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest
-    from xqg_qdrant.progress import read_vectors, run_sweep
-    from xqg_qdrant.sweep.measuring import make_bench
-    from xqg_qdrant.sweep.saving import save_sweep
-    from xqg_qdrant.sweep.telling import describe, format_points, judge, make_options
-    from xqg_qdrant.sweep.vectors import check_sweepable, opened_vectors
+    from xqg_qdrant.evaluation.sweep.bench import make_bench
+    from xqg_qdrant.evaluation.sweep.summary import describe, format_points, judge, make_options, save_sweep
+    from xqg_qdrant.evaluation.sweep.vectors import check_sweepable, opened_vectors
 
     if save:
         check_folder(save)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from xqg_qdrant.corpus import read_passages
+from xqg_qdrant.corpus.passages import read_passages
+from xqg_qdrant.corpus.questions import read_queries
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.files import read_qrels
-from xqg_qdrant.questions import read_queries
 from xqg_qdrant.records import Passage, Qrel, Query
 
 DEMO_FOLDER = Path(__file__).resolve().parent

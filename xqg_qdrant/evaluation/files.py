@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, cast
 
 import numpy as np
 
+from xqg_qdrant.corpus import datasets
+from xqg_qdrant.corpus.files import existing_file, file_lines, is_cut, opened_file
+from xqg_qdrant.corpus.questions import may_hold_questions, read_questions
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.lines import existing_file, file_lines, is_cut, opened_file
-from xqg_qdrant.records import Qrel
+from xqg_qdrant.records import Qrel, Query
 
 Run = dict[str, list[tuple[str, float]]]
 """What a search found: for each query id the passage ids and scores, best first."""
@@ -174,3 +177,51 @@ def _table(path: str) -> Iterator[tuple[int, list[str]]]:
             raise InputError(f"{path}, line {number}: {error}; save the file as UTF-8") from error
         if text.strip():
             yield number, [cell.strip() for cell in text.split("\t")] if "\t" in text else text.split()
+
+
+QRELS = ("qrels/test.tsv", "qrels/test.tsv.gz")
+
+
+def read_judged_questions(
+    sources: Sequence[str | Path], qrels: str | Path | None = None, language: str = ""
+) -> tuple[list[Query], list[Qrel]]:
+    """Read questions as `read_questions` does, and their judgements; there may be none.
+
+    Args:
+        sources: The files of questions.
+        qrels: The judgements: as `read_qrels` takes them, `ir_datasets:` and an id, or a file of the same questions by
+            id, which brings their answers, too. Without it they are those that the files of questions hold, or that
+            lie in the same BEIR folder.
+        language: The language of questions for which nothing else has one.
+
+    Raises:
+        InputError: A file cannot be used, or none of the judgements is of one of the questions.
+    """
+    found = read_questions(sources, language)
+    if qrels is None:
+        folders = [Path(source) for source in sources if not datasets.is_catalogued(source)]
+        beside = [folder for folder in folders if any((folder / name).is_file() for name in QRELS)]
+        return found.queries, found.qrels + [qrel for folder in beside for qrel in read_qrels(folder)]
+    answers: dict[str, tuple[str, ...]] = {}
+    if datasets.is_catalogued(qrels):
+        judged = datasets.catalogued_judgements(str(qrels))
+    elif may_hold_questions(qrels):
+        original = read_questions([qrels])
+        judged, answers = original.qrels, {query.query_id: query.answers for query in original.queries}
+    else:
+        judged = read_qrels(qrels)
+    by_id: dict[str, list[Qrel]] = defaultdict(list)
+    for qrel in judged:
+        by_id[qrel.query_id].append(qrel)
+    queries = [
+        query._replace(answers=answers.get(found.file_ids[query.query_id], query.answers)) for query in found.queries
+    ]
+    of_these = [
+        qrel._replace(query_id=query_id) for query_id, name in found.file_ids.items() for qrel in by_id.get(name, ())
+    ]
+    if not of_these:
+        raise InputError(
+            f"{qrels}: judges none of the {len(queries)} questions. Cure: give the judgements of these questions, and "
+            "check that the ids agree."
+        )
+    return queries, of_these

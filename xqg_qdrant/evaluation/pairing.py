@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.evaluation.comparison import Report, languages_of, make_report
+from xqg_qdrant.evaluation.comparison import Report, SystemRun, languages_of, make_report, with_passages
 from xqg_qdrant.evaluation.results import PASSAGES, Results
 from xqg_qdrant.evaluation.significance import TestName
-from xqg_qdrant.evaluation.systems import SystemRun, with_passages
 from xqg_qdrant.records import XQG_VECTOR, Passage, ScoredPassage
 
 

@@ -12,32 +12,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xqg_qdrant.aside import built_aside
+from xqg_qdrant.atomic import built_aside
+from xqg_qdrant.corpus.questions import read_queries
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
-from xqg_qdrant.encoder import Encoder
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.export.checkpoint import Checkpoint, fetch_checkpoint, read_json
-from xqg_qdrant.export.encoder_settings import read_dense, read_encoder_settings
-from xqg_qdrant.export.encoders import build_encoder
+from xqg_qdrant.export.checkpoint import (
+    Checkpoint,
+    build_encoder,
+    fetch_checkpoint,
+    read_dense,
+    read_encoder_settings,
+    read_json,
+)
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
-from xqg_qdrant.export.reference import Reference, cosines
-from xqg_qdrant.export.steps import Steps, build_and_check
+from xqg_qdrant.export.reference import Reference, Steps, build_and_check, cosines
 from xqg_qdrant.export.t5 import Model, build_t5_decoder, build_t5_encoder, build_t5_head
 from xqg_qdrant.export.t5_smoothing import smooth_t5
 from xqg_qdrant.export.vocabulary import restrict_vocabulary
-from xqg_qdrant.generator import QueryGenerator
-from xqg_qdrant.generator_settings import GeneratorSettings, read_generator_settings
+from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.languages import LANGUAGES
-from xqg_qdrant.model_description import (
+from xqg_qdrant.model_folders.description import (
     DTYPES,
     FULL_VOCABULARY,
     RESTRICTED_VOCABULARY,
     head_file,
 )
-from xqg_qdrant.presets import find_preset
-from xqg_qdrant.questions import read_queries
+from xqg_qdrant.model_folders.generator_settings import GeneratorSettings, read_generator_settings
+from xqg_qdrant.model_folders.presets import find_preset
 from xqg_qdrant.records import FloatArray, Passage
 
 LOWEST_COSINE = 0.9999
@@ -71,10 +75,10 @@ def export_checkpoint(
 ) -> Export:
     """Export a checkpoint (local folder or hub id) to a model folder, `onnx/NAME` unless told otherwise.
 
-    The fp32 graphs are checked against transformers; with another `dtype` (of `DTYPES`) the loss against the same
-    reference is measured and written down. A CPU measures it; bfloat16, which none can run, is emulated, and the
-    figures say so. `given` overrides what the preset says, which overrides what the checkpoint says of itself
-    (`ENCODER_OPTIONS`, `GENERATOR_OPTIONS`). Without a source it is the preset's.
+    The float32 graphs are checked against transformers. With another `dtype` (of `DTYPES`) the loss against the same
+    reference is measured and stored; that of bfloat16 only where there is a GPU, since no CPU runs it. `given`
+    overrides the preset, which overrides the checkpoint's own settings (`ENCODER_OPTIONS`, `GENERATOR_OPTIONS`).
+    Without a source it is the preset's.
 
     Raises:
         InputError: the checkpoint cannot be exported, an option does not apply to it, or the folder exists.
@@ -135,7 +139,7 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
         reference.encode([settings.query_prefix + text for text in queries], settings.max_query_tokens, head),
     ])  # fmt: skip
 
-    def measure(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
+    def measure(folder: Path) -> dict[str, Any]:
         encoder = Encoder(folder, device="cpu")
         found: FloatArray = np.concatenate([encoder.encode_passages(passages), encoder.encode_queries(queries)])
         if not np.isfinite(found).all():
@@ -144,7 +148,7 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
                 "choose bfloat16 or float32"
             )
         similar = cosines(expected, found)
-        return {"lowest_cosine": round(float(similar.min()), 7), "mean_cosine": round(float(similar.mean()), 7), **how}
+        return {"lowest_cosine": round(float(similar.min()), 7), "mean_cosine": round(float(similar.mean()), 7)}
 
     def accept(figures: dict[str, Any]) -> None:
         if not figures["lowest_cosine"] >= LOWEST_COSINE:
@@ -191,7 +195,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     expected: list[list[int]] = []
     samples: dict[str, Sample] = {}
 
-    def measure(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
+    def measure(folder: Path) -> dict[str, Any]:
         generator = QueryGenerator(folder, device="cpu", threads=0)
 
         def prompt(passages: Sequence[Passage]) -> tuple[list[str], list[int], int, int]:
@@ -209,7 +213,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
         noise = np.zeros((len(expected), settings.max_new_tokens, 1), dtype=np.float32)
         found = generator.generate_ids(passages, settings.languages, noise)
         same = sum(left == right for left, right in zip(expected, found, strict=True))
-        return {"identical_greedy_queries": same, **how}
+        return {"identical_greedy_queries": same}
 
     def accept(figures: dict[str, Any]) -> None:
         if figures["identical_greedy_queries"] < len(expected):

@@ -14,8 +14,7 @@ import numpy as np
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export.graph import Array, Graph
 from xqg_qdrant.export.pooling import Head, write_vectors
-from xqg_qdrant.export.products import Products
-from xqg_qdrant.export.quantise import Sample
+from xqg_qdrant.export.quantise import Products, Sample
 from xqg_qdrant.export.rotary import Angles, Heads, attend, read_frequencies, write_angles, write_visible
 
 MODEL_TYPES = ("qwen3", "gemma3_text")

@@ -16,6 +16,7 @@ Steps come from ranges seen in sample texts, never from the batch, or from the r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -223,3 +224,34 @@ def _product(graph: Graph, rows: str, values: Array, scales: Array, bias: Array 
 
 def _middle(graph: Graph) -> str:
     return graph.constant(np.uint8(128), np.uint8)
+
+
+# Between the input alone (1) and the weights alone (0), which of the two gets the even channels.
+LAYER_SMOOTHING = 0.5
+
+
+class Products:
+    """Writes products into a graph; `samples` holds, for int8, the inputs by the name of the first that has them."""
+
+    def __init__(self, graph: Graph, weights: Mapping[str, Array], samples: Mapping[str, Sample]) -> None:
+        self._graph, self._weights, self._samples = graph, weights, samples
+
+    def multiply(self, rows: str, *names: str) -> list[str]:
+        """Multiply rows, shape `(rows, in)`, by each of these weights, and add their biases where they have one."""
+        graph = self._graph
+        matrices = [self._weights[f"{name}.weight"] for name in names]
+        if names[0] in self._samples:
+            factors = choose_factors(self._samples[names[0]], np.concatenate(matrices))
+            rows = graph.node("Mul", rows, graph.constant(1 / factors))
+            matrices = [matrix * factors for matrix in matrices]
+        quantised = graph.quantise(rows)
+        biases = [self._weights.get(f"{name}.bias") for name in names]
+        return [graph.linear(quantised, matrix, bias) for matrix, bias in zip(matrices, biases, strict=True)]
+
+
+def choose_factors(seen: Sample, weight: Array) -> Array:
+    """Choose what each channel of an input is divided by, float32 of shape `(in,)`; `weight` is `(out, in)`."""
+    reach = np.maximum(np.maximum(np.abs(seen.low), np.abs(seen.high)), 1e-4)
+    columns = np.maximum(np.abs(weight).max(axis=0), 1e-4)
+    factors: Array = (reach**LAYER_SMOOTHING / columns ** (1 - LAYER_SMOOTHING)).astype(np.float32)
+    return factors

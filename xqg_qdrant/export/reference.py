@@ -5,10 +5,11 @@ The only module that imports torch and transformers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +20,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export import bert
-from xqg_qdrant.export.checkpoint import Checkpoint
+from xqg_qdrant.export.checkpoint import Checkpoint, read_licence
 from xqg_qdrant.export.graph import Array
-from xqg_qdrant.export.gte import MODEL_TYPES, translate_config
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
-from xqg_qdrant.model_description import TOKENIZER_FILE
+from xqg_qdrant.export.rotary import MODEL_TYPES, translate_config
+from xqg_qdrant.inference.session import is_cuda_at_hand, runtime_version
+from xqg_qdrant.model_folders import write_description
+from xqg_qdrant.model_folders.description import TOKENIZER_FILE
 from xqg_qdrant.records import FloatArray
 
 
@@ -204,3 +207,41 @@ def cosines(left: FloatArray, right: FloatArray) -> Array:
     lengths = np.linalg.norm(left64, axis=1) * np.linalg.norm(right64, axis=1)
     result: Array = (left64 * right64).sum(axis=1) / lengths
     return result
+
+
+class Steps(NamedTuple):
+    """What differs between exporting an encoder and exporting a generator."""
+
+    reference: Reference
+    fields: dict[str, Any]
+    write_graphs: Callable[[Path, str], None]
+    measure: Callable[[Path], dict[str, Any]]
+    accept: Callable[[dict[str, Any]], None]
+
+
+def build_and_check(checkpoint: Checkpoint, temporary: Path, wanted: str, steps: Steps, inputs: int) -> dict[str, Any]:
+    """Build the fp32 graphs, check them, and leave the folder that was asked for in `final`."""
+    parity: dict[str, Any] = {
+        "reference": steps.reference.version, "runtime": f"onnxruntime {runtime_version()}", "inputs": inputs
+    }  # fmt: skip
+    final = temporary / "final"
+    for dtype in dict.fromkeys(("float32", wanted)):
+        shutil.rmtree(final, ignore_errors=True)
+        final.mkdir()
+        steps.reference.save_tokenizer(final / TOKENIZER_FILE)
+        steps.write_graphs(final, dtype)
+        about = {
+            "source": checkpoint.source,
+            "revision": checkpoint.revision,
+            "licence": read_licence(checkpoint.path),
+            "dtype": dtype,
+            **steps.fields,
+        }
+        write_description(final, checkpoint.kind, about)
+        # No CPU runs bfloat16.
+        if dtype != "bfloat16" or is_cuda_at_hand():
+            parity[dtype] = steps.measure(final)
+        if dtype == "float32":
+            steps.accept(parity[dtype])
+        write_description(final, checkpoint.kind, {**about, "parity": parity})
+    return parity

@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export.graph import Array, Graph, QuantisedRows, Table
-from xqg_qdrant.generator_settings import LONGEST_INPUT, LONGEST_OUTPUT
+from xqg_qdrant.model_folders.generator_settings import LONGEST_INPUT, LONGEST_OUTPUT
 
 EMBEDDING_FILE = "embedding.data"
 MASKED = np.float32(-1e9)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.records import PayloadLayout
 from xqg_qdrant.stores.protocol import Sharding, Store
 
 if TYPE_CHECKING:
-    from xqg_qdrant.stores.foreign import ForeignStore
+    from xqg_qdrant.stores.server.foreign import ForeignStore
 
 __all__ = [
     "Sharding",
@@ -26,6 +27,7 @@ __all__ = [
     "is_server",
     "open_foreign_store",
     "open_store",
+    "read_existing_fingerprint",
     "sends_key_in_clear",
 ]
 
@@ -53,7 +55,7 @@ def open_store(location: str, api_key: str | None = None, sharding: Sharding | N
             "--replication-factor and --write-consistency-factor, or name a server (--store, or --to of xqg copy)."
         )
     if find_directory(location) is None or location.startswith(LOCAL):
-        from xqg_qdrant.stores.client import ClientStore
+        from xqg_qdrant.stores.server.client import ClientStore
 
         return ClientStore(location, api_key, sharding)
     from xqg_qdrant.stores.edge import EdgeStore
@@ -104,7 +106,7 @@ def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout
             f"the store {location!r} is embedded: only on a server and in local:DIR xqg adds to collections of others. "
             "Cure: name one of these (--store), or write the passages to a file and use xqg ingest."
         )
-    from xqg_qdrant.stores.foreign import ForeignStore
+    from xqg_qdrant.stores.server.foreign import ForeignStore
 
     return ForeignStore(location, api_key, layout)
 
@@ -125,3 +127,19 @@ def _normalise(location: str) -> tuple[object, ...]:
         return parts.scheme, parts.hostname, parts.port or DEFAULT_PORT, parts.path.rstrip("/")
     directory = find_directory(location)
     return location.startswith(LOCAL), None if directory is None else directory.resolve()
+
+
+def read_existing_fingerprint(store: Store, collection: str) -> Fingerprint:
+    """Return the fingerprint of a collection that must be there.
+
+    Raises:
+        InputError: it is not; names the collections that are.
+    """
+    fingerprint = store.read_fingerprint(collection)
+    if fingerprint is None:
+        others = ", ".join(store.collections()) or "none"
+        raise InputError(
+            f"there is no collection {collection!r} in {store.location} (there: {others}). "
+            f"Make it with: xqg ingest FILE --collection {collection}"
+        )
+    return fingerprint

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from xqg_qdrant.corpus.formats import PASSAGE_COLUMNS
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import AugmentedPassage, Passage
-from xqg_qdrant.rows import PASSAGE_COLUMNS
+from xqg_qdrant.stores.edge.index import SIDECAR, hold, read_sidecar, release, sync_directory, write_sidecar
 from xqg_qdrant.stores.points import VECTOR_NAMES, batched, check_points
-from xqg_qdrant.stores.sidecar import SIDECAR, hold, read_sidecar, release, sync_directory, write_sidecar
 
 OURS = "_xqg"
 UNFINISHED = "_unfinished.parquet"

@@ -12,11 +12,12 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from xqg_qdrant.errors import MismatchError, StoreError
+from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     TERMS_VECTOR,
@@ -27,7 +28,6 @@ from xqg_qdrant.records import (
     Passage,
     StoredPassage,
 )
-from xqg_qdrant.stores.layouts import OUR_NAMES, Names, rename
 
 VECTOR_NAMES = (XQG_VECTOR, PASSAGE_VECTOR)
 PAYLOAD_FIELDS = frozenset({"passage_id", "text", "title", "metadata", "generated_queries", "content_hash", "recipe"})
@@ -51,6 +51,10 @@ MAKE_QUERY = partial(tuple.__new__, GeneratedQuery)
 
 Json: TypeAlias = Any
 T = TypeVar("T")
+
+NAMES_FIELD = "recipe.names"
+OUR_NAMES: Names = MappingProxyType({})
+LAYOUTS = ("mcp", "haystack")
 
 
 def make_point_id(passage_id: str) -> str:
@@ -272,3 +276,39 @@ def read_stored_passage(payload: Mapping[str, Any]) -> StoredPassage:
         return StoredPassage(*(payload[field] for field in StoredPassage._fields))
     except KeyError as error:
         raise foreign_point(payload) from error
+
+
+Names: TypeAlias = Mapping[str, str]
+
+
+def make_names(payload_layout: str, model: str) -> dict[str, str]:
+    """Return how a layout calls what xqg calls otherwise.
+
+    Args:
+        payload_layout: one of `LAYOUTS`.
+        model: the encoder's source, such as `intfloat/multilingual-e5-small`; mcp-server-qdrant looks for the vector
+            by the name of its own model.
+
+    Raises:
+        InputError: there is no such layout.
+    """
+    if payload_layout == "mcp":
+        return {"text": "document", XQG_VECTOR: f"fast-{model.rstrip('/').split('/')[-1].lower()}"}
+    if payload_layout == "haystack":
+        return {"text": "content", "metadata": "meta", XQG_VECTOR: "text-dense"}
+    raise InputError(f"there is no payload layout {payload_layout!r}. Cure: use {' or '.join(LAYOUTS)}.")
+
+
+def read_names(fingerprint: Mapping[str, Any]) -> Names:
+    """Return for each name that a collection exchanges the other one, in both directions."""
+    names = fingerprint.get(NAMES_FIELD) or OUR_NAMES
+    return {**names, **{theirs: ours for ours, theirs in names.items()}}
+
+
+def rename(fields: Mapping[str, T], names: Names) -> dict[str, T]:
+    """Return the fields by their other names; doing it twice gives them back.
+
+    >>> rename({"text": 1, "title": 2}, {"text": "document", "document": "text"})
+    {'document': 1, 'title': 2}
+    """
+    return {names.get(name, name): value for name, value in fields.items()}

@@ -1,0 +1,1 @@
+"""Augment passages: recipe, fusion, and the pipeline from corpus to collection."""

@@ -1,0 +1,314 @@
+"""The pipeline: read, skip what is stored, generate, encode, augment, upsert; chunk by chunk, yielding progress.
+
+The collection is the checkpoint: what of a chunk is stored with the right content hash needs no work. So an ingest that
+was interrupted goes on where it stopped, and one of an edited corpus redoes only what changed.
+
+Some chunks are in work at once, a worker at each; whoever consumes the progress reads, looks up and writes. So the
+store meets one thread, the points are written in the order of the corpus, and memory is bounded by the chunks in work.
+
+Knows the order of the steps. Knows nothing of file formats, models' insides or engines.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, abc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from functools import partial
+from itertools import chain, islice
+from threading import Event
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from xqg_qdrant.augmentation.fusion import check_vectors, find_fault, fuse, keep_relevant
+from xqg_qdrant.augmentation.recipe import Recipe
+from xqg_qdrant.errors import InputError, StoreError
+from xqg_qdrant.fingerprint import (
+    Fingerprint,
+    hash_content,
+    hash_recipe,
+    make_fingerprint,
+    refuse_mismatch,
+)
+from xqg_qdrant.generation.lexicon import Lexicon
+from xqg_qdrant.generation.onnx import Generation, QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.records import (
+    PASSAGE_VECTOR,
+    XQG_VECTOR,
+    AugmentedPassage,
+    GeneratedQuery,
+    Passage,
+    QueriedPassage,
+    Reject,
+)
+from xqg_qdrant.stores.points import batched
+from xqg_qdrant.streams import work_in_order
+from xqg_qdrant.text import find_term_ids
+
+Row: TypeAlias = Passage | QueriedPassage | Reject
+
+# A chunk is a few seconds of work: what a kill costs each worker.
+CHUNK_SIZE = 16
+# The same where a passage is cheap: no queries are generated, or a GPU does it.
+CHEAP_CHUNK_SIZE = 128
+
+
+class PointStore(Protocol):
+    """What an ingest needs of a store; see `Store` for what the methods promise."""
+
+    def read_fingerprint(self, collection: str, /) -> dict[str, Any] | None:
+        """Return what made the collection."""
+
+    def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any], /) -> None:
+        """Create a collection."""
+
+    def read_content_hashes(self, collection: str, passage_ids: Sequence[str], /) -> dict[str, str]:
+        """Return the content hashes of what is stored."""
+
+    def upsert(self, collection: str, points: Sequence[AugmentedPassage], /) -> None:
+        """Store points."""
+
+    def bulk_load(self, collection: str, /, fast: bool) -> AbstractContextManager[None]:
+        """Get ready for many points."""
+
+
+class Progress(NamedTuple):
+    """What one chunk came to.
+
+    `stored` passages were written, `unchanged` ones were there already, `rejects` could not be used. `asked` and
+    `kept` count generated queries by language; of given ones, which nobody asked for, `kept` alone. `bare` is how many
+    of the written passages have no query, `left_out` how many of the kept queries the filter lets take no part,
+    `wrong_script` counts by language those that were dropped because they are not written in its script.
+    """
+
+    stored: int
+    unchanged: int
+    rejects: tuple[Reject, ...]
+    asked: Mapping[str, int]
+    kept: Mapping[str, int]
+    bare: int = 0
+    left_out: int = 0
+    wrong_script: Mapping[str, int] = MappingProxyType({})
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows of the corpus the chunk held."""
+        return self.stored + self.unchanged + len(self.rejects)
+
+
+class Chunk(NamedTuple):
+    """A chunk after the look at the store: what is missing there, with its content hashes."""
+
+    missing: list[tuple[QueriedPassage, str]]
+    unchanged: int
+    rejects: list[Reject]
+
+
+class Augmented(NamedTuple):
+    """A chunk that only has to be written, and what to tell when it is."""
+
+    points: list[AugmentedPassage]
+    progress: Progress
+
+
+def ingest(
+    rows: Iterable[Row],
+    store: PointStore,
+    collection: str,
+    encoder: Encoder,
+    generator: QueryGenerator | Lexicon | None,
+    recipe: Recipe,
+    workers: int = 1,
+    stop: Event | None = None,
+) -> abc.Generator[Progress, None, None]:
+    """Store the passages with augmented vectors; yield for each chunk, in the order of the rows, when it is safe.
+
+    Chunks are cut by position in the input. A passage's queries and vectors depend on the passage and the recipe
+    alone, so an interrupted ingest that is run again ends with the same points as an uninterrupted one, and any number
+    of workers gives the same points. An error in any step ends all of them; so does closing this iterator. Both wait
+    for the chunks that workers are at.
+
+    Args:
+        rows: passages, each id once, with their queries where there is no generator.
+        store: used from the consuming thread alone.
+        collection: its name; it is created where it does not exist.
+        encoder: called from `workers` threads at once.
+        generator: the same, or a lexicon; None where the rows bring their queries, which are then taken as they are.
+        recipe: of `make_recipe`, for the same generator.
+        workers: how many chunks are in work at once; at most four times as many are in memory.
+        stop: once set, no more is read, and the chunks that workers are at are finished and stored.
+
+    Raises:
+        MismatchError: the collection was made with other models or another recipe.
+        InputError: the recipe is for given queries and there is a generator, or the other way round; or the rows cannot
+            be read to their end, which is raised when those before are stored.
+    """
+    model = None if isinstance(generator, Lexicon) else generator
+    fingerprint = describe(encoder, generator, recipe)
+    recipe_hash = hash_recipe(fingerprint)
+    damage: list[InputError] = []
+    unread = until_damage(open_collection(rows, store, collection, encoder.dim, fingerprint), damage)
+    chunks = cut_chunks(unread, cheap=model is None or model.device != "cpu")
+    generates = generator is not None
+    looked_up = (look_up(chunk, store, collection, generates, recipe_hash) for chunk in chunks)
+    work = partial(augment, encoder=encoder, generator=generator, recipe=recipe, recipe_hash=recipe_hash)
+    with (
+        closing(work_in_order(work, looked_up, workers, stop)) as batches,
+        store.bulk_load(collection, fast=model is None),
+    ):
+        for done in batches:
+            # One write for all that wait: each pays for a flush to the disk.
+            write([point for augmented in done for point in augmented.points], store, collection, fingerprint)
+            yield from (augmented.progress for augmented in done)
+    # What was written last may have met a retune that had just begun.
+    check_unchanged(store, collection, fingerprint)
+    if damage:
+        raise damage[0]
+
+
+def describe(encoder: Encoder, generator: QueryGenerator | Lexicon | None, recipe: Recipe) -> Fingerprint:
+    """Return what makes the vectors.
+
+    Raises:
+        InputError: the recipe is for given queries and there is a generator, or the other way round.
+    """
+    model = None if isinstance(generator, Lexicon) else generator
+    if recipe.given != (generator is None) or (model is None) != (recipe.sampling is None):
+        raise InputError("the recipe was made for another generator; make it with make_recipe(generator)")
+    return make_fingerprint(encoder.describe(), None if generator is None else generator.describe(), recipe.describe())
+
+
+def open_collection(
+    rows: Iterable[Row], store: PointStore, collection: str, dim: int, fingerprint: Fingerprint
+) -> Iterator[Row]:
+    """Return the rows, once it is sure that they can go into the collection; create it where it does not exist.
+
+    Raises:
+        MismatchError: it was made with other models or another recipe.
+        InputError: the files cannot be used at all, which shows at their first row: then no collection is made.
+    """
+    stored = store.read_fingerprint(collection)
+    if stored is not None:
+        refuse_mismatch(collection, stored, fingerprint)
+    unread = iter(rows)
+    first = list(islice(unread, 1))
+    if stored is None:
+        _create(store, collection, dim, fingerprint)
+    return chain(first, unread)
+
+
+def until_damage(rows: Iterable[Row], damage: list[InputError]) -> Iterator[Row]:
+    """Yield the rows up to where their file cannot be read any more, and keep the error for when they are stored."""
+    try:
+        yield from rows
+    except InputError as error:
+        damage.append(error)
+
+
+def cut_chunks(rows: Iterable[Row], cheap: bool) -> Iterator[list[Row]]:
+    """Cut the rows into chunks by their position, larger ones where a passage is `cheap`."""
+    return batched(rows, CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
+
+
+def _create(store: PointStore, collection: str, dim: int, fingerprint: Fingerprint) -> None:
+    try:
+        store.create_collection(collection, dim, fingerprint)
+    except StoreError:
+        # Another ingest may have been faster; where it is one of the same recipe, both make the same points.
+        stored = store.read_fingerprint(collection)
+        if stored is None:
+            raise
+        refuse_mismatch(collection, stored, fingerprint)
+
+
+def write(points: Sequence[AugmentedPassage], store: PointStore, collection: str, fingerprint: Fingerprint) -> None:
+    """Store points, in a collection that is still what it was."""
+    if points:
+        check_unchanged(store, collection, fingerprint)
+        store.upsert(collection, points)
+
+
+def check_unchanged(store: PointStore, collection: str, fingerprint: Fingerprint) -> None:
+    """Make sure that nobody has deleted or retuned the collection since: a server lets others at it."""
+    stored = store.read_fingerprint(collection)
+    if stored is None:
+        raise StoreError(f"collection {collection!r} was deleted while it was filled. Cure: run the same again.")
+    refuse_mismatch(collection, stored, fingerprint)
+
+
+def look_up(rows: Sequence[Row], store: PointStore, collection: str, generates: bool, recipe_hash: str) -> Chunk:
+    """Find out what of a chunk is missing in the store; where queries are given, the rows bring them."""
+    rejects, passages = [], []
+    for row in rows:
+        if isinstance(row, Reject):
+            rejects.append(row)
+        elif isinstance(row, Passage):
+            passages.append(QueriedPassage(row, ()))
+        elif not generates:
+            passages.append(row)
+        else:
+            raise InputError(f"passage {row.passage.passage_id!r} brings queries, but a generator is to write them")
+    stored = store.read_content_hashes(collection, [row.passage.passage_id for row in passages])
+    hashed = [(row, hash_content(row.passage, recipe_hash, None if generates else row.queries)) for row in passages]
+    missing = [(row, content) for row, content in hashed if stored.get(row.passage.passage_id) != content]
+    return Chunk(missing, len(passages) - len(missing), rejects)
+
+
+def augment(
+    chunk: Chunk, encoder: Encoder, generator: QueryGenerator | Lexicon | None, recipe: Recipe, recipe_hash: str
+) -> Augmented:
+    """Do a worker's part of a chunk, with one call of each model."""
+    if not chunk.missing:
+        return Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}, wrong_script={}))
+    passages = [row.passage for row, _ in chunk.missing]
+    generations = _find_queries([row for row, _ in chunk.missing], generator, recipe)
+    passage_texts = [f"{passage.title} {passage.text}".strip() for passage in passages]
+    plain = check_vectors(encoder.encode_passages(passage_texts), len(passage_texts), encoder.dim)
+    texts = [query.text for generation in generations for query in generation.queries]
+    counts = [len(generation.queries) for generation in generations]
+    vectors = np.split(check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim), np.cumsum(counts)[:-1])
+
+    points, rejects, asked, kept, left_out = [], list(chunk.rejects), Counter[str](), Counter[str](), 0
+    wrong_script = Counter(language for generation in generations for language in generation.wrong_script)
+    for (row, content_hash), generation, vector, queries in zip(
+        chunk.missing, generations, plain, vectors, strict=True
+    ):
+        asked.update(dict.fromkeys(recipe.languages, generation.asked))
+        kept.update(query.language for query in generation.queries)
+        problem = find_fault("a vector of the encoder", np.vstack([vector, queries]))
+        if not problem:
+            relevant = keep_relevant(vector, queries, recipe.min_score)
+            fused = fuse(vector, relevant, recipe.alpha, recipe.fusion, recipe.renormalise)
+            problem = find_fault("the augmented vector", fused[None])
+        if problem:
+            rejects.append(Reject(row.passage.passage_id, 0, problem, row.passage.text))
+        else:
+            left_out += len(queries) - len(relevant)
+            named = {XQG_VECTOR: fused, PASSAGE_VECTOR: vector}
+            terms = find_terms(row.passage, generation.queries) if recipe.sparse else None
+            points.append(
+                AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash, terms=terms)
+            )
+    bare = sum(not point.generated_queries for point in points)
+    progress = Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out, wrong_script)
+    return Augmented(points, progress)
+
+
+def find_terms(passage: Passage, queries: Iterable[GeneratedQuery]) -> tuple[int, ...]:
+    """Return the ids of the terms of a passage's sparse vector: those of its title, its text and its queries."""
+    return find_term_ids([passage.title, passage.text, *(query.text for query in queries)])
+
+
+def _find_queries(
+    rows: Sequence[QueriedPassage], generator: QueryGenerator | Lexicon | None, recipe: Recipe
+) -> Sequence[Generation]:
+    passages = [row.passage for row in rows]
+    if isinstance(generator, Lexicon):
+        written = generator.write_queries(passages, recipe.languages, recipe.queries_per_language)
+        return [Generation(queries, recipe.queries_per_language) for queries in written]
+    if generator is None or recipe.sampling is None:
+        return [Generation(row.queries, asked=0) for row in rows]
+    return generator.generate(passages, recipe.languages, recipe.queries_per_language, recipe.seed, recipe.sampling)

@@ -1,0 +1,1 @@
+"""Read passages, questions and generated queries from files."""

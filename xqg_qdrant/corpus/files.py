@@ -1,0 +1,163 @@
+"""Paths → lines of bytes: plain files, gzipped ones, those of object stores, standard input.
+
+Knows folders, gzip and how long a line may be. Memory is bounded by that, whatever a file holds: one that unpacks to
+terabytes, or has no line break, is read to its end. Knows nothing of what stands in a line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, cast
+
+from xqg_qdrant.errors import InputError
+
+# A byte becomes at most six in JSON: a longer row might not fit into the 32 MiB of a request to a server.
+LONGEST_ROW = 4 * 2**20
+# What such a name begins with is no path: see `datasets`.
+CATALOGUE = "ir_datasets:"
+
+
+def existing_file(path: str | Path, in_folder: str) -> Path:
+    """Return the path of a file or, for a folder, of the file `in_folder` in it, gzipped or not."""
+    given = Path(path)
+    try:
+        if not given.is_dir():
+            if not given.exists():
+                raise InputError(f"{path}: there is no such file. Cure: check the path.")
+            return given
+        for file in (given / in_folder, given / f"{in_folder}.gz"):
+            if file.is_file():
+                return file
+    except (OSError, ValueError) as error:  # not allowed to look, too long a name, a NUL in it
+        raise InputError(f"{path}: cannot be looked at ({error}). Cure: check the path and its rights.") from error
+    raise InputError(f"{path}: the folder holds no {in_folder}. Cure: give the file itself.")
+
+
+def corpus_files(source: str) -> list[str]:
+    """Return the files that a corpus consists of: one, or all Parquet files of a folder without a `corpus.jsonl`."""
+    if is_remote(source):
+        return list_remote(source)
+    beir = any(os.path.isfile(os.path.join(source, name)) for name in ("corpus.jsonl", "corpus.jsonl.gz"))
+    if os.path.isdir(source) and not beir and (parts := sorted(map(str, Path(source).glob("*.parquet")))):
+        return parts
+    return [str(existing_file(source, "corpus.jsonl"))]
+
+
+def file_lines(path: str) -> Iterator[bytes]:
+    """Yield the lines of a file, gzipped or not, or of standard input (`-`), without a byte order mark.
+
+    A line of more than `LONGEST_ROW` bytes is skipped to its end; what comes of it tells `is_cut`.
+
+    Raises:
+        InputError: The file cannot be read, or not to its end.
+    """
+    with opened_file(path) as file:
+        first = file.readline(len(codecs.BOM_UTF8))
+        if first == codecs.BOM_UTF8:
+            first = b""
+        if not first.endswith(b"\n"):
+            first += file.readline(LONGEST_ROW + 1 - len(first))
+        others = iter(partial(file.readline, LONGEST_ROW + 1), b"")
+        for line in chain((first,) if first else (), others):
+            if len(line) > LONGEST_ROW and is_cut(line):
+                _skip_to_end_of_line(file)
+            yield line
+
+
+def is_cut(line: bytes) -> bool:
+    """Say whether this is but the beginning of a line that was too long."""
+    return len(line) > LONGEST_ROW and not line.endswith(b"\n")
+
+
+def _skip_to_end_of_line(file: IO[bytes]) -> None:
+    for part in iter(partial(file.readline, LONGEST_ROW), b""):
+        if part.endswith(b"\n"):
+            return
+
+
+@contextmanager
+def opened_file(path: str) -> Iterator[IO[bytes]]:
+    """Open a file, gzipped or not, or standard input (`-`), to read bytes.
+
+    Raises:
+        InputError: It cannot be opened, or what is read within the context cannot be read.
+    """
+    try:
+        if path == "-":
+            if sys.stdin is None:
+                raise InputError("standard input is closed. Cure: pipe the rows into the command, or name a file.")
+            yield sys.stdin.buffer
+            return
+        with io.BufferedReader(open_remote(path)) if is_remote(path) else open(path, "rb") as file:
+            if path.endswith(".gz"):
+                with gzip.open(file) as unzipped:
+                    yield cast("IO[bytes]", unzipped)
+            else:
+                yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: the gzip file is damaged ({error}). Cure: make it anew.") from error
+    except OSError as error:
+        cure = "Cure: check that it is still there, and its rights"
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}). {cure}.") from error
+
+
+def is_remote(path: str) -> bool:
+    """Say whether a path is a URL."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
+
+
+def open_remote(url: str) -> Any:  # noqa: ANN401
+    """Open a file for reading at any place of it; raises OSError where that cannot be done."""
+    system, path = _find_system(url)
+    return system.open_input_file(path)
+
+
+def list_remote(url: str) -> list[str]:
+    """Return a file's own URL, or in the place of a folder those of the Parquet files in it, in the order of the names.
+
+    Raises:
+        InputError: there is no such file or folder, or it cannot be looked at.
+    """
+    system, path = _find_system(url)
+    from pyarrow.fs import FileSelector, FileType
+
+    try:
+        kind = system.get_file_info(path).type
+        found = system.get_file_info(FileSelector(path)) if kind == FileType.Directory else []
+    except OSError as error:
+        raise InputError(f"{url}: cannot be looked at ({error}). Cure: check the URL and your keys.") from error
+    if kind == FileType.NotFound:
+        raise InputError(f"{url}: there is no such file. Cure: check the URL.")
+    if kind == FileType.File:
+        return [url]
+    names = sorted(file.base_name for file in found if file.base_name.endswith(".parquet"))
+    if not names:
+        raise InputError(f"{url}: the folder holds no Parquet file. Cure: give the files themselves.")
+    return [f"{url.rstrip('/')}/{name}" for name in names]
+
+
+def _find_system(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path in it."""
+    try:
+        import pyarrow
+        from pyarrow.fs import FileSystem
+    except ImportError as error:
+        cure = "Cure: pip install 'xqg-qdrant[parquet]'"
+        raise InputError(f"{url}: object stores need an extra. {cure}.") from error
+    try:
+        system, path = FileSystem.from_uri(url)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        cure = "Cure: write s3://BUCKET/FILE, gs://BUCKET/FILE or a path"
+        raise InputError(f"{url}: no URL that can be opened ({error}). {cure}.") from error
+    return system, path

@@ -1,0 +1,243 @@
+"""Files of passages, and of their queries, read into records.
+
+Knows which fields make a passage. Passages stream: memory grows by some 20 bytes a passage, the trace of its id by
+which a duplicate is noticed. A row that cannot be used becomes a `Reject`, and the rest is still read.
+
+Knows nothing of models, vectors or databases, nor of questions (`questions`), judgements and results
+(`evaluation.files`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from types import NoneType
+from typing import Any, cast
+
+from xqg_qdrant.corpus.datasets import (
+    catalogued_passages,
+    generated_query_fields,
+    is_catalogued,
+    is_id_derived,
+    passage_fields,
+)
+from xqg_qdrant.corpus.fields import (
+    LANGUAGE_FIELDS,
+    QUERY_TEXT_FIELDS,
+    TEXT_FIELDS,
+    take_id,
+    take_text,
+    unstorable_field,
+)
+from xqg_qdrant.corpus.files import corpus_files, existing_file
+from xqg_qdrant.corpus.formats import FileRow, is_squad, is_tsv, jsonl_rows, parquet_rows, squad_rows, tsv_rows
+from xqg_qdrant.errors import InputError
+from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage, Reject
+from xqg_qdrant.text import is_blank
+
+ID_FIELDS = ("id", "_id", "passage_id", "docid")
+GENERATED_QUERIES_FIELD = "generated_queries"
+
+
+def read_passages(*sources: str, id_field: str | None = None) -> Iterator[Passage | Reject]:
+    """Read the passages of a corpus, one at a time.
+
+    Args:
+        sources: Read one after the other; no id may occur twice in all of them. Each is a JSONL, TSV (with a header
+            line) or Parquet file, the first two also as `.gz`; a BEIR folder, or one of Parquet files; a JSON file of
+            SQuAD, MLQA or XQuAD, whose paragraphs are the passages; the URL of any of these in an object store;
+            `ir_datasets:` and an id; or `-` for JSONL on standard input.
+        id_field: The field that holds the passage id, where it is none of `id`, `_id`, `passage_id` and `docid`.
+
+    Returns:
+        An iterator of passages, with a `Reject` in the place of each row that cannot be used. Fields that are neither
+        id, text nor title become metadata, and so do the fields of an object named `metadata`, which win over others
+        of the same name.
+
+    Raises:
+        InputError: There is no such file, its format is not known, it is damaged from some place on, or its first row
+            brings `generated_queries`, which only `read_queried_passages` uses.
+    """
+    rows = _read_rows(sources, id_field, queried=False)
+    return cast("Iterator[Passage | Reject]", rows)
+
+
+def read_queried_passages(*sources: str, id_field: str | None = None) -> Iterator[QueriedPassage | Reject]:
+    """Read passages as `read_passages` does, each with the queries in its field `generated_queries`.
+
+    The field is a list of objects with a text (`question`, `query` or `text`) and a language (`lang` or `language`),
+    which may be missing, or of strings. Queries are kept as they are, but empty ones are dropped; a passage without the
+    field has none.
+    """
+    rows = _read_rows(sources, id_field, queried=True)
+    return cast("Iterator[QueriedPassage | Reject]", rows)
+
+
+def check_passages(
+    rows: Iterable[Mapping[str, Any]], *, id_field: str | None = None, queried: bool = False
+) -> Iterator[Passage | QueriedPassage | Reject]:
+    """Turn rows in memory into passages as `read_passages` does, or where `queried` as `read_queried_passages`.
+
+    A `Reject` of theirs names the row by its number, counted from 1.
+    """
+    numbered = (
+        FileRow(number, "", row) if isinstance(row, Mapping) else FileRow(number, repr(row), {}, "no mapping")
+        for number, row in enumerate(rows, start=1)
+    )
+    return _passages(numbered, "rows", (id_field,) if id_field else ID_FIELDS, queried, _first_time())
+
+
+def read_generated_queries(
+    path: str | Path, *, id_field: str | None = None
+) -> Iterator[tuple[str, tuple[GeneratedQuery, ...]] | Reject]:
+    """Read queries by passage id from a JSONL file, plain or as `.gz`, a row at a time.
+
+    A row holds an id as the corpus does, and either one query as `read_queried_passages` takes it or a list of them in
+    `generated_queries`; a passage may have many rows. A `Reject` stands in the place of a row that cannot be used.
+
+    Raises:
+        InputError: There is no such file, or it is none that is read.
+    """
+    if not str(path).endswith((".jsonl", ".jsonl.gz")):
+        raise InputError(f"{path}: unknown kind of file of queries. Cure: give a .jsonl or .jsonl.gz file.")
+    file = str(existing_file(path, ""))
+    return _generated_queries(file, (id_field, *ID_FIELDS) if id_field else ID_FIELDS)
+
+
+def _read_rows(
+    sources: Sequence[str], id_field: str | None, queried: bool
+) -> Iterator[Passage | QueriedPassage | Reject]:
+    """Open all sources before the first is read, so that a misspelt name is noticed before any work."""
+    is_new = _first_time()
+    opened = [part for source in sources for part in _open_source(source, (id_field,) if id_field else ID_FIELDS)]
+    return chain.from_iterable(_passages(rows, path, id_fields, queried, is_new) for rows, path, id_fields in opened)
+
+
+def _open_source(source: str, id_fields: tuple[str, ...]) -> list[tuple[Iterator[FileRow], str, tuple[str, ...]]]:
+    """Return the rows of each file of a source, the file's path, and the fields of the id."""
+    if is_catalogued(source):
+        return [(catalogued_passages(source), source, ID_FIELDS)]
+    return [
+        (_open_file(path, id_fields), path, id_fields) for path in (["-"] if source == "-" else corpus_files(source))
+    ]
+
+
+def _open_file(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
+    if path.endswith(".parquet"):
+        return parquet_rows(path, id_fields)
+    if is_tsv(path):
+        return tsv_rows(path, id_fields, TEXT_FIELDS)
+    if is_squad(path):
+        return squad_rows(path)
+    if path == "-" or path.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
+        return jsonl_rows(path)
+    cure = "Cure: give a .jsonl, .jsonl.gz, .json, .json.gz, .tsv, .tsv.gz or .parquet file"
+    raise InputError(f"{path}: unknown kind of file. {cure}.")
+
+
+def _passages(
+    rows: Iterator[FileRow], source: str, id_fields: Sequence[str], queried: bool, is_new: Callable[[str], bool]
+) -> Iterator[Passage | QueriedPassage | Reject]:
+    for place, row in enumerate(rows):
+        fields, problem = dict(row.fields), row.problem
+        queries: tuple[GeneratedQuery, ...] = ()
+        if not queried and fields.get(GENERATED_QUERIES_FIELD) is not None:
+            problem = f"brings {GENERATED_QUERIES_FIELD}, which only --queries corpus uses"
+            if not place:  # then most likely every row does
+                cure = "Cure: ingest with --queries corpus, or remove the field"
+                raise InputError(f"{source}, line {row.line}: {problem}. {cure}.")
+        if queried and not problem:
+            queries, problem = _take_queries(fields.pop(GENERATED_QUERIES_FIELD, None))
+        passage, problem = (None, problem) if problem else _passage(fields, id_fields)
+        if passage is not None and not is_new(passage.passage_id):
+            if is_id_derived(row.fields):
+                continue  # the same text again, with other questions
+            problem = f"the id {passage.passage_id!r} was there before"
+        if passage is None or problem:
+            yield Reject(source, row.line, problem, row.raw or repr(row.fields))
+        else:
+            yield QueriedPassage(passage, queries) if queried else passage
+
+
+def _generated_queries(
+    path: str, id_fields: Sequence[str]
+) -> Iterator[tuple[str, tuple[GeneratedQuery, ...]] | Reject]:
+    for row in jsonl_rows(path):
+        fields, passage_id, problem = dict(row.fields), "", row.problem
+        queries: tuple[GeneratedQuery, ...] = ()
+        if not problem:
+            passage_id, problem = take_id(fields, id_fields)
+            problem = problem or unstorable_field({"id": passage_id})
+        if not problem:
+            many = fields.get(GENERATED_QUERIES_FIELD)
+            queries, problem = _take_queries([generated_query_fields(row.fields)] if many is None else many)
+        yield Reject(path, row.line, problem, row.raw) if problem else (passage_id, queries)
+
+
+def _take_queries(value: object) -> tuple[tuple[GeneratedQuery, ...], str]:
+    """Return the queries of a list that are not empty, or the reason why it cannot be used."""
+    if not isinstance(value, list | tuple | NoneType):
+        return (), f"{GENERATED_QUERIES_FIELD} is not a list"
+    queries = []
+    for item in value or ():
+        fields = {"text": item} if isinstance(item, str) else item
+        if not isinstance(fields, dict):
+            return (), f"{GENERATED_QUERIES_FIELD} holds something that is neither a string nor an object"
+        text = next((fields[name] for name in QUERY_TEXT_FIELDS if fields.get(name) is not None), None)
+        language = next((fields[name] for name in LANGUAGE_FIELDS if fields.get(name) is not None), "")
+        if not isinstance(text, str):
+            return (), f"a query without a text (looked for {', '.join(QUERY_TEXT_FIELDS)})"
+        if not isinstance(language, str):
+            return (), "the language of a query is not a string"
+        if problem := unstorable_field({"text": text, "language": language}):
+            return (), f"a query's {problem}"
+        if not is_blank(text):
+            queries.append(GeneratedQuery(language.strip(), text))
+    return tuple(queries), ""
+
+
+def _passage(fields: Mapping[str, Any], id_fields: Sequence[str]) -> tuple[Passage | None, str]:
+    """Return the passage that a row holds, or the reason why it holds none."""
+    try:
+        rest = passage_fields(fields)
+    except ValueError as error:
+        return None, str(error)
+    passage_id, problem = take_id(rest, ("id",) if is_id_derived(fields) else id_fields)
+    if problem:
+        return None, problem
+    text, problem = take_text(rest, TEXT_FIELDS)
+    if problem:
+        return None, problem
+    title = rest.pop("title", None)
+    if title is not None and not isinstance(title, str):
+        return None, "title is not a string"
+    nested = rest.pop("metadata", None)
+    if isinstance(nested, dict):
+        rest.update(nested)
+    elif nested is not None:
+        rest["metadata"] = nested
+    problem = unstorable_field({"id": passage_id, "text": text, "title": title} | {"metadata": rest})
+    return (None, problem) if problem else (Passage(passage_id, text, title or "", rest), "")
+
+
+def _first_time() -> Callable[[str], bool]:
+    """Return a function that says whether it meets an id for the first time.
+
+    A set of 16-byte digests would take about 100 bytes an id. Here two bytes of the digest choose a bucket, and the
+    bucket holds the other fourteen end to end.
+    """
+    buckets = [bytearray() for _ in range(1 << 16)]
+
+    def is_new(name: str) -> bool:
+        digest = blake2b(name.encode("utf-8"), digest_size=16).digest()
+        bucket, trace = buckets[int.from_bytes(digest[:2], "big")], digest[2:]
+        at = bucket.find(trace)
+        while at >= 0 and at % len(trace):  # found across the border of two others
+            at = bucket.find(trace, at + 1)
+        if at < 0:
+            bucket += trace
+        return at < 0
+
+    return is_new

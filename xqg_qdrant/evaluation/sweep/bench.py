@@ -1,0 +1,215 @@
+"""What a setting is worth: an exact search with the vectors that it makes, and one measure of what was found.
+
+Knows questions, judgements and matrices. Knows nothing of which settings are worth a try.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from xqg_qdrant.augmentation.recipe import Recipe
+from xqg_qdrant.errors import InputError
+from xqg_qdrant.evaluation import xor_retrieve as official
+from xqg_qdrant.evaluation.comparison import Report, Values, average, evaluate_runs, languages_of
+from xqg_qdrant.evaluation.measures import per_query_values
+from xqg_qdrant.evaluation.sweep.vectors import StoredVectors
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.records import FloatArray, Qrel, Query, ScoredPassage
+
+# A block of scores that stays in the processor's cache is ranked faster, and a large corpus fits into memory.
+SCORES_AT_ONCE = 1 << 22
+
+
+class Measure(NamedTuple):
+    """A measure by the name that it has in a report, and how many results it looks at.
+
+    R@kt has a `budget` of tokens; of the others `asked` is what to ask of `per_query_values`.
+    """
+
+    name: str
+    depth: int
+    budget: int = 0
+    asked: Mapping[str, Sequence[int]] = MappingProxyType({})
+
+
+def parse_measure(name: str, limit: int) -> Measure:
+    """Return the measure of this name; R@kt looks at `limit` results.
+
+    Raises:
+        InputError: there is no such measure.
+    """
+    if found := re.fullmatch(r"R@([1-9]\d*)(k?)t", name):
+        budget = int(found[1]) * (1000 if found[2] else 1)
+        return Measure(official.measure_name(budget), limit, budget)
+    if found := re.fullmatch(r"(recall|MRR|nDCG)@([1-9]\d*)", name):
+        k = int(found[2])
+        return Measure(name, k, asked={f"{found[1].lower()}_at": (k,)})
+    raise InputError(f"unknown measure {name!r}. Cure: name one such as R@2kt, recall@10, MRR@10 or nDCG@10.")
+
+
+def default_measure(queries: Sequence[Query]) -> str:
+    """Return R@2kt where answers can be looked for, else MRR@10, which tells more of a question than hit or miss."""
+    return "R@2kt" if any(map(official.span_answers, queries)) and official.is_available() else "MRR@10"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Questions beside a collection's vectors.
+
+    Attributes:
+        vectors: what the collection holds.
+        recipe: what it was made with.
+        queries: the questions.
+        query_vectors: their vectors, shape `(questions, dim)`.
+        qrels: the judgements; may be empty.
+        measure: what settings are compared by.
+        limit: how many passages a search finds where a report is made.
+    """
+
+    vectors: StoredVectors
+    recipe: Recipe
+    queries: Sequence[Query]
+    query_vectors: FloatArray
+    qrels: Sequence[Qrel]
+    measure: Measure
+    limit: int
+
+    def of(self, query_ids: Sequence[str]) -> Bench:
+        """Return the same with some of the questions."""
+        wanted = set(query_ids)
+        places = [place for place, query in enumerate(self.queries) if query.query_id in wanted]
+        queries = [self.queries[place] for place in places]
+        qrels = [qrel for qrel in self.qrels if qrel.query_id in wanted]
+        return replace(self, queries=queries, query_vectors=self.query_vectors[places], qrels=qrels)
+
+    def measure_vectors(self, vectors: FloatArray) -> Values:
+        """Search these vectors, one a passage, and measure what is found, as `evaluate_runs` does."""
+        passages, measure = self.vectors.passages, self.measure
+        found = rank(vectors, self.query_vectors, measure.depth)
+        values: dict[str, float] = {}
+        if measure.budget:
+            for query, (places, _) in zip(self.queries, found, strict=True):
+                texts = (passages[place].text for place in places)
+                [hit] = official.answer_hits(texts, official.span_answers(query), (measure.budget,))
+                values[query.query_id] = float(hit)
+        else:
+            run = {
+                query.query_id: [(passages[place].passage_id, score) for place, score in zip(*hits, strict=True)]
+                for query, hits in zip(self.queries, found, strict=True)
+            }
+            values = per_query_values(self.qrels, run, **self.measure.asked)[measure.name]
+        return average({query_id: 100 * value for query_id, value in values.items()}, languages_of(self.queries))
+
+    def compare(self, vectors: FloatArray) -> Report:
+        """Compare these vectors with the plain ones, by this measure and those that are reported beside it."""
+        runs = {"passage": self.search(self.vectors.plain), "xqg": self.search(vectors)}
+        asked = self.measure.asked
+        return evaluate_runs(
+            self.queries,
+            self.qrels,
+            runs,
+            recall_at=sorted({10, *asked.get("recall_at", ())}),
+            mrr_at=sorted({10, *asked.get("mrr_at", ())}),
+            ndcg_at=sorted({10, *asked.get("ndcg_at", ())}),
+            token_budgets=sorted({*official.TOKEN_BUDGETS, self.measure.budget} - {0}),
+        )
+
+    def search(self, vectors: FloatArray) -> dict[str, list[ScoredPassage]]:
+        """Return for each question the best passages, in the order and with the scores that a store gives."""
+        passages, limit = self.vectors.passages, max(self.limit, self.measure.depth)
+        return {
+            query.query_id: [ScoredPassage(passages[place], score) for place, score in zip(*hits, strict=True)]
+            for query, hits in zip(self.queries, rank(vectors, self.query_vectors, limit), strict=True)
+        }
+
+
+def make_bench(
+    vectors: StoredVectors,
+    recipe: Recipe,
+    encoder: Encoder,
+    queries: Sequence[Query],
+    qrels: Sequence[Qrel],
+    measure: str | None,
+    limit: int,
+) -> Bench:
+    """Encode the questions that the measure can be taken of.
+
+    Raises:
+        InputError: there are fewer than two such questions, or no such measure.
+    """
+    chosen = parse_measure(measure or default_measure(queries), limit)
+    if chosen.budget:
+        usable = [query for query in queries if official.span_answers(query)]
+        lacking = "an answer that could be looked for"
+        official.load_tokenizer()
+    else:
+        judged = {qrel.query_id for qrel in qrels}
+        usable = [query for query in queries if query.query_id in judged]
+        lacking = "a judgement"
+    if len(usable) < 2:
+        raise InputError(
+            f"{len(usable)} of {len(queries)} questions have {lacking}, as {chosen.name} wants. "
+            "Cure: give --qrels or questions with answers, or name another --measure."
+        )
+    encoded = encoder.encode_queries([query.text for query in usable])
+    ids = {query.query_id for query in usable}
+    return Bench(vectors, recipe, usable, encoded, [qrel for qrel in qrels if qrel.query_id in ids], chosen, limit)
+
+
+def rank(vectors: FloatArray, queries: FloatArray, limit: int) -> Iterator[tuple[list[int], list[float]]]:
+    """Yield for each question the places of the highest dot products, best first, and these; of ties the first places.
+
+    Args:
+        vectors: those of the passages, in the order of their ids, which is how stores break ties; shape
+            `(passages, dim)`.
+        queries: those of the questions, shape `(questions, dim)`.
+        limit: how many passages are wanted for each question.
+    """
+    # In a product of matrices the last bits of a column depend on its place. Equal vectors shall tie, as in a store.
+    first: dict[bytes, int] = {}
+    digests = (blake2b(vector.tobytes(), digest_size=16).digest() for vector in vectors)
+    same = np.array([first.setdefault(digest, len(first)) for digest in digests], dtype=np.int64)
+    distinct = vectors if len(first) == len(vectors) else vectors[np.unique(same, return_index=True)[1]]
+    rows = max(1, SCORES_AT_ONCE // len(vectors))
+    limit = min(limit, len(vectors))
+    for start in range(0, len(queries), rows):
+        scores = queries[start : start + rows] @ distinct.T
+        if len(distinct) < len(vectors):
+            scores = scores[:, same]
+        lowest = -np.partition(-scores, limit - 1, axis=1)[:, limit - 1]
+        for row, least in zip(scores, lowest, strict=True):
+            candidates = np.flatnonzero(row >= least)
+            best = candidates[np.argsort(-row[candidates], kind="stable")[:limit]]
+            yield best.tolist(), row[best].tolist()
+
+
+def halve(queries: Sequence[Query], seed: int) -> tuple[list[str], list[str]]:
+    """Return the ids of two halves of the questions, alike in their languages.
+
+    Which half a question falls into depends on its id and the seed alone, and on which others there are.
+
+    Raises:
+        InputError: no language has two questions.
+    """
+    by_language: dict[str, list[str]] = {}
+    for query in queries:
+        by_language.setdefault(query.language, []).append(query.query_id)
+    first, second = [], []
+    for _, ids in sorted(by_language.items()):
+        shuffled = sorted(ids, key=lambda query_id: blake2b(f"{seed}\0{query_id}".encode()).digest())
+        middle = (len(shuffled) + 1) // 2
+        first += shuffled[:middle]
+        second += shuffled[middle:]
+    if not second:
+        raise InputError(
+            f"the {len(queries)} questions that can be measured are all in different languages, so they have no two "
+            "halves alike. Cure: give more questions."
+        )
+    return first, second

@@ -1,0 +1,146 @@
+"""A sweep in words: the table of what was tried, what the best setting gained, and the options that apply it.
+
+Knows plain text. Prints nothing itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xqg_qdrant.evaluation.comparison import Difference
+from xqg_qdrant.evaluation.results import new_results
+from xqg_qdrant.evaluation.sweep.bench import Bench
+from xqg_qdrant.evaluation.sweep.settings import ALPHA, FILTER, LANGUAGES, QUERIES, Setting
+from xqg_qdrant.evaluation.sweep.trial import Measured, Sweep
+
+HEADINGS = {
+    ALPHA: "weight of the queries",
+    QUERIES: "queries in each language",
+    LANGUAGES: "languages of the queries ({})",
+    FILTER: "filter by the encoder's own score ({})",
+}
+SURE = 0.05
+
+
+def format_points(sweep: Sweep) -> str:
+    """Return a row for each setting, by axis: its macro average, the interval of that, and each language."""
+    rows: list[tuple[str, Measured | None]] = [("plain vectors", sweep.plain)]
+    left = dict(sweep.points)
+    for axis, curve in sweep.curves.items():
+        rows.append((HEADINGS[axis].format(_describe_weight(curve[0])), None))
+        for setting in curve:
+            rows.append((f"  {_label(setting, axis, sweep.base)}", sweep.points[setting]))
+            left.pop(setting, None)
+    if left:
+        rows.append(("the best of each together", None))
+        rows += [(f"  {_label(setting, '', sweep.base)}", found) for setting, found in left.items()]
+    languages = list(sweep.plain.values.per_language)
+    width = max(len(label) for label, _ in rows) + 1
+    head = f"{sweep.measure:<{width}}{'macro':>7}{'95% interval':>16}" + "".join(f"{name:>7}" for name in languages)
+    lines = [head, "-" * len(head)]
+    return "\n".join([*lines, *(label if found is None else _row(label.ljust(width), found) for label, found in rows)])
+
+
+def describe(setting: Setting) -> str:
+    """Return a setting in words: `mean fusion, alpha 0.1, 5 queries in each of ar, ja`."""
+    parts = [f"{setting.fusion} fusion", f"alpha {setting.alpha:g}"]
+    if setting.renormalise:
+        parts.append("renormalised")
+    if setting.queries_per_language is not None and setting.languages is not None:
+        number = "1 query" if setting.queries_per_language == 1 else f"{setting.queries_per_language} queries"
+        parts.append(f"{number} in each of {', '.join(setting.languages)}")
+    if setting.min_score is not None:
+        parts.append(f"only queries that score {setting.min_score:g} or more")
+    return ", ".join(parts)
+
+
+def judge(measure: str, gained: Difference, questions: int) -> str:
+    """Say whether the augmentation is worth it, from what it gained on questions that nothing was chosen on."""
+    told = describe_gain(measure, gained)
+    if not is_sure(gained):
+        width = (gained.interval[1] - gained.interval[0]) / 2
+        return (
+            f"Nothing shows that xQG is worth it here: {told}. On {questions} questions a difference of less than some "
+            f"{width:.1f} points does not show."
+        )
+    if gained.points > 0:
+        return f"xQG is worth it here: {told}."
+    return f"xQG does harm here: {told}. Search the plain vectors, or try another generator."
+
+
+def is_sure(gained: Difference) -> bool:
+    """Say whether a difference is hardly chance."""
+    return gained.p is not None and gained.p < SURE
+
+
+def describe_gain(measure: str, gained: Difference) -> str:
+    """Return a difference with its interval and p-value."""
+    low, high = gained.interval
+    p = "" if gained.p is None else f", p = {gained.p:.4f}"
+    return f"{measure} {gained.points:+.2f} points, 95% interval {low:+.2f} to {high:+.2f}{p}"
+
+
+def make_options(chosen: Setting, base: Setting) -> list[str]:
+    """Return the options of `xqg retune` and `xqg ingest` that lead from one setting to another."""
+    options: list[str] = []
+    if chosen.fusion != base.fusion:
+        options += ["--fusion", chosen.fusion]
+    if chosen.alpha != base.alpha:
+        options += ["--alpha", repr(chosen.alpha)]
+    if chosen.renormalise != base.renormalise:
+        options.append("--renormalise" if chosen.renormalise else "--no-renormalise")
+    if chosen.min_score != base.min_score:
+        options += ["--no-min-score"] if chosen.min_score is None else ["--min-score", repr(chosen.min_score)]
+    if chosen.languages != base.languages and chosen.languages is not None:
+        options += ["--languages", ",".join(chosen.languages)]
+    if chosen.queries_per_language != base.queries_per_language:
+        options += ["--queries-per-language", str(chosen.queries_per_language)]
+    return options
+
+
+def _row(label: str, found: Measured) -> str:
+    low, high = found.interval
+    figures = "".join(f"{figure:>7.2f}" for figure in found.values.per_language.values())
+    return f"{label}{found.values.macro:>7.2f}{f'{low:.2f}–{high:.2f}':>16}{figures}"
+
+
+def _label(setting: Setting, axis: str, base: Setting) -> str:
+    """Return what a setting has along its axis, or, where several come together, in what it differs from the base."""
+    parts = []
+    if axis not in (LANGUAGES, FILTER):
+        parts.append(_describe_weight(setting))
+    if axis == QUERIES or (not axis and setting.queries_per_language != base.queries_per_language):
+        parts.append(f"{setting.queries_per_language} a language")
+    if axis == LANGUAGES or (not axis and setting.languages != base.languages):
+        parts.append(_name_languages(setting.languages or (), base.languages or ()))
+    if axis == FILTER or (not axis and setting.min_score != base.min_score):
+        share = "" if setting.percentile is None else f" (without {setting.percentile}%)"
+        parts.append("none" if setting.min_score is None else f"from {setting.min_score:g}{share}")
+    return ", ".join(parts)
+
+
+def _describe_weight(setting: Setting) -> str:
+    return f"{setting.fusion} {setting.alpha:g}{' renormalised' if setting.renormalise else ''}"
+
+
+def _name_languages(languages: Sequence[str], every: Sequence[str]) -> str:
+    missing = [language for language in every if language not in languages]
+    if len(missing) == 1 and len(languages) > 1:
+        return f"all but {missing[0]}"
+    return ", ".join(languages) if missing else "all"
+
+
+def save_sweep(
+    folder: Path, manifest: Mapping[str, Any], bench: Bench, sweep: Sweep, pilot: Mapping[str, Any] | None = None
+) -> None:
+    """Write the results folder of a sweep, with the questions that were asked, or of a pilot, which tells more.
+
+    Raises:
+        InputError: something else has the folder's name.
+    """
+    name, value = ("sweep.json", sweep.to_json()) if pilot is None else ("pilot.json", pilot)
+    with new_results(folder, manifest, bench.queries, bench.qrels) as final:
+        (final / name).write_text(f"{json.dumps(value, ensure_ascii=False, indent=2)}\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Write the questions that speakers of other languages would ask of a passage."""

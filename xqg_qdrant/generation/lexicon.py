@@ -1,0 +1,113 @@
+"""Pseudo-queries without a model: the words of a passage, looked up in a lexicon.
+
+    LANGUAGE<TAB>English words<TAB>their translation
+
+A lexicon can be a dictionary, or learnt from parallel texts (`training/learn_lexicon.py`). Knows the file and how a
+pseudo-query is put together. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from xqg_qdrant.corpus.files import file_lines
+from xqg_qdrant.errors import InputError
+from xqg_qdrant.records import GeneratedQuery, Passage
+from xqg_qdrant.text import split_words
+
+LEXICON = "lexicon"
+# About as many as a long question has; encoders for questions cut at 32 tokens.
+WORDS_A_QUERY = 16
+LONGEST_PHRASE = 4
+
+Words = tuple[str, ...]
+
+
+class Lexicon:
+    """Translations by language; takes the place of a generator in an ingest.
+
+    A pseudo-query is a row of translated words. Query number i of a language holds the i-th sixteen of those words of
+    the passage that the lexicon knows, each once, in their order; longer phrases go before shorter ones.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read a file of three columns, gzipped or not; of several translations the first one counts.
+
+        Raises:
+            InputError: a line has other columns, or there is none.
+        """
+        self.path = path
+        self._entries: dict[str, dict[Words, str]] = {}
+        digest = hashlib.sha256()
+        for number, line in enumerate(file_lines(str(path)), 1):
+            digest.update(line)
+            if line.strip():
+                language, words, translation = _read_entry(line, f"{path}:{number}")
+                self._entries.setdefault(language, {}).setdefault(words, translation)
+        if not self._entries:
+            raise InputError(f"{path} holds no entry. Cure: give lines of language, words, translation.")
+        self._sha256 = digest.hexdigest()
+        self.languages: tuple[str, ...] = tuple(sorted(self._entries))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what decides the pseudo-queries, for a fingerprint."""
+        return {"kind": LEXICON, "sha256": self._sha256, "words_a_query": WORDS_A_QUERY}
+
+    def write_queries(
+        self, passages: Sequence[Passage], languages: Sequence[str], count: int
+    ) -> list[tuple[GeneratedQuery, ...]]:
+        """Return up to `count` pseudo-queries of each passage in each language.
+
+        Raises:
+            InputError: the lexicon has no entry of a language.
+        """
+        for language in languages:
+            if language not in self._entries:
+                known = ", ".join(self.languages)
+                raise InputError(f"{self.path} holds no {language!r}, but {known}. Cure: name some of these.")
+        found = []
+        for passage in passages:
+            words = tuple(split_words(f"{passage.title} {passage.text}"))
+            found.append(
+                tuple(
+                    GeneratedQuery(language, " ".join(row), number)
+                    for language in languages
+                    for number, row in enumerate(islice(_cut(words, self._entries[language]), count))
+                )
+            )
+        return found
+
+
+def _read_entry(line: bytes, where: str) -> tuple[str, Words, str]:
+    try:
+        language, english, translation = line.decode("utf-8").strip().split("\t")
+    except ValueError as error:  # also what is not UTF-8
+        cure = "Cure: write each entry as language, words and translation with tabs between"
+        raise InputError(f"{where}: not three columns of UTF-8: {line[:80]!r}. {cure}.") from error
+    words, translation = tuple(split_words(english)), " ".join(translation.split())
+    if not (language and words and translation) or len(words) > LONGEST_PHRASE:
+        cure = f"Cure: give a language, 1 to {LONGEST_PHRASE} words and their translation"
+        raise InputError(f"{where}: no entry of a lexicon: {line[:80]!r}. {cure}.")
+    return language, words, translation
+
+
+def _cut(words: Words, entries: Mapping[Words, str]) -> Iterator[list[str]]:
+    translations = iter(dict.fromkeys(_translate(words, entries)))
+    while row := list(islice(translations, WORDS_A_QUERY)):
+        yield row
+
+
+def _translate(words: Words, entries: Mapping[Words, str]) -> Iterator[str]:
+    place = 0
+    while place < len(words):
+        for length in range(LONGEST_PHRASE, 0, -1):
+            if (translation := entries.get(words[place : place + length])) is not None:
+                yield translation
+                place += length
+                break
+        else:
+            place += 1

@@ -1,0 +1,252 @@
+"""Passages × languages → generated queries.
+
+Knows prompts, language tokens, seeds and batches. The graphs are `decoder`'s, those of other programs
+`foreign_decoder`'s, and choosing tokens is `decoding`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xqg_qdrant.errors import InputError
+from xqg_qdrant.inference.batching import BATCH_BYTES, Budget, cut_prompts
+from xqg_qdrant.inference.decoding import Noise, decode, gumbel_noise
+from xqg_qdrant.inference.optimum_decoder import ForeignDecoder
+from xqg_qdrant.inference.seq2seq import Decoder
+from xqg_qdrant.inference.session import AUTO, find_devices, join_devices
+from xqg_qdrant.inference.tokenizer import encode_ids, open_tokenizer
+from xqg_qdrant.languages import LANGUAGES, is_written_in
+from xqg_qdrant.model_folders import DEMO_GENERATOR, read_model_folder, shipped_model
+from xqg_qdrant.model_folders.description import (
+    FULL_VOCABULARY,
+    RESTRICTED_VOCABULARY,
+    TOKENIZER_FILE,
+    VOCABULARIES,
+    find_graph,
+    is_foreign,
+)
+from xqg_qdrant.records import GeneratedQuery, Passage
+
+
+class Sampling(NamedTuple):
+    """How queries are drawn: `top_k` 1 is greedy; `max_new_tokens` bounds a query's length.
+
+    With the vocabulary `restricted` a query is drawn from the tokens that its language is written in, which the model
+    folder must hold; with `full`, from all.
+    """
+
+    top_k: int
+    temperature: float
+    max_new_tokens: int
+    vocabulary: str = FULL_VOCABULARY
+
+
+class Generation(NamedTuple):
+    """The queries of one passage that were kept, and how many were asked for in each language.
+
+    `wrong_script` has the language of each one that was dropped because it is not written in that language's script.
+    """
+
+    queries: tuple[GeneratedQuery, ...]
+    asked: int
+    wrong_script: tuple[str, ...] = ()
+
+
+class _Group(NamedTuple):
+    """A prompt, as ids, and the rows that are written from it."""
+
+    prompt: list[int]
+    rows: range
+
+
+class QueryGenerator:
+    """A T5 or mT5 model that writes questions about passages in named languages.
+
+    Prompts of about the same length run side by side, with all their languages and samples, and each query has its own
+    noise, derived from the seed, the passage id, the language and the query's number. So on a CPU a passage gets the
+    same queries, bit for bit, whatever else is ingested with it, in whatever order or batch. Several threads may call
+    one generator at once.
+    """
+
+    def __init__(self, folder: str | Path | None = None, device: str = "auto", threads: int = 1) -> None:
+        """Load a model folder of kind `generator`, or the demo generator that ships.
+
+        Args:
+            folder: as `xqg export` writes it; or optimum does.
+            device: `cpu`, `cuda` (all GPUs) or `cuda:N`, which fail where a GPU does not run it, or `auto`.
+            threads: of the CPU, for one call; 0 takes every core. An ingest calls it from a thread for each core.
+
+        Raises:
+            ModelError: the folder or the device cannot be used.
+        """
+        folder = Path(folder) if folder is not None else shipped_model(DEMO_GENERATOR)
+        self.folder = read_model_folder(folder, "generator")
+        about = self.folder.description
+        self.graph = find_graph(about)
+        self._prompt: str = about["prompt"]
+        self._max_input_tokens: int = about["max_input_tokens"]
+        self._language_tokens: dict[str, int] = about["language_tokens"]
+        self._start_id: int = about["decoder_start_id"]
+        self._end_id: int = about["end_id"]
+        self.languages: tuple[str, ...] = tuple(about["languages"])
+        self.restricted_languages: tuple[str, ...] = tuple(about["restricted_languages"])
+        self.sampling = Sampling(**about["sampling"])
+        self.max_output_tokens: int = about["max_output_tokens"]
+        self._tokenizer = open_tokenizer(folder / TOKENIZER_FILE, self._max_input_tokens)
+        self.vocabulary_size = self._tokenizer.get_vocab_size()
+        open_decoder: Callable[..., Decoder | ForeignDecoder] = ForeignDecoder if is_foreign(about) else Decoder
+        with ThreadPoolExecutor() as pool:
+            opened = [
+                pool.submit(open_decoder, self.folder, name, threads, device == AUTO) for name in find_devices(device)
+            ]
+        self._decoders = [decoder.result() for decoder in opened]
+        self._turns = itertools.count()
+        self._budget = Budget(BATCH_BYTES, "bytes")
+        self.device = join_devices(decoder.device for decoder in self._decoders)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what of this model decides the queries, for a fingerprint."""
+        names = ["dtype", "prompt", "max_input_tokens"]
+        if is_foreign(self.folder.description):
+            # Its own files tell these, and are not among those that the checksum covers.
+            names += ["language_tokens", "decoder_start_id", "end_id", "suppressed_ids"]
+        return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
+
+    def generate(
+        self, passages: Sequence[Passage], languages: Sequence[str], count: int, seed: int, sampling: Sampling
+    ) -> list[Generation]:
+        """Write up to `count` queries for each passage in each language.
+
+        A query in the wrong script, an empty one and a repetition are dropped.
+
+        Raises:
+            InputError: the model does not know a language or the vocabulary, or cannot write such long queries.
+        """
+        keys = [
+            hashlib.sha256(f"{seed}\0{passage.passage_id}\0{language}\0{number}".encode()).digest()
+            for passage in passages
+            for language in languages
+            for number in range(count)
+        ]
+        noise = gumbel_noise(keys, sampling.max_new_tokens, sampling.top_k)
+        rows = self.generate_ids(passages, languages, noise, sampling.temperature, sampling.vocabulary)
+        texts = self._tokenizer.decode_batch(rows, skip_special_tokens=True)
+        queries = [
+            GeneratedQuery(languages[row // count % len(languages)], text.strip(), row % count)
+            for row, text in enumerate(texts)
+        ]
+        size = len(languages) * count
+        return [
+            _keep_usable(queries[number * size : (number + 1) * size], asked=count) for number in range(len(passages))
+        ]
+
+    def generate_ids(
+        self,
+        passages: Sequence[Passage],
+        languages: Sequence[str],
+        noise: Noise,
+        temperature: float = 1.0,
+        vocabulary: str = FULL_VOCABULARY,
+    ) -> list[list[int]]:
+        """Decode one query for each row of the noise, shape `(rows, steps, top_k)`, by passage and then by language.
+
+        Returns:
+            the ids of each row, without the first and the end.
+
+        Raises:
+            InputError: the model does not know a language or the vocabulary, or cannot take so many steps.
+        """
+        self._check(languages, noise, vocabulary)
+        if not len(noise):
+            return []
+        samples = len(noise) // (len(passages) * len(languages))
+        row_languages = np.tile(np.repeat(np.array(languages), samples), len(passages))
+        row_heads = row_languages if vocabulary == RESTRICTED_VOCABULARY else np.full(len(noise), FULL_VOCABULARY)
+        first_ids = np.array([self.first_id(language) for language in row_languages.tolist()], dtype=np.int64)
+        found: list[list[int]] = [[] for _ in noise]
+        groups = self._groups(passages, languages, samples)
+        # Workers take the GPUs in turn.
+        decoder = self._decoders[next(self._turns) % len(self._decoders)]
+        sizes = decoder.sizes(len(groups[0].rows), noise.shape[1])
+
+        def size(places: Sequence[int]) -> int:
+            return sizes.bytes_of(len(places), max(len(groups[place].prompt) for place in places))
+
+        def run(places: Sequence[int]) -> None:
+            batch = [groups[place] for place in places]
+            rows = np.concatenate([np.arange(group.rows.start, group.rows.stop) for group in batch])
+            row_prompts = np.repeat(np.arange(len(batch)), [len(group.rows) for group in batch])
+            prompts = [group.prompt for group in batch]
+            with decoder.begin(prompts, row_prompts, row_heads[rows], temperature) as step:
+                written = decode(step, first_ids[rows], noise[rows], self._end_id)
+            for row, ids in zip(rows, written, strict=True):
+                found[row] = ids
+
+        lengths = [len(group.prompt) for group in groups]
+        self._budget.work(len(groups), lambda left, most: cut_prompts(left, lengths, sizes, most), size, run)
+        return found
+
+    def first_id(self, language: str) -> int:
+        """Return the decoder's first token: the language's own where the model has one."""
+        return self._language_tokens.get(language, self._start_id)
+
+    def fill_prompt(self, passage: Passage, language: str) -> str:
+        """Return the encoder's input."""
+        fields = {"{language}": LANGUAGES[language].name, "{title}": passage.title, "{text}": passage.text}
+        # In one pass: a title may hold what looks like a field.
+        return re.sub("|".join(map(re.escape, fields)), lambda found: fields[found[0]], self._prompt).strip()
+
+    def check_vocabulary(self, languages: Sequence[str], vocabulary: str) -> None:
+        """Make sure that the model has this vocabulary of each language.
+
+        Raises:
+            InputError: it has not.
+        """
+        if vocabulary not in VOCABULARIES:
+            raise InputError(f"unknown vocabulary {vocabulary!r}; choose one of {', '.join(VOCABULARIES)}")
+        missing = [language for language in languages if language not in self.restricted_languages]
+        if vocabulary == RESTRICTED_VOCABULARY and missing:
+            raise InputError(
+                f"{self.folder.path} holds no restricted vocabulary of {missing[0]!r}; export it with "
+                f"--restrict-vocabulary, or ingest with --vocabulary {FULL_VOCABULARY}"
+            )
+
+    def _check(self, languages: Sequence[str], noise: Noise, vocabulary: str) -> None:
+        if noise.shape[1] > self.max_output_tokens:
+            raise InputError(f"max_new_tokens must be at most {self.max_output_tokens}, was: {noise.shape[1]}")
+        for language in languages:
+            if language not in self.languages:
+                raise InputError(f"unknown language {language!r}: this generator writes {', '.join(self.languages)}")
+        self.check_vocabulary(languages, vocabulary)
+
+    def _groups(self, passages: Sequence[Passage], languages: Sequence[str], samples: int) -> list[_Group]:
+        """Return the prompts with their rows: one a passage where the prompt does not name the language."""
+        together = languages[:1] if "{language}" not in self._prompt else languages
+        prompts = [self.fill_prompt(passage, language) for passage in passages for language in together]
+        size = samples * len(languages) // len(together)
+        return [
+            _Group(ids, range(number * size, (number + 1) * size))
+            for number, ids in enumerate(encode_ids(self._tokenizer, prompts))
+        ]
+
+
+def _keep_usable(queries: Iterable[GeneratedQuery], asked: int) -> Generation:
+    """Drop empty queries, repetitions, and those that are not written in their language's script."""
+    kept: dict[tuple[str, str], GeneratedQuery] = {}
+    wrong_script = []
+    for query in queries:
+        if not query.text:
+            continue
+        if is_written_in(query.text, query.language):
+            kept.setdefault((query.language, " ".join(query.text.casefold().split())), query)
+        else:
+            wrong_script.append(query.language)
+    return Generation(tuple(kept.values()), asked, tuple(wrong_script))

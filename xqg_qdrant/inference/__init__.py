@@ -1,0 +1,1 @@
+"""Run models: ONNX Runtime sessions, tokenizers, encoders and decoders."""

@@ -1,0 +1,182 @@
+"""Texts → vectors.
+
+Knows prefixes, lengths and batches. Pooling and normalisation lie inside our own graphs, and for those of other
+programs in `pooling`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xqg_qdrant.errors import ModelError
+from xqg_qdrant.inference.batching import Budget
+from xqg_qdrant.inference.pooling import Pooler, read_dense
+from xqg_qdrant.inference.session import AUTO, CPU, Array, Session, find_devices, join_devices
+from xqg_qdrant.inference.tokenizer import Tokenizer, encode_ids, open_tokenizer
+from xqg_qdrant.model_folders import DEMO_ENCODER, read_model_folder, shipped_model
+from xqg_qdrant.model_folders.description import IN_GRAPH, TOKENIZER_FILE, dense_files, find_graph, is_foreign
+from xqg_qdrant.records import FloatArray
+
+# Short texts gain from company, longer ones do not: on a CPU caches are small.
+CPU_TOKENS_A_RUN = 128
+CUDA_TOKENS_A_RUN = 16_384
+OWN_INPUTS = frozenset({"input_ids", "attention_mask"})
+FOREIGN_INPUTS = OWN_INPUTS | {"token_type_ids", "position_ids"}
+# A graph that is not ours may be quantised with a scale for the whole batch, or sum in another order in another one.
+FOREIGN_TOKENS_A_RUN = 1
+
+
+class Encoder:
+    """A multilingual encoder; several threads may use one.
+
+    On a CPU only texts of one length in tokens share a run, without padding: that is the fastest way, and a text's
+    vector is the same to the bit whatever its neighbours. In a graph of another program, which may not keep that, each
+    text has a run of its own. On a GPU texts of similar length share a large padded run, and the last bits may depend
+    on the batch.
+    """
+
+    def __init__(self, folder: str | Path | None = None, device: str = "auto", threads: int = 0) -> None:
+        """Load a model folder of kind `encoder`, or the demo encoder that ships.
+
+        Args:
+            folder: as `xqg export` writes it; or optimum, sentence-transformers or fastembed do.
+            device: `cpu`, `cuda` (all GPUs) or `cuda:N`, which fail where a GPU does not run it, or `auto`.
+            threads: of the CPU, for one text; 0 takes every core, which is best for questions; 1 for ingests alone.
+
+        Raises:
+            ModelError: the folder or the device cannot be used; a model in bfloat16 needs a GPU.
+        """
+        folder = Path(folder) if folder is not None else shipped_model(DEMO_ENCODER)
+        self.folder = read_model_folder(folder, "encoder")
+        about = self.folder.description
+        self.graph = find_graph(about)
+        self._query_prefix: str = about["query_prefix"]
+        self._passage_prefix: str = about["passage_prefix"]
+        self._max_query_tokens: int = about["max_query_tokens"]
+        self._max_passage_tokens: int = about["max_passage_tokens"]
+        self._tokenizers: dict[int, Tokenizer] = {}
+        self._lock = threading.Lock()
+        with ThreadPoolExecutor() as pool:
+            # A large tokenizer takes as long to load as a large model.
+            opened = [
+                pool.submit(Session, folder / self.graph, name, threads, optional=device == AUTO)
+                for name in find_devices(device)
+            ]
+            pool.submit(self._tokenizer, self._max_query_tokens).result()
+        self._sessions = [session.result() for session in opened]
+        self._session = self._sessions[0]
+        self._turns = itertools.count()
+        self.device = join_devices(session.device for session in self._sessions)
+        self._padded = self.device != CPU and "attention_mask" in self._session.input_names
+        self._foreign = is_foreign(about)
+        self._output: str = about["output"] if self._foreign else self._session.output_names[0]
+        self._pool = self._make_pooler()
+        self._check_graph()
+        most = CUDA_TOKENS_A_RUN if self._padded else FOREIGN_TOKENS_A_RUN if self._foreign else CPU_TOKENS_A_RUN
+        self._budget = Budget(most, "tokens")
+        # How long the vectors of a foreign graph are is told by no file for certain.
+        self.dim: int = self._run(self._session, [[0, 0]]).shape[1] if self._foreign else about["dim"]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what of this model decides the vectors, for a fingerprint."""
+        names = (
+            "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens", "max_passage_tokens", "dtype"
+        )  # fmt: skip
+        return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
+
+    def encode_passages(self, texts: Sequence[str]) -> FloatArray:
+        """Encode passages (title and text joined by the caller); float32 of shape `(len(texts), dim)`."""
+        return self._encode([self._passage_prefix + text for text in texts], self._max_passage_tokens)
+
+    def encode_queries(self, texts: Sequence[str]) -> FloatArray:
+        """Encode questions; float32 of shape `(len(texts), dim)`."""
+        return self._encode([self._query_prefix + text for text in texts], self._max_query_tokens)
+
+    def _make_pooler(self) -> Pooler | None:
+        """Return what comes behind the graph, None where nothing does."""
+        path, about = self.folder.path, self.folder.description
+        if not self._foreign:
+            return None
+        dense = [read_dense(*(path / name for name in dense_files(folder))) for folder in about["dense"]]
+        return Pooler(about["pooling"], dense, about["normalise"])
+
+    def _check_graph(self) -> None:
+        inputs, shape = set(self._session.input_names), self._session.output_shapes.get(self._output, ())
+        if self._foreign:
+            known, wanted = FOREIGN_INPUTS, "texts"
+            fits = len(shape) == (2 if self.folder.description["pooling"] == IN_GRAPH else 3)
+        else:
+            dim = self.folder.description["dim"]
+            known, wanted, fits = OWN_INPUTS, f"dim {dim}", shape[1:] == (dim,)
+        if "input_ids" not in inputs or inputs - known or not fits:
+            raise ModelError(
+                f"{self.folder.path / self.graph} gives {list(shape)} from {sorted(inputs)}, which is no encoder of "
+                f"{wanted}. Cure: export it again: xqg export CHECKPOINT {self.folder.path}"
+            )
+
+    def _encode(self, texts: list[str], max_tokens: int) -> FloatArray:
+        rows = encode_ids(self._tokenizer(max_tokens), texts)
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        # Workers take the GPUs in turn.
+        session = self._sessions[next(self._turns) % len(self._sessions)]
+
+        def cut(places: Sequence[int], most: int) -> Iterator[list[int]]:
+            for batch in cut_batches([len(rows[place]) for place in places], most, self._padded):
+                yield [places[number] for number in batch]
+
+        def run(places: list[int]) -> None:
+            vectors[places] = self._run(session, [rows[place] for place in places])
+
+        self._budget.work(len(rows), cut, lambda places: len(places) * len(rows[places[0]]), run)
+        return vectors
+
+    def _run(self, session: Session, rows: Sequence[Sequence[int]]) -> FloatArray:
+        [result] = session.run(make_feeds(session, rows), [self._output])
+        return self._pool(result, [len(row) for row in rows]) if self._pool else result
+
+    def _tokenizer(self, max_tokens: int) -> Tokenizer:
+        """Return the tokenizer that cuts at a length: one for each, as another thread may be using the other one."""
+        with self._lock:
+            if max_tokens not in self._tokenizers:
+                self._tokenizers[max_tokens] = open_tokenizer(self.folder.path / TOKENIZER_FILE, max_tokens)
+            return self._tokenizers[max_tokens]
+
+
+def make_feeds(session: Session, rows: Sequence[Sequence[int]]) -> dict[str, Array]:
+    """Return what a graph takes of rows of ids, padded at the right; `(rows, tokens)` each."""
+    shape = len(rows), max(map(len, rows))
+    ids, mask = np.zeros((2, *shape), dtype=np.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)], mask[place, : len(row)] = row, 1
+    feeds = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": np.zeros(shape, dtype=np.int64),
+        "position_ids": np.broadcast_to(np.arange(shape[1]), shape),
+    }
+    return {name: feeds[name].astype(session.input_dtypes[name], order="C") for name in session.input_names}
+
+
+def cut_batches(lengths: Sequence[int], budget: int, padded: bool) -> Iterator[list[int]]:
+    """Cut texts, by their lengths in tokens, into batches of at most `budget` tokens; the longest come first.
+
+    Yields places in `lengths`, the longest of a batch first. A text beyond the budget stands alone. Unless `padded`,
+    all texts of a batch have one length.
+    """
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if batch:
+            longest = lengths[batch[0]]
+            if longest * (len(batch) + 1) > budget or (not padded and lengths[place] != longest):
+                yield batch
+                batch = []
+        batch.append(place)
+    if batch:
+        yield batch

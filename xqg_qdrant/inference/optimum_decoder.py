@@ -1,0 +1,164 @@
+"""The graphs of a generator that optimum exported, open on one device: a prompt → `decoding.Step`.
+
+Each step takes all caches and gives them anew, and cross-attention is repeated for every row. No two prompts share a
+run, so that nothing of one shows in the queries of another, not even where a graph has one int8 scale for a batch.
+
+Knows the graphs' inputs and outputs, and how the next ids are chosen. Knows nothing of text, languages or when a row
+ends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from xqg_qdrant.errors import ModelError
+from xqg_qdrant.inference.batching import Sizes
+from xqg_qdrant.inference.decoding import Ids, Noise, Step
+from xqg_qdrant.inference.session import Array, Session
+from xqg_qdrant.model_folders import ModelFolder
+
+IDS, MASK, HIDDEN, LOGITS = "input_ids", "attention_mask", "last_hidden_state", "logits"
+CROSS_HIDDEN, CROSS_MASK = "encoder_hidden_states", "encoder_attention_mask"
+PAST = re.compile(r"past_key_values\.[0-9]+\.(decoder|encoder)\.(key|value)")
+
+
+class ForeignDecoder:
+    """The open graphs; several threads may use one."""
+
+    def __init__(self, folder: ModelFolder, device: str, threads: int, optional: bool) -> None:
+        """Open all graphs of a folder on one device.
+
+        Raises:
+            ModelError: they do not run there, or not together.
+        """
+        self._path, about = folder.path, folder.description
+        names = (about["graph"], *about["decoder_graphs"])
+        opened = [Session(folder.path / name, device, threads, optional=optional) for name in names]
+        self.encoder, self.first, self.further = opened
+        self.device = self.further.device
+        self.suppressed_ids = np.array(about["suppressed_ids"], dtype=np.int64)
+        self.caches = {name: _present(name) for name in self.further.input_names if PAST.fullmatch(name)}
+        self._check(names)
+
+    def sizes(self, rows: int, steps: int) -> Sizes:
+        """Return how large a prompt is that so many rows of so many steps are written from."""
+        crosses = [name for name in self.caches if not _is_own(name)]
+        row_bytes = steps * self.further.bytes_of(filter(_is_own, self.caches))
+        return Sizes(rows, row_bytes, rows * self.further.bytes_of(crosses), alone=True)
+
+    @contextmanager
+    def begin(
+        self, prompts: Sequence[Sequence[int]], row_prompts: Ids, row_heads: npt.NDArray[np.str_], temperature: float
+    ) -> Iterator[Step]:
+        """Encode one prompt, which all rows belong to; there is one head."""
+        [prompt] = prompts
+        yield ForeignStep(self, prompt, temperature)
+
+    def _check(self, names: Sequence[str]) -> None:
+        """Make sure that the graphs take and give what they must to be run together."""
+        ids, mask, crosses = {IDS}, {CROSS_MASK}, {CROSS_HIDDEN}
+        own = {present for name, present in self.caches.items() if _is_own(name)}
+        checked = [
+            (self.encoder, ids, ids | {MASK}, {HIDDEN}),
+            (self.first, ids | crosses, ids | crosses | mask, {LOGITS, *self.caches.values()}),
+            (self.further, ids, (ids | crosses | mask | self.caches.keys()) if own else ids, {LOGITS} | own),
+        ]
+        for name, (session, needed, known, given) in zip(names, checked, strict=True):
+            taken, found = set(session.input_names), set(session.output_names)
+            logits = session.output_shapes.get(LOGITS, (1, 1, 1))
+            if not needed <= taken <= known or not given <= found or len(logits) != 3:
+                raise ModelError(
+                    f"{self._path / name} takes {sorted(taken)} and gives {sorted(found)}, which is not what optimum's "
+                    f"graph of this name does. Cure: export the checkpoint: xqg export CHECKPOINT {self._path}-xqg"
+                )
+
+
+class ForeignStep:
+    """One prompt and the rows that are written from it."""
+
+    def __init__(self, decoder: ForeignDecoder, prompt: Sequence[int], temperature: float) -> None:
+        """Encode the prompt, given as ids."""
+        self._decoder, self._temperature = decoder, temperature
+        ids = np.array([prompt])
+        self._mask = np.ones_like(ids)
+        [self._hidden] = _run(decoder.encoder, {IDS: ids, MASK: self._mask}, [HIDDEN])
+        self._caches: dict[str, Array] = {}
+
+    def __call__(self, ids: Ids, noise: Noise) -> Ids:
+        """Run one step."""
+        if self._caches:
+            logits = self._advance(self._decoder.further, ids)
+        else:
+            # The first step is the same for all rows that begin with one id.
+            begun, copied = np.unique(ids, return_inverse=True)
+            logits = self._advance(self._decoder.first, begun)[copied]
+            self.keep(copied)
+        suppressed = self._decoder.suppressed_ids
+        logits[:, suppressed[suppressed < logits.shape[1]]] = -np.inf
+        return choose_ids(logits, noise, self._temperature)
+
+    def keep(self, places: Ids) -> None:
+        """Go on with the rows at these places."""
+        self._caches = {name: cache[places] for name, cache in self._caches.items()}
+
+    def _advance(self, session: Session, ids: Ids) -> Array:
+        """Run a graph on one id of each row, keep the caches, and return the logits."""
+        rows = len(ids)
+        feeds = {
+            IDS: ids[:, None],
+            CROSS_HIDDEN: np.broadcast_to(self._hidden, (rows, *self._hidden.shape[1:])),
+            CROSS_MASK: np.broadcast_to(self._mask, (rows, *self._mask.shape[1:])),
+            **self._caches,
+        }
+        presents = {past: name for past, name in self._decoder.caches.items() if name in session.output_names}
+        logits, *caches = _run(session, feeds, [LOGITS, *presents.values()])
+        self._caches.update(zip(presents, caches, strict=True))
+        if any(len(result) != rows for result in (logits, *caches)):
+            raise ModelError("a decoder's graph gave another number of rows than it took. Cure: export the model again")
+        return logits[:, -1].astype(np.float32)
+
+
+def choose_ids(logits: npt.NDArray[np.float32], noise: Noise, temperature: float) -> Ids:
+    """Return the next id of each row, as the graphs choose that xqg exports.
+
+    The `top_k` best logits of a row, of equal ones those with the lower ids, are divided by the temperature; noise is
+    added, the first to the best; and the largest sum wins. Gumbel noise samples from their softmax so; `top_k` 1 with
+    no noise is greedy.
+
+    Args:
+        logits: `(rows, vocabulary)`.
+        noise: `(rows, top_k)`.
+        temperature: above zero.
+
+    Raises:
+        ModelError: a logit is no number.
+    """
+    if np.isnan(logits).any():
+        raise ModelError("a decoder's graph gave logits that are no numbers. Cure: export it again, in float32")
+    top_k = min(noise.shape[1], logits.shape[1])
+    least = np.partition(logits, -top_k, axis=1)[:, -top_k]
+    next_ids = np.empty(len(logits), dtype=np.int64)
+    for row, values in enumerate(logits):
+        among = np.flatnonzero(values >= least[row])
+        best = among[np.argsort(-values[among], kind="stable")[:top_k]]
+        next_ids[row] = best[np.argmax(values[best] / np.float32(temperature) + noise[row, :top_k])]
+    return next_ids
+
+
+def _run(session: Session, feeds: dict[str, Array], outputs: Sequence[str]) -> list[Array]:
+    """Run a graph on what it takes of these."""
+    taken = {name: np.ascontiguousarray(feeds[name], session.input_dtypes[name]) for name in session.input_names}
+    return session.run(taken, outputs)
+
+
+def _present(past: str) -> str:
+    return past.replace("past_key_values", "present")
+
+
+def _is_own(past: str) -> bool:
+    return ".decoder." in past

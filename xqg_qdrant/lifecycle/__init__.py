@@ -1,0 +1,1 @@
+"""Look after a collection: status, copies, updates, new recipes."""

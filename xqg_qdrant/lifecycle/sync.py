@@ -1,0 +1,126 @@
+"""A corpus against a collection: what is new, what changed, and what left the corpus and is to be deleted.
+
+Knows the content hash that an ingest would look for. Generates and encodes nothing: `ingest` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from xqg_qdrant.augmentation.pipeline import Row
+from xqg_qdrant.corpus.seen_ids import TextSet
+from xqg_qdrant.errors import InputError
+from xqg_qdrant.fingerprint import (
+    GIVEN,
+    QUERIES_FIELD,
+    RETUNING_FIELD,
+    Fingerprint,
+    hash_content,
+    hash_recipe,
+    refuse_mismatch,
+)
+from xqg_qdrant.records import Passage, QueriedPassage, Reject
+from xqg_qdrant.stores.points import batched
+from xqg_qdrant.stores.protocol import Store
+
+BATCH = 1000
+
+
+class Comparison(NamedTuple):
+    """How many passages of a corpus are stored, and how.
+
+    `new` ones are not stored; `changed` ones are, but with other content or by another recipe. `rejected` rows cannot
+    be used. `left` stored passages are not in the corpus.
+    """
+
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    rejected: int = 0
+    left: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows of the corpus were compared."""
+        return self.new + self.changed + self.unchanged + self.rejected
+
+    def __str__(self) -> str:
+        return (
+            f"{self.new} new, {self.changed} changed, {self.unchanged} unchanged, {self.rejected} rejected rows, "
+            f"{self.left} stored that the corpus does not hold"
+        )
+
+
+def check_comparable(collection: str, fingerprint: Fingerprint, given: bool) -> None:
+    """Make sure that a collection is by one recipe, and that a corpus brings queries where it was made of given ones.
+
+    Raises:
+        MismatchError: says which, and the cure.
+    """
+    wanted = {name: value for name, value in fingerprint.items() if name not in (QUERIES_FIELD, RETUNING_FIELD)}
+    refuse_mismatch(collection, fingerprint, wanted | ({QUERIES_FIELD: GIVEN} if given else {}))
+
+
+def compare(
+    rows: Iterable[Row], store: Store, collection: str, fingerprint: Fingerprint, seen: TextSet
+) -> Iterator[Comparison]:
+    """Compare a corpus with a collection; yield what was found so far, at last with what left the corpus.
+
+    Args:
+        rows: of the corpus; with their queries where the collection was made of given ones.
+        store: where the collection is.
+        collection: its name.
+        fingerprint: the collection's.
+        seen: gets the id of each passage of the corpus.
+    """
+    given = fingerprint.get(QUERIES_FIELD) == GIVEN
+    recipe_hash = hash_recipe(fingerprint)
+    found = Comparison()
+    for batch in batched(rows, BATCH):
+        found = _add(found, batch, store, collection, recipe_hash, given)
+        for row in batch:
+            if not isinstance(row, Reject):
+                seen.add(_passage_of(row).passage_id)
+        yield found
+    yield found._replace(left=sum(1 for stored in store.scroll_stored(collection) if stored.passage_id not in seen))
+
+
+def delete_left(store: Store, collection: str, seen: TextSet) -> Iterator[int]:
+    """Delete the stored passages that are not among `seen`; yield how many went at once.
+
+    Raises:
+        InputError: nothing was seen; that would delete everything.
+    """
+    if not len(seen):
+        raise InputError(
+            f"the corpus holds no passage, so all of {collection!r} would be deleted. "
+            f"Cure: check the file, or use xqg delete --collection {collection}"
+        )
+    left = (stored.passage_id for stored in store.scroll_stored(collection) if stored.passage_id not in seen)
+    for passage_ids in batched(left, BATCH):
+        store.delete(collection, passage_ids)
+        yield len(passage_ids)
+
+
+def _add(
+    found: Comparison, rows: Sequence[Row], store: Store, collection: str, recipe_hash: str, given: bool
+) -> Comparison:
+    wanted = {}
+    for row in rows:
+        if not isinstance(row, Reject):
+            passage = _passage_of(row)
+            queries = row.queries if given and isinstance(row, QueriedPassage) else None
+            wanted[passage.passage_id] = hash_content(passage, recipe_hash, queries)
+    stored = store.read_content_hashes(collection, list(wanted))
+    unchanged = sum(stored.get(passage_id) == content_hash for passage_id, content_hash in wanted.items())
+    return found._replace(
+        new=found.new + len(wanted) - len(stored),
+        changed=found.changed + len(stored) - unchanged,
+        unchanged=found.unchanged + unchanged,
+        rejected=found.rejected + len(rows) - len(wanted),
+    )
+
+
+def _passage_of(row: Passage | QueriedPassage) -> Passage:
+    return row if isinstance(row, Passage) else row.passage

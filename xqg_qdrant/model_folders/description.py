@@ -1,0 +1,297 @@
+"""What `xqg.json` may say: every field that something later relies on, with what it must be.
+
+A model folder comes from anywhere. So a value of another type, a code that is no language or a number out of all
+bounds is told here, by its field, instead of surfacing later as an exception of something else.
+
+Knows the fields and their limits. Knows nothing of the other files of the folder, besides their names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from xqg_qdrant.errors import ModelError
+from xqg_qdrant.languages import LANGUAGES
+from xqg_qdrant.model_folders.files import (
+    DATA_SUFFIX,
+    FOREIGN_DATA_SUFFIX,
+    GRAPH_SUFFIX,
+    SAFETENSORS_SUFFIX,
+    is_file_name,
+    is_plain_name,
+    read_json,
+    show,
+    suffix_of,
+)
+
+DESCRIPTION_FILE = "xqg.json"
+TOKENIZER_FILE = "tokenizer.json"
+GRAPH_FILES = {"encoder": ("model.onnx",), "generator": ("encoder.onnx", "decoder.onnx", "head.onnx")}
+FORMAT = 1
+
+POOLINGS = ("cls", "mean", "last")
+# Of a foreign graph that gives whole vectors: what was done to them is its own affair.
+IN_GRAPH = "in graph"
+DTYPES = ("float32", "int8", "float16", "bfloat16")
+FULL_VOCABULARY = "full"
+RESTRICTED_VOCABULARY = "restricted"
+VOCABULARIES = (FULL_VOCABULARY, RESTRICTED_VOCABULARY)
+
+# A description is a page of text; a thousand times that is still nothing to parse.
+LARGEST_DESCRIPTION = 1 << 20
+# The longest vector that Qdrant takes.
+LARGEST_DIM = 65_536
+# Beyond any text's length and any vocabulary; what a model really takes its graph knows.
+LARGEST_COUNT = 1 << 20
+LARGEST_ID = (1 << 31) - 1
+# Below, one token is certain; above, all are alike.
+LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.001, 1000
+LISTED_SUFFIXES = frozenset({GRAPH_SUFFIX, DATA_SUFFIX, ".json"})
+FOREIGN_SUFFIXES = LISTED_SUFFIXES | {FOREIGN_DATA_SUFFIX, SAFETENSORS_SUFFIX}
+PROMPT_FIELDS = frozenset({"{language}", "{title}", "{text}"})
+
+
+class _Rule(NamedTuple):
+    """What a field must be: a test, and the same in words."""
+
+    is_met: Callable[[Any], bool]
+    wanted: str
+
+
+def unknown_prompt_fields(prompt: str) -> list[str]:
+    """Return what stands in braces in a prompt and is not filled in."""
+    return [found for found in re.findall(r"\{[^{}]*\}", prompt) if found not in PROMPT_FIELDS]
+
+
+def head_file(language: str) -> str:
+    """Return the name of the graph that chooses among the tokens of one language."""
+    return f"head-{language}.onnx"
+
+
+def read_description(path: Path, kind: str) -> dict[str, Any]:
+    """Read an `xqg.json`, which must describe a model of this kind.
+
+    Raises:
+        ModelError: it is no JSON of this format, describes another kind, or a field is not what it must be.
+    """
+    again = f"Cure: export it again: xqg export CHECKPOINT {path.parent}"
+    about = read_json(path, LARGEST_DESCRIPTION)
+    if not isinstance(about, dict) or type(about.get("format")) is not int or about["format"] != FORMAT:
+        raise ModelError(f"{path} is not of format {FORMAT}. {again}")
+    if about.get("kind") != kind:
+        raise wrong_kind(path.parent, about.get("kind"), kind)
+    try:
+        check_description(about, kind)
+    except ValueError as error:
+        raise ModelError(f"{path} {error}. {again}") from error
+    return about
+
+
+def wrong_kind(folder: Path, found: object, wanted: str) -> ModelError:
+    """Return what is raised where a folder holds a model of another kind."""
+    return ModelError(
+        f"{folder} holds a model of kind {show(found)}, but {wanted!r} is needed here. "
+        f"Cure: name a folder that holds one of kind {wanted!r}"
+    )
+
+
+def check_generation(generation: Mapping[str, Any]) -> None:
+    """Make sure that what a `generation_config.json` says, and is used, is what it must be.
+
+    Raises:
+        ValueError: it is not.
+    """
+    _check_fields(generation, {name: rule for name, rule in GENERATION_RULES.items() if generation.get(name)})
+
+
+def check_description(about: Mapping[str, Any], kind: str) -> None:
+    """Make sure that every field of a description is what it must be.
+
+    Raises:
+        ValueError: one is not.
+    """
+    foreign = is_foreign(about)
+    _check_fields(about, (FOREIGN_RULES if foreign else RULES)[kind])
+    if kind == "generator":
+        _check_generator(about)
+    _check_files(about, kind, foreign)
+
+
+def is_foreign(about: Mapping[str, Any]) -> bool:
+    """Tell whether a description is of a model in the layout of another program."""
+    return "graph" in about
+
+
+def find_graph(about: Mapping[str, Any]) -> str:
+    """Return the name of the graph that takes a text's tokens."""
+    graph: str = about.get("graph", GRAPH_FILES[about["kind"]][0])
+    return graph
+
+
+def dense_files(folder: str) -> tuple[str, str]:
+    """Return the names of a Dense layer's settings and weights."""
+    return f"{folder}/config.json", f"{folder}/model{SAFETENSORS_SUFFIX}"
+
+
+def _check_fields(about: Mapping[str, Any], rules: Mapping[str, _Rule], parent: str = "") -> None:
+    for name, rule in rules.items():
+        if name not in about:
+            raise ValueError(f"lacks the field {parent + name!r}")
+        if not rule.is_met(about[name]):
+            raise ValueError(f"says of {parent + name}: {show(about[name])}, which must be {rule.wanted}")
+
+
+def _check_generator(about: Mapping[str, Any]) -> None:
+    sampling, languages = about["sampling"], about["languages"]
+    for name in sampling.keys() - SAMPLING_RULES.keys():
+        raise ValueError(f"has in sampling the field {show(name)}, which is none")
+    _check_fields(sampling, SAMPLING_RULES, "sampling.")
+    if sampling["max_new_tokens"] > about["max_output_tokens"]:
+        raise ValueError(
+            f"says of sampling.max_new_tokens: {sampling['max_new_tokens']}, which is more than max_output_tokens, "
+            f"{about['max_output_tokens']}"
+        )
+    for name in ("language_tokens", "restricted_languages"):
+        others = [language for language in about[name] if language not in languages]
+        if others:
+            raise ValueError(f"names in {name} {show(others[0])}, which is none of its languages")
+
+
+def _check_files(about: Mapping[str, Any], kind: str, foreign: bool) -> None:
+    files = about.get("files")
+    if not isinstance(files, dict):
+        raise ValueError(f"says of files: {show(files)}, which must be an object of names and checksums")
+    suffixes = FOREIGN_SUFFIXES if foreign else LISTED_SUFFIXES
+    for name, checksum in files.items():
+        if not (is_file_name if foreign else is_plain_name)(name):
+            raise ValueError(f"names a file outside its folder: {show(name)}")
+        if suffix_of(name) not in suffixes:
+            raise ValueError(f"lists {show(name)}, but a model has no files but {', '.join(sorted(suffixes))}")
+        if not isinstance(checksum, str) or not re.fullmatch(r"[0-9a-f]{64}", checksum):
+            raise ValueError(f"says of files.{name}: {show(checksum)}, which must be a SHA-256 in hexadecimal")
+    for name in (*_needed_files(about, kind, foreign), TOKENIZER_FILE):
+        if name not in files:
+            raise ValueError(f"does not list every file of a model of kind {kind!r}: {name} is missing in files")
+
+
+def _needed_files(about: Mapping[str, Any], kind: str, foreign: bool) -> list[str]:
+    if foreign:
+        dense = (name for folder in about.get("dense", ()) for name in dense_files(folder))
+        return [about["graph"], *about.get("decoder_graphs", ()), *dense]
+    heads = [head_file(language) for language in about.get("restricted_languages", ())] if kind == "generator" else []
+    return [*GRAPH_FILES[kind], *heads]
+
+
+def _is_text(value: object) -> bool:
+    # JSON can hold halves of surrogate pairs, which no tokenizer takes.
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def _is_whole(least: int, largest: int) -> _Rule:
+    return _Rule(
+        lambda value: type(value) is int and least <= value <= largest, f"a whole number from {least} to {largest}"
+    )
+
+
+def _is_one_of(*choices: str) -> _Rule:
+    return _Rule(lambda value: isinstance(value, str) and value in choices, f"one of {', '.join(choices)}")
+
+
+def _is_list_of(is_met: Callable[[Any], bool], wanted: str) -> _Rule:
+    return _Rule(lambda value: isinstance(value, list) and all(map(is_met, value)), f"a list of {wanted}")
+
+
+def _are_languages(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(code, str) and code in LANGUAGES for code in value)
+
+
+def _is_prompt(value: object) -> bool:
+    return isinstance(value, str) and _is_text(value) and "{text}" in value and not unknown_prompt_fields(value)
+
+
+def _are_language_tokens(value: object) -> bool:
+    return isinstance(value, dict) and all(_ID.is_met(number) for number in value.values())
+
+
+def _is_graph(value: object) -> bool:
+    return isinstance(value, str) and is_file_name(value) and value.endswith(GRAPH_SUFFIX)
+
+
+_COUNT = _is_whole(1, LARGEST_COUNT)
+# A tokenizer adds two tokens of its own, and something must be left to read.
+_LENGTH = _is_whole(4, LARGEST_COUNT)
+_ID = _is_whole(0, LARGEST_ID)
+_IDS = _is_list_of(_ID.is_met, f"ids, from 0 to {LARGEST_ID}")
+_GRAPH = _Rule(_is_graph, f"the name of a file that ends in {GRAPH_SUFFIX}")
+_TEXT = _Rule(_is_text, "a text that UTF-8 can hold")
+_DTYPE = _is_one_of(*DTYPES)
+
+RULES: dict[str, dict[str, _Rule]] = {
+    "encoder": {
+        "dim": _is_whole(1, LARGEST_DIM),
+        "dtype": _DTYPE,
+        "pooling": _is_one_of(*POOLINGS),
+        "normalise": _Rule(lambda value: isinstance(value, bool), "true or false"),
+        "query_prefix": _TEXT,
+        "passage_prefix": _TEXT,
+        "max_query_tokens": _LENGTH,
+        "max_passage_tokens": _LENGTH,
+    },
+    "generator": {
+        "prompt": _Rule(_is_prompt, "a text with {text} in it, and in braces nothing else but {title} and {language}"),
+        "dtype": _DTYPE,
+        "languages": _Rule(
+            lambda value: _are_languages(value) and 0 < len(value) == len(set(value)),
+            f"a list of different codes of {', '.join(LANGUAGES)}",
+        ),
+        "language_tokens": _Rule(
+            _are_language_tokens, f"an object of languages and their tokens, from 0 to {LARGEST_ID}"
+        ),
+        "decoder_start_id": _ID,
+        "end_id": _ID,
+        "max_input_tokens": _LENGTH,
+        "max_output_tokens": _COUNT,
+        "restricted_languages": _Rule(_are_languages, "a list of language codes"),
+        "sampling": _Rule(lambda value: isinstance(value, dict), "an object"),
+    },
+}
+# Where another program laid it out; its graphs and tensors have names of their own, and tell the dim.
+FOREIGN_RULES: dict[str, dict[str, _Rule]] = {
+    "encoder": {
+        **{name: rule for name, rule in RULES["encoder"].items() if name != "dim"},
+        "dtype": _TEXT,
+        "pooling": _is_one_of(*POOLINGS, IN_GRAPH),
+        "graph": _GRAPH,
+        "output": _Rule(lambda value: _is_text(value) and bool(value), "the name of what the graph gives"),
+        "dense": _is_list_of(lambda name: isinstance(name, str) and is_plain_name(name), "folders"),
+    },
+    "generator": {
+        **RULES["generator"],
+        "dtype": _TEXT,
+        "graph": _GRAPH,
+        # The first step, which makes the caches, and the further ones.
+        "decoder_graphs": _Rule(
+            lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_graph, value)),
+            f"a list of two names of files that end in {GRAPH_SUFFIX}",
+        ),
+        "suppressed_ids": _IDS,
+        "restricted_languages": _Rule(lambda value: value == [], "an empty list"),
+    },
+}
+SAMPLING_RULES = {
+    "top_k": _COUNT,
+    "temperature": _Rule(
+        lambda value: type(value) in (int, float) and LEAST_TEMPERATURE <= value <= LARGEST_TEMPERATURE,
+        f"a number from {LEAST_TEMPERATURE} to {LARGEST_TEMPERATURE}",
+    ),
+    "max_new_tokens": _COUNT,
+    "vocabulary": _is_one_of(*VOCABULARIES),
+}
+GENERATION_RULES = {
+    "lang_to_id": RULES["generator"]["language_tokens"],
+    "suppress_tokens": _IDS,
+    **{name: SAMPLING_RULES[name] for name in ("top_k", "temperature", "max_new_tokens")},
+}

@@ -1,0 +1,253 @@
+"""Saved evaluations → tables by language with stars and intervals, charts of them, and all runs side by side.
+
+Knows measures, runs and differences. Knows nothing of HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from xqg_qdrant.evaluation.comparison import Comparison, Difference, Report, Values, make_report
+from xqg_qdrant.evaluation.significance import TestName, bootstrap_interval
+from xqg_qdrant.pages.charts import Point, Row, RowChart, describe_point, draw_rows
+
+MACRO = "average"
+TESTS = {"randomisation": "randomisation test", "t": "t-test", "mcnemar": "McNemar test"}
+LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
+
+
+class Gain(NamedTuple):
+    """How far a run is from the first one: points with interval and p-value, and the questions won and lost."""
+
+    points: float
+    low: float
+    high: float
+    p: float | None
+    stars: str
+    won: int
+    lost: int
+
+
+class Line(NamedTuple):
+    """A row of a table: a language, or their average, with each run's value and each compared run's gain."""
+
+    language: str
+    questions: int
+    values: Sequence[float | None]
+    gains: Sequence[Gain | None]
+
+
+class MeasureTable(NamedTuple):
+    """A measure by language; `compared` are the runs that the gains are of, over the first of `runs`."""
+
+    measure: str
+    runs: Sequence[str]
+    compared: Sequence[str]
+    lines: Sequence[Line]
+    total: Line
+
+
+class Evaluation(NamedTuple):
+    """What the page shows of figures; `counted` is what they are of: questions, or pairs of them."""
+
+    counted: str
+    explained: str
+    lead: Sequence[str]
+    tables: Sequence[MeasureTable]
+    charts: Sequence[RowChart]
+
+
+class RunLine(NamedTuple):
+    """A run among those of several evaluations; `gain` is over the first of them."""
+
+    source: str
+    run: str
+    macro: Point
+    best: bool
+    per_language: Mapping[str, float]
+    gain: Gain | None
+
+
+class SideBySide(NamedTuple):
+    """The runs of several evaluations that asked the same questions, in one measure."""
+
+    measure: str
+    questions: int
+    languages: Sequence[str]
+    lines: Sequence[RunLine]
+    chart: RowChart
+
+
+def stars_of(p: float | None) -> str:
+    """Return how unlikely chance is, as papers mark it.
+
+    >>> stars_of(0.049), stars_of(0.05)
+    ('*', '')
+    """
+    return "" if p is None else next((stars for limit, stars in LEVELS if p < limit), "")
+
+
+def view_evaluation(report: Report, languages: Mapping[str, str], test: TestName = "randomisation") -> Evaluation:
+    """Return tables and charts of a report.
+
+    Args:
+        report: The report. One that was saved as JSON has no values of single questions.
+        languages: The language of each question.
+        test: The test that the p-values are of.
+    """
+    tables = [_table(report, measure, languages) for measure in report.measures]
+    first = tables[0]
+    return Evaluation(
+        "questions",
+        f"p is of a paired {TESTS[test]}; in a language it allows for the number of languages (Holm).",
+        [_sentence(first, number) for number in range(len(first.compared))],
+        tables,
+        [*_gain_chart(first), _value_chart(report, first, languages)],
+    )
+
+
+def view_robustness(report: Report) -> Evaluation:
+    """Return tables and charts of how far rankings of pairs agree, where more is not always better."""
+    tables = [_table(report, measure, {}) for measure in report.measures]
+    tests = "p is of a paired randomisation test, of AUC that of DeLong"
+    explained = f"{tests}; in a language it allows for the number of languages (Holm)."
+    charts = [*_gain_chart(tables[0]), _value_chart(report, tables[0], {})]
+    return Evaluation("pairs", explained, report.notes, tables, charts)
+
+
+def view_side_by_side(
+    runs: Sequence[tuple[str, str, Values]], measure: str, languages: Mapping[str, str], test: TestName
+) -> SideBySide:
+    """Return runs that answered the same questions, each with the name of its evaluation, its own, and its values."""
+    report = make_report(languages, {str(n): {measure: values} for n, (_, _, values) in enumerate(runs)}, test)
+    best = max(values.macro for _, _, values in runs)
+    lines = []
+    for number, (source, run, values) in enumerate(runs):
+        gain = _gain(report.comparisons[str(number)][measure].overall) if number else None
+        macro = _macro_point(values, languages)
+        lines.append(RunLine(source, run, macro, values.macro == best, values.per_language, gain))
+    first = lines[0]
+    chart = draw_rows(
+        f"{measure} of all runs",
+        f"Average over the languages, with 95% intervals; the line is {first.run} of {first.source}.",
+        f"{measure}, percent",
+        ["runs"],
+        [Row(f"{line.run} · {line.source}", [line.macro], line.gain.stars if line.gain else "") for line in lines],
+        baseline=(f"{first.run} of {first.source}", Point(first.macro.y)),
+    )
+    values = runs[0][2]
+    return SideBySide(measure, len(values.per_query), list(values.per_language), lines, chart)
+
+
+def _table(report: Report, measure: str, languages: Mapping[str, str]) -> MeasureTable:
+    """Return a measure by language; a run that was not measured by it is left out."""
+    values = {run: measures[measure] for run, measures in report.values.items() if measure in measures}
+    comparisons = {run: found[measure] for run, found in report.comparisons.items() if measure in found}
+    reference = next(iter(values.values()))
+    counts = dict.fromkeys(reference.per_language, 0)
+    for query_id in reference.per_query:
+        counts[languages[query_id]] += 1
+    if not reference.per_query:
+        of_languages = next(iter(comparisons.values())).per_language
+        counts = {language: of.won + of.lost + of.tied for language, of in of_languages.items()}
+    lines = [
+        Line(
+            language,
+            count,
+            [of.per_language.get(language) for of in values.values()],
+            [_language_gain(comparison, language) for comparison in comparisons.values()],
+        )
+        for language, count in counts.items()
+    ]
+    total = Line(
+        MACRO,
+        sum(counts.values()),
+        [of.macro for of in values.values()],
+        [_gain(comparison.overall) for comparison in comparisons.values()],
+    )
+    return MeasureTable(measure, list(values), list(comparisons), lines, total)
+
+
+def _language_gain(comparison: Comparison, language: str) -> Gain | None:
+    difference = comparison.per_language.get(language)
+    return difference and _gain(difference)
+
+
+def _gain(difference: Difference) -> Gain:
+    """Return a difference; that of a language counts as significant by the p-value that allows for their number."""
+    p = difference.p if difference.p_holm is None else difference.p_holm
+    return Gain(difference.points, *difference.interval, p, stars_of(p), difference.won, difference.lost)
+
+
+def _sentence(table: MeasureTable, number: int) -> str:
+    """Say what a run came to against the first."""
+    run = table.compared[number]
+    gain = table.total.gains[number]
+    if gain is None:
+        return ""
+    values = dict(zip(table.runs, table.total.values, strict=True))
+    p = "" if gain.p is None else f", p = {gain.p:.4f}"
+    text = (
+        f"{table.measure}: {run} {values[run]:.2f}, {table.runs[0]} {values[table.runs[0]]:.2f}, a difference of "
+        f"{gain.points:+.2f} (95% interval {gain.low:+.2f} to {gain.high:+.2f}{p})."
+    )
+    if gain.p is not None and not gain.stars:
+        text += " This could be chance."
+    if len(table.lines) > 1 and gain.p is not None:
+        stars = [(line.language, line.gains[number]) for line in table.lines]
+        better = [language for language, found in stars if found and found.stars and found.points > 0]
+        worse = [language for language, found in stars if found and found.stars and found.points < 0]
+        text += f" Significantly better in {', '.join(better) or 'no language'}, worse in {', '.join(worse) or 'none'}."
+    return text
+
+
+def _gain_chart(table: MeasureTable) -> list[RowChart]:
+    if not table.compared:
+        return []
+    rows = [
+        Row(
+            line.language,
+            [gain and Point(gain.points, gain.low, gain.high) for gain in line.gains],
+            # Of several runs it would not be known whose stars they are: the table tells.
+            line.gains[0].stars if len(line.gains) == 1 and line.gains[0] else "",
+        )
+        for line in _lines(table)
+    ]
+    return [
+        draw_rows(
+            f"{table.measure}: differences to {table.runs[0]}",
+            "Differences with 95% bootstrap intervals; the line is no difference.",
+            "points of percent",
+            table.compared,
+            rows,
+            zero=True,
+        )
+    ]
+
+
+def _value_chart(report: Report, table: MeasureTable, languages: Mapping[str, str]) -> RowChart:
+    macro = {run: _macro_point(report.values[run][table.measure], languages) for run in table.runs}
+    return draw_rows(
+        f"{table.measure} by language",
+        "; ".join(f"{run} {describe_point(point)}" for run, point in macro.items()) + " on average.",
+        f"{table.measure}, percent",
+        table.runs,
+        [
+            Row(line.language, [None if value is None else Point(value) for value in line.values])
+            for line in _lines(table)
+        ],
+    )
+
+
+def _lines(table: MeasureTable) -> list[Line]:
+    return [*table.lines, table.total] if len(table.lines) > 1 else [*table.lines]
+
+
+def _macro_point(values: Values, languages: Mapping[str, str]) -> Point:
+    if not values.per_query:
+        return Point(values.macro)
+    groups: dict[str, list[float]] = {}
+    for query_id, value in values.per_query.items():
+        groups.setdefault(languages[query_id], []).append(value)
+    return Point(values.macro, *bootstrap_interval(list(groups.values())))

@@ -1,0 +1,162 @@
+"""Results folders → one HTML file that needs nothing else: no script, no network, no other file.
+
+Knows which part of the page each kind of folder makes. Knows nothing of how folders are read.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from xqg_qdrant.errors import InputError
+from xqg_qdrant.evaluation.comparison import languages_of, make_report
+from xqg_qdrant.evaluation.results import CHANGES, Results
+from xqg_qdrant.evaluation.significance import TestName
+from xqg_qdrant.pages.changes import Changes, view_changes
+from xqg_qdrant.pages.evaluations import (
+    Evaluation,
+    SideBySide,
+    view_evaluation,
+    view_robustness,
+    view_side_by_side,
+)
+from xqg_qdrant.pages.sweeps import Pilot, Sweep, load_report, view_pilot, view_sweep
+from xqg_qdrant.pages.templates import open_templates
+
+
+class Yield(NamedTuple):
+    """How many generated queries of a language were asked for, kept, and dropped for their script (None: unknown)."""
+
+    language: str
+    asked: int
+    kept: int
+    wrong_script: int | None
+
+
+class Section(NamedTuple):
+    """What the page shows of one folder; what its kind does not have is None or empty."""
+
+    name: str
+    kind: str
+    facts: Sequence[tuple[str, str]]
+    command: str
+    yields: Sequence[Yield]
+    evaluation: Evaluation | None
+    changes: Sequence[Changes]
+    sweep: Sweep | None
+    pilot: Pilot | None
+
+
+def render_report(results: Sequence[Results]) -> str:
+    """Return the HTML of a report on what results folders hold, in the order given.
+
+    Raises:
+        InputError: Jinja2 is not installed.
+    """
+    environment = open_templates(needed_by="a report", extra="report")
+    names = _distinct_names(results)
+    return environment.get_template("page.html.j2").render(
+        title=f"xqg report: {', '.join(names)}",
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        side_by_side=list(_side_by_side(results, names)),
+        sections=[_section(one, name) for one, name in zip(results, names, strict=True)],
+    )
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page in the place of what has its name: whole, or not at all.
+
+    Raises:
+        InputError: It cannot be written there.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        unfinished.replace(path)
+    except (OSError, ValueError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error}). Cure: name another file with --output.") from error
+
+
+def _distinct_names(results: Sequence[Results]) -> list[str]:
+    """Return the names of the folders, or their paths where two have one name."""
+    names = [one.folder.resolve().name for one in results]
+    return [name if names.count(name) == 1 else str(one.folder) for name, one in zip(names, results, strict=True)]
+
+
+def _section(one: Results, name: str) -> Section:
+    manifest = one.manifest
+    kind = manifest["kind"]
+    try:
+        pilot = one.read_json("pilot.json") if kind == "pilot" else None
+        sweep = one.read_json("sweep.json") if kind == "sweep" else pilot and pilot["sweep"]
+        facts = {key: value for key, value in manifest.items() if key not in ("kind", "command", "yields")}
+        yields = sorted(manifest["yields"].items())
+        return Section(
+            name,
+            kind,
+            list(_facts(facts)),
+            shlex.join(manifest["command"]),
+            [Yield(language, found["asked"], found["kept"], found.get("wrong_script")) for language, found in yields],
+            _evaluation(one),
+            view_changes(rows) if (rows := one.read_rows(CHANGES)) else [],
+            None if sweep is None else view_sweep(sweep),
+            None if pilot is None else view_pilot(pilot),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{one.folder}: is damaged ({error!r}). Cure: make the results again, with --save.") from error
+
+
+def _evaluation(one: Results) -> Evaluation | None:
+    if one.manifest["kind"] == "robustness":
+        saved = one.read_json("robustness.json")
+        return view_robustness(load_report(saved["report"], saved["notes"]))
+    if not one.values:
+        return None
+    languages, test = languages_of(one.queries), _test_of(one)
+    return view_evaluation(make_report(languages, one.values, test), languages, test)
+
+
+def _test_of(one: Results) -> TestName:
+    found: TestName = one.manifest.get("settings", {}).get("test", "randomisation")
+    return found
+
+
+def _side_by_side(results: Sequence[Results], names: Sequence[str]) -> Iterator[SideBySide]:
+    """Yield, for evaluations that asked the same questions, their runs side by side in every measure of the first."""
+    alike: dict[tuple[tuple[str, str], ...], list[tuple[str, Results]]] = {}
+    for one, name in zip(results, names, strict=True):
+        if one.manifest["kind"] == "evaluation" and one.values:
+            asked = tuple(sorted((query.query_id, query.text) for query in one.queries))
+            alike.setdefault(asked, []).append((name, one))
+    for group in alike.values():
+        if len(group) == 1:
+            continue
+        first = group[0][1]
+        found = [(name, run, measures) for name, one in group for run, measures in one.values.items()]
+        for measure, reference in next(iter(first.values.values())).items():
+            # A measure counts the questions with judgements or answers: these may differ although the questions do not.
+            runs = [
+                (name, run, measures[measure])
+                for name, run, measures in found
+                if measure in measures and measures[measure].per_query.keys() == reference.per_query.keys()
+            ]
+            if len(runs) > 1:
+                yield view_side_by_side(runs, measure, languages_of(first.queries), _test_of(first))
+
+
+def _facts(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield what a manifest holds, one fact a line: `data.qrels.rows`."""
+    match value:
+        case dict() if value:
+            for key, inner in value.items():
+                yield from _facts(inner, f"{name}.{key}" if name else str(key))
+        case list() if value and not any(isinstance(item, dict | list) for item in value):
+            yield name, ", ".join(map(str, value))
+        case None | {} | []:
+            yield name, "–"
+        case _:
+            yield name, str(value)

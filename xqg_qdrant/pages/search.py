@@ -1,0 +1,169 @@
+"""What was found → the page: the rankings side by side, with the generated query that speaks for each passage.
+
+Knows the templates beside it, and the style that it shares with the report. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from threading import Lock
+from typing import NamedTuple
+
+from xqg_qdrant.errors import InputError
+from xqg_qdrant.fingerprint import is_sparse
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.pages.templates import open_templates
+from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, GeneratedQuery
+from xqg_qdrant.retrieval import HYBRID, Hit, Ranker, check_collection, match_queries
+from xqg_qdrant.stores import read_existing_fingerprint
+from xqg_qdrant.stores.protocol import Store
+
+# So much stands there at once, and so much where a passage is opened; the JSON has all.
+SHOWN_CHARACTERS, MOST_CHARACTERS = 240, 5000
+HEADINGS = {
+    PASSAGE_VECTOR: ("Without augmentation", "by the plain vectors (passage)"),
+    XQG_VECTOR: ("With augmentation", "by the vectors that generated queries are part of (xqg)"),
+    HYBRID: ("With terms, too", "by augmented vectors and by terms, half and half (hybrid)"),
+}
+
+
+class Shown(NamedTuple):
+    """A passage found; `rest` is the part of its text that is folded away.
+
+    `query` is its generated query that is nearest to the question, `moved` what became of its rank.
+    """
+
+    rank: int
+    score: float
+    title: str
+    passage_id: str
+    text: str
+    rest: str
+    query: GeneratedQuery | None
+    moved: str
+
+
+class Column(NamedTuple):
+    """A ranking, and what it found; `augmented` where generated queries took part in it."""
+
+    heading: str
+    explanation: str
+    augmented: bool
+    hits: Sequence[Shown]
+
+
+class SearchPage:
+    """The page of one collection."""
+
+    def __init__(self, collection: str, location: str, longest: int, most: int) -> None:
+        """Open the templates; `longest` is the length of a question, `most` the limit, that the form lets pass.
+
+        Raises:
+            InputError: Jinja2 is not installed.
+        """
+        templates = open_templates(needed_by="the search page", extra="serve")
+        self._template = templates.get_template("search.html.j2")
+        self._fixed = {"collection": collection, "location": location, "longest": longest, "most": most}
+
+    def render(
+        self, question: str, limit: int, found: Mapping[str, Sequence[Hit]] | None, problem: Mapping[str, str] | None
+    ) -> str:
+        """Return the HTML for a question, for the problem that there was, or of the empty form."""
+        columns = [] if found is None else view_rankings(found)
+        return self._template.render(
+            question=question, limit=limit, columns=columns, problem=problem, asked=found is not None, **self._fixed
+        )
+
+
+def read_style() -> str:
+    """Return the style sheet: that of the report, and what only the search page has."""
+    return "".join((files("xqg_qdrant.pages") / name).read_text("utf-8") for name in ("page.css", "search.css"))
+
+
+def view_rankings(found: Mapping[str, Sequence[Hit]]) -> list[Column]:
+    """Return the columns of the page; all but that of the plain vectors say from where a passage came."""
+    plain = {hit.found.passage.passage_id: rank for rank, hit in enumerate(found[PASSAGE_VECTOR], start=1)}
+    return [
+        Column(
+            *HEADINGS[name],
+            name != PASSAGE_VECTOR,
+            [
+                _show(hit, rank, "" if name == PASSAGE_VECTOR else _move(rank, plain.get(hit.found.passage.passage_id)))
+                for rank, hit in enumerate(hits, start=1)
+            ],
+        )
+        for name, hits in found.items()
+    ]
+
+
+def _show(hit: Hit, rank: int, moved: str) -> Shown:
+    passage, query = hit.found.passage, hit.best_query
+    query = query and query._replace(text=_shorten(query.text))
+    text, rest = _cut(passage.text)
+    return Shown(rank, hit.found.score, _shorten(passage.title), passage.passage_id, text, rest, query, moved)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """Return the beginning of a text, which ends between words where there are any, and the rest."""
+    if len(text) <= SHOWN_CHARACTERS:
+        return text, ""
+    end = text.rfind(" ", SHOWN_CHARACTERS // 2, SHOWN_CHARACTERS)
+    end = SHOWN_CHARACTERS if end < 0 else end
+    return text[:end], f"{text[end:MOST_CHARACTERS]}{'…' if len(text) > MOST_CHARACTERS else ''}"
+
+
+def _move(rank: int, before: int | None) -> str:
+    if before is None:
+        return "↑ not found without"
+    return f"{'↑' if rank < before else '↓'} from rank {before}" if rank != before else ""
+
+
+class Finder:
+    """One collection and the encoder that it was made with."""
+
+    def __init__(self, store: Store, collection: str, encoder: Encoder) -> None:
+        """Make sure that the collection can be searched.
+
+        Raises:
+            InputError: there is no such collection.
+            MismatchError: it was made with another encoder.
+        """
+        check_collection(store, collection, encoder)
+        sparse = is_sparse(read_existing_fingerprint(store, collection))
+        self.collection = collection
+        self.location = store.location
+        self._rankings = (PASSAGE_VECTOR, XQG_VECTOR, *([HYBRID] if sparse else []))
+        self._store = store
+        self._encoder = encoder
+        self._ranker = Ranker(store, collection, encoder)
+        self._lock = Lock()
+
+    def find(self, question: str, limit: int) -> dict[str, list[Hit]]:
+        """Return the `limit` best passages of each ranking, each with its query that is nearest to the question.
+
+        The ranking by plain vectors comes first.
+        """
+        vector = self._encoder.encode_queries([question])
+        with self._lock:
+            found = {name: self._ranker.rank([question], vector, name, limit)[0] for name in self._rankings}
+        # All at once: the rankings find many of the same passages.
+        matched = iter(match_queries(self._encoder, vector[0], [scored for hits in found.values() for scored in hits]))
+        return {name: [Hit(scored, next(matched)) for scored in hits] for name, hits in found.items()}
+
+
+def choose_collection(store: Store) -> str:
+    """Return the only collection of a store.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    there = store.collections()
+    if len(there) != 1:
+        cure = "name one with --collection" if there else "make one with xqg ingest"
+        raise InputError(f"{store.location} has the collections: {', '.join(there) or 'none'}. Cure: {cure}.")
+    return there[0]

@@ -1,0 +1,203 @@
+"""HTTP: the page, its style, the JSON, and who may ask.
+
+    GET /                       the page
+    GET /?q=QUESTION&limit=5    the page with what was found
+    GET /api/search?q=…&limit=… the same as JSON; errors too, with what, where and cure
+    GET /style.css
+
+The only door to Starlette and uvicorn. A page of another origin can neither read what is here (no CORS), nor pretend to
+be this one by a name of its own that leads to this machine: the Host header has to be one of the names allowed. No
+answer may be framed, or run a script. Knows nothing of collections.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from xqg_qdrant.errors import InputError, StoreError, XqgError
+from xqg_qdrant.pages.search import Finder, SearchPage, read_style
+from xqg_qdrant.printing import hit_to_json
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, Response
+    from starlette.routing import Route
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+except ImportError as error:
+    raise InputError("xqg serve needs Starlette and uvicorn. Cure: pip install 'xqg-qdrant[serve]'.") from error
+
+ADDRESS = "127.0.0.1"
+LOCAL_NAMES = ("localhost", "127.0.0.1")
+DEFAULT_LIMIT = 5
+MOST_LIMIT = 50
+LONGEST_QUESTION = 1000
+API = "/api/"
+# So long a question that is being answered may take when the server ends.
+GRACE_SECONDS = 10
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Problem(NamedTuple):
+    """What is wrong with a request or its answer."""
+
+    status: int
+    what: str
+    where: str
+    cure: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return what the asker is told."""
+        return {"what": self.what, "where": self.where, "cure": self.cure}
+
+
+class Guard:
+    """Lets only those in who ask for this machine by one of its names, and gives every answer the headers above."""
+
+    def __init__(self, app: ASGIApp, names: Iterable[str]) -> None:
+        self._app = app
+        self._names = frozenset(name.lower() for name in names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                named = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *named]}
+            await send(message)
+
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) == 1 and self._is_named(hosts[0]):
+            await self._app(scope, receive, send_guarded)
+        else:
+            cure = "open it as http://localhost:PORT/, or allow the name: xqg serve --allow-host NAME"
+            refused = Problem(421, "this name is not one that the page is served by", "the Host header", cure)
+            await _json(refused.status, {"error": refused.to_json()})(scope, receive, send_guarded)
+
+    def _is_named(self, host: str) -> bool:
+        name, colon, port = host.lower().partition(":")
+        return name in self._names and (not colon or port.isdecimal())
+
+
+def make_app(finder: Finder, names: Iterable[str] = ()) -> ASGIApp:
+    """Return the application; `names` are allowed as Host beside those of this machine."""
+    page = SearchPage(finder.collection, finder.location, LONGEST_QUESTION, MOST_LIMIT)
+    style = read_style()
+
+    def show_page(request: Request) -> Response:
+        question = request.query_params.get("q", "").strip()
+        if not question:
+            return HTMLResponse(page.render("", DEFAULT_LIMIT, None, None))
+        question, limit = _read_question(request)
+        return HTMLResponse(page.render(question, limit, finder.find(question, limit), None))
+
+    def answer_json(request: Request) -> Response:
+        question, limit = _read_question(request)
+        found = finder.find(question, limit)
+        rankings = {
+            name: [hit_to_json(rank, hit) for rank, hit in enumerate(hits, start=1)] for name, hits in found.items()
+        }
+        return _json(200, {"question": question, "collection": finder.collection, "rankings": rankings})
+
+    def show_style(request: Request) -> Response:
+        return Response(style, media_type="text/css")
+
+    def explain(request: Request, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+        if request.url.path.startswith(API):
+            return _json(problem.status, {"error": problem.to_json()}, headers)
+        return HTMLResponse(page.render("", DEFAULT_LIMIT, None, problem.to_json()), problem.status, headers)
+
+    def explain_asked(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RefusedError)
+        return explain(request, error.problem)
+
+    def explain_ours(request: Request, error: Exception) -> Response:
+        what, _, cure = str(error).partition(" Cure: ")
+        where = f"collection {finder.collection!r} in {finder.location}"
+        return explain(request, Problem(503 if isinstance(error, StoreError) else 500, what, where, cure))
+
+    def explain_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        cure = f"GET / for the page, or GET {API}search?q=QUESTION for JSON"
+        return explain(request, Problem(error.status_code, error.detail, request.url.path, cure), error.headers)
+
+    def explain_bug(request: Request, error: Exception) -> Response:
+        return explain(request, Problem(500, "this is a bug in xqg", request.url.path, "report what its terminal says"))
+
+    handlers: Mapping[Any, Callable[[Request, Exception], Response]] = {
+        RefusedError: explain_asked,
+        XqgError: explain_ours,
+        HTTPException: explain_http,
+        Exception: explain_bug,
+    }
+    routes = [Route("/", show_page), Route(f"{API}search", answer_json), Route("/style.css", show_style)]
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), (*LOCAL_NAMES, *names))
+
+
+class RefusedError(Exception):
+    """A request that cannot be answered as it is."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.what)
+        self.problem = problem
+
+
+def listen(port: int) -> socket.socket:
+    """Return a socket of this machine alone; port 0 is any that is free.
+
+    Raises:
+        InputError: the port is taken.
+    """
+    try:
+        return socket.create_server((ADDRESS, port))
+    except OSError as error:
+        raise InputError(f"cannot listen at {ADDRESS}:{port} ({error}). Cure: choose another --port.") from error
+
+
+def make_server(app: ASGIApp) -> uvicorn.Server:
+    """Return a server that says nothing of its own but warnings."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    return uvicorn.Server(config)
+
+
+def _read_question(request: Request) -> tuple[str, int]:
+    question, limit = request.query_params.get("q", "").strip(), request.query_params.get("limit", str(DEFAULT_LIMIT))
+    if not question:
+        raise RefusedError(Problem(400, "there is no question", "the parameter q", "ask with ?q=QUESTION"))
+    if len(question) > LONGEST_QUESTION:
+        what = f"the question has {len(question)} characters, the longest that is answered has {LONGEST_QUESTION}"
+        raise RefusedError(Problem(400, what, "the parameter q", "ask in fewer words"))
+    if not (limit.isascii() and limit.isdecimal() and len(limit) < 5 and 1 <= int(limit) <= MOST_LIMIT):
+        what = f"the limit is {limit[:20]!r}"
+        raise RefusedError(Problem(400, what, "the parameter limit", f"give a whole number from 1 to {MOST_LIMIT}"))
+    return question, int(limit)
+
+
+def _json(status: int, content: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json.dumps(content, ensure_ascii=False).encode(), status, headers, "application/json")

@@ -1,0 +1,1 @@
+"""A Qdrant server, or what qdrant-client opens in its place."""

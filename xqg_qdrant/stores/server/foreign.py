@@ -1,0 +1,188 @@
+"""Collections that another program made, to which vectors and generated queries are added in place.
+
+    vectors    xqg and passage, beside whatever vectors the points have
+    payload    one field xqg: {generated_queries, content_hash, recipe}
+    metadata   the fingerprint, with the layout of the payload
+
+No point is ever upserted, which would drop what is not sent. A passage's id is here that of its point; the field that
+names it for the user is read when it is found. Knows which of another program's points are passages, and why not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from qdrant_client import models
+
+from xqg_qdrant.errors import MismatchError, StoreError
+from xqg_qdrant.fingerprint import LAYOUT_PREFIX, describe_layout, refuse_mismatch
+from xqg_qdrant.records import (
+    XQG_VECTOR,
+    AugmentedPassage,
+    Passage,
+    PayloadLayout,
+    Reject,
+)
+from xqg_qdrant.stores import points as layout
+from xqg_qdrant.stores.points import VECTOR_NAMES
+from xqg_qdrant.stores.server.client import FINGERPRINT_KEY, READ_BATCH, SCROLL_BATCH, ClientStore
+from xqg_qdrant.stores.server.foreign_points import FOREIGN_KEY, find_problem, get_field, parse_point_id
+from xqg_qdrant.stores.server.limits import fit, split_points
+
+FIRST_VERSION = (1, 18)  # the first server that adds vectors to a collection that exists
+OUR_FIELDS = ("generated_queries", "content_hash", "recipe")
+
+
+class ForeignStore(ClientStore):
+    """What an ingest into another program's collections needs; of what else a `Store` does, searches and counts."""
+
+    def __init__(self, location: str, api_key: str | None, payload_layout: PayloadLayout) -> None:
+        super().__init__(location, api_key)
+        self._payload_layout = payload_layout
+
+    def read_passages(self, collection: str) -> Iterator[Passage | Reject]:
+        """Yield the passages of all points, with a `Reject` in the place of each point that holds none."""
+        payload = models.PayloadSelectorExclude(exclude=[f"{FOREIGN_KEY}.generated_queries"])
+        for record in self._scroll(collection, SCROLL_BATCH, payload, False):
+            fields = record.payload or {}
+            if problem := find_problem(fields, self._payload_layout):
+                source = f"{self.location}, collection {collection!r}, point {record.id}"
+                yield Reject(source, 0, problem, json.dumps(fields))
+            else:
+                text, title = (
+                    get_field(fields, name) for name in (self._payload_layout.text, self._payload_layout.title)
+                )
+                yield Passage(str(record.id), text, title or "")
+
+    def read_fingerprint(self, collection: str) -> dict[str, Any] | None:
+        """Return by which models and recipe the collection was augmented, None where it was not.
+
+        Raises:
+            StoreError: there is no such collection, or the server cannot add vectors.
+            MismatchError: it is one of xqg's own, was augmented by other fields, or has a vector of one of our names.
+        """
+        info = self._require_info(collection)
+        stored = (info.config.metadata or {}).get(FINGERPRINT_KEY)
+        there = _vector_names(info) & set(VECTOR_NAMES)
+        if isinstance(stored, dict):
+            refuse_mismatch(collection, stored, describe_layout(self._payload_layout), part=LAYOUT_PREFIX.rstrip("."))
+            if len(there) == len(VECTOR_NAMES):
+                return {name: value for name, value in stored.items() if not name.startswith(LAYOUT_PREFIX)}
+        elif there:
+            raise MismatchError(
+                f"collection {collection!r} in {self.location} has a vector {min(there)!r} that xqg did not add. Cure: "
+                "ingest its passages into a collection of xqg's own. Nothing was changed."
+            )
+        if self._remote:
+            self._load.require_version("vectors that are added to a collection", FIRST_VERSION)
+        # Also where a run before this one ended while they were added.
+        return None
+
+    def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
+        """Add the named vectors, and the fingerprint to the metadata, whose other keys stay.
+
+        The fingerprint comes first: by it another run knows the vectors as ours.
+        """
+        kept = layout.check_creation(collection, dim, {**fingerprint, **describe_layout(self._payload_layout)})
+        action = f"add vectors to collection {collection!r}"
+        metadata = {FINGERPRINT_KEY: kept}
+        self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
+        config = models.DenseVectorNameConfig(dense=models.DenseVectorConfig(size=dim, distance=models.Distance.DOT))
+        for name in VECTOR_NAMES:
+            # Where it is there, of the same length, the server does nothing.
+            self._wire.ask(
+                action,
+                self._client.create_vector_name,
+                collection_name=collection,
+                vector_name=name,
+                vector_name_config=config,
+            )
+        if not set(VECTOR_NAMES) <= _vector_names(self._require_info(collection)):
+            raise StoreError(f"{self.location} did not {action}. Cure: run the same again.")
+        self._dims[collection] = dim
+
+    def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
+        """Return the content hash of each of these points that has both of our vectors.
+
+        The program that the points belong to may have replaced them by their payload and its own vectors.
+        """
+        vectors = [models.HasVectorCondition(has_vector=name) for name in VECTOR_NAMES]
+        field = f"{FOREIGN_KEY}.content_hash"
+        hashes: dict[str, str] = {}
+        self._read_dim(collection, also_foreign=True)
+        strict = self._strict[collection]
+        for ids in layout.batched(passage_ids, fit(READ_BATCH, strict.max_query_limit, strict.read_rate_limit)):
+            records, _ = self._wire.ask(
+                f"read collection {collection!r}",
+                self._client.scroll,
+                collection_name=collection,
+                scroll_filter=models.Filter(must=[models.HasIdCondition(has_id=[*map(parse_point_id, ids)]), *vectors]),
+                limit=len(ids),
+                with_payload=[field],
+                with_vectors=False,
+            )
+            hashes |= {str(record.id): str(get_field(record.payload or {}, field)) for record in records}
+        return hashes
+
+    @contextmanager
+    def bulk_load(self, collection: str, fast: bool) -> Iterator[None]:
+        """Leave the collection's settings as they are: its own program searches it meanwhile."""
+        yield
+
+    def upsert(self, collection: str, points: Sequence[AugmentedPassage]) -> None:
+        """Add to points what is ours, the hash that calls them done at last; those that were deleted stay so."""
+        dim = self._read_dim(collection, also_foreign=True)
+        ours = {
+            parse_point_id(point.passage.passage_id): (
+                point,
+                {FOREIGN_KEY: {name: payload[name] for name in OUR_FIELDS}},
+            )
+            for point, payload in layout.check_points(points, dim).values()
+        }
+        action = f"write to collection {collection!r}"
+        for batch in split_points(ours, dim, self._strict[collection]):
+            alive = self._wire.ask(
+                action,
+                self._client.retrieve,
+                collection_name=collection,
+                ids=[point.id for point in batch],
+                with_payload=False,
+                with_vectors=False,
+            )
+            ids = {str(record.id) for record in alive}
+            kept = [point for point in batch if str(point.id) in ids]
+            if not kept:
+                continue
+            result = self._wire.ask(
+                action,
+                self._client.update_vectors,
+                collection_name=collection,
+                points=[models.PointVectors(id=point.id, vector=point.vector) for point in kept],
+                wait=True,
+            )
+            self._check_applied(result, collection)
+            changes = [models.SetPayload(payload=point.payload or {}, points=[point.id]) for point in kept]
+            results = self._wire.ask(
+                action,
+                self._client.batch_update_points,
+                collection_name=collection,
+                update_operations=[models.SetPayloadOperation(set_payload=change) for change in changes],
+                wait=True,
+            )
+            for result in results:
+                self._check_applied(result, collection)
+
+    def _read_ours(self, collection: str, info: models.CollectionInfo) -> tuple[dict[str, Any], int]:
+        """Let everything that this class does not do itself find a collection that is not ours."""
+        vectors = info.config.params.vectors
+        params = vectors.get(XQG_VECTOR) if isinstance(vectors, dict) else None
+        return describe_layout(self._payload_layout), params.size if params else 0
+
+
+def _vector_names(info: models.CollectionInfo) -> set[str]:
+    """Return the names of all vectors; the one without a name is called nothing."""
+    vectors = info.config.params.vectors
+    return {*(vectors if isinstance(vectors, dict) else ()), *(info.config.params.sparse_vectors or ())}

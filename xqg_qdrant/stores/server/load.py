@@ -1,0 +1,232 @@
+"""Before and after a load: the server's version and limits, payload indexes, when it indexes vectors.
+
+While an empty collection is filled the server indexes nothing, and afterwards as before, whatever happens: the former
+threshold is kept with the collection, so where a process was killed meanwhile the next one that writes restores it.
+Knows a collection's settings. Knows nothing of points.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from qdrant_client import QdrantClient, models
+
+from xqg_qdrant.errors import InputError, MismatchError, StoreError
+from xqg_qdrant.stores.protocol import Indexing, Sharding, Snapshot
+from xqg_qdrant.stores.server.limits import check_write
+from xqg_qdrant.stores.server.requests import NotFoundError, Wire
+
+BULK_LOAD_KEY = "xqg_bulk_load"
+THRESHOLD = "indexing_threshold"
+INDEXED_FIELDS = {"passage_id": models.PayloadSchemaType.KEYWORD}
+
+POLL_SECONDS = 1.0
+# Until its optimiser has looked at the collection, a server calls it green although there is work.
+GREEN_IN_A_ROW = 2
+STUCK_SECONDS = 900.0
+
+
+class ServerLoad:
+    """What a server needs besides the points themselves."""
+
+    def __init__(self, wire: Wire, client: QdrantClient, location: str) -> None:
+        self._wire = wire
+        self._client = client
+        self._location = location
+        self._prepared: set[str] = set()
+
+    def require_version(self, feature: str, first: tuple[int, int]) -> None:
+        """Refuse a server that is older than what a feature needs.
+
+        Raises:
+            StoreError: names both versions, and the cure.
+        """
+        told = self._wire.ask("read the version", self._client.info).version
+        version = re.match(r"(\d{1,3})\.(\d{1,3})(\.\d{1,3})?\b", told)
+        if version is None or (int(version[1]), int(version[2])) < first:
+            cure = "Cure: upgrade the server, or use the embedded store edge:DIR"
+            found, needed = version[0] if version else "of an unknown version", ".".join(map(str, first))
+            raise StoreError(f"{self._location} is Qdrant {found}; {feature} need {needed} or later. {cure}.")
+
+    def prepare(self, collection: str, dim: int) -> None:
+        """Make a collection ready for writing, once: its limits, its payload indexes, what a killed load left.
+
+        Raises:
+            StoreError: a limit closes the collection to new points.
+        """
+        if collection in self._prepared:
+            return
+        info = self._read(f"read {collection!r}", collection)
+        check_write(f"collection {collection!r} in {self._location}", info, dim, frozenset(INDEXED_FIELDS))
+        for field, schema in INDEXED_FIELDS.items():
+            if field not in info.payload_schema:
+                self._wire.ask(
+                    f"index {field} of {collection!r}",
+                    self._client.create_payload_index,
+                    collection_name=collection,
+                    field_name=field,
+                    field_schema=schema,
+                    wait=True,
+                )
+        self.resume(collection)
+        self._prepared.add(collection)
+
+    def forget(self, collection: str) -> None:
+        """Prepare a collection of this name again: it was deleted."""
+        self._prepared.discard(collection)
+
+    @contextmanager
+    def paused(self, collection: str) -> Iterator[None]:
+        """Have nothing indexed for a while, where the server tells what to restore."""
+        action = f"pause the indexing of {collection!r}"
+        try:
+            config = self._read(action, collection).config.optimizer_config
+            # With prevent_unoptimized a write waits for the index, which would never come.
+            if config.indexing_threshold and not getattr(config, "prevent_unoptimized", None):
+                self._update(action, collection, metadata={BULK_LOAD_KEY: {THRESHOLD: config.indexing_threshold}})
+                self._update(action, collection, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0))
+            yield
+        finally:
+            self.resume(collection)
+
+    def resume(self, collection: str) -> None:
+        """Restore what `paused` changed, also that of a process that did not come to it."""
+        action = f"restore the indexing of {collection!r}"
+        try:
+            info = self._read(action, collection)
+        except NotFoundError:  # deleted meanwhile
+            return
+        kept = (info.config.metadata or {}).get(BULK_LOAD_KEY)
+        if isinstance(kept, dict) and isinstance(kept.get(THRESHOLD), int):
+            diff = models.OptimizersConfigDiff(indexing_threshold=kept[THRESHOLD])
+            self._update(action, collection, optimizers_config=diff)
+            self._update(action, collection, metadata={BULK_LOAD_KEY: None})
+
+    def watch(self, collection: str) -> Iterator[Indexing]:
+        """Yield until the server has indexed what it wants to.
+
+        Raises:
+            StoreError: it failed, or makes no headway.
+        """
+        action = f"index collection {collection!r}"
+        started = last_headway = time.monotonic()
+        indexed, green, changed = -1, 0, False
+        while True:
+            info = self._read(action, collection)
+            now = time.monotonic()
+            if info.status == models.CollectionStatus.RED:
+                raise StoreError(f"the server cannot {action}. Cure: look at the server's log.")
+            if info.status == models.CollectionStatus.GREY:
+                # After a restart it waits for a change of its settings; this one changes nothing.
+                self._update(action, collection, optimizers_config=models.OptimizersConfigDiff())
+            green = green + 1 if info.status == models.CollectionStatus.GREEN else 0
+            changed = changed or not green
+            yield Indexing(now - started, changed)
+            if green == GREEN_IN_A_ROW:
+                return
+            if info.indexed_vectors_count != indexed:
+                indexed, last_headway = info.indexed_vectors_count or 0, now
+            if now - last_headway > STUCK_SECONDS:
+                cure = "Cure: look at the server's log, then run xqg optimise; the points are stored"
+                raise StoreError(f"the server has indexed nothing of {collection!r} for {STUCK_SECONDS:.0f} s. {cure}.")
+            time.sleep(POLL_SECONDS)
+
+    def _read(self, action: str, collection: str) -> models.CollectionInfo:
+        return self._wire.ask(action, self._client.get_collection, collection_name=collection)
+
+    def _update(self, action: str, collection: str, **settings: Any) -> None:
+        self._wire.ask(action, self._client.update_collection, collection_name=collection, **settings)
+
+
+WITHOUT = "Cure: make one by the server's own means, or go on without (--no-snapshot)"
+
+
+class Cluster:
+    """A server, of one node or of several."""
+
+    def __init__(self, wire: Wire, client: QdrantClient, location: str) -> None:
+        self._wire = wire
+        self._client = client
+        self._location = location
+
+    def check_nodes(self, wanted: Sharding) -> None:
+        """Refuse more replicas than there are nodes: a server would promise them, and keep fewer.
+
+        Raises:
+            InputError: says how many nodes there are.
+        """
+        if wanted.replication_factor is None or wanted.replication_factor < 2:
+            return
+        status = self._wire.ask("count the nodes", self._client.cluster_status)
+        nodes = len(status.peers) if isinstance(status, models.ClusterStatusOneOf1) else 1
+        if nodes < wanted.replication_factor:
+            raise InputError(
+                f"{wanted.replication_factor} replicas want as many nodes, and {self._location} has {nodes}. "
+                f"Cure: a --replication-factor of at most {nodes}, or more nodes."
+            )
+
+    def read_aliases(self) -> dict[str, str]:
+        """Return the collection that each alias names."""
+        answer = self._wire.ask("list the aliases", self._client.get_aliases)
+        return {description.alias_name: description.collection_name for description in answer.aliases}
+
+    def switch_alias(self, alias: str, collection: str) -> None:
+        """Take the alias from the collection that has it, and give it to this one, in one request."""
+        created = models.CreateAlias(alias_name=alias, collection_name=collection)
+        self._wire.ask(
+            f"have alias {alias!r} name collection {collection!r}",
+            self._client.update_collection_aliases,
+            change_aliases_operations=[
+                models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)),
+                models.CreateAliasOperation(create_alias=created),
+            ],
+        )
+
+    def create_snapshot(self, collection: str) -> Snapshot:
+        """Have the node that answers keep its shards of a collection, where these are all of them.
+
+        Raises:
+            StoreError: they are not, or it cannot.
+        """
+        action = f"take a snapshot of collection {collection!r}"
+        shards = self._wire.ask(action, self._client.collection_cluster_info, collection_name=collection)
+        here = {shard.shard_id for shard in shards.local_shards if shard.state == models.ReplicaState.ACTIVE}
+        everywhere = {shard.shard_id for shard in shards.local_shards} | {
+            shard.shard_id for shard in shards.remote_shards
+        }
+        if here != everywhere:
+            cure = "Cure: take one on every node, as docs/how-to/cluster.md says, and give --no-snapshot"
+            raise StoreError(
+                f"a snapshot is of one node, and {self._location} holds {len(here)} of the {len(everywhere)} shards of "
+                f"collection {collection!r}. {cure}. Nothing was changed."
+            )
+        named = self.read_aliases().get(collection, collection)
+        try:
+            made = self._wire.ask_once(action, self._client.create_snapshot, collection_name=collection, wait=True)
+        except StoreError as error:
+            raise StoreError(f"{str(error).partition(' Cure: ')[0]} {WITHOUT}. Nothing was changed.") from None
+        if made is None:
+            raise StoreError(f"cannot {action} in {self._location}: it names none. {WITHOUT}. Nothing was changed.")
+        return Snapshot(made.name, named)
+
+
+def check_sharding(where: str, info: models.CollectionInfo, wanted: Sharding) -> None:
+    """Refuse a collection that is spread otherwise than wanted.
+
+    Raises:
+        MismatchError: names each setting with both values, and the cure.
+    """
+    params = info.config.params
+    found = Sharding(params.shard_number, params.replication_factor, params.write_consistency_factor)
+    differences = [
+        f"{name} {found._asdict()[name]}, not {value}"
+        for name, value in wanted._asdict().items()
+        if value is not None and value != found._asdict()[name]
+    ]
+    if differences:
+        cure = "Cure: leave these options out, or ingest into a new collection (with --alias, searches go over to it)"
+        raise MismatchError(f"{where} has {', '.join(differences)}. {cure}. Nothing was changed.")
