@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 # Whoever needs a record alone must not wait for ONNX Runtime.
 _ROOMS = {
-    "Encoder": "encoder",
+    "Encoder": "inference.encoder",
     "GeneratedQuery": "records",
     "Hit": "retrieval",
     "InputError": "errors",
-    "Lexicon": "lexicon",
+    "Lexicon": "generation.lexicon",
     "MismatchError": "errors",
     "ModelError": "errors",
     "Passage": "records",
-    "Progress": "pipeline",
+    "Progress": "augmentation.pipeline",
     "Qrel": "records",
     "Query": "records",
-    "QueryGenerator": "generator",
+    "QueryGenerator": "generation.onnx",
     "Reject": "records",
     "Report": "evaluation.comparison",
     "Sharding": "stores",
