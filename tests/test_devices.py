@@ -258,7 +258,7 @@ def test_what_has_run_is_not_run_again_and_the_budget_is_halved_down_to_one() ->
 
     def run(batch: list[int]) -> None:
         if len(batch) > 4 or (len(batch) > 1 and 13 in batch):
-            raise OutOfMemoryError
+            raise OutOfMemoryError("out of memory")
         done.append(batch)
 
     budget.work(15, cut, len, run)
@@ -275,7 +275,7 @@ def test_a_worker_that_fails_with_what_others_have_halved_already_leaves_their_b
             # Meanwhile another thread has found out the same, and a third one more.
             budget._halve(64)
             budget._halve(32)
-            raise OutOfMemoryError
+            raise OutOfMemoryError("out of memory")
 
     budget.work(64, cut, len, run)
     assert budget.most == 16

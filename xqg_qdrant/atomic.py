@@ -46,7 +46,7 @@ def built_aside(folder: Path) -> Iterator[Path]:
         try:
             final.rename(folder)
         except OSError as error:
-            raise InputError(f"{folder} cannot get its name: {error}. Cure: name another folder") from error
+            raise InputError(f"{folder} cannot get its name: {error}.", "name another folder") from error
         _sync(folder.parent)
 
 

@@ -137,8 +137,7 @@ def _attempt(name: str, use: Callable[[], tuple[T, Check]]) -> tuple[T | None, C
     try:
         return use()
     except XqgError as error:
-        detail, _, cure = str(error).partition("Cure: ")
-        return None, Check(name, FAILED, detail.strip(), cure, error.exit_code)
+        return None, Check(name, FAILED, error.message, error.cure, error.exit_code)
 
 
 def _use_encoder(path: Path, device: str) -> tuple[Encoder, Check]:
@@ -147,7 +146,7 @@ def _use_encoder(path: Path, device: str) -> tuple[Encoder, Check]:
     vectors = np.concatenate([encoder.encode_passages([_passage().text]), encoder.encode_queries(["question?"])])
     seconds = time.perf_counter() - start
     if not np.isfinite(vectors).all():
-        raise ModelError(f"{path} gave vectors that are not finite. Cure: export it again, or in another --dtype")
+        raise ModelError(f"{path} gave vectors that are not finite.", "export it again, or in another --dtype")
     detail = f"{_describe(encoder.folder)}; dim {encoder.dim}"
     return encoder, _tell_device("encoder", detail, path / encoder.graph, device, encoder.device, seconds)
 
@@ -175,7 +174,7 @@ def _tell_device(name: str, detail: str, graph: Path, asked: str, opened: str, s
     detail = f"{detail}; ran on {opened} ({graph.name}: {where})"
     cure = "install CUDA's libraries with: pip install 'xqg-qdrant[cuda]', or give --device cpu"
     if asked.startswith(CUDA) and CUDA not in ran:
-        raise ModelError(f"{detail}, although CUDA was asked for. Cure: {cure}")
+        raise ModelError(f"{detail}, although CUDA was asked for.", f"{cure}")
     # The runtime falls back in silence where CUDA's libraries are missing.
     missed = asked == AUTO and CUDA not in ran and is_cuda_at_hand()
     return Check(name, WARNING if missed else OK, detail, cure if missed else "", seconds={"batch": seconds})
@@ -197,7 +196,7 @@ def _use_store(open_store: Callable[[], Store]) -> tuple[Store, Check]:
             [[hit]] = store.search(collection, vector[None], XQG_VECTOR, 1)
             seconds["search"] = time.perf_counter() - start
             if hit.passage != point.passage:
-                raise StoreError(f"{store.location} gave back another passage than was stored. Cure: report it")
+                raise StoreError(f"{store.location} gave back another passage than was stored.", "report it")
     except BaseException:
         store.close()
         raise
@@ -241,7 +240,7 @@ def _use_all(store: Store, encoder: Encoder, generator: QueryGenerator) -> tuple
         with timed("query"):
             [hit] = answer(store, collection, encoder, passage.title, 1, XQG_VECTOR)
     if hit.found.passage != passage or hit.found.generated_queries != generation.queries:
-        raise StoreError(f"{store.location} gave back another passage than was stored. Cure: report it")
+        raise StoreError(f"{store.location} gave back another passage than was stored.", "report it")
     asked = generation.asked * len(recipe.languages)
     detail = f"{len(generation.queries)} of {asked} generated queries kept, found by its title"
     cure = "use a generator that writes these languages better (--generator)"

@@ -7,8 +7,8 @@
     └── ModelError        6  a model folder or a device cannot be used
         └── OutOfMemoryError     a run needs more memory than the device has left
 
-Every message says what is wrong, where, and one cure. Rows that were rejected while the rest was stored are no
-exception: they are counted, and give exit code 3.
+An error has a message, which says what is wrong and where, and a cure, which says one action. Rejected rows are no
+exception while the rest is stored: they are counted, and give exit code 3.
 """
 
 from __future__ import annotations
@@ -18,9 +18,26 @@ INTERRUPTED_EXIT_CODE = 130
 
 
 class XqgError(Exception):
-    """The root of the tree; `exit_code` is what the command line returns for it."""
+    """The root of the tree.
+
+    Attributes:
+        message: What is wrong, and where.
+        cure: One action that helps; empty where there is none.
+        exit_code: What the command line returns.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, cure: str = "") -> None:
+        super().__init__(message, cure)
+        self.message = message
+        self.cure = cure.removesuffix(".")
+
+    def __str__(self) -> str:
+        if not self.cure:
+            return self.message
+        space = "\n" if "\n" in self.message else " "
+        return f"{self.message}{space}Cure: {self.cure}."
 
 
 class InputError(XqgError):

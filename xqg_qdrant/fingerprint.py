@@ -110,8 +110,8 @@ def refuse_mismatch(
         raise MismatchError(
             f"collection {collection!r} is being retuned:\n"
             + "\n".join(describe_retune(stored))
-            + f"\nCure: wait for it, or if it was interrupted finish it: xqg retune --collection {collection}. "
-            "Nothing was changed."
+            + "\nNothing was changed.",
+            f"wait for it, or if it was interrupted finish it: xqg retune --collection {collection}",
         )
     if layouts := [name for name in differing if name.startswith(LAYOUT_PREFIX)]:
         differing = layouts
@@ -125,9 +125,7 @@ def refuse_mismatch(
         topic = topic if read_layout(stored) else OWN
     cure = cure or CURES.get(topic, "ingest into a new collection")
     raise MismatchError(
-        f"collection {collection!r} was made differently:\n"
-        + "\n".join(lines)
-        + f"\nCure: {cure}. Nothing was changed."
+        f"collection {collection!r} was made differently:\n" + "\n".join(lines) + "\nNothing was changed.", cure
     )
 
 

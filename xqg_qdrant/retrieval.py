@@ -119,7 +119,7 @@ def check_rankings(rankings: Iterable[str]) -> None:
     """
     for ranking in rankings:
         if ranking not in RANKINGS:
-            raise InputError(f"there is no ranking {ranking!r}. Cure: take one of {', '.join(RANKINGS)}.")
+            raise InputError(f"there is no ranking {ranking!r}.", f"take one of {', '.join(RANKINGS)}.")
 
 
 class Ranker:

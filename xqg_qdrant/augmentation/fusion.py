@@ -98,8 +98,8 @@ def check_vectors(vectors: FloatArray, texts: int, dim: int) -> FloatArray:
         ModelError: the array has another shape.
     """
     if vectors.shape != (texts, dim):
-        cure = "Cure: export it again with xqg export"
-        raise ModelError(f"the encoder made {vectors.shape} of {texts} texts, not {(texts, dim)}. {cure}.")
+        cure = "export it again with xqg export"
+        raise ModelError(f"the encoder made {vectors.shape} of {texts} texts, not {(texts, dim)}.", cure)
     return vectors
 
 

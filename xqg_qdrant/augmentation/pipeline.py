@@ -235,7 +235,7 @@ def check_unchanged(store: PointStore, collection: str, fingerprint: Fingerprint
     """Make sure that nobody has deleted or retuned the collection since: a server lets others at it."""
     stored = store.read_fingerprint(collection)
     if stored is None:
-        raise StoreError(f"collection {collection!r} was deleted while it was filled. Cure: run the same again.")
+        raise StoreError(f"collection {collection!r} was deleted while it was filled.", "run the same again.")
     refuse_mismatch(collection, stored, fingerprint)
 
 

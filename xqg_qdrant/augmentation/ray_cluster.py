@@ -51,7 +51,7 @@ def make_plan(nodes: Sequence[Mapping[str, float]], device: str, workers: int, c
         InputError: there is not that much room, so that some would wait for ever; or one GPU of a machine is named.
     """
     if ":" in device:
-        raise InputError(f"{device} is a GPU of one machine, and Ray gives each worker one. Cure: give --device cuda")
+        raise InputError(f"{device} is a GPU of one machine, and Ray gives each worker one.", "give --device cuda")
     cuda = device == "cuda" or (device == "auto" and any(node.get("GPU", 0) >= 1 for node in nodes))
     plan = Plan(workers, cpus or 1, 1 if cuda else 0)
     room = sum(
@@ -62,8 +62,8 @@ def make_plan(nodes: Sequence[Mapping[str, float]], device: str, workers: int, c
         has = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
         raise InputError(
             f"{max(1, workers)} workers of {share} each would wait for ever: the cluster has {has} on {len(nodes)} "
-            f"machines, which is room for {room}. Cure: give --num-workers {max(1, room)} or fewer --threads, or start "
-            "more machines."
+            f"machines, which is room for {room}.",
+            f"give --num-workers {max(1, room)} or fewer --threads, or start more machines.",
         )
     return plan._replace(workers=workers or room)
 
@@ -79,8 +79,8 @@ def connected(address: str) -> Iterator[None]:
         yield
         return
     if address.startswith("ray://"):
-        cure = "Cure: run it on one of the cluster's machines, with its HOST:6379 or auto, or by ray job submit"
-        raise InputError(f"{address} is Ray's client, through which no data sets can be written. {cure}.")
+        cure = "run it on one of the cluster's machines, with its HOST:6379 or auto, or by ray job submit"
+        raise InputError(f"{address} is Ray's client, through which no data sets can be written.", cure)
     # Ray reports its usage over the network, and tells of every worker that comes and goes.
     for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
         os.environ.setdefault(name, value)
@@ -92,8 +92,8 @@ def connected(address: str) -> Iterator[None]:
         with _silent():
             ray.init(address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        cure = "Cure: look at ray status there, or leave --address out to use this machine alone"
-        raise InputError(f"no Ray cluster can be joined at {address}: {error}. {cure}.") from error
+        cure = "look at ray status there, or leave --address out to use this machine alone"
+        raise InputError(f"no Ray cluster can be joined at {address}: {error}.", cure) from error
     # Ray prints what became of workers, tracebacks and all; what matters of it comes as an error of ours.
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         try:

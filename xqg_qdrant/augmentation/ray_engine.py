@@ -164,14 +164,14 @@ class AugmentChunk:
         self._job, self._ledger = job, ledger
         try:
             if ray.get(ledger.start.remote()) > MAX_DEATHS * plan.workers:
-                cure = "Cure: give fewer workers or threads if it is for lack of memory, or look at Ray's logs"
-                raise XqgError(f"workers died {MAX_DEATHS} times without finishing a chunk. {cure}.")
+                cure = "give fewer workers or threads if it is for lack of memory, or look at Ray's logs"
+                raise XqgError(f"workers died {MAX_DEATHS} times without finishing a chunk.", cure)
             self._encoder = Encoder(job.encoder, plan.device, 1)
             self._generator = _open_generator(job, plan.device)
             if describe(self._encoder, self._generator, job.recipe) != job.fingerprint:
                 raise ModelError(
-                    f"the models on {ray.util.get_node_ip_address()} are not those that the ingest was started with. "
-                    "Cure: copy the same folders to every machine."
+                    f"the models on {ray.util.get_node_ip_address()} are not those that the ingest was started with.",
+                    "copy the same folders to every machine.",
                 )
         except XqgError as error:
             # Of what a worker raises before it works Ray keeps only the text.
@@ -255,7 +255,7 @@ def ingest_on_ray(
     check_unchanged(store, job.collection, job.fingerprint)
     chunks, damage, job.inputs.left_over = ray.get(ledger.ended.remote())
     if next_number != chunks and not stop.is_set():
-        raise XqgError(f"Ray lost chunks: {next_number} of {chunks} were stored. Cure: run the same again.")
+        raise XqgError(f"Ray lost chunks: {next_number} of {chunks} were stored.", "run the same again.")
     if damage:
         raise damage[0]
 
@@ -342,5 +342,5 @@ def _explain(error: BaseException) -> XqgError:
             return inner
         inner = getattr(inner, "cause", None) or inner.__cause__
     causes = [line for line in re.findall(r"^[\w.]+: .+$", str(error), re.M) if "UserCodeException" not in line]
-    cure = "Cure: look at Ray's logs on that machine, and run the same again; what is stored stays"
-    return XqgError(f"a worker could not go on: {(causes or [repr(error)])[-1]}. {cure}.")
+    cure = "look at Ray's logs on that machine, and run the same again; what is stored stays"
+    return XqgError(f"a worker could not go on: {(causes or [repr(error)])[-1]}.", cure)

@@ -78,9 +78,7 @@ def make_recipe(generator: QueryGenerator | Lexicon | None, languages: Sequence[
     wanted = tuple(sorted(languages or generator.languages))
     if isinstance(generator, Lexicon):
         if drawn := [name for name in ("seed", *Sampling._fields) if name in given]:
-            raise InputError(
-                f"{drawn[0]} says how a model draws queries, but a lexicon draws none. Cure: leave it out."
-            )
+            raise InputError(f"{drawn[0]} says how a model draws queries, but a lexicon draws none.", "leave it out.")
         recipe = Recipe(wanted, **given)
     else:
         sampled = {name: given.pop(name) for name in Sampling._fields if name in given}
@@ -126,6 +124,6 @@ def read_recipe(fingerprint: Fingerprint) -> Recipe:
         return Recipe(tuple(fields.pop("languages")), sampling, **fields)
     except (KeyError, TypeError) as error:
         raise MismatchError(
-            f"the collection was made by another version of xqg, whose recipe this one cannot read ({error}). "
-            "Cure: use that version, or ingest into a new collection"
+            f"the collection was made by another version of xqg, whose recipe this one cannot read ({error}).",
+            "use that version, or ingest into a new collection",
         ) from error

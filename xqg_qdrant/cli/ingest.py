@@ -340,7 +340,7 @@ def generate(
     try:
         from xqg_qdrant.stores.parquet import ParquetFolder, find_metadata_kind
     except ModuleNotFoundError as error:
-        raise InputError(f"Parquet needs an extra ({error}). Cure: pip install 'xqg-qdrant[parquet]'.") from error
+        raise InputError(f"Parquet needs an extra ({error}).", "pip install 'xqg-qdrant[parquet]'.") from error
     if "-" in files:
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
     inputs = Inputs(files, id_field=id_field)

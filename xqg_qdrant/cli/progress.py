@@ -309,7 +309,7 @@ def run_sample(
                 stop.set()
     if not stored:
         raise InputError(
-            f"none of {len(passages)} passages could be stored. Cure: ingest a few of them with xqg ingest to see why."
+            f"none of {len(passages)} passages could be stored.", "ingest a few of them with xqg ingest to see why."
         )
     return stored, time.perf_counter() - start
 

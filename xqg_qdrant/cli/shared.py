@@ -174,7 +174,9 @@ class Group(click.Group):
         except XqgError as error:
             if ctx.params.get("verbose"):
                 echo(traceback.format_exc(), err=True, nl=False)
-            echo(f"Error: {error}", err=True)
+            echo(f"Error: {error.message}", err=True)
+            if error.cure:
+                echo(f"Cure: {error.cure}.", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             echo("Interrupted.", err=True)
@@ -257,14 +259,14 @@ def check_ray(files: Sequence[str], location: str) -> None:
     from xqg_qdrant.stores import is_server
 
     if not is_server(location):
-        cure = "Cure: give a server's URL (--store), or leave out --engine ray"
-        raise InputError(f"the store {location!r} takes one writer, and Ray's workers are several. {cure}.")
+        cure = "give a server's URL (--store), or leave out --engine ray"
+        raise InputError(f"the store {location!r} takes one writer, and Ray's workers are several.", cure)
     if "-" in files:
-        raise InputError("Ray's workers cannot read the standard input of this process. Cure: give a file.")
+        raise InputError("Ray's workers cannot read the standard input of this process.", "give a file.")
     try:
         import xqg_qdrant.augmentation.ray_engine  # noqa: F401
     except ModuleNotFoundError as error:
-        raise InputError(f"--engine ray needs an extra ({error}). Cure: pip install 'xqg-qdrant[ray]'.") from error
+        raise InputError(f"--engine ray needs an extra ({error}).", "pip install 'xqg-qdrant[ray]'.") from error
 
 
 def run_on_ray(

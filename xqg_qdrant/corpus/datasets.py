@@ -226,13 +226,13 @@ def _load(source: str, part: str) -> Any:  # noqa: ANN401
     try:
         import ir_datasets
     except ImportError as error:
-        raise InputError(f"{source}: needs an extra. Cure: pip install 'xqg-qdrant[datasets]'.") from error
+        raise InputError(f"{source}: needs an extra.", "pip install 'xqg-qdrant[datasets]'.") from error
     try:
         dataset = ir_datasets.load(source.removeprefix(CATALOGUE))
     except KeyError as error:
-        raise InputError(f"{source}: ir_datasets knows no such id. Cure: look it up with ir_datasets list.") from error
+        raise InputError(f"{source}: ir_datasets knows no such id.", "look it up with ir_datasets list.") from error
     if part and not getattr(dataset, f"has_{part}")():
-        raise InputError(f"{source}: has no {part}. Cure: give an id that has, such as that of a split or of all.")
+        raise InputError(f"{source}: has no {part}.", "give an id that has, such as that of a split or of all.")
     return dataset
 
 
@@ -244,5 +244,5 @@ def _explained(source: str) -> Iterator[None]:
     except (InputError, GeneratorExit):
         raise
     except Exception as error:
-        cure = "Cure: check the network, or put the files where ir_datasets says that it looks for them"
-        raise InputError(f"{source}: ir_datasets cannot read it ({error!r:.300}). {cure}.") from error
+        cure = "check the network, or put the files where ir_datasets says that it looks for them"
+        raise InputError(f"{source}: ir_datasets cannot read it ({error!r:.300}).", cure) from error

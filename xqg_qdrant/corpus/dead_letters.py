@@ -37,8 +37,8 @@ class DeadLetters:
         self._empty = True
         for name in filter(None, inputs):
             if os.path.exists(path) and os.path.exists(name) and os.path.samefile(path, name):
-                cure = "Cure: name another file with --dead-letters"
-                raise InputError(f"{name} is to be read, and is the file that rejected rows are written to. {cure}.")
+                cure = "name another file with --dead-letters"
+                raise InputError(f"{name} is to be read, and is the file that rejected rows are written to.", cure)
 
     def __enter__(self) -> DeadLetters:
         return self
@@ -71,8 +71,8 @@ class DeadLetters:
             raise self._explain(error) from error
 
     def _explain(self, error: OSError) -> InputError:
-        cure = "Cure: free space there or name another file with --dead-letters, and run the same again"
-        return InputError(f"cannot write rejected rows to {self.path}: {error.strerror or error}. {cure}.")
+        cure = "free space there or name another file with --dead-letters, and run the same again"
+        return InputError(f"cannot write rejected rows to {self.path}: {error.strerror or error}.", cure)
 
 
 def _shorten(reject: Reject) -> Reject:

@@ -34,14 +34,14 @@ def existing_file(path: str | Path, in_folder: str) -> Path:
     try:
         if not given.is_dir():
             if not given.exists():
-                raise InputError(f"{path}: there is no such file. Cure: check the path.")
+                raise InputError(f"{path}: there is no such file.", "check the path.")
             return given
         for file in (given / in_folder, given / f"{in_folder}.gz"):
             if file.is_file():
                 return file
     except (OSError, ValueError) as error:  # not allowed to look, too long a name, a NUL in it
-        raise InputError(f"{path}: cannot be looked at ({error}). Cure: check the path and its rights.") from error
-    raise InputError(f"{path}: the folder holds no {in_folder}. Cure: give the file itself.")
+        raise InputError(f"{path}: cannot be looked at ({error}).", "check the path and its rights.") from error
+    raise InputError(f"{path}: the folder holds no {in_folder}.", "give the file itself.")
 
 
 def corpus_files(source: str) -> list[str]:
@@ -96,7 +96,7 @@ def opened_file(path: str) -> Iterator[IO[bytes]]:
     try:
         if path == "-":
             if sys.stdin is None:
-                raise InputError("standard input is closed. Cure: pipe the rows into the command, or name a file.")
+                raise InputError("standard input is closed.", "pipe the rows into the command, or name a file.")
             yield sys.stdin.buffer
             return
         with io.BufferedReader(open_remote(path)) if is_remote(path) else open(path, "rb") as file:
@@ -106,10 +106,10 @@ def opened_file(path: str) -> Iterator[IO[bytes]]:
             else:
                 yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: the gzip file is damaged ({error}). Cure: make it anew.") from error
+        raise InputError(f"{path}: the gzip file is damaged ({error}).", "make it anew.") from error
     except OSError as error:
-        cure = "Cure: check that it is still there, and its rights"
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}). {cure}.") from error
+        cure = "check that it is still there, and its rights"
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}).", cure) from error
 
 
 def is_remote(path: str) -> bool:
@@ -136,14 +136,14 @@ def list_remote(url: str) -> list[str]:
         kind = system.get_file_info(path).type
         found = system.get_file_info(FileSelector(path)) if kind == FileType.Directory else []
     except OSError as error:
-        raise InputError(f"{url}: cannot be looked at ({error}). Cure: check the URL and your keys.") from error
+        raise InputError(f"{url}: cannot be looked at ({error}).", "check the URL and your keys.") from error
     if kind == FileType.NotFound:
-        raise InputError(f"{url}: there is no such file. Cure: check the URL.")
+        raise InputError(f"{url}: there is no such file.", "check the URL.")
     if kind == FileType.File:
         return [url]
     names = sorted(file.base_name for file in found if file.base_name.endswith(".parquet"))
     if not names:
-        raise InputError(f"{url}: the folder holds no Parquet file. Cure: give the files themselves.")
+        raise InputError(f"{url}: the folder holds no Parquet file.", "give the files themselves.")
     return [f"{url.rstrip('/')}/{name}" for name in names]
 
 
@@ -153,11 +153,11 @@ def _find_system(url: str) -> tuple[Any, str]:
         import pyarrow
         from pyarrow.fs import FileSystem
     except ImportError as error:
-        cure = "Cure: pip install 'xqg-qdrant[parquet]'"
-        raise InputError(f"{url}: object stores need an extra. {cure}.") from error
+        cure = "pip install 'xqg-qdrant[parquet]'"
+        raise InputError(f"{url}: object stores need an extra.", cure) from error
     try:
         system, path = FileSystem.from_uri(url)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        cure = "Cure: write s3://BUCKET/FILE, gs://BUCKET/FILE or a path"
-        raise InputError(f"{url}: no URL that can be opened ({error}). {cure}.") from error
+        cure = "write s3://BUCKET/FILE, gs://BUCKET/FILE or a path"
+        raise InputError(f"{url}: no URL that can be opened ({error}).", cure) from error
     return system, path

@@ -136,8 +136,8 @@ def parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
         with pq.ParquetFile(open_remote(path) if is_remote(path) else path) as file:
             names = file.schema_arrow.names
             if set(id_fields).isdisjoint(names):
-                cure = "Cure: name the one that holds the id with --id-field"
-                raise InputError(f"{path}: no column is named {' or '.join(id_fields)}. {cure}.")
+                cure = "name the one that holds the id with --id-field"
+                raise InputError(f"{path}: no column is named {' or '.join(id_fields)}.", cure)
             _refuse_repeated(path, names)
             kept = (file.schema_arrow.metadata or {}).get(PASSAGE_COLUMNS)
             columns = kept.decode().split(",") if kept else None
@@ -146,8 +146,8 @@ def parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
             for number, (fields, problem) in enumerate(found, start=1):
                 yield FileRow(number, "", fields, problem)
     except (pa.ArrowException, OSError) as error:
-        cure = "Cure: make it anew"
-        raise InputError(f"{path}: not a Parquet file that can be read ({error}). {cure}.") from error
+        cure = "make it anew"
+        raise InputError(f"{path}: not a Parquet file that can be read ({error}).", cure) from error
 
 
 def _decode(line: bytes) -> tuple[str, str]:
@@ -190,8 +190,8 @@ def _checked_header(
 ) -> list[str]:
     if not is_header:
         raise InputError(
-            f"{path}: the first line names no id and text columns. Cure: begin the file with a line such as "
-            f"{id_fields[0]}, {text_fields[0]}, title, parted by tabs."
+            f"{path}: the first line names no id and text columns.",
+            f"begin the file with a line such as {id_fields[0]}, {text_fields[0]}, title, parted by tabs.",
         )
     _refuse_repeated(path, cells)
     return cells
@@ -200,7 +200,7 @@ def _checked_header(
 def _refuse_repeated(path: str, columns: Sequence[str]) -> None:
     repeated = [name for name in columns if columns.count(name) > 1]
     if repeated:
-        raise InputError(f"{path}: two columns are named {repeated[0]!r}. Cure: rename one.")
+        raise InputError(f"{path}: two columns are named {repeated[0]!r}.", "rename one.")
 
 
 def _cells(line: str, expected: int) -> list[str]:
@@ -251,8 +251,8 @@ def _import_pyarrow(path: str) -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        cure = "Cure: pip install 'xqg-qdrant[parquet]'"
-        raise InputError(f"{path}: Parquet needs an extra. {cure}.") from error
+        cure = "pip install 'xqg-qdrant[parquet]'"
+        raise InputError(f"{path}: Parquet needs an extra.", cure) from error
     return pyarrow, pyarrow.parquet
 
 
@@ -302,13 +302,13 @@ def squad_rows(path: str) -> Iterator[FileRow]:
         with opened_file(path) as file:
             articles = json.loads(file.read())["data"]
     except (ValueError, RecursionError, TypeError, KeyError) as error:
-        cure = "Cure: give a JSON file of SQuAD, MLQA or XQuAD, or one JSON object a line"
-        raise InputError(f"{path}: neither SQuAD's JSON nor JSON lines ({error!r:.200}). {cure}.") from error
+        cure = "give a JSON file of SQuAD, MLQA or XQuAD, or one JSON object a line"
+        raise InputError(f"{path}: neither SQuAD's JSON nor JSON lines ({error!r:.200}).", cure) from error
     number = 0
     for article in articles if isinstance(articles, list) else (articles,):
         paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
         if not isinstance(paragraphs, list):
-            raise InputError(f"{path}: after paragraph {number}, an article without paragraphs. Cure: check the file.")
+            raise InputError(f"{path}: after paragraph {number}, an article without paragraphs.", "check the file.")
         for paragraph in paragraphs:
             number += 1
             if isinstance(paragraph, dict):
@@ -335,11 +335,11 @@ def topic_rows(path: str) -> Iterator[FileRow]:
     try:
         document = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error}). Cure: convert it with iconv.") from error
+        raise InputError(f"{path}: not UTF-8 ({error}).", "convert it with iconv.") from error
     found = list(TOPIC.finditer(document))
     if not found:
-        cure = "Cure: give topics as <top> … </top> with <num> and <title>, or a TSV file of id and text"
-        raise InputError(f"{path}: begins with a tag, and holds no <top> … </top>. {cure}.")
+        cure = "give topics as <top> … </top> with <num> and <title>, or a TSV file of id and text"
+        raise InputError(f"{path}: begins with a tag, and holds no <top> … </top>.", cure)
     for topic in found:
         fields: dict[str, Any] = {}
         if number := NUMBER.search(topic[1]):

@@ -101,7 +101,7 @@ def read_generated_queries(
         InputError: There is no such file, or it is none that is read.
     """
     if not str(path).endswith((".jsonl", ".jsonl.gz")):
-        raise InputError(f"{path}: unknown kind of file of queries. Cure: give a .jsonl or .jsonl.gz file.")
+        raise InputError(f"{path}: unknown kind of file of queries.", "give a .jsonl or .jsonl.gz file.")
     file = str(existing_file(path, ""))
     return _generated_queries(file, (id_field, *ID_FIELDS) if id_field else ID_FIELDS)
 
@@ -133,8 +133,8 @@ def _open_file(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
         return squad_rows(path)
     if path == "-" or path.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
         return jsonl_rows(path)
-    cure = "Cure: give a .jsonl, .jsonl.gz, .json, .json.gz, .tsv, .tsv.gz or .parquet file"
-    raise InputError(f"{path}: unknown kind of file. {cure}.")
+    cure = "give a .jsonl, .jsonl.gz, .json, .json.gz, .tsv, .tsv.gz or .parquet file"
+    raise InputError(f"{path}: unknown kind of file.", cure)
 
 
 def _passages(
@@ -146,8 +146,8 @@ def _passages(
         if not queried and fields.get(GENERATED_QUERIES_FIELD) is not None:
             problem = f"brings {GENERATED_QUERIES_FIELD}, which only --queries corpus uses"
             if not place:  # then most likely every row does
-                cure = "Cure: ingest with --queries corpus, or remove the field"
-                raise InputError(f"{source}, line {row.line}: {problem}. {cure}.")
+                cure = "ingest with --queries corpus, or remove the field"
+                raise InputError(f"{source}, line {row.line}: {problem}.", cure)
         if queried and not problem:
             queries, problem = _take_queries(fields.pop(GENERATED_QUERIES_FIELD, None))
         passage, problem = (None, problem) if problem else _passage(fields, id_fields)

@@ -63,13 +63,13 @@ def read_questions(sources: Sequence[str | Path], language: str = "") -> Questio
                 if question.is_id_shared and len(sources) > 1 and language_code:
                     query_id = f"{query_id}-{language_code}"
                 if query_id in queries:
-                    cure = "Cure: correct or remove this row, or evaluate the files one by one"
-                    raise InputError(f"{where}: the id {query_id!r} was there before. {cure}.")
+                    cure = "correct or remove this row, or evaluate the files one by one"
+                    raise InputError(f"{where}: the id {query_id!r} was there before.", cure)
                 queries[query_id] = query._replace(query_id=query_id, language=language_code)
                 file_ids[query_id] = query.query_id
                 qrels += (Qrel(query_id, name, relevance) for name, relevance in question.relevant.items())
         if len(queries) == count:
-            raise InputError(f"{file}: holds no questions. Cure: give a file with one question a line.")
+            raise InputError(f"{file}: holds no questions.", "give a file with one question a line.")
         if datasets.is_catalogued(source):
             qrels += datasets.catalogued_judgements(str(source), required=False)
     return QuestionSet(list(queries.values()), qrels, file_ids)
@@ -107,7 +107,7 @@ def _queries(row: FileRow, where: str) -> Iterator[tuple[QuestionRow, Query]]:
     except ValueError as error:
         problem = str(error)
     if problem:
-        raise InputError(f"{where}: {problem}. Cure: correct or remove this row.")
+        raise InputError(f"{where}: {problem}.", "correct or remove this row.")
 
 
 def _query(question: QuestionRow) -> tuple[Query | None, str]:

@@ -50,11 +50,11 @@ def write_demo(folder: Path) -> dict[str, Path]:
     written = {what: folder / name for what, (_, name) in originals.items()}
     for path in written.values():
         if path.exists():
-            raise InputError(f"{path} is there already. Cure: name another folder.")
+            raise InputError(f"{path} is there already.", "name another folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for what, (original, _) in originals.items():
             shutil.copyfile(original, written[what])
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error}. Cure: name another folder.") from error
+        raise InputError(f"{folder} cannot be written: {error}.", "name another folder.") from error
     return written

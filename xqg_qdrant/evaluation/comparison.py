@@ -312,8 +312,8 @@ def read_system_predictions(path: Path, query_ids: Collection[str]) -> SystemRun
     for query_id, _, contexts in read_predictions(path):
         if query_id in run:
             raise InputError(
-                f"{path}: two predictions for question {query_id!r}. Cure: remove one, or score the file with --gold, "
-                "which counts both as the official script does."
+                f"{path}: two predictions for question {query_id!r}.",
+                "remove one, or score the file with --gold, which counts both as the official script does.",
             )
         if query_id in query_ids:
             run[query_id] = [ScoredPassage(Passage("", text), 1 / rank) for rank, text in enumerate(contexts, start=1)]
@@ -330,9 +330,7 @@ def with_passages(run: SystemRun, passages: Mapping[str, Passage]) -> SystemRun:
 
 def _checked(path: Path, run: SystemRun) -> SystemRun:
     if not run:
-        raise InputError(
-            f"{path}: holds nothing for any of the questions. Cure: check that the ids of both files agree."
-        )
+        raise InputError(f"{path}: holds nothing for any of the questions.", "check that the ids of both files agree.")
     return run
 
 

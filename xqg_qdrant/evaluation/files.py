@@ -170,7 +170,7 @@ def _table(path: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the line number and the cells of each line that is not blank; tabs part them or, without any, spaces."""
     for number, line in enumerate(file_lines(path), start=1):
         if is_cut(line):
-            raise InputError(f"{path}, line {number}: a line of {len(line):,} bytes or more. Cure: check the file.")
+            raise InputError(f"{path}, line {number}: a line of {len(line):,} bytes or more.", "check the file.")
         try:
             text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
@@ -221,7 +221,7 @@ def read_judged_questions(
     ]
     if not of_these:
         raise InputError(
-            f"{qrels}: judges none of the {len(queries)} questions. Cure: give the judgements of these questions, and "
-            "check that the ids agree."
+            f"{qrels}: judges none of the {len(queries)} questions.",
+            "give the judgements of these questions, and check that the ids agree.",
         )
     return queries, of_these

@@ -35,7 +35,7 @@ def pair_results(first: Results, second: Results, runs: tuple[str, str] | None, 
         short = first.folder.resolve().name != second.folder.resolve().name
         names = [f"{r.folder.resolve().name if short else r.folder}/{name}" for r, name in chosen]
     if names[0] == names[1]:
-        raise InputError(f"{first.folder}: a run is compared with itself. Cure: name two with --runs.")
+        raise InputError(f"{first.folder}: a run is compared with itself.", "name two with --runs.")
     values = {label: results.values[name] for label, (results, name) in zip(names, chosen, strict=True)}
     report = make_report(languages_of(first.queries), values, test, _note_differences(first, second))
     return Pair(report, {label: _load_run(*side) for label, side in zip(names, chosen, strict=True)})
@@ -44,9 +44,9 @@ def pair_results(first: Results, second: Results, runs: tuple[str, str] | None, 
 def _find_run(results: Results, name: str) -> str:
     if not results.values:
         kind = results.manifest["kind"]
-        raise InputError(f"{results.folder}: holds the results of a {kind}. Cure: give those of xqg evaluate --save.")
+        raise InputError(f"{results.folder}: holds the results of a {kind}.", "give those of xqg evaluate --save.")
     if name and name not in results.values:
-        raise InputError(f"{results.folder}: has no run {name!r}. Cure: name one of {', '.join(results.values)}.")
+        raise InputError(f"{results.folder}: has no run {name!r}.", f"name one of {', '.join(results.values)}.")
     return name or (XQG_VECTOR if XQG_VECTOR in results.values else list(results.values)[-1])
 
 
@@ -72,9 +72,8 @@ def _refuse_other_data(first: Results, second: Results) -> None:
         lines.append(f"  settings.word_rules: {rules[0]!r}, now {rules[1]!r}")
     if lines:
         raise InputError(
-            f"{first.folder} and {second.folder} were measured on different data:\n"
-            + "\n".join(lines)
-            + "\nCure: evaluate both with the same --questions, --qrels and --word-rules."
+            f"{first.folder} and {second.folder} were measured on different data:\n" + "\n".join(lines),
+            "evaluate both with the same --questions, --qrels and --word-rules",
         )
 
 

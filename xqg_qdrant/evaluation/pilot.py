@@ -46,7 +46,7 @@ def draw_sample(rows: Iterable[Passage | Reject], size: int, seed: int, wanted: 
         elif item > drawn[0]:
             heapq.heapreplace(drawn, item)
     if not drawn:
-        raise InputError(f"the corpus holds no passage that can be used ({rejected} rows rejected). Cure: look at it.")
+        raise InputError(f"the corpus holds no passage that can be used ({rejected} rows rejected).", "look at it.")
     # Whoever measures the first of them, where none is wanted, shall measure any.
     return Sample(tuple(passage for *_, passage in sorted(drawn, reverse=True)), corpus, rejected)
 
@@ -69,7 +69,8 @@ def choose_questions(
     if not judged:
         raise InputError(
             f"none of the {len(queries)} questions has a passage that is judged relevant, so nobody knows what belongs "
-            "into a sample. Cure: give --qrels for these questions, or no questions."
+            "into a sample.",
+            "give --qrels for these questions, or no questions.",
         )
     chosen, wanted = [], set[str]()
     for query in judged:

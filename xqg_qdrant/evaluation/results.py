@@ -170,7 +170,7 @@ def check_folder(folder: Path) -> None:
             return
     except (InputError, OSError):
         pass
-    raise InputError(f"{folder}: is there, and holds no results of xqg. Cure: name another folder.")
+    raise InputError(f"{folder}: is there, and holds no results of xqg.", "name another folder.")
 
 
 @contextmanager
@@ -260,12 +260,12 @@ def read_results(folder: Path) -> Results:
             for run, measures in found.items()
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder}: its questions or values are damaged ({error!r}). {REPEAT}") from error
+        raise InputError(f"{folder}: its questions or values are damaged ({error!r}).", REPEAT) from error
     qrels = read_qrels(folder / QRELS) if (folder / QRELS).exists() else []
     return Results(folder, manifest, queries, qrels, values)
 
 
-REPEAT = "Cure: make the results again, with --save."
+REPEAT = "make the results again, with --save."
 
 
 def is_results(folder: Path) -> bool:
@@ -275,10 +275,10 @@ def is_results(folder: Path) -> bool:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     if not is_results(folder):
-        raise InputError(f"{folder}: is no results folder, it has no {MANIFEST}. {REPEAT}")
+        raise InputError(f"{folder}: is no results folder, it has no {MANIFEST}.", REPEAT)
     manifest = _read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("kind") not in KINDS:
-        raise InputError(f"{folder / MANIFEST}: tells no kind of results that this version of xqg knows. {REPEAT}")
+        raise InputError(f"{folder / MANIFEST}: tells no kind of results that this version of xqg knows.", REPEAT)
     return manifest
 
 
@@ -287,7 +287,7 @@ def _read_json(path: Path) -> Any:  # noqa: ANN401
         with opened_file(str(path)) as file:
             return json.loads(file.read())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is damaged ({error}). {REPEAT}") from error
+        raise InputError(f"{path}: is damaged ({error}).", REPEAT) from error
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -296,7 +296,7 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {number}: is damaged ({error}). {REPEAT}") from error
+                raise InputError(f"{path}, line {number}: is damaged ({error}).", REPEAT) from error
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -98,13 +98,13 @@ def read_pairs(sources: Sequence[str | Path], language: str = "") -> tuple[list[
             if not problem and (is_blank(first) or is_blank(second)):
                 problem = "a sentence is empty"
             if problem:
-                raise InputError(f"{where}: {problem}. Cure: correct or remove this row.")
+                raise InputError(f"{where}: {problem}.", "correct or remove this row.")
             if NOT_TRANSLATED in (first.strip(), second.strip()):
                 left_out += 1
             else:
                 pairs.append(Pair(where, code, first, second, label == "1"))
         if len(pairs) + left_out == count:
-            raise InputError(f"{file}: holds no pairs. Cure: give a TSV file with sentence1, sentence2 and label.")
+            raise InputError(f"{file}: holds no pairs.", "give a TSV file with sentence1, sentence2 and label.")
     return pairs, left_out
 
 
@@ -168,7 +168,7 @@ def report_agreements(agreements: Iterable[Agreement], left_out: int = 0) -> Rep
             for measure, value in measures.items():
                 shares[name].setdefault(f"{measure} {KINDS[pair.is_paraphrase]}", {})[pair.pair_id] = 100 * value
     if not languages:
-        raise InputError(f"no pair is left: all {left_out} are {NOT_TRANSLATED}. Cure: give another file.")
+        raise InputError(f"no pair is left: all {left_out} are {NOT_TRANSLATED}.", "give another file.")
     notes = ["paraphrases should agree much and near-misses little; AUC is how often a paraphrase agrees more"]
     if left_out:
         notes.append(f"pairs left out because a sentence is {NOT_TRANSLATED}, not translated: {left_out}")

@@ -144,8 +144,8 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
         found: FloatArray = np.concatenate([encoder.encode_passages(passages), encoder.encode_queries(queries)])
         if not np.isfinite(found).all():
             raise ModelError(
-                f"{checkpoint.source} outgrows the type it was to be exported in: its vectors are no numbers. Cure: "
-                "choose bfloat16 or float32"
+                f"{checkpoint.source} outgrows the type it was to be exported in: its vectors are no numbers.",
+                "choose bfloat16 or float32",
             )
         similar = cosines(expected, found)
         return {"lowest_cosine": round(float(similar.min()), 7), "mean_cosine": round(float(similar.mean()), 7)}

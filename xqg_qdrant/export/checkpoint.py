@@ -86,9 +86,9 @@ def refuse_weights(source: str, folder: Path) -> NoReturn:
     if not other:
         raise InputError(f"{source} holds no weights: there is no {WEIGHTS} in it")
     raise InputError(
-        f"{source} holds its weights as {other[0]}, which is not read: such a file can run code when it is loaded. "
-        "Cure: export a version in safetensors. https://huggingface.co/spaces/safetensors/convert makes one of a "
-        "public model, as a pull request: --revision refs/pr/NUMBER; docs/how-to/own-models.md converts a folder"
+        f"{source} holds its weights as {other[0]}, which is not read: such a file can run code when it is loaded.",
+        "export a version in safetensors. https://huggingface.co/spaces/safetensors/convert makes one of a "
+        "public model, as a pull request: --revision refs/pr/NUMBER; docs/how-to/own-models.md converts a folder",
     )
 
 

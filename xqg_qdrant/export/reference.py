@@ -166,8 +166,8 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
     loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
     if checkpoint.config["model_type"] in MODEL_TYPES and not hasattr(transformers, "GteModel"):
         raise InputError(
-            f"{checkpoint.source} is of an architecture that transformers {transformers.__version__} does not have. "
-            "Cure: pip install --upgrade transformers"
+            f"{checkpoint.source} is of an architecture that transformers {transformers.__version__} does not have.",
+            "pip install --upgrade transformers",
         )
     if checkpoint.config["model_type"] == "new":
         loader = transformers.GteModel
@@ -176,14 +176,15 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
         model, found = loader.from_pretrained(checkpoint.path, output_loading_info=True, **given)
     except Exception as error:  # the library raises nothing narrower
         raise InputError(
-            f"transformers cannot load {checkpoint.source}: {error}. Cure: look at its files, or download it again"
+            f"transformers cannot load {checkpoint.source}: {error}.", "look at its files, or download it again"
         ) from error
     # transformers draws missing weights at random; of a pooler none are used.
     missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise InputError(
             f"{checkpoint.source} lacks {len(missing)} weights of a {checkpoint.config['model_type']}, such as "
-            f"{missing[0]}. Cure: export a checkpoint that is whole and of that architecture"
+            f"{missing[0]}.",
+            "export a checkpoint that is whole and of that architecture",
         )
     return model.eval()
 

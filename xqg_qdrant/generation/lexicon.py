@@ -49,7 +49,7 @@ class Lexicon:
                 language, words, translation = _read_entry(line, f"{path}:{number}")
                 self._entries.setdefault(language, {}).setdefault(words, translation)
         if not self._entries:
-            raise InputError(f"{path} holds no entry. Cure: give lines of language, words, translation.")
+            raise InputError(f"{path} holds no entry.", "give lines of language, words, translation.")
         self._sha256 = digest.hexdigest()
         self.languages: tuple[str, ...] = tuple(sorted(self._entries))
 
@@ -68,7 +68,7 @@ class Lexicon:
         for language in languages:
             if language not in self._entries:
                 known = ", ".join(self.languages)
-                raise InputError(f"{self.path} holds no {language!r}, but {known}. Cure: name some of these.")
+                raise InputError(f"{self.path} holds no {language!r}, but {known}.", "name some of these.")
         found = []
         for passage in passages:
             words = tuple(split_words(f"{passage.title} {passage.text}"))
@@ -86,12 +86,12 @@ def _read_entry(line: bytes, where: str) -> tuple[str, Words, str]:
     try:
         language, english, translation = line.decode("utf-8").strip().split("\t")
     except ValueError as error:  # also what is not UTF-8
-        cure = "Cure: write each entry as language, words and translation with tabs between"
-        raise InputError(f"{where}: not three columns of UTF-8: {line[:80]!r}. {cure}.") from error
+        cure = "write each entry as language, words and translation with tabs between"
+        raise InputError(f"{where}: not three columns of UTF-8: {line[:80]!r}.", cure) from error
     words, translation = tuple(split_words(english)), " ".join(translation.split())
     if not (language and words and translation) or len(words) > LONGEST_PHRASE:
-        cure = f"Cure: give a language, 1 to {LONGEST_PHRASE} words and their translation"
-        raise InputError(f"{where}: no entry of a lexicon: {line[:80]!r}. {cure}.")
+        cure = f"give a language, 1 to {LONGEST_PHRASE} words and their translation"
+        raise InputError(f"{where}: no entry of a lexicon: {line[:80]!r}.", cure)
     return language, words, translation
 
 

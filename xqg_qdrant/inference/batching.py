@@ -51,8 +51,8 @@ class Budget:
                     if len(batch) == 1:
                         said = " ".join(str(error).split())
                         raise ModelError(
-                            f"a single run of {size(batch)} {self._unit} finds no room: {said}. "
-                            "Cure: free memory of the device (nvidia-smi tells who has it), or use --device cpu"
+                            f"a single run of {size(batch)} {self._unit} finds no room: {said}.",
+                            "free memory of the device (nvidia-smi tells who has it), or use --device cpu",
                         ) from error
                     self._halve(size(batch))
                     break

@@ -118,7 +118,8 @@ class Encoder:
         if "input_ids" not in inputs or inputs - known or not fits:
             raise ModelError(
                 f"{self.folder.path / self.graph} gives {list(shape)} from {sorted(inputs)}, which is no encoder of "
-                f"{wanted}. Cure: export it again: xqg export CHECKPOINT {self.folder.path}"
+                f"{wanted}.",
+                f"export it again: xqg export CHECKPOINT {self.folder.path}",
             )
 
     def _encode(self, texts: list[str], max_tokens: int) -> FloatArray:

@@ -74,7 +74,8 @@ class ForeignDecoder:
             if not needed <= taken <= known or not given <= found or len(logits) != 3:
                 raise ModelError(
                     f"{self._path / name} takes {sorted(taken)} and gives {sorted(found)}, which is not what optimum's "
-                    f"graph of this name does. Cure: export the checkpoint: xqg export CHECKPOINT {self._path}-xqg"
+                    "graph of this name does.",
+                    f"export the checkpoint: xqg export CHECKPOINT {self._path}-xqg",
                 )
 
 
@@ -119,7 +120,7 @@ class ForeignStep:
         logits, *caches = _run(session, feeds, [LOGITS, *presents.values()])
         self._caches.update(zip(presents, caches, strict=True))
         if any(len(result) != rows for result in (logits, *caches)):
-            raise ModelError("a decoder's graph gave another number of rows than it took. Cure: export the model again")
+            raise ModelError("a decoder's graph gave another number of rows than it took.", "export the model again")
         return logits[:, -1].astype(np.float32)
 
 
@@ -139,7 +140,7 @@ def choose_ids(logits: npt.NDArray[np.float32], noise: Noise, temperature: float
         ModelError: a logit is no number.
     """
     if np.isnan(logits).any():
-        raise ModelError("a decoder's graph gave logits that are no numbers. Cure: export it again, in float32")
+        raise ModelError("a decoder's graph gave logits that are no numbers.", "export it again, in float32")
     top_k = min(noise.shape[1], logits.shape[1])
     least = np.partition(logits, -top_k, axis=1)[:, -top_k]
     next_ids = np.empty(len(logits), dtype=np.int64)

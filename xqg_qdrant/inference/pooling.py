@@ -47,8 +47,8 @@ class Dense(NamedTuple):
         """
         if vector.shape != self.weight.shape[1:]:
             raise ModelError(
-                f"a Dense layer takes {self.weight.shape[1]} numbers, and the layer before it gives {len(vector)}. "
-                "Cure: take the model's folder from its source again"
+                f"a Dense layer takes {self.weight.shape[1]} numbers, and the layer before it gives {len(vector)}.",
+                "take the model's folder from its source again",
             )
         return self.activate(self.weight @ vector + self.bias)
 
@@ -114,8 +114,8 @@ def read_dense(config_path: Path, weights_path: Path) -> Dense:
         if weight.ndim != 2 or bias.shape != weight.shape[:1]:
             raise ValueError(f"has a weight of shape {weight.shape} and a bias of shape {bias.shape}")
     except (ValueError, RecursionError) as error:
-        cure = f"Cure: use another model, or export it: xqg export CHECKPOINT {config_path.parents[1]}-xqg"
-        raise ModelError(f"{config_path.parent} {error}. {cure}") from error
+        cure = f"use another model, or export it: xqg export CHECKPOINT {config_path.parents[1]}-xqg"
+        raise ModelError(f"{config_path.parent} {error}.", cure) from error
     return Dense(weight, bias, ACTIVATIONS[name])
 
 

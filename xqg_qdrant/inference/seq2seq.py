@@ -350,6 +350,6 @@ def _check_graphs(graphs: Graphs, folder: Path) -> None:
     for place, found, wanted in checked:
         if set(found) != wanted:
             raise ModelError(
-                f"{place} of {folder} has {sorted(found)}, where {sorted(wanted)} is needed. "
-                f"Cure: export it again: xqg export CHECKPOINT {folder}"
+                f"{place} of {folder} has {sorted(found)}, where {sorted(wanted)} is needed.",
+                f"export it again: xqg export CHECKPOINT {folder}",
             )

@@ -31,9 +31,10 @@ DEVICE = re.compile(rf"{AUTO}|{CPU}|{CUDA}(:[0-9]{{1,2}})?")
 # Where a graph that is opened from bytes finds its weights.
 EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 CUDA_PROVIDER = "CUDAExecutionProvider"
-NO_CUDA = (
-    "CUDA was asked for, but does not run here. Cure: install its libraries with: pip install 'xqg-qdrant[cuda]', "
-    "check that nvidia-smi sees the GPU, or use --device cpu"
+NO_CUDA = "CUDA was asked for, but does not run here."
+CUDA_CURE = (
+    "install its libraries with: pip install 'xqg-qdrant[cuda]', check that nvidia-smi sees the GPU, "
+    "or use --device cpu"
 )
 # What the runtime, CUDA and its libraries say where memory ends; there is no kind of exception of its own for it.
 OUT_OF_MEMORY = re.compile(r"Failed to allocate memory|out of memory|ALLOC_FAILED|bad[_ ]alloc")
@@ -109,7 +110,7 @@ class Session:
         if CUDA_PROVIDER not in self._session.get_providers():
             self._kind, self._number = CPU, 0
             if wanted != CPU and not (optional or device == AUTO):
-                raise ModelError(f"{NO_CUDA}{f' (the runtime said: {said})' if said else ''}")
+                raise ModelError(f"{NO_CUDA}{f' The runtime said: {said}' if said else ''}", CUDA_CURE)
         self.device = f"{CUDA}:{self._number}" if self._kind == CUDA else CPU
         self.input_names = tuple(node.name for node in self._session.get_inputs())
         self.output_names = tuple(node.name for node in self._session.get_outputs())
@@ -118,8 +119,8 @@ class Session:
         foreign = [node for node in self._session.get_inputs() if node.type not in _DTYPES]
         if foreign:
             raise ModelError(
-                f"{path} takes {foreign[0].name!r} as {foreign[0].type}, which no model of xqg does. "
-                "Cure: export the model again."
+                f"{path} takes {foreign[0].name!r} as {foreign[0].type}, which no model of xqg does.",
+                "export the model again.",
             )
         self.input_dtypes = {node.name: _DTYPES[node.type] for node in self._session.get_inputs()}
 
@@ -264,16 +265,16 @@ def find_devices(device: str) -> list[str]:
         ModelError: it is no such choice, or there is no GPU.
     """
     if not DEVICE.fullmatch(device):
-        raise ModelError(f"unknown device {device!r}. Cure: give auto, cpu, cuda for all GPUs, or cuda:N for one")
+        raise ModelError(f"unknown device {device!r}.", "give auto, cpu, cuda for all GPUs, or cuda:N for one")
     if device == CPU or (device == AUTO and not is_cuda_at_hand()):
         return [CPU]
     if not is_cuda_at_hand():
-        raise ModelError(NO_CUDA)
+        raise ModelError(NO_CUDA, CUDA_CURE)
     gpus = [f"{CUDA}:{number}" for number in range(count_gpus())]
     if ":" not in device:
         return gpus
     if device not in gpus:
-        raise ModelError(f"there is no {device} here. Cure: choose one of {', '.join(gpus)}, or cuda for all")
+        raise ModelError(f"there is no {device} here.", f"choose one of {', '.join(gpus)}, or cuda for all")
     return [device]
 
 

@@ -29,8 +29,8 @@ def open_tokenizer(path: Path, max_tokens: int) -> Tokenizer:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
     except Exception as error:  # the library raises nothing narrower
-        cure = f"Cure: export it again: xqg export CHECKPOINT {path.parent}"
-        raise ModelError(f"{path} is no tokenizer that cuts at {max_tokens} tokens: {error}. {cure}") from error
+        cure = f"export it again: xqg export CHECKPOINT {path.parent}"
+        raise ModelError(f"{path} is no tokenizer that cuts at {max_tokens} tokens: {error}.", cure) from error
     return tokenizer
 
 

@@ -71,7 +71,7 @@ def copy_collection(
         StoreError: what was read back is not what the source gave.
     """
     if source is target and collection == name:
-        raise InputError(f"{collection!r} in {source.location} would be copied to itself. Cure: choose another name.")
+        raise InputError(f"{collection!r} in {source.location} would be copied to itself.", "choose another name.")
     fingerprint = read_existing_fingerprint(source, collection)
     dim = source.read_dim(collection)
     stored = target.read_fingerprint(name)
@@ -82,7 +82,8 @@ def copy_collection(
         if extra := list(islice(_find_extra(source, collection, target, name), NAMED)):
             raise MismatchError(
                 f"collection {name!r} in {target.location} holds passages that {collection!r} in {source.location} "
-                f"does not, such as {_list(extra)}. Cure: {OTHER_TARGET}. Nothing was changed."
+                f"does not, such as {_list(extra)}.",
+                f"{OTHER_TARGET}. Nothing was changed.",
             )
 
     checksum = _Checksum()
@@ -105,8 +106,8 @@ def _check_source(source: Store, collection: str, fingerprint: Fingerprint, coun
     """Make sure that nobody changed the source since."""
     if source.read_fingerprint(collection) != fingerprint or source.count(collection) != count:
         raise StoreError(
-            f"collection {collection!r} in {source.location} was changed while it was copied. Cure: run the same again "
-            "when nobody writes to it."
+            f"collection {collection!r} in {source.location} was changed while it was copied.",
+            "run the same again when nobody writes to it.",
         )
 
 
@@ -138,8 +139,8 @@ def _verify(
         named = (_list(different[:NAMED]) or "none") + (" …" if len(different) > NAMED else "")
         raise StoreError(
             f"the copy {name!r} in {target.location} is not equal to {collection!r} in {source.location}: "
-            f"{count} points for {expected.count}, {len(different)} passages differ: {named}. "
-            "Cure: run the same again when nobody writes to either."
+            f"{count} points for {expected.count}, {len(different)} passages differ: {named}.",
+            "run the same again when nobody writes to either.",
         )
     yield Copying(rounded=rounded)
 

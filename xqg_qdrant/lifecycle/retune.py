@@ -102,8 +102,8 @@ def plan_retune(store: Store, collection: str, encoder: Encoder, changes: Mappin
         after = stored[RETUNING_FIELD]
     else:
         raise InputError(
-            f"no retune of {collection!r} is unfinished, and no setting is given. "
-            "Cure: name what to change, such as --alpha 0.02."
+            f"no retune of {collection!r} is unfinished, and no setting is given.",
+            "name what to change, such as --alpha 0.02.",
         )
     plan = Plan(collection, before, after, RETUNING_FIELD in stored)
     if plan.begun:
@@ -160,7 +160,7 @@ def _change(collection: str, before: Fingerprint, changes: Mapping[str, Any]) ->
     for name, value in changes.items():
         if name in GENERATED and stored.given:
             raise InputError(
-                f"{name} says how queries are generated, but those of {collection!r} were given. Cure: leave it out."
+                f"{name} says how queries are generated, but those of {collection!r} were given.", "leave it out."
             )
         if name not in FUSED + GENERATED:
             raise _needs_generation(collection, name, before.get(f"{RECIPE_PREFIX}{name}"), value)
@@ -170,7 +170,7 @@ def _change(collection: str, before: Fingerprint, changes: Mapping[str, Any]) ->
     check_fusion(wanted.alpha, wanted.fusion, wanted.min_score)
     if wanted.alpha == 1 and wanted.fusion == "sum":
         raise InputError(
-            f"alpha 1 with sum leaves nothing of a passage of {collection!r} that has no query. Cure: a smaller alpha."
+            f"alpha 1 with sum leaves nothing of a passage of {collection!r} that has no query.", "a smaller alpha."
         )
     if wanted.queries_per_language < 1:
         raise InputError(f"queries_per_language must be at least 1, was: {wanted.queries_per_language}")
@@ -187,7 +187,8 @@ def _change(collection: str, before: Fingerprint, changes: Mapping[str, Any]) ->
 def _needs_generation(collection: str, name: str, stored: object, wanted: object) -> InputError:
     return InputError(
         f"{name} of {collection!r} cannot be retuned: stored {stored!r}, wanted {wanted!r}, which takes queries that "
-        "are not stored. Cure: ingest the corpus into a new collection."
+        "are not stored.",
+        "ingest the corpus into a new collection.",
     )
 
 
@@ -207,8 +208,8 @@ def _find_left(store: Store, plan: Plan) -> Iterator[StoredPassage]:
             continue
         if stored.recipe != before:
             raise MismatchError(
-                f"passage {stored.passage_id!r} of {plan.collection!r} was made by another recipe than the collection. "
-                "Cure: delete it (xqg delete), and ingest it again after the retune."
+                f"passage {stored.passage_id!r} of {plan.collection!r} was made by another recipe than the collection.",
+                "delete it (xqg delete), and ingest it again after the retune.",
             )
         yield stored
 
@@ -223,7 +224,7 @@ def _check_unchanged(store: Store, plan: Plan) -> None:
     stored = store.read_fingerprint(plan.collection)
     if stored is None:
         raise StoreError(
-            f"collection {plan.collection!r} was deleted while it was retuned. Cure: ingest the corpus again."
+            f"collection {plan.collection!r} was deleted while it was retuned.", "ingest the corpus again."
         )
     if stored != plan.marked:
         # The same retune by another process may have come to its end.

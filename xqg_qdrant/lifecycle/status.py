@@ -98,15 +98,15 @@ def check_alias(store: Store, alias: str, collection: str) -> None:
     """
     aliases = store.read_aliases()
     if aliases is None:
-        cure = "Cure: leave out --alias, or use a Qdrant server (--store)"
-        raise InputError(f"{store.location} has no aliases. {cure}.")
+        cure = "leave out --alias, or use a Qdrant server (--store)"
+        raise InputError(f"{store.location} has no aliases.", cure)
     check_collection_name(alias)
     if collection in aliases:
-        cure = f"Cure: a new name, or that of the collection itself: --collection {aliases[collection]}"
-        raise InputError(f"{collection!r} in {store.location} is itself an alias, of {aliases[collection]!r}. {cure}.")
+        cure = f"a new name, or that of the collection itself: --collection {aliases[collection]}"
+        raise InputError(f"{collection!r} in {store.location} is itself an alias, of {aliases[collection]!r}.", cure)
     if alias == collection or alias in store.collections():
-        cure = "Cure: another --alias; a collection keeps its name, so searches by it cannot go over to another one"
-        raise InputError(f"{alias!r} is the name of a collection in {store.location}, so no alias can have it. {cure}.")
+        cure = "another --alias; a collection keeps its name, so searches by it cannot go over to another one"
+        raise InputError(f"{alias!r} is the name of a collection in {store.location}, so no alias can have it.", cure)
 
 
 def switch_alias(store: Store, alias: str, collection: str) -> Switch | None:
@@ -118,8 +118,8 @@ def switch_alias(store: Store, alias: str, collection: str) -> Switch | None:
     passages = store.count(collection)
     if not passages:
         raise InputError(
-            f"collection {collection!r} in {store.location} holds no passage, so alias {alias!r} stays as it is. "
-            "Cure: ingest passages first."
+            f"collection {collection!r} in {store.location} holds no passage, so alias {alias!r} stays as it is.",
+            "ingest passages first.",
         )
     before = (store.read_aliases() or {}).get(alias)
     if before == collection:

@@ -94,8 +94,8 @@ def delete_left(store: Store, collection: str, seen: TextSet) -> Iterator[int]:
     """
     if not len(seen):
         raise InputError(
-            f"the corpus holds no passage, so all of {collection!r} would be deleted. "
-            f"Cure: check the file, or use xqg delete --collection {collection}"
+            f"the corpus holds no passage, so all of {collection!r} would be deleted.",
+            f"check the file, or use xqg delete --collection {collection}",
         )
     left = (stored.passage_id for stored in store.scroll_stored(collection) if stored.passage_id not in seen)
     for passage_ids in batched(left, BATCH):

@@ -54,8 +54,8 @@ def read_model_folder(path: Path, kind: str) -> ModelFolder:
         ModelError: the folder is missing, half written, of another kind, or holds anything that is not as it must be.
     """
     if not path.is_dir():
-        raise ModelError(f"there is no model folder {path}. Cure: make one with: xqg export CHECKPOINT {path}")
-    again = f"Cure: export it again: xqg export CHECKPOINT {path}"
+        raise ModelError(f"there is no model folder {path}.", f"make one with: xqg export CHECKPOINT {path}")
+    again = f"export it again: xqg export CHECKPOINT {path}"
     try:
         if is_foreign_folder(path):
             told = Told() if kind == "encoder" else ToldOfGenerator()
@@ -68,12 +68,12 @@ def read_model_folder(path: Path, kind: str) -> ModelFolder:
         for name, expected in description["files"].items():
             found = hash_file(path / name)
             if found != expected:
-                raise ModelError(f"{path / name} has sha256 {found}, but {DESCRIPTION_FILE} says {expected}. {again}")
+                raise ModelError(f"{path / name} has sha256 {found}, but {DESCRIPTION_FILE} says {expected}.", again)
         for name in sizes:
             if name.endswith(GRAPH_SUFFIX):
                 check_external_data(path, name, sizes)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error}. Cure: look at the rights of its files") from error
+        raise ModelError(f"{path} cannot be read: {error}.", "look at the rights of its files") from error
     return ModelFolder(path, description)
 
 
@@ -98,13 +98,13 @@ def describe_in_place(path: Path, **given: Any) -> Mapping[str, Any]:
     """
     if not is_foreign_folder(path):
         raise InputError(
-            f"{path} is no folder with a config.json and without {DESCRIPTION_FILE}. "
-            f"Cure: to describe it anew, remove {path / DESCRIPTION_FILE}"
+            f"{path} is no folder with a config.json and without {DESCRIPTION_FILE}.",
+            f"to describe it anew, remove {path / DESCRIPTION_FILE}",
         )
     kind, wanted = ("generator", ToldOfGenerator) if holds_generator(path) else ("encoder", Told)
     misplaced = [name for name in given if name not in wanted._fields]
     if misplaced:
-        raise InputError(f"{path} holds a model of kind {kind!r}, which has no {misplaced[0]}. Cure: leave it out")
+        raise InputError(f"{path} holds a model of kind {kind!r}, which has no {misplaced[0]}.", "leave it out")
     description = _describe_foreign_folder(path, wanted(**given))
     unfinished = path / f".{DESCRIPTION_FILE}.unfinished"
     unfinished.write_text(json.dumps(description, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

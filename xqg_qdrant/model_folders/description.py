@@ -77,24 +77,24 @@ def read_description(path: Path, kind: str) -> dict[str, Any]:
     Raises:
         ModelError: it is no JSON of this format, describes another kind, or a field is not what it must be.
     """
-    again = f"Cure: export it again: xqg export CHECKPOINT {path.parent}"
+    again = f"export it again: xqg export CHECKPOINT {path.parent}"
     about = read_json(path, LARGEST_DESCRIPTION)
     if not isinstance(about, dict) or type(about.get("format")) is not int or about["format"] != FORMAT:
-        raise ModelError(f"{path} is not of format {FORMAT}. {again}")
+        raise ModelError(f"{path} is not of format {FORMAT}.", again)
     if about.get("kind") != kind:
         raise wrong_kind(path.parent, about.get("kind"), kind)
     try:
         check_description(about, kind)
     except ValueError as error:
-        raise ModelError(f"{path} {error}. {again}") from error
+        raise ModelError(f"{path} {error}.", again) from error
     return about
 
 
 def wrong_kind(folder: Path, found: object, wanted: str) -> ModelError:
     """Return what is raised where a folder holds a model of another kind."""
     return ModelError(
-        f"{folder} holds a model of kind {show(found)}, but {wanted!r} is needed here. "
-        f"Cure: name a folder that holds one of kind {wanted!r}"
+        f"{folder} holds a model of kind {show(found)}, but {wanted!r} is needed here.",
+        f"name a folder that holds one of kind {wanted!r}",
     )
 
 

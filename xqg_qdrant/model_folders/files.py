@@ -58,24 +58,24 @@ def check_file(folder: Path, name: str, links_allowed: bool = False) -> int:
         ModelError: it is not, or the folder in between is a symbolic link.
     """
     path = folder / name
-    again = f"Cure: export it again: xqg export CHECKPOINT {folder}"
-    own_files = f"Cure: copy the folder, so that it has files of its own: cp -rL {folder} COPY"
+    again = f"export it again: xqg export CHECKPOINT {folder}"
+    own_files = f"copy the folder, so that it has files of its own: cp -rL {folder} COPY"
     for step in [path.parent] * (path.parent != folder) + [path]:
         try:
             found = step.lstat()
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise ModelError(f"{folder} lacks {name}: it is half written, or no model folder. {again}") from error
+            raise ModelError(f"{folder} lacks {name}: it is half written, or no model folder.", again) from error
         if stat.S_ISLNK(found.st_mode):
             raise ModelError(
-                f"{step} is a symbolic link to {show(os.readlink(step))}, which may lead anywhere. {own_files}"
+                f"{step} is a symbolic link to {show(os.readlink(step))}, which may lead anywhere.", own_files
             )
     if not stat.S_ISREG(found.st_mode):
-        raise ModelError(f"{path} is no regular file. {again}")
+        raise ModelError(f"{path} is no regular file.", again)
     if found.st_nlink > 1 and not links_allowed:
-        raise ModelError(f"{path} is a hard link, one of {found.st_nlink} names of a file. {own_files}")
+        raise ModelError(f"{path} is a hard link, one of {found.st_nlink} names of a file.", own_files)
     largest = LARGEST_FILES[suffix_of(name)]
     if found.st_size > largest:
-        raise ModelError(f"{path} has {found.st_size} bytes; a {suffix_of(name)} file has at most {largest}. {again}")
+        raise ModelError(f"{path} has {found.st_size} bytes; a {suffix_of(name)} file has at most {largest}.", again)
     return found.st_size
 
 
@@ -88,12 +88,12 @@ def check_external_data(folder: Path, graph: str, sizes: Mapping[str, int]) -> N
     beside = graph.rpartition("/")[0]
     for location, offset, length in read_external_data(folder / graph):
         where = f"{folder / graph} keeps a tensor in {show(location)}"
-        again = f"Cure: do not use this folder; export the model yourself: xqg export CHECKPOINT {folder}"
+        again = f"do not use this folder; export the model yourself: xqg export CHECKPOINT {folder}"
         name = f"{beside}/{location}" if beside else location
         if name not in sizes:
-            raise ModelError(f"{where}, which is none of the files that belong to it. {again}")
+            raise ModelError(f"{where}, which is none of the files that belong to it.", again)
         if offset + (length or 0) > sizes[name]:
-            raise ModelError(f"{where} at {offset}, length {length}, beyond its end at {sizes[name]}. {again}")
+            raise ModelError(f"{where} at {offset}, length {length}, beyond its end at {sizes[name]}.", again)
 
 
 def hash_file(path: Path) -> str:
@@ -108,17 +108,17 @@ def read_json(path: Path, largest: int) -> Any:  # noqa: ANN401
     Raises:
         ModelError: it is larger, or no such JSON.
     """
-    again = f"Cure: export it again: xqg export CHECKPOINT {path.parent}"
+    again = f"export it again: xqg export CHECKPOINT {path.parent}"
     with path.open("rb") as file:
         content = file.read(largest + 1)
     if len(content) > largest:
-        raise ModelError(f"{path} is larger than {largest} bytes. {again}")
+        raise ModelError(f"{path} is larger than {largest} bytes.", again)
     try:
         return json.loads(content.decode("utf-8"), object_pairs_hook=_refuse_twins, parse_constant=_refuse_constant)
     except RecursionError as error:
-        raise ModelError(f"{path} is nested too deep. {again}") from error
+        raise ModelError(f"{path} is nested too deep.", again) from error
     except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}. {again}") from error
+        raise ModelError(f"{path} is not valid JSON: {error}.", again) from error
 
 
 def show(value: object) -> str:

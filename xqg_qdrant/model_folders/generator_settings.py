@@ -55,30 +55,30 @@ def read_generator_settings(source: str, generation: Mapping[str, Any], **given:
     prompt = given["prompt"] or ("{title} {text}" if language_tokens else None)
     if prompt is None or "{text}" not in prompt:
         raise InputError(
-            f"{source} does not say how it is prompted. Cure: give --prompt with {{text}} in it, such as "
-            "--prompt 'Generate a {language} question for this passage: {title} {text}'"
+            f"{source} does not say how it is prompted.",
+            "give --prompt with {text} in it, such as "
+            "--prompt 'Generate a {language} question for this passage: {title} {text}'",
         )
     unknown = unknown_prompt_fields(prompt)
     if unknown:
-        raise InputError(
-            f"the prompt {prompt!r} has {unknown[0]}, which nothing fills in. Cure: write {{title}}, {{text}}"
-        )
+        raise InputError(f"the prompt {prompt!r} has {unknown[0]}, which nothing fills in.", "write {title}, {text}")
     if "{language}" in prompt[prompt.index("{text}") :]:
         raise InputError(
-            f"the prompt {prompt!r} names the language behind the text, where a long passage is cut. "
-            "Cure: put {language} before {text}"
+            f"the prompt {prompt!r} names the language behind the text, where a long passage is cut.",
+            "put {language} before {text}",
         )
     languages = given["languages"] or tuple(language_tokens)
     if not languages:
-        raise InputError(f"{source} does not say which languages it writes. Cure: give --languages ar,bn,…")
+        raise InputError(f"{source} does not say which languages it writes.", "give --languages ar,bn,…")
     if len(languages) > 1 and not language_tokens and "{language}" not in prompt:
         raise InputError(
             f"nothing tells {source} which of the languages {', '.join(languages)} to write: the prompt "
-            f"{prompt!r} has no {{language}}. Cure: give the one language that it writes: --languages {languages[0]}"
+            f"{prompt!r} has no {{language}}.",
+            f"give the one language that it writes: --languages {languages[0]}",
         )
     if language_tokens and not set(languages) <= language_tokens.keys():
         raise InputError(
-            f"{source} has tokens for the languages {', '.join(language_tokens)} alone. Cure: name some of these"
+            f"{source} has tokens for the languages {', '.join(language_tokens)} alone.", "name some of these"
         )
     return GeneratorSettings(
         prompt=prompt,

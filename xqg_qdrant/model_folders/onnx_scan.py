@@ -104,7 +104,7 @@ def _walk(path: Path, read: Callable[[_Walk], T]) -> T:
             return read(_Walk(data))
     except ValueError as error:
         # An empty file is one too: it cannot be mapped.
-        raise ModelError(f"{path} is not a whole ONNX model: {error}. Cure: export the model again.") from error
+        raise ModelError(f"{path} is not a whole ONNX model: {error}.", "export the model again.") from error
 
 
 class _Walk:

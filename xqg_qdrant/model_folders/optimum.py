@@ -61,18 +61,19 @@ def describe_foreign_generator(path: Path, told: ToldOfGenerator) -> dict[str, A
     config, generation = read_object(path, CONFIG_FILE), read_object(path, GENERATION_FILE)
     if config.get("model_type") not in MODEL_TYPES:
         raise ModelError(
-            f"{path} is of type {show(config.get('model_type'))}, and how to ask such a generator is not known here. "
-            f"Cure: use one of type {' or '.join(MODEL_TYPES)}"
+            f"{path} is of type {show(config.get('model_type'))}, and how to ask such a generator is not known here.",
+            f"use one of type {' or '.join(MODEL_TYPES)}",
         )
     try:
         check_generation(generation)
     except ValueError as error:
-        raise ModelError(f"{path / GENERATION_FILE} {error}. Cure: correct it there") from error
+        raise ModelError(f"{path / GENERATION_FILE} {error}.", "correct it there") from error
     if not generation.get("lang_to_id") and (told.prompt is None or not told.languages):
         raise ModelError(
-            f"{path} does not tell how it is prompted, and which languages it writes. Cure: look it up on the model's "
+            f"{path} does not tell how it is prompted, and which languages it writes.",
+            "look it up on the model's "
             f"card, and say it once: xqg describe {path} --prompt 'Generate a {{language}} question for this passage: "
-            "{title} {text}' --languages ar,bn,…"
+            "{title} {text}' --languages ar,bn,…",
         )
     settings = read_generator_settings(str(path), generation, **told._asdict())
     about = {
@@ -101,9 +102,10 @@ def _find_graphs(path: Path) -> list[str]:
         os.path.lexists(path / f"{folder}{MERGED_DECODER_GRAPH}") for folder in GRAPH_FOLDERS
     )
     raise ModelError(
-        f"{path} does not hold the three graphs {', '.join(GRAPHS)} in one folder.{merged} Cure: export the checkpoint "
+        f"{path} does not hold the three graphs {', '.join(GRAPHS)} in one folder.{merged}",
+        "export the checkpoint "
         f"with xqg export CHECKPOINT {path}-xqg, which is also faster, or again with optimum-cli export onnx --task "
-        "text2text-generation-with-past --no-post-process"
+        "text2text-generation-with-past --no-post-process",
     )
 
 
@@ -116,7 +118,7 @@ def _read_id(path: Path, name: str) -> int:
     [single] = found if isinstance(found, list) and len(found) == 1 else [found]
     if type(single) is not int:
         raise ModelError(
-            f"{path} says of {name}: {show(found)}, where xqg needs one id. Cure: write it into "
-            f"{path / GENERATION_FILE}; the checkpoint's card or its config.json tells it"
+            f"{path} says of {name}: {show(found)}, where xqg needs one id.",
+            f"write it into {path / GENERATION_FILE}; the checkpoint's card or its config.json tells it",
         )
     return single

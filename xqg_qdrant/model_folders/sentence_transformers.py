@@ -127,9 +127,10 @@ def complete_description(path: Path, about: Mapping[str, Any], names: Sequence[s
 def _refuse_pickle(folder: Path) -> None:
     if os.path.lexists(folder / PICKLE_FILE) and not os.path.lexists(folder / WEIGHTS_FILE):
         raise ModelError(
-            f"{folder / PICKLE_FILE} is a pickle, which can run anything, and is never opened. Cure: save the model as "
+            f"{folder / PICKLE_FILE} is a pickle, which can run anything, and is never opened.",
+            "save the model as "
             f"{WEIGHTS_FILE}, with sentence-transformers where you trust the file: "
-            f"SentenceTransformer({str(folder.parent)!r}).save_pretrained(…)"
+            f"SentenceTransformer({str(folder.parent)!r}).save_pretrained(…)",
         )
 
 
@@ -142,11 +143,11 @@ def _choose_graph(path: Path) -> str:
             return names[0]
     if not found:
         raise ModelError(
-            f"{path} has no {DESCRIPTION_FILE} and no graph: it is a checkpoint, or half copied. "
-            f"Cure: export it: xqg export {path} FOLDER"
+            f"{path} has no {DESCRIPTION_FILE} and no graph: it is a checkpoint, or half copied.",
+            f"export it: xqg export {path} FOLDER",
         )
     raise ModelError(
-        f"{path} holds several graphs: {show(', '.join(found))}. Cure: name one: xqg describe {path} --graph {found[0]}"
+        f"{path} holds several graphs: {show(', '.join(found))}.", f"name one: xqg describe {path} --graph {found[0]}"
     )
 
 
@@ -169,7 +170,7 @@ def _read_settings(path: Path, graph: str, modules: Modules | None, told: Told) 
         path, graph, read_outputs(path / graph), pooled=modules is not None or told.pooling is not None
     )
     if output == TEXT_OUTPUT and told.pooling is not None:
-        raise ModelError(f"{path / graph} pools inside. Cure: leave out --pooling, and if need be give --normalise")
+        raise ModelError(f"{path / graph} pools inside.", "leave out --pooling, and if need be give --normalise")
     dense = modules.dense if modules and output != TEXT_OUTPUT else ()
     if output == TEXT_OUTPUT:
         pooling, normalise = IN_GRAPH, bool(told.normalise)
@@ -189,8 +190,8 @@ def _read_settings(path: Path, graph: str, modules: Modules | None, told: Told) 
     }
     if modules and not modules.includes_prompt and output != TEXT_OUTPUT and any(prefixes.values()):
         raise ModelError(
-            f"{path} leaves its prompts out of the pooling (include_prompt), which xqg does not. "
-            f"Cure: use another model, or this one without: xqg describe {path} --query-prefix '' --passage-prefix ''"
+            f"{path} leaves its prompts out of the pooling (include_prompt), which xqg does not.",
+            f"use another model, or this one without: xqg describe {path} --query-prefix '' --passage-prefix ''",
         )
     return {
         # What a graph computes in, only the graph knows.
@@ -230,8 +231,8 @@ def _read_length(path: Path, config: Mapping[str, Any], told: Told) -> int | Non
     lengths = [length for length in said if length is not None]
     if not lengths and None in (told.max_query_tokens, told.max_passage_tokens):
         raise ModelError(
-            f"{path} does not tell how many tokens a text may have. Cure: say it: xqg describe {path} "
-            "--max-query-tokens 512 --max-passage-tokens 512"
+            f"{path} does not tell how many tokens a text may have.",
+            f"say it: xqg describe {path} --max-query-tokens 512 --max-passage-tokens 512",
         )
     return min(lengths, default=None)
 
@@ -242,7 +243,7 @@ def _whole(value: object) -> int | None:
 
 def _say_it(path: Path) -> str:
     return (
-        f"Cure: look it up on the model's card, and say it once: xqg describe {path} --pooling cls, mean or last, "
+        f"look it up on the model's card, and say it once: xqg describe {path} --pooling cls, mean or last, "
         "--normalise or --no-normalise"
     )
 
@@ -290,8 +291,8 @@ def read_modules(path: Path) -> Modules | None:
         )
     if read_object(path, LENGTH_FILE).get("do_lower_case"):
         raise ModelError(
-            f"{path} lowercases texts outside its tokenizer (do_lower_case), which xqg does not. "
-            f"Cure: put a Lowercase normaliser into its {TOKENIZER_FILE}, and set do_lower_case to false"
+            f"{path} lowercases texts outside its tokenizer (do_lower_case), which xqg does not.",
+            f"put a Lowercase normaliser into its {TOKENIZER_FILE}, and set do_lower_case to false",
         )
     for kind, folder in zip(kinds, folders, strict=True):
         if kind in ("Dense", "Normalize"):
@@ -326,8 +327,8 @@ def _read_pooling(path: Path, config: Mapping[str, Any]) -> str:
     found = find_pooling(config)
     if found is None:
         raise ModelError(
-            f"{path} pools by {show(_pooling_modes(config))}; xqg knows {', '.join(POOLINGS)}. "
-            f"Cure: use another model, or one whose graph gives {TEXT_OUTPUT}"
+            f"{path} pools by {show(_pooling_modes(config))}; xqg knows {', '.join(POOLINGS)}.",
+            f"use another model, or one whose graph gives {TEXT_OUTPUT}",
         )
     return found
 
@@ -355,4 +356,4 @@ def read_object(path: Path, name: str) -> dict[str, Any]:
 
 def export_it(path: Path) -> str:
     """Return the cure for what xqg does not do with a folder."""
-    return f"Cure: export its checkpoint: xqg export CHECKPOINT {path}-xqg"
+    return f"export its checkpoint: xqg export CHECKPOINT {path}-xqg"

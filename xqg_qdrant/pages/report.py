@@ -78,7 +78,7 @@ def write_page(path: Path, page: str) -> None:
         unfinished.replace(path)
     except (OSError, ValueError) as error:
         unfinished.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error}). Cure: name another file with --output.") from error
+        raise InputError(f"{path}: cannot be written ({error}).", "name another file with --output.") from error
 
 
 def _distinct_names(results: Sequence[Results]) -> list[str]:
@@ -107,7 +107,7 @@ def _section(one: Results, name: str) -> Section:
             None if pilot is None else view_pilot(pilot),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{one.folder}: is damaged ({error!r}). Cure: make the results again, with --save.") from error
+        raise InputError(f"{one.folder}: is damaged ({error!r}).", "make the results again, with --save.") from error
 
 
 def _evaluation(one: Results) -> Evaluation | None:

@@ -165,5 +165,5 @@ def choose_collection(store: Store) -> str:
     there = store.collections()
     if len(there) != 1:
         cure = "name one with --collection" if there else "make one with xqg ingest"
-        raise InputError(f"{store.location} has the collections: {', '.join(there) or 'none'}. Cure: {cure}.")
+        raise InputError(f"{store.location} has the collections: {', '.join(there) or 'none'}.", f"{cure}.")
     return there[0]

@@ -30,7 +30,7 @@ try:
     from starlette.routing import Route
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 except ImportError as error:
-    raise InputError("xqg serve needs Starlette and uvicorn. Cure: pip install 'xqg-qdrant[serve]'.") from error
+    raise InputError("xqg serve needs Starlette and uvicorn.", "pip install 'xqg-qdrant[serve]'.") from error
 
 ADDRESS = "127.0.0.1"
 LOCAL_NAMES = ("localhost", "127.0.0.1")
@@ -130,9 +130,11 @@ def make_app(finder: Finder, names: Iterable[str] = ()) -> ASGIApp:
         return explain(request, error.problem)
 
     def explain_ours(request: Request, error: Exception) -> Response:
-        what, _, cure = str(error).partition(" Cure: ")
+        assert isinstance(error, XqgError)
         where = f"collection {finder.collection!r} in {finder.location}"
-        return explain(request, Problem(503 if isinstance(error, StoreError) else 500, what, where, cure))
+        return explain(
+            request, Problem(503 if isinstance(error, StoreError) else 500, error.message, where, error.cure)
+        )
 
     def explain_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -169,7 +171,7 @@ def listen(port: int) -> socket.socket:
     try:
         return socket.create_server((ADDRESS, port))
     except OSError as error:
-        raise InputError(f"cannot listen at {ADDRESS}:{port} ({error}). Cure: choose another --port.") from error
+        raise InputError(f"cannot listen at {ADDRESS}:{port} ({error}).", "choose another --port.") from error
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:

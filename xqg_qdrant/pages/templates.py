@@ -29,7 +29,7 @@ def open_templates(*, needed_by: str, extra: str) -> Environment:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
-        raise InputError(f"{needed_by} needs Jinja2. Cure: pip install 'xqg-qdrant[{extra}]'.") from error
+        raise InputError(f"{needed_by} needs Jinja2.", f"pip install 'xqg-qdrant[{extra}]'.") from error
     environment = Environment(
         loader=PackageLoader("xqg_qdrant.pages", ""),
         autoescape=True,

@@ -51,8 +51,9 @@ def open_store(location: str, api_key: str | None = None, sharding: Sharding | N
     """
     if sharding and any(sharding) and not is_server(location):
         raise InputError(
-            f"only a server has shards and replicas, and {location!r} is none. Cure: leave out --shard-number, "
-            "--replication-factor and --write-consistency-factor, or name a server (--store, or --to of xqg copy)."
+            f"only a server has shards and replicas, and {location!r} is none.",
+            "leave out --shard-number, "
+            "--replication-factor and --write-consistency-factor, or name a server (--store, or --to of xqg copy).",
         )
     if find_directory(location) is None or location.startswith(LOCAL):
         from xqg_qdrant.stores.server.client import ClientStore
@@ -76,7 +77,7 @@ def find_directory(location: str) -> Path | None:
     if not directory or (directory == location and re.match(r":|[A-Za-z][\w+.-]+:", location)):
         # With a typing error in the scheme this may still be a URL with a password.
         shown = "given" if any(char in location for char in "@?#") else repr(location)
-        raise InputError(f"the store {shown} is none that xqg knows. Cure: write {FORMS}.")
+        raise InputError(f"the store {shown} is none that xqg knows.", f"write {FORMS}.")
     return Path(directory).expanduser()
 
 
@@ -100,11 +101,11 @@ def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout
         StoreError: the directory of `local:` cannot be opened.
     """
     if not layout.text:
-        raise InputError("the field that holds the text has no name. Cure: name it with --text-field.")
+        raise InputError("the field that holds the text has no name.", "name it with --text-field.")
     if find_directory(location) is not None and not location.startswith(LOCAL):
         raise InputError(
-            f"the store {location!r} is embedded: only on a server and in local:DIR xqg adds to collections of others. "
-            "Cure: name one of these (--store), or write the passages to a file and use xqg ingest."
+            f"the store {location!r} is embedded: only on a server and in local:DIR xqg adds to collections of others.",
+            "name one of these (--store), or write the passages to a file and use xqg ingest.",
         )
     from xqg_qdrant.stores.server.foreign import ForeignStore
 

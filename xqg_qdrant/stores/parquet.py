@@ -68,7 +68,7 @@ class ParquetFolder:
         if (self._folder / OURS / SIDECAR).exists():
             return read_sidecar(self._folder / OURS)[1]
         if self._folder.exists() and any(path.name != OURS for path in self._folder.iterdir()):
-            raise InputError(f"{self._folder} holds something else. Cure: name a new folder.")
+            raise InputError(f"{self._folder} holds something else.", "name a new folder.")
         return None
 
     def create_collection(self, _name: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
@@ -107,7 +107,8 @@ class ParquetFolder:
         if known:
             raise InputError(
                 f"passage {next(iter(known))!r} changed since it was written to {self._folder}, where nothing can be "
-                "replaced. Cure: name a new folder."
+                "replaced.",
+                "name a new folder.",
             )
         self._points += points
         if len(self._points) >= PART_POINTS or time.monotonic() - self._since > PART_SECONDS:
@@ -117,8 +118,8 @@ class ParquetFolder:
         for path in self._parts():
             with pyarrow.parquet.ParquetFile(path) as file:
                 if not file.schema_arrow.equals(self._schema):
-                    cure = "Cure: name a new folder"
-                    raise InputError(f"{path} has other columns than the passages now need. {cure}.")
+                    cure = "name a new folder"
+                    raise InputError(f"{path} has other columns than the passages now need.", cure)
                 for batch in file.iter_batches(columns=["passage_id", "content_hash"]):
                     rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
                     self._written.executemany("INSERT OR REPLACE INTO points VALUES (?, ?)", rows)
@@ -194,8 +195,8 @@ def _merge(kind: Kind, value: object, where: str) -> Kind:
     if kind in (None, found) and (found != "int" or MIN_INTEGER <= int(str(value)) <= MAX_INTEGER):
         return found
     before = "an object" if isinstance(kind, dict) else "a list" if isinstance(kind, list) else kind
-    cure = "Cure: give the field values of one type everywhere, or leave it out"
-    raise InputError(f"{where} is {value!r:.80}, and was {before} before: Parquet wants one type. {cure}.")
+    cure = "give the field values of one type everywhere, or leave it out"
+    raise InputError(f"{where} is {value!r:.80}, and was {before} before: Parquet wants one type.", cure)
 
 
 def _make_schema(metadata: pyarrow.DataType | None, sparse: bool) -> pyarrow.Schema:

@@ -66,8 +66,8 @@ def make_point_id(passage_id: str) -> str:
     try:
         return str(uuid.uuid5(POINT_NAMESPACE, passage_id))
     except UnicodeEncodeError as error:
-        cure = "Cure: read the file as UTF-8, or give another id"
-        raise StoreError(f"passage {passage_id!r}: the id holds half of a surrogate pair. {cure}.") from error
+        cure = "read the file as UTF-8, or give another id"
+        raise StoreError(f"passage {passage_id!r}: the id holds half of a surrogate pair.", cure) from error
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -83,14 +83,14 @@ def check_collection_name(collection: str) -> None:
     Raises:
         StoreError: names the character and the cure.
     """
-    cure = "Cure: use letters, digits, '-' and '_'"
+    cure = "use letters, digits, '-' and '_'"
     if not collection or collection[0] == "." or collection[-1] in ". ":
-        raise StoreError(f"a collection cannot be named {collection!r}: empty, or a dot or a space at its end. {cure}.")
+        raise StoreError(f"a collection cannot be named {collection!r}: empty, or a dot or a space at its end.", cure)
     forbidden = [char for char in collection if char in FORBIDDEN_IN_NAMES or "\ud800" <= char <= "\udfff"]
     if forbidden:
-        raise StoreError(f"a collection cannot be named {collection!r}: {forbidden[0]!r} is not allowed. {cure}.")
+        raise StoreError(f"a collection cannot be named {collection!r}: {forbidden[0]!r} is not allowed.", cure)
     if len(collection.encode()) > MAX_NAME_BYTES:
-        raise StoreError(f"the collection name {collection[:40]!r}… is longer than {MAX_NAME_BYTES} bytes. {cure}.")
+        raise StoreError(f"the collection name {collection[:40]!r}… is longer than {MAX_NAME_BYTES} bytes.", cure)
 
 
 def check_creation(collection: str, dim: int, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def check_creation(collection: str, dim: int, fingerprint: Mapping[str, Any]) ->
         StoreError: the vectors have no length, or the fingerprint is no JSON.
     """
     if dim < 1:
-        raise StoreError(f"the vectors of {collection!r} cannot have length {dim}. Cure: give the encoder's dimension.")
+        raise StoreError(f"the vectors of {collection!r} cannot have length {dim}.", "give the encoder's dimension.")
     return dict(to_json(fingerprint, f"the fingerprint of {collection!r}"))
 
 
@@ -119,12 +119,10 @@ def check_points(
         payload = make_payload(point)
         where = f"passage {point.passage.passage_id!r}"
         if set(point.vectors) != set(VECTOR_NAMES):
-            raise StoreError(
-                f"{where} has the vectors {sorted(point.vectors)}. Cure: give {' and '.join(VECTOR_NAMES)}."
-            )
+            raise StoreError(f"{where} has the vectors {sorted(point.vectors)}.", f"give {' and '.join(VECTOR_NAMES)}.")
         if (point.terms is not None) != sparse:
             lacks = "the collection has none" if point.terms is not None else "it lacks the collection's"
-            raise StoreError(f"{where} and the sparse vector do not agree: {lacks}. Cure: ingest it by its recipe.")
+            raise StoreError(f"{where} and the sparse vector do not agree: {lacks}.", "ingest it by its recipe.")
         for name, vector in point.vectors.items():
             check_vector(vector, (dim,), f"vector {name!r} of {where}")
         if names:
@@ -140,14 +138,14 @@ def check_vector(vector: FloatArray, shape: tuple[int, ...], where: str) -> None
         StoreError: says which, and where.
     """
     if vector.dtype != np.float32:
-        raise StoreError(f"{where} is {vector.dtype}. Cure: convert it with .astype(np.float32).")
+        raise StoreError(f"{where} is {vector.dtype}.", "convert it with .astype(np.float32).")
     if vector.shape != shape:
-        cure = "Cure: use the encoder that the collection was made with, or a new collection"
-        raise StoreError(f"{where} has shape {vector.shape}, the collection wants {shape}. {cure}.")
+        cure = "use the encoder that the collection was made with, or a new collection"
+        raise StoreError(f"{where} has shape {vector.shape}, the collection wants {shape}.", cure)
     if not np.isfinite(vector).all():
-        raise StoreError(f"{where} holds NaN or infinity. Cure: look at what the encoder makes of this text.")
+        raise StoreError(f"{where} holds NaN or infinity.", "look at what the encoder makes of this text.")
     if not vector.any(axis=-1).all():
-        raise StoreError(f"{where} holds a vector of zeros. Cure: look at what the encoder makes of this text.")
+        raise StoreError(f"{where} holds a vector of zeros.", "look at what the encoder makes of this text.")
 
 
 def make_payload(point: AugmentedPassage) -> dict[str, Any]:
@@ -158,7 +156,7 @@ def make_payload(point: AugmentedPassage) -> dict[str, Any]:
     """
     passage = point.passage
     if not passage.passage_id:
-        raise StoreError(f"a passage has an empty id, its text begins {passage.text[:40]!r}. Cure: give it an id.")
+        raise StoreError(f"a passage has an empty id, its text begins {passage.text[:40]!r}.", "give it an id.")
     payload: dict[str, Any] = {
         "passage_id": passage.passage_id,
         "text": passage.text,
@@ -188,32 +186,32 @@ def to_json(value: object, where: str, depth: int = MAX_METADATA_DEPTH) -> Json:
         StoreError: the value, or one in it, is none that every engine gives back; names it by `where`, and the cure.
     """
     if depth < 0:
-        raise StoreError(f"{where[:200]}… is nested deeper than {MAX_METADATA_DEPTH} levels. Cure: flatten it.")
+        raise StoreError(f"{where[:200]}… is nested deeper than {MAX_METADATA_DEPTH} levels.", "flatten it.")
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            cure = "Cure: read the file as UTF-8, or replace the character"
-            raise StoreError(f"{where} holds half of a surrogate pair, which is no text. {cure}.")
+            cure = "read the file as UTF-8, or replace the character"
+            raise StoreError(f"{where} holds half of a surrogate pair, which is no text.", cure)
         return value
     if isinstance(value, int):
         if not MIN_INTEGER <= value <= MAX_INTEGER:
-            raise StoreError(f"{where} is {value}, which does not fit into 64 bits. Cure: store it as text.")
+            raise StoreError(f"{where} is {value}, which does not fit into 64 bits.", "store it as text.")
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise StoreError(f"{where} is {value}, which JSON does not know. Cure: use null or leave it out.")
+            raise StoreError(f"{where} is {value}, which JSON does not know.", "use null or leave it out.")
         return value
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise StoreError(f"{where} has the key {key!r}, which is no text. Cure: use str({key!r}).")
+                raise StoreError(f"{where} has the key {key!r}, which is no text.", f"use str({key!r}).")
             to_json(key, f"{where}: the key {key!r}", depth)
         return {key: to_json(item, f"{where}.{key}", depth - 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(item, f"{where}[{index}]", depth - 1) for index, item in enumerate(value)]
-    cure = "Cure: convert it to text, a number, a list or a mapping"
-    raise StoreError(f"{where} is a {type(value).__name__}, which JSON does not know. {cure}.")
+    cure = "convert it to text, a number, a list or a mapping"
+    raise StoreError(f"{where} is a {type(value).__name__}, which JSON does not know.", cure)
 
 
 def read_payload(payload: Mapping[str, Any]) -> tuple[Passage, tuple[GeneratedQuery, ...]]:
@@ -233,8 +231,8 @@ def read_payload(payload: Mapping[str, Any]) -> tuple[Passage, tuple[GeneratedQu
 
 def foreign_point(payload: Mapping[str, Any]) -> MismatchError:
     """Return what to raise for a payload that xqg did not write."""
-    cure = "Cure: delete the points that other programs added, or use another collection"
-    return MismatchError(f"a point was not written by xqg, its payload has {sorted(payload)}. {cure}.")
+    cure = "delete the points that other programs added, or use another collection"
+    return MismatchError(f"a point was not written by xqg, its payload has {sorted(payload)}.", cure)
 
 
 def list_vectors(sparse: bool, names: Names) -> list[str]:
@@ -254,10 +252,8 @@ def read_point(
         payload, vectors = rename(payload, names), rename(vectors, names) if isinstance(vectors, Mapping) else vectors
     passage, queries = read_payload(payload)
     if not isinstance(vectors, Mapping) or set(vectors) - {TERMS_VECTOR} != set(VECTOR_NAMES):
-        cure = "Cure: ingest it again"
-        raise MismatchError(
-            f"passage {passage.passage_id!r} lacks one of the vectors {', '.join(VECTOR_NAMES)}. {cure}."
-        )
+        cure = "ingest it again"
+        raise MismatchError(f"passage {passage.passage_id!r} lacks one of the vectors {', '.join(VECTOR_NAMES)}.", cure)
     arrays = {name: np.asarray(vectors[name], dtype=np.float32) for name in VECTOR_NAMES}
     others = {name: value for name, value in payload.items() if name not in PAYLOAD_FIELDS}
     # An engine may give an empty sparse vector back as none.
@@ -296,7 +292,7 @@ def make_names(payload_layout: str, model: str) -> dict[str, str]:
         return {"text": "document", XQG_VECTOR: f"fast-{model.rstrip('/').split('/')[-1].lower()}"}
     if payload_layout == "haystack":
         return {"text": "content", "metadata": "meta", XQG_VECTOR: "text-dense"}
-    raise InputError(f"there is no payload layout {payload_layout!r}. Cure: use {' or '.join(LAYOUTS)}.")
+    raise InputError(f"there is no payload layout {payload_layout!r}.", f"use {' or '.join(LAYOUTS)}.")
 
 
 def read_names(fingerprint: Mapping[str, Any]) -> Names:

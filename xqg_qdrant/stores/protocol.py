@@ -198,7 +198,7 @@ def check_limit(limit: int) -> None:
         StoreError: says what is possible.
     """
     if limit < 1:
-        raise StoreError(f"the limit of a search must be at least 1, was {limit}. Cure: ask for 1 or more.")
+        raise StoreError(f"the limit of a search must be at least 1, was {limit}.", "ask for 1 or more.")
 
 
 def check_term_search(collection: str, sparse: bool, limit: int) -> None:
@@ -209,8 +209,8 @@ def check_term_search(collection: str, sparse: bool, limit: int) -> None:
     """
     check_limit(limit)
     if not sparse:
-        cure = "Cure: ingest into a new collection with --sparse"
-        raise StoreError(f"collection {collection!r} has no sparse vector, which a search for terms needs. {cure}.")
+        cure = "ingest into a new collection with --sparse"
+        raise StoreError(f"collection {collection!r} has no sparse vector, which a search for terms needs.", cure)
 
 
 def check_search(vectors: FloatArray, dim: int, vector_name: str, limit: int) -> None:
@@ -220,7 +220,7 @@ def check_search(vectors: FloatArray, dim: int, vector_name: str, limit: int) ->
         StoreError: names the argument, its value, and what is possible.
     """
     if vector_name not in VECTOR_NAMES:
-        raise StoreError(f"there is no vector {vector_name!r}. Cure: search {' or '.join(VECTOR_NAMES)}.")
+        raise StoreError(f"there is no vector {vector_name!r}.", f"search {' or '.join(VECTOR_NAMES)}.")
     check_limit(limit)
     check_vector(vectors, (len(vectors), dim), "the array of query vectors")
 

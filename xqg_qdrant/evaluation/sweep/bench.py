@@ -51,7 +51,7 @@ def parse_measure(name: str, limit: int) -> Measure:
     if found := re.fullmatch(r"(recall|MRR|nDCG)@([1-9]\d*)", name):
         k = int(found[2])
         return Measure(name, k, asked={f"{found[1].lower()}_at": (k,)})
-    raise InputError(f"unknown measure {name!r}. Cure: name one such as R@2kt, recall@10, MRR@10 or nDCG@10.")
+    raise InputError(f"unknown measure {name!r}.", "name one such as R@2kt, recall@10, MRR@10 or nDCG@10.")
 
 
 def default_measure(queries: Sequence[Query]) -> str:
@@ -155,8 +155,8 @@ def make_bench(
         lacking = "a judgement"
     if len(usable) < 2:
         raise InputError(
-            f"{len(usable)} of {len(queries)} questions have {lacking}, as {chosen.name} wants. "
-            "Cure: give --qrels or questions with answers, or name another --measure."
+            f"{len(usable)} of {len(queries)} questions have {lacking}, as {chosen.name} wants.",
+            "give --qrels or questions with answers, or name another --measure.",
         )
     encoded = encoder.encode_queries([query.text for query in usable])
     ids = {query.query_id for query in usable}
@@ -210,6 +210,7 @@ def halve(queries: Sequence[Query], seed: int) -> tuple[list[str], list[str]]:
     if not second:
         raise InputError(
             f"the {len(queries)} questions that can be measured are all in different languages, so they have no two "
-            "halves alike. Cure: give more questions."
+            "halves alike.",
+            "give more questions.",
         )
     return first, second

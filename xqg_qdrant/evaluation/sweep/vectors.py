@@ -45,11 +45,11 @@ def check_sweepable(store: Store, collection: str, encoder: Encoder) -> Recipe:
     fingerprint = read_existing_fingerprint(store, collection)
     if RETUNING_FIELD in fingerprint:
         raise InputError(
-            f"collection {collection!r} is being retuned, so its passages differ in their queries. "
-            f"Cure: finish it: xqg retune --collection {collection}"
+            f"collection {collection!r} is being retuned, so its passages differ in their queries.",
+            f"finish it: xqg retune --collection {collection}",
         )
     if not store.count(collection):
-        raise InputError(f"collection {collection!r} holds no passages. Cure: ingest first.")
+        raise InputError(f"collection {collection!r} holds no passages.", "ingest first.")
     return read_recipe(fingerprint)
 
 
@@ -102,7 +102,8 @@ class StoredVectors:
         if needed > free:
             raise InputError(
                 f"the vectors of {shape[0]} queries take {needed >> 20} MiB, and in {self._directory} {free >> 20} MiB "
-                "are free. Cure: set TMPDIR to a larger disk, or try a sample of the corpus with xqg pilot."
+                "are free.",
+                "set TMPDIR to a larger disk, or try a sample of the corpus with xqg pilot.",
             )
         self._vectors = np.memmap(self._directory / "queries", dtype=np.float32, mode="w+", shape=shape)
         done = 0

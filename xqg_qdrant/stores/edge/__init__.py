@@ -82,7 +82,7 @@ class EdgeStore:
         """Create an empty collection and keep its fingerprint beside it."""
         path = self._path(collection)
         if self._exists(path):
-            raise StoreError(f"collection {collection!r} already exists in {self.location}. Cure: choose another name.")
+            raise StoreError(f"collection {collection!r} already exists in {self.location}.", "choose another name.")
         kept = layout.check_creation(collection, dim, fingerprint)
         with self._wrapped(f"create collection {collection!r}"):
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -225,8 +225,8 @@ class EdgeStore:
 
     def switch_alias(self, alias: str, collection: str) -> None:
         """Refuse it."""
-        cure = "Cure: use a Qdrant server, or search the collection by its own name"
-        raise StoreError(f"{self.location} has no aliases, so {alias!r} cannot name {collection!r}. {cure}.")
+        cure = "use a Qdrant server, or search the collection by its own name"
+        raise StoreError(f"{self.location} has no aliases, so {alias!r} cannot name {collection!r}.", cure)
 
     def create_snapshot(self, collection: str) -> None:
         """Return None: of a directory whoever owns it can keep a copy."""
@@ -315,20 +315,20 @@ class EdgeStore:
         if not self._exists(path):
             return None
         if not (path / SIDECAR).exists():
-            cure = "Cure: choose another collection name"
-            raise MismatchError(f"{path} was not created by xqg: it has no {SIDECAR}. {cure}. Nothing was changed.")
+            cure = "choose another collection name"
+            raise MismatchError(f"{path} was not created by xqg: it has no {SIDECAR}. Nothing was changed.", cure)
         return read_sidecar(path)
 
     def _open(self, collection: str) -> tuple[engine.EdgeShard, int]:
         with self._lock:
             if self._closed:
-                raise StoreError(f"{self.location} was closed. Cure: open the store again.")
+                raise StoreError(f"{self.location} was closed.", "open the store again.")
             if collection not in self._shards:
                 sidecar = self._read_sidecar(collection)
                 if sidecar is None:
                     known = ", ".join(self.collections()) or "none"
-                    cure = "Cure: check the name, or ingest first"
-                    raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}. {cure}.")
+                    cure = "check the name, or ingest first"
+                    raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}.", cure)
                 path = self._path(collection)
                 with self._wrapped(f"open collection {collection!r}"):
                     if collection not in self._locks:
@@ -355,10 +355,11 @@ class EdgeStore:
         """
         free = shutil.disk_usage(self._directory).free
         if free < SPARE_BYTES:
-            cure = "Cure: make room, or move the store, and run the same again"
+            cure = "make room, or move the store, and run the same again"
             raise StoreError(
                 f"the disk of {self.location} is nearly full: {free >> 20} MiB are free, to write safely takes "
-                f"{SPARE_BYTES >> 20} MiB. {cure}."
+                f"{SPARE_BYTES >> 20} MiB.",
+                cure,
             )
 
     def _sweep(self, now: float) -> None:
@@ -382,8 +383,8 @@ class EdgeStore:
             # The engine raises bare Exceptions; a panic in it arrives as a BaseException of a type without a home.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            cure = "Cure: check the disk's free space and the directory's permissions, or restore it from a backup"
-            raise StoreError(f"cannot {action} in {self.location}: {error}. {cure}.") from error
+            cure = "check the disk's free space and the directory's permissions, or restore it from a backup"
+            raise StoreError(f"cannot {action} in {self.location}: {error}.", cure) from error
 
 
 class _Hit(NamedTuple):

@@ -28,10 +28,8 @@ from xqg_qdrant.stores.protocol import Indexing
 
 POLL_SECONDS = 0.2
 NOTHING_TO_DO_EXIT_CODE = 3
-CURE = (
-    "Nothing was lost: the points are stored, and are found without the index, only slower. Cure: give the disk as "
-    "much free space as the collection takes, and run xqg optimise"
-)
+NOTHING_LOST = "Nothing was lost: the points are stored and found without the index, only slower."
+CURE = "give the disk as much free space as the collection takes, and run xqg optimise"
 
 
 def build_index(path: Path) -> Iterator[Indexing]:
@@ -65,7 +63,8 @@ def build_index(path: Path) -> Iterator[Indexing]:
         message = said.read().decode(errors="replace").strip()
     if child.returncode not in (0, NOTHING_TO_DO_EXIT_CODE):
         how = f"ended by signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
-        raise StoreError(f"cannot index {path}: {message or f'the process that did it was {how}'}. {CURE}.")
+        what = message or f"the process that did it was {how}"
+        raise StoreError(f"cannot index {path}: {what}. {NOTHING_LOST}", CURE)
     yield Indexing(time.monotonic() - started, changed=child.returncode == 0)
 
 
@@ -119,8 +118,8 @@ def read_sidecar(path: Path) -> tuple[int, dict[str, Any]]:
         sidecar = json.loads((path / SIDECAR).read_text(encoding="utf-8"))
         return int(sidecar["dim"]), dict(sidecar["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        cure = "Cure: restore it from a backup, or ingest into a new collection"
-        raise StoreError(f"cannot read {path / SIDECAR}: {error!r}. {cure}.") from error
+        cure = "restore it from a backup, or ingest into a new collection"
+        raise StoreError(f"cannot read {path / SIDECAR}: {error!r}.", cure) from error
 
 
 def write_sidecar(path: Path, dim: int, fingerprint: Mapping[str, Any]) -> None:
@@ -175,8 +174,8 @@ def release(lock: int) -> None:
 
 def in_use(path: Path) -> StoreError:
     """Return what to raise where somebody else holds a collection."""
-    cure = "Cure: wait for it or end it, or use a Qdrant server, which many can share"
-    return StoreError(f"collection {path.name!r} in edge:{path.parent} is in use by {describe_holder(path)}. {cure}.")
+    cure = "wait for it or end it, or use a Qdrant server, which many can share"
+    return StoreError(f"collection {path.name!r} in edge:{path.parent} is in use by {describe_holder(path)}.", cure)
 
 
 def describe_holder(path: Path) -> str:

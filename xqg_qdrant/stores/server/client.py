@@ -99,7 +99,7 @@ class ClientStore:
         metadata = {FINGERPRINT_KEY: layout.check_creation(collection, dim, fingerprint)}
         terms = models.SparseVectorParams(modifier=models.Modifier.IDF)
         if self._read_info(collection) is not None:
-            raise StoreError(f"collection {collection!r} already exists in {self.location}. Cure: choose another name.")
+            raise StoreError(f"collection {collection!r} already exists in {self.location}.", "choose another name.")
         if self._remote:
             self._load.require_version("fingerprints", (1, 16))
             self._cluster.check_nodes(self._sharding)
@@ -255,15 +255,15 @@ class ClientStore:
         """Delete the collection, once it is known to be one of ours."""
         self._read_dim(collection)
         if behind := self._cluster.read_aliases().get(collection):
-            cure = f"Cure: delete the collection by its own name: --collection {behind}"
-            raise InputError(f"{collection!r} in {self.location} is an alias of collection {behind!r}. {cure}.")
+            cure = f"delete the collection by its own name: --collection {behind}"
+            raise InputError(f"{collection!r} in {self.location} is an alias of collection {behind!r}.", cure)
         action = f"delete collection {collection!r}"
         # Where only the answer was lost, the second request finds nothing: what counts is that it is gone.
         self._wire.ask(action, self._client.delete_collection, collection_name=collection)
         del self._dims[collection]
         self._load.forget(collection)
         if self._read_info(collection) is not None:
-            raise StoreError(f"cannot {action} in {self.location}: it is still there. Cure: try again.")
+            raise StoreError(f"cannot {action} in {self.location}: it is still there.", "try again.")
 
     def count(self, collection: str) -> int:
         """Return the exact number of points."""
@@ -331,8 +331,8 @@ class ClientStore:
 
     def _check_applied(self, result: models.UpdateResult, collection: str) -> None:
         if result.status != models.UpdateStatus.COMPLETED:
-            cure = "Cure: run the same again later, what is sent twice is done once"
-            raise StoreError(f"{self.location} took a change of {collection!r} but did not apply it. {cure}.")
+            cure = "run the same again later, what is sent twice is done once"
+            raise StoreError(f"{self.location} took a change of {collection!r} but did not apply it.", cure)
 
     def _search_batch(self, collection: str) -> int:
         strict = self._strict[collection]
@@ -430,9 +430,9 @@ class ClientStore:
             if set(layout.VECTOR_NAMES) <= set(ours):
                 check_sharding(f"collection {collection!r} in {self.location}", info, self._sharding)
                 return fingerprint, ours[XQG_VECTOR].size
-        cure = "Cure: choose another collection name"
+        cure = "choose another collection name"
         raise MismatchError(
-            f"collection {collection!r} in {self.location} was not created by xqg. {cure}. Nothing was changed."
+            f"collection {collection!r} in {self.location} was not created by xqg. Nothing was changed.", cure
         )
 
     def _read_dim(self, collection: str, also_foreign: bool = False) -> int:
@@ -447,10 +447,11 @@ class ClientStore:
             self._names[collection] = read_names(fingerprint)
             self._strict[collection] = limits.read_strict_mode(info)
         if self._layouts[collection] and not also_foreign:
-            cure = "Cure: use the program that it belongs to, or ingest its passages into a collection of xqg's own"
+            cure = "use the program that it belongs to, or ingest its passages into a collection of xqg's own"
             raise MismatchError(
                 f"collection {collection!r} in {self.location} belongs to another program; xqg only searches it and "
-                f"adds to it, with query, evaluate and augment. {cure}. Nothing was changed."
+                f"adds to it, with query, evaluate and augment. Nothing was changed.",
+                cure,
             )
         return self._dims[collection]
 
@@ -458,6 +459,6 @@ class ClientStore:
         info = self._read_info(collection)
         if info is None:
             known = self._wire.hide(", ".join(self.collections())) or "none"
-            cure = "Cure: check the name, or ingest first"
-            raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}. {cure}.")
+            cure = "check the name, or ingest first"
+            raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}.", cure)
         return info

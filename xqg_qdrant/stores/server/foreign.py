@@ -73,8 +73,8 @@ class ForeignStore(ClientStore):
                 return {name: value for name, value in stored.items() if not name.startswith(LAYOUT_PREFIX)}
         elif there:
             raise MismatchError(
-                f"collection {collection!r} in {self.location} has a vector {min(there)!r} that xqg did not add. Cure: "
-                "ingest its passages into a collection of xqg's own. Nothing was changed."
+                f"collection {collection!r} in {self.location} has a vector {min(there)!r} that xqg did not add.",
+                "ingest its passages into a collection of xqg's own. Nothing was changed.",
             )
         if self._remote:
             self._load.require_version("vectors that are added to a collection", FIRST_VERSION)
@@ -101,7 +101,7 @@ class ForeignStore(ClientStore):
                 vector_name_config=config,
             )
         if not set(VECTOR_NAMES) <= _vector_names(self._require_info(collection)):
-            raise StoreError(f"{self.location} did not {action}. Cure: run the same again.")
+            raise StoreError(f"{self.location} did not {action}.", "run the same again.")
         self._dims[collection] = dim
 
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:

@@ -55,8 +55,8 @@ def check_write(where: str, info: models.CollectionInfo, dim: int, indexed_field
         ("max_payload_index_count", strict.max_payload_index_count, indexes, "lacks an index that xqg needs"),
     ):
         if limit is not None and limit < needed:
-            cure = f"Cure: let the owner of the server raise {field} to {needed} or more"
-            raise StoreError(f"{where} {what}: its strict mode sets {field} to {limit}. {cure}.")
+            cure = f"let the owner of the server raise {field} to {needed} or more"
+            raise StoreError(f"{where} {what}: its strict mode sets {field} to {limit}.", cure)
 
 
 def check_search(where: str, strict: models.StrictModeConfigOutput, limit: int, exact: bool) -> None:
@@ -68,10 +68,10 @@ def check_search(where: str, strict: models.StrictModeConfigOutput, limit: int, 
     most = strict.max_query_limit
     if most is not None and limit > most:
         what = f"{where} does not give {limit} passages at once: its strict mode sets max_query_limit to {most}"
-        raise StoreError(f"{what}. Cure: ask for at most {most}.")
+        raise StoreError(f"{what}.", f"ask for at most {most}.")
     if exact and strict.search_allow_exact is False:
-        cure = "Cure: search without exact comparison, or let the owner of the server allow it"
-        raise StoreError(f"{where} has no exact search: its strict mode sets search_allow_exact to false. {cure}.")
+        cure = "search without exact comparison, or let the owner of the server allow it"
+        raise StoreError(f"{where} has no exact search: its strict mode sets search_allow_exact to false.", cure)
 
 
 def split_points(

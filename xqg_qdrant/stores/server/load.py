@@ -48,9 +48,9 @@ class ServerLoad:
         told = self._wire.ask("read the version", self._client.info).version
         version = re.match(r"(\d{1,3})\.(\d{1,3})(\.\d{1,3})?\b", told)
         if version is None or (int(version[1]), int(version[2])) < first:
-            cure = "Cure: upgrade the server, or use the embedded store edge:DIR"
+            cure = "upgrade the server, or use the embedded store edge:DIR"
             found, needed = version[0] if version else "of an unknown version", ".".join(map(str, first))
-            raise StoreError(f"{self._location} is Qdrant {found}; {feature} need {needed} or later. {cure}.")
+            raise StoreError(f"{self._location} is Qdrant {found}; {feature} need {needed} or later.", cure)
 
     def prepare(self, collection: str, dim: int) -> None:
         """Make a collection ready for writing, once: its limits, its payload indexes, what a killed load left.
@@ -119,7 +119,7 @@ class ServerLoad:
             info = self._read(action, collection)
             now = time.monotonic()
             if info.status == models.CollectionStatus.RED:
-                raise StoreError(f"the server cannot {action}. Cure: look at the server's log.")
+                raise StoreError(f"the server cannot {action}.", "look at the server's log.")
             if info.status == models.CollectionStatus.GREY:
                 # After a restart it waits for a change of its settings; this one changes nothing.
                 self._update(action, collection, optimizers_config=models.OptimizersConfigDiff())
@@ -131,8 +131,8 @@ class ServerLoad:
             if info.indexed_vectors_count != indexed:
                 indexed, last_headway = info.indexed_vectors_count or 0, now
             if now - last_headway > STUCK_SECONDS:
-                cure = "Cure: look at the server's log, then run xqg optimise; the points are stored"
-                raise StoreError(f"the server has indexed nothing of {collection!r} for {STUCK_SECONDS:.0f} s. {cure}.")
+                cure = "look at the server's log, then run xqg optimise; the points are stored"
+                raise StoreError(f"the server has indexed nothing of {collection!r} for {STUCK_SECONDS:.0f} s.", cure)
             time.sleep(POLL_SECONDS)
 
     def _read(self, action: str, collection: str) -> models.CollectionInfo:
@@ -142,7 +142,7 @@ class ServerLoad:
         self._wire.ask(action, self._client.update_collection, collection_name=collection, **settings)
 
 
-WITHOUT = "Cure: make one by the server's own means, or go on without (--no-snapshot)"
+WITHOUT = "make one by the server's own means, or go on without (--no-snapshot)"
 
 
 class Cluster:
@@ -165,8 +165,8 @@ class Cluster:
         nodes = len(status.peers) if isinstance(status, models.ClusterStatusOneOf1) else 1
         if nodes < wanted.replication_factor:
             raise InputError(
-                f"{wanted.replication_factor} replicas want as many nodes, and {self._location} has {nodes}. "
-                f"Cure: a --replication-factor of at most {nodes}, or more nodes."
+                f"{wanted.replication_factor} replicas want as many nodes, and {self._location} has {nodes}.",
+                f"a --replication-factor of at most {nodes}, or more nodes.",
             )
 
     def read_aliases(self) -> dict[str, str]:
@@ -199,18 +199,19 @@ class Cluster:
             shard.shard_id for shard in shards.remote_shards
         }
         if here != everywhere:
-            cure = "Cure: take one on every node, as docs/how-to/cluster.md says, and give --no-snapshot"
+            cure = "take one on every node, as docs/how-to/cluster.md says, and give --no-snapshot"
             raise StoreError(
                 f"a snapshot is of one node, and {self._location} holds {len(here)} of the {len(everywhere)} shards of "
-                f"collection {collection!r}. {cure}. Nothing was changed."
+                f"collection {collection!r}. Nothing was changed.",
+                cure,
             )
         named = self.read_aliases().get(collection, collection)
         try:
             made = self._wire.ask_once(action, self._client.create_snapshot, collection_name=collection, wait=True)
         except StoreError as error:
-            raise StoreError(f"{str(error).partition(' Cure: ')[0]} {WITHOUT}. Nothing was changed.") from None
+            raise StoreError(f"{error.message} Nothing was changed.", WITHOUT) from None
         if made is None:
-            raise StoreError(f"cannot {action} in {self._location}: it names none. {WITHOUT}. Nothing was changed.")
+            raise StoreError(f"cannot {action} in {self._location}: it names none. Nothing was changed.", WITHOUT)
         return Snapshot(made.name, named)
 
 
@@ -228,5 +229,5 @@ def check_sharding(where: str, info: models.CollectionInfo, wanted: Sharding) ->
         if value is not None and value != found._asdict()[name]
     ]
     if differences:
-        cure = "Cure: leave these options out, or ingest into a new collection (with --alias, searches go over to it)"
-        raise MismatchError(f"{where} has {', '.join(differences)}. {cure}. Nothing was changed.")
+        cure = "leave these options out, or ingest into a new collection (with --alias, searches go over to it)"
+        raise MismatchError(f"{where} has {', '.join(differences)}. Nothing was changed.", cure)

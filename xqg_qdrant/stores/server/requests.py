@@ -119,7 +119,7 @@ class Wire:
         failure = _read_failure(error)
         what = " ".join(self.hide(failure.what).split())
         what = "".join(char if char.isprintable() else "?" for char in what[:SHOWN_CHARACTERS])
-        explained = failure.kind(f"cannot {action} in {self._location}: {what}{tried}. Cure: {failure.cure}.")
+        explained = failure.kind(f"cannot {action} in {self._location}: {what}{tried}.", failure.cure)
         # What a server sent back may hold the key; all that is of use in it is said above.
         explained.__cause__ = None if self._remote else error
         return explained
@@ -218,7 +218,7 @@ def check_url(url: str) -> None:
     """
     if any(char in url for char in "@?#"):
         what = "the store's URL holds a user name, a password, a query or a fragment"
-        raise InputError(f"{what}. Cure: set QDRANT_API_KEY instead.")
+        raise InputError(f"{what}.", "set QDRANT_API_KEY instead.")
     try:
         parts = urlsplit(url)
         usable = parts.hostname and parts.port != 0
@@ -226,8 +226,8 @@ def check_url(url: str) -> None:
         usable = False
     if not usable:
         # What stands in the place of the port may be a password.
-        cure = "Cure: write it like http://localhost:6333"
-        raise InputError(f"the store's URL has no host, or a port that is no number. {cure}.")
+        cure = "write it like http://localhost:6333"
+        raise InputError("the store's URL has no host, or a port that is no number.", cure)
 
 
 def check_key(api_key: str | None) -> str | None:
@@ -239,7 +239,7 @@ def check_key(api_key: str | None) -> str | None:
     key = (api_key or "").strip()
     # Otherwise the HTTP library refuses the header with a message that holds the key.
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError("the API key holds a character that cannot be sent. Cure: look at QDRANT_API_KEY.")
+        raise InputError("the API key holds a character that cannot be sent.", "look at QDRANT_API_KEY.")
     return key or None
 
 
