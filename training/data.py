@@ -39,6 +39,14 @@ class PassageQuestion(NamedTuple):
     question: str
 
 
+class QuestionedPassage(NamedTuple):
+    """An English passage, and two questions about it in each language, written from the passage alone."""
+
+    title: str
+    text: str
+    questions: dict[str, list[str]]
+
+
 def open_training_file(data: Path, name: str) -> Iterator[str]:
     """Yield the lines of a gzipped training file.
 
@@ -77,3 +85,10 @@ def read_passage_questions(data: Path) -> Iterator[PassageQuestion]:
     for line in open_training_file(data, "train/english_sentence_question.tsv.gz"):
         sentence, question = line.split("\t")
         yield PassageQuestion("", sentence.strip(), question.strip())
+
+
+def read_questioned_passages(data: Path) -> Iterator[QuestionedPassage]:
+    """Yield English passages with their questions in all of `LANGUAGES`."""
+    for line in open_training_file(data, "train/passage_questions_llm.jsonl.gz"):
+        row = json.loads(line)
+        yield QuestionedPassage(row["title"], row["text"], row["questions"])

