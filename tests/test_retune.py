@@ -27,7 +27,7 @@ from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle import retune as retune_module
 from xqg_qdrant.lifecycle.retune import Plan, Retuned, plan_retune, retune
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, QueriedPassage
-from xqg_qdrant.retrieval import answer
+from xqg_qdrant.retrieval import search_hits
 from xqg_qdrant.stores import Store, open_store
 
 LANGUAGES, QUERIES_PER_LANGUAGE, PASSAGES = ["fi", "ja", "ru"], 3, 5
@@ -219,7 +219,7 @@ def test_meanwhile_both_recipes_are_told_and_each_point_says_which_made_it(
 def test_meanwhile_questions_are_answered(edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     begin(edge, demo_encoder, {"alpha": 0.3})
-    hits = answer(edge, "docs", demo_encoder, "Where does the Danube end?", PASSAGES, "xqg")
+    [hits] = search_hits(edge, "docs", demo_encoder, ["Where does the Danube end?"], PASSAGES, "xqg")
     assert {hit.found.passage.passage_id for hit in hits} == set(read_points(edge, "docs"))
 
 

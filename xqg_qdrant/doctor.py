@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from xqg_qdrant.augmentation.fusion import fuse
+from xqg_qdrant.augmentation.fusion import augment_passage
 from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import ModelError, StoreError, XqgError
@@ -34,7 +34,7 @@ from xqg_qdrant.inference.session import AUTO, CUDA, Session, are_products_exact
 from xqg_qdrant.machine import free_memory, integer_instructions
 from xqg_qdrant.model_folders import ModelFolder
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, Passage
-from xqg_qdrant.retrieval import answer
+from xqg_qdrant.retrieval import search_hits
 from xqg_qdrant.stores import Store, find_directory
 
 T = TypeVar("T")
@@ -231,14 +231,14 @@ def _use_all(store: Store, encoder: Encoder, generator: QueryGenerator) -> tuple
             [plain] = encoder.encode_passages([f"{passage.title} {passage.text}"])
             queries = encoder.encode_queries([query.text for query in generation.queries])
         with timed("augment"):
-            fused = fuse(plain, queries, recipe.alpha, recipe.fusion, recipe.renormalise)
+            fused, _ = augment_passage(plain, queries, recipe.fusion_settings)
         with timed("upsert"):
             recipe_hash = hash_recipe(fingerprint)
             content = hash_content(passage, recipe_hash)
             vectors = {XQG_VECTOR: fused, PASSAGE_VECTOR: plain}
             store.upsert(collection, [AugmentedPassage(passage, generation.queries, vectors, content, recipe_hash)])
         with timed("query"):
-            [hit] = answer(store, collection, encoder, passage.title, 1, XQG_VECTOR)
+            [[hit]] = search_hits(store, collection, encoder, [passage.title], 1, XQG_VECTOR)
     if hit.found.passage != passage or hit.found.generated_queries != generation.queries:
         raise StoreError(f"{store.location} gave back another passage than was stored.", "report it")
     asked = generation.asked * len(recipe.languages)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from xqg_qdrant.augmentation.fusion import check_vectors, find_fault, fuse, keep_relevant
+from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, find_fault
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.errors import InputError, StoreError
 from xqg_qdrant.fingerprint import (
@@ -280,13 +280,12 @@ def augment(
         kept.update(query.language for query in generation.queries)
         problem = find_fault("a vector of the encoder", np.vstack([vector, queries]))
         if not problem:
-            relevant = keep_relevant(vector, queries, recipe.min_score)
-            fused = fuse(vector, relevant, recipe.alpha, recipe.fusion, recipe.renormalise)
+            fused, filtered = augment_passage(vector, queries, recipe.fusion_settings)
             problem = find_fault("the augmented vector", fused[None])
         if problem:
             rejects.append(Reject(row.passage.passage_id, 0, problem, row.passage.text))
         else:
-            left_out += len(queries) - len(relevant)
+            left_out += filtered
             named = {XQG_VECTOR: fused, PASSAGE_VECTOR: vector}
             terms = find_terms(row.passage, generation.queries) if recipe.sparse else None
             points.append(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA, check_fusion
+from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA, Fusion, check_fusion
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.fingerprint import GIVEN, QUERIES_FIELD, Fingerprint
 from xqg_qdrant.generation.lexicon import LEXICON, Lexicon
@@ -45,6 +45,11 @@ class Recipe(NamedTuple):
         """Tell whether the queries are given."""
         return not self.languages
 
+    @property
+    def fusion_settings(self) -> Fusion:
+        """Return the settings that decide how vectors are fused."""
+        return Fusion(self.alpha, self.fusion, self.renormalise, self.min_score)
+
     def describe(self) -> dict[str, Any]:
         """Return every setting that decides the vectors as JSON values, for a fingerprint."""
         # What is not asked for is not written: the fingerprint stays that of collections made before there was any.
@@ -72,7 +77,7 @@ def make_recipe(generator: QueryGenerator | Lexicon | None, languages: Sequence[
             if name in given or (name == "languages" and languages):
                 raise InputError(f"{name} says how queries are generated, but they are given here; leave it out")
         recipe = Recipe(**given)
-        check_fusion(recipe.alpha, recipe.fusion, recipe.min_score)
+        check_fusion(recipe.fusion_settings)
         return recipe
     # The order of the languages changes nothing, so it must not tell two recipes apart.
     wanted = tuple(sorted(languages or generator.languages))
@@ -86,7 +91,7 @@ def make_recipe(generator: QueryGenerator | Lexicon | None, languages: Sequence[
         _check_sampling(generator, recipe)
     if recipe.queries_per_language < 1:
         raise InputError(f"queries_per_language must be at least 1, was: {recipe.queries_per_language}")
-    check_fusion(recipe.alpha, recipe.fusion, recipe.min_score)
+    check_fusion(recipe.fusion_settings)
     return recipe
 
 

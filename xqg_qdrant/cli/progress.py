@@ -238,13 +238,8 @@ def search_all(
     quiet: bool,
 ) -> dict[str, dict[str, list[ScoredPassage]]]:
     """Return for each ranking a run of all questions."""
-    runs: dict[str, dict[str, list[ScoredPassage]]] = {name: {} for name in rankings}
     with _make_bar(len(queries), " questions", quiet) as bar:
-        for part in search_runs(store, collection, encoder, queries, limit, rankings):
-            for name, found in part.items():
-                runs[name].update(found)
-            bar.update(len(found))
-    return runs
+        return search_runs(store, collection, encoder, queries, limit, rankings, bar.update)
 
 
 def read_vectors(

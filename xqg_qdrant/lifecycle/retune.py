@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xqg_qdrant.augmentation.fusion import check_fusion, check_vectors, fuse, keep_relevant
+from xqg_qdrant.augmentation.fusion import Fusion, augment_passage, check_fusion, check_vectors
 from xqg_qdrant.augmentation.pipeline import find_terms
 from xqg_qdrant.augmentation.recipe import RECIPE_PREFIX, Recipe, read_recipe
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
@@ -37,7 +37,6 @@ from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.streams import work_in_order
 
-FUSED = ("alpha", "fusion", "renormalise", "min_score")
 GENERATED = ("languages", "queries_per_language")
 
 # So many passages bring some hundred queries: a few seconds of work.
@@ -162,12 +161,12 @@ def _change(collection: str, before: Fingerprint, changes: Mapping[str, Any]) ->
             raise InputError(
                 f"{name} says how queries are generated, but those of {collection!r} were given.", "leave it out."
             )
-        if name not in FUSED + GENERATED:
+        if name not in Fusion._fields + GENERATED:
             raise _needs_generation(collection, name, before.get(f"{RECIPE_PREFIX}{name}"), value)
     wanted = stored._replace(**changes)
     # The order of the languages changes nothing, so it must not tell two recipes apart.
     wanted = wanted._replace(languages=tuple(sorted(wanted.languages)))
-    check_fusion(wanted.alpha, wanted.fusion, wanted.min_score)
+    check_fusion(wanted.fusion_settings)
     if wanted.alpha == 1 and wanted.fusion == "sum":
         raise InputError(
             f"alpha 1 with sum leaves nothing of a passage of {collection!r} that has no query.", "a smaller alpha."
@@ -242,9 +241,8 @@ def _retune(points: Sequence[AugmentedPassage], plan: Plan, encoder: Encoder) ->
     retuned, left_out = [], 0
     for point, queries, end in zip(points, kept, ends, strict=True):
         plain, own = point.vectors[PASSAGE_VECTOR], vectors[end - len(queries) : end]
-        relevant = keep_relevant(plain, own, recipe.min_score)
-        left_out += len(own) - len(relevant)
-        fused = fuse(plain, relevant, recipe.alpha, recipe.fusion, recipe.renormalise)
+        fused, filtered = augment_passage(plain, own, recipe.fusion_settings)
+        left_out += filtered
         content_hash = point.content_hash
         # Where somebody has edited the payload, the plain vector is not of it: the next ingest has to see that.
         if content_hash == hash_content(point.passage, point.recipe, point.generated_queries if given else None):
