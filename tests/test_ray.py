@@ -201,7 +201,7 @@ def test_what_a_worker_raises_ends_the_ingest_with_its_own_words(
         job = Job(inputs, folder, server.url, "other", recipe, fingerprint, encoder.dim, None, None)
         with pytest.raises(ModelError) as caught:
             list(ingest_on_ray(job, store, None, Plan(1, 1, 0), threading.Event()))
-    assert "are not those that the ingest was started with. Cure: copy the same folders" in str(caught.value)
+    assert "differ from those of the driver. Cure: copy the same model folders" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -255,8 +255,14 @@ def test_workers_are_as_many_as_there_is_room_for_on_single_machines(
         ),
         ([MACHINE, MACHINE], "auto", 1, 3, "1 workers of 3 CPUs each would wait for ever: the cluster has 4 CPUs"),
         ([MACHINE], "cuda", 0, 0, "1 workers of 1 CPU and a GPU each would wait for ever"),
-        ([GPU_MACHINE], "auto", 3, 0, "room for 2. Cure: give --num-workers 2"),
-        ([GPU_MACHINE], "cuda:1", 1, 0, "cuda:1 is a GPU of one machine, and Ray gives each worker one. Cure: give"),
+        ([GPU_MACHINE], "auto", 3, 0, "room for 2. Cure: use --num-workers 2"),
+        (
+            [GPU_MACHINE],
+            "cuda:1",
+            1,
+            0,
+            "cuda:1 is a GPU of one machine, but Ray assigns each worker its own. Cure: use",
+        ),
     ],
 )
 def test_a_plan_whose_workers_would_wait_for_ever_is_refused(
