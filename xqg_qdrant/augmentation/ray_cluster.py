@@ -57,9 +57,9 @@ def make_plan(nodes: Sequence[Mapping[str, float]], device: str, workers: int, c
     if room < max(1, workers):
         share = f"{plan.cpus} CPU" + ("s" if plan.cpus > 1 else "") + (" and a GPU" if cuda else "")
         has = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
+        wanted = f"{workers} workers of {share} each do not fit" if workers > 1 else f"1 worker of {share} does not fit"
         raise InputError(
-            f"{max(1, workers)} workers of {share} each do not fit: the cluster has {has} on {len(nodes)} machines, "
-            f"which is room for {room}.",
+            f"{wanted}: the cluster has {has} on {len(nodes)} machine{'s' * (len(nodes) != 1)}, which is room for {room}.",
             f"use --num-workers {max(1, room)} or fewer --threads, or start more machines",
         )
     return plan._replace(workers=workers or room)
