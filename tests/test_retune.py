@@ -304,7 +304,7 @@ def test_a_passage_that_is_deleted_meanwhile_stays_deleted(
     fill(edge, "docs", demo_encoder, demo_generator)
     plan = plan_retune(edge, "docs", demo_encoder, {"alpha": 0.3})
     last = list(edge.scroll_stored("docs"))[-1].passage_id
-    read = retune_module._find_left
+    read = retune_module._find_pending
     with pytest.MonkeyPatch.context() as patch:
 
         def find_then_delete(store: Store, plan: Plan) -> Iterator[Any]:
@@ -312,7 +312,7 @@ def test_a_passage_that_is_deleted_meanwhile_stays_deleted(
                 yield stored
                 edge.delete("docs", [last])
 
-        patch.setattr(retune_module, "_find_left", find_then_delete)
+        patch.setattr(retune_module, "_find_pending", find_then_delete)
         list(retune(edge, plan, demo_encoder))
     assert len(read_points(edge, "docs")) == PASSAGES - 1
     assert edge.read_fingerprint("docs") == plan.after

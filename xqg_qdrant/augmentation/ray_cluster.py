@@ -59,7 +59,8 @@ def make_plan(nodes: Sequence[Mapping[str, float]], device: str, workers: int, c
         has = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
         wanted = f"{workers} workers of {share} each do not fit" if workers > 1 else f"1 worker of {share} does not fit"
         raise InputError(
-            f"{wanted}: the cluster has {has} on {len(nodes)} machine{'s' * (len(nodes) != 1)}, which is room for {room}.",
+            f"{wanted}: the cluster has {has} on {len(nodes)} machine{'s' * (len(nodes) != 1)}, "
+            f"which is room for {room}.",
             f"use --num-workers {max(1, room)} or fewer --threads, or start more machines",
         )
     return plan._replace(workers=workers or room)
