@@ -144,7 +144,7 @@ def test_a_search_with_another_encoder_is_refused(filled: Store, tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"limit": 0}, "limit must be at least 1"), ({"ranking": "bm25"}, "no ranking 'bm25'")]
+    ("wrong", "message"), [({"limit": 0}, "limit must be at least 1"), ({"ranking": "bm25"}, "unknown ranking 'bm25'")]
 )
 def test_what_no_search_can_do_is_refused(
     filled: Store, demo_encoder: Encoder, wrong: dict[str, Any], message: str

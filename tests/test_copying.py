@@ -215,7 +215,7 @@ def test_passages_that_only_the_target_holds_are_named_before_anything_is_writte
     source, target, points = places.open("memory"), places.open("edge"), make_points(20)
     fill(source, points[:19])
     fill(target, points[19:])
-    with pytest.raises(MismatchError, match=r"such as 'passage 19'\. Cure: choose another name.*Nothing was changed"):
+    with pytest.raises(MismatchError, match=r"such as 'passage 19'\. Nothing was changed\. Cure: choose another name"):
         run_copy(source, target)
     assert target.count("docs") == 1
 
@@ -255,7 +255,9 @@ def test_a_source_that_is_changed_meanwhile_is_an_error(places: Places) -> None:
         if store.count("docs") == 18:
             source = Meddling(store, "read_fingerprint", 2, meddle)
             target = places.open("edge", "another")
-        with pytest.raises(StoreError, match=r"was changed while it was copied\. Cure: run the same again"):
+        with pytest.raises(
+            StoreError, match=r"was changed during the copy\. Cure: stop all writes to it, and run the copy again"
+        ):
             run_copy(source, target)
 
 
@@ -264,19 +266,19 @@ def test_a_source_that_is_changed_meanwhile_is_an_error(places: Places) -> None:
     [
         (
             lambda store, points: store.delete("docs", ["passage 7"]),
-            r"19 points for 20, 1 passages differ: 'passage 7'\.",
+            r"19 points for 20; passages that differ: 1 \('passage 7'\)\.",
         ),
         (
             lambda store, points: store.upsert("docs", [points[20]]),
-            r"21 points for 20, 1 passages differ: 'passage 20'\.",
+            r"21 points for 20; passages that differ: 1 \('passage 20'\)\.",
         ),
         (
             lambda store, points: store.upsert("docs", [replace(p, recipe="x") for p in points[:20]]),
-            r"20 points for 20, 20 passages differ: ('passage \d+', ){4}'passage \d+' …\.",
+            r"20 points for 20; passages that differ: 20 \(('passage \d+', ){4}'passage \d+' …\)\.",
         ),
         (
             lambda store, points: store.upsert("docs", [replace(points[0], vectors=points[1].vectors)]),
-            r"20 points for 20, 1 passages differ: 'passage 0'\.",
+            r"20 points for 20; passages that differ: 1 \('passage 0'\)\.",
         ),
     ],
     ids=["lost", "added", "changed", "vectors"],
@@ -287,7 +289,7 @@ def test_what_is_read_back_otherwise_is_an_error_that_names_it(
     source, store, points = places.open("memory"), places.open("edge"), make_points(21)
     fill(source, points[:20])
     target: Any = Meddling(store, "scroll", 1, lambda: meddle(store, points))
-    with pytest.raises(StoreError, match=rf"is not equal to 'docs'.*{named}.*Cure: run the same again"):
+    with pytest.raises(StoreError, match=rf"is not equal to 'docs'.*{named}.*Cure: stop all writes to both, and run"):
         run_copy(source, target)
 
 
@@ -295,7 +297,7 @@ def test_a_count_that_is_not_that_of_the_points_is_an_error(places: Places, monk
     source, target = places.open("memory"), places.open("edge")
     fill(source, make_points(20))
     monkeypatch.setattr(target, "count", lambda _: 21)
-    with pytest.raises(StoreError, match=r"21 points for 20, 0 passages differ: none\. Cure: "):
+    with pytest.raises(StoreError, match=r"21 points for 20; passages that differ: 0 \(none\)\. Cure: "):
         run_copy(source, target)
 
 
@@ -406,7 +408,7 @@ def test_ctrl_c_finishes_the_batch_in_work_and_says_how_to_go_on(
     result = xqg("copy", "--collection", "docs", "--from", tmp_path / "here", "--to", tmp_path / "there")
     assert result.exit_code == 130
     assert "8 points written, 0 already there, 0 verified" in result.stderr
-    assert "Interrupted; the same command goes on from here." in result.stderr
+    assert "Interrupted; run the same command again to resume." in result.stderr
 
 
 @pytest.mark.parametrize(

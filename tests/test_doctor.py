@@ -137,7 +137,7 @@ def test_no_key_and_no_password_is_ever_shown(
 
 def test_the_scratch_collection_is_deleted_where_a_check_of_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*given: object, **more: object) -> None:
-        raise StoreError("cannot search. Cure: none")
+        raise StoreError("cannot search.", "none")
 
     monkeypatch.setattr(EdgeStore, "search", fail)
     result = run_doctor("--store", "data")
@@ -157,7 +157,7 @@ def test_a_store_that_gives_back_something_else_is_told(monkeypatch: pytest.Monk
     result = run_doctor("--store", "data")
     assert result.exit_code == 5
     [line] = [line for line in result.stdout.splitlines() if line.startswith("failed")]
-    assert line.startswith("failed   store      edge:data gave back another passage than was stored")
+    assert line.startswith("failed   store      edge:data returned another passage than was stored")
 
 
 def test_two_runtimes_beside_each_other_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,13 +202,13 @@ def test_cuda_that_was_asked_for_and_does_not_run_is_a_failure() -> None:
 def test_cuda_that_opens_a_model_but_runs_no_operator_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = shipped_model(DEMO_ENCODER) / "model.onnx"
     monkeypatch.setattr(doctor, "Session", lambda path, device, profile: Session(path, "cpu", profile=profile))
-    with pytest.raises(ModelError, match=r"operators on cpu\), although CUDA was asked for. Cure: install CUDA's"):
-        doctor._tell_device("encoder", "", graph, "cuda", "cuda", 0.1)
+    with pytest.raises(ModelError, match=r"operators on cpu\), although CUDA was requested. Cure: install CUDA's"):
+        doctor._check_device("encoder", "", graph, "cuda", "cuda", 0.1)
     # auto is allowed to fall back, but not in silence
     monkeypatch.setattr(doctor, "is_cuda_at_hand", lambda: True)
-    assert doctor._tell_device("encoder", "", graph, "auto", "cpu", 0.1).state == "warning"
+    assert doctor._check_device("encoder", "", graph, "auto", "cpu", 0.1).state == "warning"
     monkeypatch.setattr(doctor, "is_cuda_at_hand", lambda: False)
-    assert doctor._tell_device("encoder", "", graph, "auto", "cpu", 0.1).state == "ok"
+    assert doctor._check_device("encoder", "", graph, "auto", "cpu", 0.1).state == "ok"
 
 
 def test_a_line_holds_no_control_characters() -> None:

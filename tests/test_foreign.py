@@ -28,7 +28,7 @@ from xqg_qdrant.fingerprint import refuse_mismatch
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout, Reject
-from xqg_qdrant.retrieval import answer
+from xqg_qdrant.retrieval import search_hits
 from xqg_qdrant.stores import open_foreign_store, open_store
 from xqg_qdrant.stores.server.client import FINGERPRINT_KEY, ClientStore
 from xqg_qdrant.stores.server.foreign import ForeignStore
@@ -198,7 +198,7 @@ def test_a_search_finds_through_our_vector_and_shows_their_fields(
         plain._client = client
     assert plain.count("theirs") == 5
     payload = make_payload(2)
-    [hit] = answer(plain, "theirs", demo.encoder, payload["document"], 1, "xqg")
+    [[hit]] = search_hits(plain, "theirs", demo.encoder, [payload["document"]], 1, "xqg")
     assert hit.found.passage == Passage(
         "doc-2", payload["document"], payload["heading"], {"meta": payload["meta"], "tags": payload["tags"]}
     )

@@ -244,15 +244,15 @@ def test_a_recipe_and_rows_of_the_other_kind_are_refused(
     row = demo_rows(2)[1]
     with pytest.raises(InputError, match=r"make it with make_recipe\(generator\)"):
         list(ingest([row.passage], store, "docs", demo_encoder, demo_generator, Recipe()))
-    with pytest.raises(InputError, match=f"passage '{row.passage.passage_id}' brings queries, but a generator"):
+    with pytest.raises(InputError, match=f"passage '{row.passage.passage_id}' has queries, but there is a generator"):
         list(ingest([row], store, "docs", demo_encoder, demo_generator, make_recipe(demo_generator)))
 
 
 @pytest.mark.parametrize("setting", ["queries_per_language", "seed", "top_k", "temperature", "max_new_tokens"])
 def test_settings_of_the_generation_are_refused_where_queries_are_given(setting: str) -> None:
-    with pytest.raises(InputError, match=f"{setting} says how queries are generated, but they are given"):
+    with pytest.raises(InputError, match=f"{setting} is a setting of the generation, but the queries are given"):
         make_recipe(None, (), **{setting: 1})
-    with pytest.raises(InputError, match="languages says how queries are generated"):
+    with pytest.raises(InputError, match="languages is a setting of the generation"):
         make_recipe(None, ["fi"])
 
 
@@ -327,8 +327,8 @@ def test_the_command_tells_of_queries_without_a_passage_and_of_bad_rows() -> Non
     [
         (["--queries", "corpus", "--generator", "g"], "Give --generator or --queries, not both."),
         (["--queries", "none.jsonl"], "none.jsonl: there is no such file"),
-        (["--queries", "corpus", "--languages", "fi"], "languages says how queries are generated"),
-        (["--queries", "corpus", "--seed", "1"], "seed says how queries are generated"),
+        (["--queries", "corpus", "--languages", "fi"], "languages is a setting of the generation"),
+        (["--queries", "corpus", "--seed", "1"], "seed is a setting of the generation"),
         (
             [],
             "c.jsonl, line 1: brings generated_queries, which only --queries corpus uses. Cure: ingest with --queries",

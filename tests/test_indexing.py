@@ -125,7 +125,7 @@ def test_a_killed_child_is_an_error_with_a_cure_and_changes_nothing(
     next(steps)
     wait_for_work(folder)
     os.kill(children[0].pid, signal.SIGKILL)
-    with pytest.raises(StoreError, match=r"cannot index .*docs: .*signal 9.* Nothing was lost.*Cure: "):
+    with pytest.raises(StoreError, match=r"(?s)cannot index .*docs: .*signal 9.* Nothing was lost.*Cure: "):
         list(steps)
     store.close()
     assert read_indexed(folder) == 0
@@ -175,7 +175,7 @@ def test_a_killed_parent_takes_the_child_along(folder: Path) -> None:
 
 
 def test_what_the_engine_says_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=rf"cannot index {tmp_path}: .*(?i:segment|config).*Cure: "):
+    with pytest.raises(StoreError, match=rf"(?s)cannot index {tmp_path}: .*(?i:segment|config).*Cure: "):
         list(build_index(tmp_path))
 
 

@@ -123,7 +123,7 @@ def test_another_lexicon_and_a_model_are_refused_where_one_made_the_collection(
 
 @pytest.mark.parametrize("name", ["seed", "top_k", "temperature", "max_new_tokens", "vocabulary"])
 def test_a_lexicon_has_no_sampling(lexicon: Lexicon, name: str) -> None:
-    with pytest.raises(InputError, match=f"{name} says how a model draws"):
+    with pytest.raises(InputError, match=f"{name} is a setting of a model"):
         make_recipe(lexicon, (), **{name: 1})
 
 

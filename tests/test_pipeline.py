@@ -320,7 +320,7 @@ def test_an_ingest_ends_when_somebody_deletes_the_collection_meanwhile() -> None
         store._fingerprint = None
 
     store._before_upsert = delete
-    with pytest.raises(StoreError, match=r"was deleted while it was filled\. Cure: "):
+    with pytest.raises(StoreError, match=r"was deleted during the ingest\. Cure: "):
         list(run(passages(9 * CHUNK_SIZE), store, FakeGenerator()))
     assert len(store.writes) == 1
 

@@ -27,7 +27,7 @@ from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle import retune as retune_module
 from xqg_qdrant.lifecycle.retune import Plan, Retuned, plan_retune, retune
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, QueriedPassage
-from xqg_qdrant.retrieval import answer
+from xqg_qdrant.retrieval import search_hits
 from xqg_qdrant.stores import Store, open_store
 
 LANGUAGES, QUERIES_PER_LANGUAGE, PASSAGES = ["fi", "ja", "ru"], 3, 5
@@ -219,7 +219,7 @@ def test_meanwhile_both_recipes_are_told_and_each_point_says_which_made_it(
 def test_meanwhile_questions_are_answered(edge: Store, demo_encoder: Encoder, demo_generator: QueryGenerator) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     begin(edge, demo_encoder, {"alpha": 0.3})
-    hits = answer(edge, "docs", demo_encoder, "Where does the Danube end?", PASSAGES, "xqg")
+    [hits] = search_hits(edge, "docs", demo_encoder, ["Where does the Danube end?"], PASSAGES, "xqg")
     assert {hit.found.passage.passage_id for hit in hits} == set(read_points(edge, "docs"))
 
 
@@ -235,7 +235,8 @@ def test_meanwhile_an_ingest_is_refused_with_the_cure_by_either_recipe(
     assert str(caught.value).splitlines() == [
         "collection 'docs' is being retuned:",
         "  recipe.alpha: from 0.01 to 0.3",
-        "Cure: wait for it, or if it was interrupted finish it: xqg retune --collection docs. Nothing was changed.",
+        "Nothing was changed.",
+        "Cure: wait for it, or if it was interrupted finish it: xqg retune --collection docs.",
     ]
     assert (read_points(edge, "docs").keys(), edge.read_fingerprint("docs")) == (points, fingerprint)
 
@@ -259,7 +260,9 @@ def test_an_unfinished_retune_refuses_another_and_also_the_way_back(
 ) -> None:
     fill(edge, "docs", demo_encoder, demo_generator)
     begin(edge, demo_encoder, {"alpha": 0.3})
-    with pytest.raises(MismatchError, match=r"alpha: from 0\.01 to 0\.3\nCure: .*xqg retune --collection docs"):
+    with pytest.raises(
+        MismatchError, match=r"alpha: from 0\.01 to 0\.3\nNothing was changed\.\nCure: .*xqg retune --collection docs"
+    ):
         plan_retune(edge, "docs", demo_encoder, changes)
     run(edge, demo_encoder, {})
     run(edge, demo_encoder, changes)
@@ -301,7 +304,7 @@ def test_a_passage_that_is_deleted_meanwhile_stays_deleted(
     fill(edge, "docs", demo_encoder, demo_generator)
     plan = plan_retune(edge, "docs", demo_encoder, {"alpha": 0.3})
     last = list(edge.scroll_stored("docs"))[-1].passage_id
-    read = retune_module._find_left
+    read = retune_module._find_pending
     with pytest.MonkeyPatch.context() as patch:
 
         def find_then_delete(store: Store, plan: Plan) -> Iterator[Any]:
@@ -309,7 +312,7 @@ def test_a_passage_that_is_deleted_meanwhile_stays_deleted(
                 yield stored
                 edge.delete("docs", [last])
 
-        patch.setattr(retune_module, "_find_left", find_then_delete)
+        patch.setattr(retune_module, "_find_pending", find_then_delete)
         list(retune(edge, plan, demo_encoder))
     assert len(read_points(edge, "docs")) == PASSAGES - 1
     assert edge.read_fingerprint("docs") == plan.after
@@ -364,7 +367,7 @@ def test_a_collection_that_is_deleted_meanwhile_ends_it(
     fill(edge, "docs", demo_encoder, demo_generator)
     plan = plan_retune(edge, "docs", demo_encoder, {"alpha": 0.3})
     edge.delete_collection("docs")
-    with pytest.raises(StoreError, match=r"'docs' was deleted while it was retuned\. Cure: "):
+    with pytest.raises(StoreError, match=r"'docs' was deleted during the retune\. Cure: "):
         list(retune(edge, plan, demo_encoder))
 
 
@@ -389,14 +392,14 @@ def test_a_passage_whose_payload_was_edited_is_left_for_the_next_ingest(
     [
         ({"languages": ["fi", "ko"]}, "languages of 'docs' cannot be retuned: stored ('fi', 'ja', 'ru'), wanted ('fi'"),
         ({"queries_per_language": 4}, "queries_per_language of 'docs' cannot be retuned: stored 3, wanted 4, which"),
-        ({"seed": 1}, "seed of 'docs' cannot be retuned: stored 0, wanted 1, which takes queries that are not stored"),
+        ({"seed": 1}, "seed of 'docs' cannot be retuned: stored 0, wanted 1, which needs queries that are not stored"),
         ({"temperature": 2.0}, "temperature of 'docs' cannot be retuned: stored 0.6, wanted 2.0"),
         ({"queries_per_language": 0}, "queries_per_language must be at least 1, was: 0"),
         ({"alpha": 1.5}, "alpha must be between 0 and 1 (inclusive), was: 1.5"),
         ({"alpha": 1.0}, "alpha 1 with sum leaves nothing of a passage of 'docs' that has no query. Cure: "),
         ({"fusion": "max"}, "fusion must be one of sum, mean, was: 'max'"),
         ({"min_score": float("nan")}, "min_score must be a finite number, was: nan"),
-        ({}, "no retune of 'docs' is unfinished, and no setting is given. Cure: name what to change"),
+        ({}, "'docs' has no unfinished retune, and no setting is given. Cure: name a setting to change"),
     ],
 )
 def test_what_the_stored_queries_do_not_allow_is_refused_with_both_values_and_the_cure(
@@ -415,7 +418,9 @@ def test_of_given_queries_there_are_no_languages_and_numbers(
     edge: Store, demo_encoder: Encoder, changes: dict[str, Any]
 ) -> None:
     fill(edge, "docs", demo_encoder, None)
-    with pytest.raises(InputError, match=r"says how queries are generated, but those of 'docs' were given\. Cure: "):
+    with pytest.raises(
+        InputError, match=r"is a setting of the generation, but the queries of 'docs' were given\. Cure: leave it out"
+    ):
         run(edge, demo_encoder, changes)
 
 
@@ -535,7 +540,7 @@ def test_ctrl_c_finishes_the_chunks_in_work_and_says_how_to_go_on(
     ("options", "code", "message"),
     [
         (["--min-score", "1", "--no-min-score"], 2, "Give --min-score or --no-min-score, not both."),
-        ([], 2, "no retune of 'docs' is unfinished"),
+        ([], 2, "'docs' has no unfinished retune"),
         (["--languages", "xx"], 2, "unknown language 'xx'"),
         (["--languages", "ja"], 2, "languages of 'docs' cannot be retuned"),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage
-from xqg_qdrant.retrieval import answer
+from xqg_qdrant.retrieval import search_hits
 from xqg_qdrant.stores import open_store
 
 VECTORS = {"question": [1, 0], "near": [0.9, 0.1], "nearer": [0.95, 0], "far": [0, 1], "first": [1, 0], "last": [0, 1]}
@@ -36,7 +36,7 @@ def ask(*points: AugmentedPassage, vector_name: str = "xqg", limit: int = 5) -> 
     store, encoder = open_store(":memory:"), Lookup()
     store.create_collection("docs", 2, {})
     store.upsert("docs", points)
-    hits = answer(store, "docs", cast(Encoder, encoder), "question", limit, vector_name)
+    [hits] = search_hits(store, "docs", cast(Encoder, encoder), ["question"], limit, vector_name)
     store.close()
     return [(hit.found.passage.passage_id, hit.best_query and hit.best_query.text) for hit in hits], encoder.asked
 

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from writing import lines_of
 
-from xqg_qdrant.augmentation.fusion import fuse
+from xqg_qdrant.augmentation.fusion import Fusion, fuse
 from xqg_qdrant.augmentation.pipeline import Row, ingest
 from xqg_qdrant.augmentation.recipe import Recipe, make_recipe
 from xqg_qdrant.cli import main
@@ -246,7 +246,8 @@ def test_alphas_of_sum_and_mean_are_those_that_weigh_the_queries_alike() -> None
     assert to_sum(0.2612, 35) == pytest.approx(0.01, rel=1e-3)
     draw = np.random.default_rng(0)
     passage, queries = draw.normal(size=8).astype(np.float32), draw.normal(size=(35, 8)).astype(np.float32)
-    summed, averaged = fuse(passage, queries, 0.01), fuse(passage, queries, to_mean(0.01, 35), "mean")
+    summed = fuse(passage, queries, Fusion(0.01))
+    averaged = fuse(passage, queries, Fusion(to_mean(0.01, 35), "mean"))
     cosine = summed @ averaged / np.linalg.norm(summed) / np.linalg.norm(averaged)
     assert cosine == pytest.approx(1, abs=1e-6)
 

@@ -9,7 +9,7 @@ The Python interface, in five lines:
         ingest("corpus.jsonl", store, "docs", encoder, generator)
         print(search("Какая река самая длинная в Африке?", store, "docs", encoder)[0].passage.title)
 
-Each name is imported when it is first used.
+Names are imported on first use.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from xqg_qdrant.retrieval import Hit
     from xqg_qdrant.stores import Sharding, Store, open_store
 
-# Whoever needs a record alone must not wait for ONNX Runtime.
-_ROOMS = {
+# Importing a record alone must not load ONNX Runtime.
+_MODULES = {
     "Encoder": "inference.encoder",
     "GeneratedQuery": "records",
     "Hit": "retrieval",
@@ -85,9 +85,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'xqg_qdrant' has no attribute {name!r}")
-    return getattr(import_module(f"xqg_qdrant.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"xqg_qdrant.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

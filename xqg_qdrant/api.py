@@ -1,7 +1,6 @@
-"""What a program asks for, each in one call: ingest a corpus, search a collection, evaluate it.
+"""The Python interface: ingest a corpus, search a collection, evaluate it, each in one call.
 
-Knows what the commands of the same names put together, with the same defaults. Prints nothing but a progress bar, on a
-terminal.
+The functions have the defaults of the commands of the same names. They print only a progress bar, on a terminal.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from xqg_qdrant.generation.lexicon import Lexicon
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle.status import EXACT_UP_TO
-from xqg_qdrant.records import Qrel, Query, ScoredPassage
-from xqg_qdrant.retrieval import Hit, answer, answer_all, check_collection, check_rankings, search_runs
+from xqg_qdrant.records import Qrel, Query
+from xqg_qdrant.retrieval import Hit, check_collection, check_rankings, search_hits, search_runs
 from xqg_qdrant.stores import Store
 from xqg_qdrant.streams import count_workers
 
@@ -48,24 +47,24 @@ def ingest(
     id_field: str | None = None,
     **settings: Any,
 ) -> Progress:
-    """Store the passages of a corpus with augmented vectors, and index the collection where it is large.
+    """Store a corpus with augmented vectors; index a large collection.
 
-    Run again after an interruption it goes on where it stopped, and on an edited corpus it redoes what changed. A row
-    that cannot be used is no error: it comes back among the `rejects`, and the rest is stored.
+    After an interruption, call it again to resume; on an edited corpus it redoes what changed. A row that cannot be
+    used raises nothing: it is returned in `rejects`, and the rest is stored.
 
     Args:
         corpus: a file or folder as `xqg ingest` takes it, or rows `{"id": …, "text": …, "title": …, …}`.
-        store: where the collection is; it is created where it does not exist.
+        store: the store of the collection, which is created if missing.
         collection: its name.
         encoder: of passages and queries.
-        generator: writes the queries. None where the rows bring them, in the field `generated_queries`.
-        languages: to write queries in, such as `("ja", "ru")`; all of the generator's where none is named.
-        id_field: the field of the passage id, where it is none of `id`, `_id`, `passage_id` and `docid`.
-        **settings: of `xqg_qdrant.augmentation.recipe.Recipe` and `xqg_qdrant.generation.onnx.Sampling`, such as
-            `queries_per_language`, `alpha`, `fusion`, `seed`, `sparse`, `top_k`; as published where they are not given.
+        generator: writes the queries. None if each row has its own, in the field `generated_queries`.
+        languages: of the queries, such as `("ja", "ru")`; by default all of the generator's.
+        id_field: the field of the passage id, if not `id`, `_id`, `passage_id` or `docid`.
+        **settings: fields of `xqg_qdrant.augmentation.recipe.Recipe` and `xqg_qdrant.generation.onnx.Sampling`, such
+            as `queries_per_language`, `alpha`, `fusion`, `seed`, `sparse`, `top_k`. Defaults follow the paper.
 
     Returns:
-        The sum over all chunks. `xqg_qdrant.augmentation.pipeline.ingest` yields them one by one.
+        The sum over all chunks. `xqg_qdrant.augmentation.pipeline.ingest` yields each chunk.
 
     Raises:
         InputError: the corpus or a setting cannot be used.
@@ -129,15 +128,15 @@ def search(
 
     Args:
         questions: one question, or several.
-        store: where the collection is.
+        store: the store of the collection.
         collection: its name.
-        encoder: the one that it was made with.
-        limit: how many passages are wanted.
+        encoder: the one that the collection was made with.
+        limit: number of passages for each question.
         ranking: `xqg` (augmented vectors), `passage` (plain ones), `hybrid` or `max-sim`; see `xqg_qdrant.retrieval`.
 
     Returns:
-        The hits of the question, best first, each with its passage, its score, and the generated query that is nearest
-        to the question; of several questions a list of them for each.
+        The question's hits, best first: passage, score, and the generated query nearest to the question. For several
+        questions, one such list each.
 
     Raises:
         InputError: there is no such collection or ranking, or the limit is below 1.
@@ -145,12 +144,12 @@ def search(
         StoreError: the database cannot be reached, or refuses.
     """
     if limit < 1:
-        raise InputError(f"limit must be at least 1, was: {limit}")
+        raise InputError(f"limit must be at least 1, was: {limit}.", "ask for 1 passage or more")
     check_rankings([ranking])
     check_collection(store, collection, encoder)
     if isinstance(questions, str):
-        return answer(store, collection, encoder, questions, limit, ranking)
-    return answer_all(store, collection, encoder, questions, limit, ranking)
+        return search_hits(store, collection, encoder, [questions], limit, ranking)[0]
+    return search_hits(store, collection, encoder, questions, limit, ranking)
 
 
 def evaluate(
@@ -163,21 +162,21 @@ def evaluate(
     rankings: Sequence[str] = ("passage", "xqg"),
     test: TestName = "randomisation",
 ) -> Report:
-    """Measure how good the results for questions are, by language, and what each ranking gains over the first.
+    """Measure each ranking by language, and its gain over the first.
 
     Args:
         questions: a file or folder as `xqg evaluate --questions` takes it, or questions.
-        store: where the collection is.
+        store: the store of the collection.
         collection: its name.
-        encoder: the one that it was made with.
-        qrels: which passages answer which question: a file, or judgements. Of questions in a file those that it holds,
-            or that lie beside it, where none are given.
+        encoder: the one that the collection was made with.
+        qrels: which passages answer which question: a file, or judgements. By default those in the questions' file,
+            or beside it.
         rankings: `passage` (plain vectors), `xqg` (augmented ones), `hybrid` and `max-sim`.
         test: the paired test of a difference: `randomisation`, `t` or `mcnemar`.
 
     Returns:
-        Recall@k, MRR@10 and nDCG@10 where there are judgements, R@2kt and R@5kt where the questions have answers;
-        `format_table` makes it readable, `Report.to_json` a dictionary.
+        Recall@k, MRR@10 and nDCG@10 if there are judgements; R@2kt and R@5kt if the questions have answers. Format the
+        report with `format_table`, or convert it with `Report.to_json`.
 
     Raises:
         InputError: a file cannot be used, or there is no such collection or ranking.
@@ -187,18 +186,16 @@ def evaluate(
     check_rankings(rankings)
     if isinstance(questions, str | Path):
         if qrels is not None and not isinstance(qrels, str | Path):
-            raise InputError("judgements are given as records, so the questions must be, too")
+            raise InputError(
+                "qrels are records, but questions are a file.", "pass both as records, or qrels as a file too"
+            )
         queries, judgements = read_judged_questions([questions], qrels)
     else:
         queries = list(questions)
         judgements = read_qrels(qrels) if isinstance(qrels, str | Path) else list(qrels or ())
     check_collection(store, collection, encoder)
-    runs: dict[str, dict[str, list[ScoredPassage]]] = {name: {} for name in rankings}
     with tqdm(total=len(queries), unit=" questions", disable=None) as bar:
-        for part in search_runs(store, collection, encoder, queries, EVALUATION_DEPTH, rankings):
-            for name, found in part.items():
-                runs[name].update(found)
-            bar.update(len(found))
+        runs = search_runs(store, collection, encoder, queries, EVALUATION_DEPTH, rankings, bar.update)
     return evaluate_runs(queries, judgements, runs, test=test)
 
 

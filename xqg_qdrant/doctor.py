@@ -1,10 +1,7 @@
-"""Whether everything works here: each part is really used once, and what came of it told in a line.
+"""Check an installation by using each part once.
 
-A check does what an ingest or a search does, in the same place, on little data: a batch through each model, a scratch
-collection that is written, read, searched and deleted, and one passage on its whole way. A part that cannot be used
-does not stop the others.
-
-Knows the order of the checks and their limits. Knows nothing of how they are printed.
+The checks do what an ingest and a search do, on little data: run a batch through each model; write, read, search and
+delete a scratch collection; take one passage through all steps. A part that fails does not stop the other checks.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from xqg_qdrant.augmentation.fusion import fuse
+from xqg_qdrant.augmentation.fusion import augment_passage
 from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import ModelError, StoreError, XqgError
@@ -34,7 +31,7 @@ from xqg_qdrant.inference.session import AUTO, CUDA, Session, are_products_exact
 from xqg_qdrant.machine import free_memory, integer_instructions
 from xqg_qdrant.model_folders import ModelFolder
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, Passage
-from xqg_qdrant.retrieval import answer
+from xqg_qdrant.retrieval import search_hits
 from xqg_qdrant.stores import Store, find_directory
 
 T = TypeVar("T")
@@ -42,30 +39,38 @@ T = TypeVar("T")
 OK, WARNING, FAILED = "ok", "warning", "failed"
 PACKAGES = ("xqg-qdrant", "numpy", "tokenizers", "qdrant-client", "qdrant-edge-py")
 RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
-# The caches of one batch of the generator may take half of it, besides the models.
+# The caches of one generator batch may take half of it, besides the models.
 LEAST_MEMORY = 1 << 30
-# Two float32 vectors of 768 dimensions for 100,000 passages are 0.6 GB, and indexing takes a collection's disk twice.
+# Two float32 vectors of 768 dimensions for 100,000 passages take 0.6 GB, and indexing doubles that.
 LEAST_DISK = 1 << 30
 SCRATCH_PREFIX = "xqg-doctor-"
 SCRATCH_DIM = 4
 
 
 class Check(NamedTuple):
-    """What came of one check: `state` is ok, warning or failed, and `exit_code` that of the failure."""
+    """The result of one check.
+
+    Attributes:
+        name: The part checked.
+        state: `ok`, `warning` or `failed`.
+        detail: What was found.
+        cure: One action that helps; empty for `ok`.
+        exit_code: The error's exit code; 0 unless failed.
+        seconds: Duration of each step.
+    """
 
     name: str
     state: str
     detail: str
     cure: str = ""
     exit_code: int = 0
-    # how long each step took
     seconds: Mapping[str, float] = MappingProxyType({})
 
 
 def examine(
     location: str, open_store: Callable[[], Store], encoder_folder: Path, generator_folder: Path, device: str
 ) -> Iterator[Check]:
-    """Check one part after the other; yields each check when it is done."""
+    """Check one part after another; yield each check as it ends."""
     directory = find_directory(location)
     yield Check("python", OK, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield check_packages()
@@ -77,7 +82,7 @@ def examine(
     yield found
     generator, found = _attempt("generator", lambda: _use_generator(generator_folder, device))
     yield found
-    with _nothing_left(directory):
+    with _without_new_directory(directory):
         store, found = _attempt("store", lambda: _use_store(open_store))
         yield found
         if store is None:
@@ -90,7 +95,7 @@ def examine(
 
 
 def check_packages() -> Check:
-    """Tell the versions of the packages that results depend on; two runtimes fill the same folder."""
+    """Check the versions of the packages that results depend on; warn if two runtimes share a folder."""
     found = {}
     for name in (*PACKAGES, *RUNTIMES):
         with suppress(PackageNotFoundError):
@@ -98,42 +103,42 @@ def check_packages() -> Check:
     detail = ", ".join(f"{name} {number}" for name, number in found.items())
     if all(name in found for name in RUNTIMES):
         cure = (
-            "pip uninstall onnxruntime onnxruntime-gpu, then pip install --force-reinstall onnxruntime-gpu, "
+            "run pip uninstall onnxruntime onnxruntime-gpu, then pip install --force-reinstall onnxruntime-gpu, "
             "which runs on CPUs too"
         )
-        return Check("packages", WARNING, f"{detail}: two runtimes, of which one overwrote the other", cure)
+        return Check("packages", WARNING, f"{detail}: two runtimes are installed, and one overwrote the other", cure)
     return Check("packages", OK, detail)
 
 
 def check_memory(free: int | None) -> Check:
-    """Tell the free memory, None where the system does not."""
+    """Check the free memory in bytes; None if the system does not report it."""
     if free is None:
-        return Check("memory", OK, "this system does not tell how much is free")
+        return Check("memory", OK, "the system does not report the free memory")
     if free < LEAST_MEMORY:
-        cure = "end other programs, or give --threads 1 to an ingest"
-        return Check("memory", WARNING, f"{_show_bytes(free)} free, which is little for models and their caches", cure)
+        cure = "close other programs, or ingest with --threads 1"
+        return Check("memory", WARNING, f"{_show_bytes(free)} free, too little for large models and their caches", cure)
     return Check("memory", OK, f"{_show_bytes(free)} free")
 
 
 def check_integers(exact: bool) -> Check:
-    """Say whether the CPU multiplies uint8 by int8 exactly, or int8 models run with uint8 weights instead."""
+    """Report whether the CPU multiplies uint8 by int8 exactly; else int8 models run with uint8 weights."""
     has = ", ".join(integer_instructions()) or "instructions unknown"
     kernel = "uint8 × int8, exact" if exact else "uint8 × uint8, exact; uint8 × int8 saturates on this CPU"
     return Check("integers", OK, f"{kernel} ({has})")
 
 
 def check_disk(directory: Path) -> Check:
-    """Tell the free disk where a store's directory is, or will be."""
-    there = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(there).free
+    """Check the free disk at a store's directory, which may not exist yet."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
     detail = f"{_show_bytes(free)} free for {directory}"
     if free < LEAST_DISK:
-        return Check("disk", WARNING, f"{detail}, which is little", "make room, or give another --store")
+        return Check("disk", WARNING, f"{detail}, which is little", "free some space, or choose another --store")
     return Check("disk", OK, detail)
 
 
 def _attempt(name: str, use: Callable[[], tuple[T, Check]]) -> tuple[T | None, Check]:
-    """Use a part; where that fails, the check says so, with the exit code of the error."""
+    """Use a part; turn an error into a failed check with its exit code."""
     try:
         return use()
     except XqgError as error:
@@ -146,9 +151,9 @@ def _use_encoder(path: Path, device: str) -> tuple[Encoder, Check]:
     vectors = np.concatenate([encoder.encode_passages([_passage().text]), encoder.encode_queries(["question?"])])
     seconds = time.perf_counter() - start
     if not np.isfinite(vectors).all():
-        raise ModelError(f"{path} gave vectors that are not finite.", "export it again, or in another --dtype")
+        raise ModelError(f"{path} returns vectors that are not finite.", "export it again, with another --dtype")
     detail = f"{_describe(encoder.folder)}; dim {encoder.dim}"
-    return encoder, _tell_device("encoder", detail, path / encoder.graph, device, encoder.device, seconds)
+    return encoder, _check_device("encoder", detail, path / encoder.graph, device, encoder.device, seconds)
 
 
 def _use_generator(path: Path, device: str) -> tuple[QueryGenerator, Check]:
@@ -157,14 +162,14 @@ def _use_generator(path: Path, device: str) -> tuple[QueryGenerator, Check]:
     generator.generate([_passage()], generator.languages, 1, 0, generator.sampling)
     seconds = time.perf_counter() - start
     detail = f"{_describe(generator.folder)}; writes {', '.join(generator.languages)}"
-    return generator, _tell_device("generator", detail, path / generator.graph, device, generator.device, seconds)
+    return generator, _check_device("generator", detail, path / generator.graph, device, generator.device, seconds)
 
 
-def _tell_device(name: str, detail: str, graph: Path, asked: str, opened: str, seconds: float) -> Check:
-    """Run a graph that takes tokens once more, and ask the runtime where its operators ran.
+def _check_device(name: str, detail: str, graph: Path, asked: str, opened: str, seconds: float) -> Check:
+    """Run a graph of tokens with the runtime's profile, and check where its operators ran.
 
     Raises:
-        ModelError: CUDA was asked for, and none of them ran there.
+        ModelError: CUDA was requested, and no operator ran there.
     """
     with tempfile.TemporaryDirectory() as profile:
         session = Session(graph, asked, profile=Path(profile))
@@ -172,16 +177,16 @@ def _tell_device(name: str, detail: str, graph: Path, asked: str, opened: str, s
         ran = session.count_operators()
     where = ", ".join(f"{count} operators on {device}" for device, count in ran.items())
     detail = f"{detail}; ran on {opened} ({graph.name}: {where})"
-    cure = "install CUDA's libraries with: pip install 'xqg-qdrant[cuda]', or give --device cpu"
+    cure = "install CUDA's libraries with: pip install 'xqg-qdrant[cuda]', or use --device cpu"
     if asked.startswith(CUDA) and CUDA not in ran:
-        raise ModelError(f"{detail}, although CUDA was asked for.", f"{cure}")
-    # The runtime falls back in silence where CUDA's libraries are missing.
+        raise ModelError(f"{detail}, although CUDA was requested.", cure)
+    # Without CUDA's libraries the runtime silently falls back to the CPU.
     missed = asked == AUTO and CUDA not in ran and is_cuda_at_hand()
     return Check(name, WARNING if missed else OK, detail, cure if missed else "", seconds={"batch": seconds})
 
 
 def _use_store(open_store: Callable[[], Store]) -> tuple[Store, Check]:
-    """Write a point to a scratch collection, read it back, find it and delete all again."""
+    """Write a point to a scratch collection, search for it, and delete the collection."""
     store = open_store()
     try:
         count = len(store.collections())
@@ -196,16 +201,18 @@ def _use_store(open_store: Callable[[], Store]) -> tuple[Store, Check]:
             [[hit]] = store.search(collection, vector[None], XQG_VECTOR, 1)
             seconds["search"] = time.perf_counter() - start
             if hit.passage != point.passage:
-                raise StoreError(f"{store.location} gave back another passage than was stored.", "report it")
+                raise StoreError(
+                    f"{store.location} returned another passage than was stored.", "report this as a bug of xqg-qdrant"
+                )
     except BaseException:
         store.close()
         raise
-    detail = f"{store.location}; {count} collections; written, read, searched and deleted"
+    detail = f"{store.location}; {count} collection{'s' * (count != 1)}; written, read, searched and deleted"
     return store, Check("store", OK, detail, seconds=seconds)
 
 
 def _use_all(store: Store, encoder: Encoder, generator: QueryGenerator) -> tuple[None, Check]:
-    """Take one passage of the demo corpus the whole way that an ingest and a search take it."""
+    """Take one passage of the demo corpus through an ingest and a search."""
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -231,26 +238,28 @@ def _use_all(store: Store, encoder: Encoder, generator: QueryGenerator) -> tuple
             [plain] = encoder.encode_passages([f"{passage.title} {passage.text}"])
             queries = encoder.encode_queries([query.text for query in generation.queries])
         with timed("augment"):
-            fused = fuse(plain, queries, recipe.alpha, recipe.fusion, recipe.renormalise)
+            fused, _ = augment_passage(plain, queries, recipe.fusion_settings)
         with timed("upsert"):
             recipe_hash = hash_recipe(fingerprint)
             content = hash_content(passage, recipe_hash)
             vectors = {XQG_VECTOR: fused, PASSAGE_VECTOR: plain}
             store.upsert(collection, [AugmentedPassage(passage, generation.queries, vectors, content, recipe_hash)])
         with timed("query"):
-            [hit] = answer(store, collection, encoder, passage.title, 1, XQG_VECTOR)
+            [[hit]] = search_hits(store, collection, encoder, [passage.title], 1, XQG_VECTOR)
     if hit.found.passage != passage or hit.found.generated_queries != generation.queries:
-        raise StoreError(f"{store.location} gave back another passage than was stored.", "report it")
+        raise StoreError(
+            f"{store.location} returned another passage than was stored.", "report this as a bug of xqg-qdrant"
+        )
     asked = generation.asked * len(recipe.languages)
     detail = f"{len(generation.queries)} of {asked} generated queries kept, found by its title"
-    cure = "use a generator that writes these languages better (--generator)"
+    cure = "use a generator trained on these languages (--generator)"
     few = not generation.queries
     return None, Check("passage", WARNING if few else OK, detail, cure if few else "", seconds=seconds)
 
 
 @contextmanager
 def _scratch(store: Store, dim: int, fingerprint: Mapping[str, object]) -> Iterator[str]:
-    """Make a collection that nobody else has, and delete it whatever happens."""
+    """Create a collection with a unique name, and delete it on exit."""
     collection = f"{SCRATCH_PREFIX}{uuid.uuid4().hex[:12]}"
     store.create_collection(collection, dim, fingerprint)
     try:
@@ -260,11 +269,11 @@ def _scratch(store: Store, dim: int, fingerprint: Mapping[str, object]) -> Itera
 
 
 @contextmanager
-def _nothing_left(directory: Path | None) -> Iterator[None]:
-    """Remove a store's directory again where it was made for the checks alone."""
-    was_there = directory is None or directory.exists()
+def _without_new_directory(directory: Path | None) -> Iterator[None]:
+    """Remove a store's directory on exit, if the checks created it."""
+    existed = directory is None or directory.exists()
     yield
-    if directory is not None and not was_there:
+    if directory is not None and not existed:
         with suppress(OSError):
             directory.rmdir()
 

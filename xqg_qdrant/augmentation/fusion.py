@@ -1,14 +1,15 @@
-"""The fusion of a passage's vector with those of its generated queries, and which take part. Numpy only, no I/O.
+"""Choose the generated queries that take part, and fuse their vectors with the passage's.
 
-Source of the formulas: Zhuang, Shou, Zuccon, "Augmenting Passage Representations with Query Generation for Enhanced
+The fusion is from Zhuang, Shou, Zuccon, "Augmenting Passage Representations with Query Generation for Enhanced
 Cross-Lingual Dense Retrieval", SIGIR 2023: `E = (1 - alpha) * E(p) + alpha * sum_i E(q_i)`, scored by dot product.
-Of the filter: Gospodinov, MacAvaney, Macdonald, "Doc2Query--: When Less is More", ECIR 2023; there a cross-encoder
-judges which queries are relevant to their passage, here it is the encoder.
+The filter is from Gospodinov, MacAvaney, Macdonald, "Doc2Query--: When Less is More", ECIR 2023. There a cross-encoder
+judges which queries are relevant to their passage; here the encoder does.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,41 +21,94 @@ FUSIONS = ("sum", "mean")
 PUBLISHED_ALPHA = 0.01
 
 
-def fuse(
-    passage: FloatArray, queries: FloatArray, alpha: float, fusion: str = "sum", renormalise: bool = False
-) -> FloatArray:
-    """Augment one passage vector.
+class Fusion(NamedTuple):
+    """The settings that turn a passage's vector and its queries' vectors into one.
+
+    Attributes:
+        alpha: Weight of the queries, from 0 to 1.
+        fusion: `sum` as published; `mean` makes the weight independent of the number of queries.
+        renormalise: Scale the result to the length of the passage's vector. The paper does not: there, a passage whose
+            queries agree with each other gets a longer vector, and scores higher for any question.
+        min_score: Least dot product of a query with its passage; queries below it take no part. None keeps all.
+    """
+
+    alpha: float = PUBLISHED_ALPHA
+    fusion: str = "sum"
+    renormalise: bool = False
+    min_score: float | None = None
+
+
+def check_fusion(settings: Fusion) -> None:
+    """Refuse settings that cannot be used.
+
+    Raises:
+        InputError: alpha is out of range, the fusion is unknown, or the least score is not finite.
+    """
+    if not 0 <= settings.alpha <= 1:
+        raise InputError(
+            f"alpha must be between 0 and 1 (inclusive), was: {settings.alpha}.",
+            f"choose a number in this range, such as {PUBLISHED_ALPHA}",
+        )
+    if settings.fusion not in FUSIONS:
+        raise InputError(
+            f"fusion must be one of {', '.join(FUSIONS)}, was: {settings.fusion!r}.",
+            "choose sum for the published fusion, or mean",
+        )
+    if settings.min_score is not None and not math.isfinite(settings.min_score):
+        raise InputError(
+            f"min_score must be a finite number, was: {settings.min_score}.",
+            "choose a dot product, or leave it out to keep all queries",
+        )
+
+
+def augment_passage(passage: FloatArray, queries: FloatArray, settings: Fusion) -> tuple[FloatArray, int]:
+    """Fuse a passage with those of its queries that are relevant.
 
     Args:
         passage: the passage's vector, shape `(dim,)`.
-        queries: the vectors of its generated queries, shape `(n, dim)`; the mean of none leaves the passage as it is.
-        alpha: the weight of the queries, from 0 to 1.
-        fusion: `sum` as published; `mean` makes the weight independent of the number of queries.
-        renormalise: give the result the length of the passage's vector. As published it is not: then a passage whose
-            queries agree with each other is longer, and scores higher for any question.
+        queries: the vectors of its generated queries, shape `(n, dim)`.
+        settings: which queries take part, and how they are fused.
+
+    Returns:
+        The augmented vector, float32 of shape `(dim,)`, and how many queries were filtered out.
+
+    Raises:
+        InputError: the settings cannot be used.
+    """
+    relevant = keep_relevant(passage, queries, settings.min_score)
+    return fuse(passage, relevant, settings), len(queries) - len(relevant)
+
+
+def fuse(passage: FloatArray, queries: FloatArray, settings: Fusion) -> FloatArray:
+    """Fuse a passage with all of these queries.
+
+    Args:
+        passage: the passage's vector, shape `(dim,)`.
+        queries: the vectors of its generated queries, shape `(n, dim)`. With no queries, `mean` returns the passage.
+        settings: all but `min_score` is used.
 
     Returns:
         float32 array of shape `(dim,)`, computed in float64.
 
     Raises:
-        InputError: alpha is out of its range, or the fusion is unknown.
+        InputError: the settings cannot be used.
     """
-    check_fusion(alpha, fusion)
-    if fusion == "mean" and len(queries) == 0:
+    check_fusion(settings)
+    if settings.fusion == "mean" and len(queries) == 0:
         return passage
     total = queries.astype(np.float64).sum(axis=0)
-    weighted = total if fusion == "sum" else total / len(queries)
-    fused = (1 - alpha) * passage.astype(np.float64) + alpha * weighted
+    weighted = total if settings.fusion == "sum" else total / len(queries)
+    fused = (1 - settings.alpha) * passage.astype(np.float64) + settings.alpha * weighted
     length = np.linalg.norm(fused)
-    if renormalise and length > 0:
+    if settings.renormalise and length > 0:
         fused *= np.linalg.norm(passage.astype(np.float64)) / length
-    with np.errstate(over="ignore"):  # what becomes infinite is the caller's to refuse
+    with np.errstate(over="ignore"):  # callers refuse infinite vectors
         result: FloatArray = fused.astype(np.float32)
     return result
 
 
 def keep_relevant(passage: FloatArray, queries: FloatArray, min_score: float | None) -> FloatArray:
-    """Return, in their order, the queries that are near enough to their passage.
+    """Return the queries whose score reaches the least one, in order.
 
     Args:
         passage: the passage's vector, shape `(dim,)`.
@@ -71,40 +125,30 @@ def keep_relevant(passage: FloatArray, queries: FloatArray, min_score: float | N
 
 
 def score_queries(passage: FloatArray, queries: FloatArray) -> npt.NDArray[np.float64]:
-    """Return the dot products of queries, shape `(n, dim)`, with their passage, shape `(dim,)`, in float64."""
-    # Not a product of matrices: there the last bits of a row may depend on how many there are.
+    """Return the float64 dot products of queries, shape `(n, dim)`, with their passage, shape `(dim,)`."""
+    # Not a matrix product: there the last bits of a row may depend on the number of rows.
     scores: npt.NDArray[np.float64] = (queries.astype(np.float64) * passage.astype(np.float64)).sum(axis=1)
     return scores
 
 
-def check_fusion(alpha: float, fusion: str, min_score: float | None = None) -> None:
-    """Refuse settings that `fuse` and `keep_relevant` cannot use.
-
-    Raises:
-        InputError: alpha is out of its range, the fusion is unknown, or the least score is no number.
-    """
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha must be between 0 and 1 (inclusive), was: {alpha}")
-    if fusion not in FUSIONS:
-        raise InputError(f"fusion must be one of {', '.join(FUSIONS)}, was: {fusion!r}")
-    if min_score is not None and not math.isfinite(min_score):
-        raise InputError(f"min_score must be a finite number, was: {min_score}")
-
-
 def check_vectors(vectors: FloatArray, texts: int, dim: int) -> FloatArray:
-    """Return what an encoder made of so many texts, one vector for each: one too many would move to another passage.
+    """Return an encoder's vectors if there is one for each text.
+
+    One vector too many would shift the following ones to the wrong passages.
 
     Raises:
-        ModelError: the array has another shape.
+        ModelError: the array's shape is not `(texts, dim)`.
     """
     if vectors.shape != (texts, dim):
-        cure = "export it again with xqg export"
-        raise ModelError(f"the encoder made {vectors.shape} of {texts} texts, not {(texts, dim)}.", cure)
+        raise ModelError(
+            f"the encoder returned vectors of shape {vectors.shape} for {texts} texts, not {(texts, dim)}.",
+            "export it again with xqg export",
+        )
     return vectors
 
 
 def find_fault(name: str, vectors: FloatArray) -> str:
-    """Say why one of these vectors, shape `(n, dim)`, cannot be stored; empty where all can."""
+    """Return why one of these vectors, shape `(n, dim)`, cannot be stored; empty if all can."""
     if not np.isfinite(vectors).all():
         return f"{name} is not finite"
     return "" if vectors.any(axis=1).all() else f"{name} is all zeros"

@@ -1,12 +1,10 @@
-"""The pipeline: read, skip what is stored, generate, encode, augment, upsert; chunk by chunk, yielding progress.
+"""Ingest a corpus chunk by chunk: read, skip stored passages, generate, encode, augment, upsert.
 
-The collection is the checkpoint: what of a chunk is stored with the right content hash needs no work. So an ingest that
-was interrupted goes on where it stopped, and one of an edited corpus redoes only what changed.
+The collection is the checkpoint: a passage stored with the right content hash needs no work. So an interrupted ingest
+resumes where it stopped, and an ingest of an edited corpus redoes only what changed.
 
-Some chunks are in work at once, a worker at each; whoever consumes the progress reads, looks up and writes. So the
-store meets one thread, the points are written in the order of the corpus, and memory is bounded by the chunks in work.
-
-Knows the order of the steps. Knows nothing of file formats, models' insides or engines.
+Several chunks are in flight at once, one for each worker. The thread that consumes the progress reads, looks up and
+writes. So only one thread uses the store, points are written in corpus order, and the chunks in flight bound memory.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from xqg_qdrant.augmentation.fusion import check_vectors, find_fault, fuse, keep_relevant
+from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, find_fault
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.errors import InputError, StoreError
 from xqg_qdrant.fingerprint import (
@@ -50,38 +48,43 @@ from xqg_qdrant.text import find_term_ids
 
 Row: TypeAlias = Passage | QueriedPassage | Reject
 
-# A chunk is a few seconds of work: what a kill costs each worker.
+# A chunk is a few seconds of work; a kill costs each worker one chunk.
 CHUNK_SIZE = 16
-# The same where a passage is cheap: no queries are generated, or a GPU does it.
+# For cheap passages: no model generates queries, or a GPU does.
 CHEAP_CHUNK_SIZE = 128
 
 
 class PointStore(Protocol):
-    """What an ingest needs of a store; see `Store` for what the methods promise."""
+    """The part of a store that an ingest uses; `Store` documents the methods."""
 
     def read_fingerprint(self, collection: str, /) -> dict[str, Any] | None:
-        """Return what made the collection."""
+        """Return the collection's fingerprint."""
 
     def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any], /) -> None:
         """Create a collection."""
 
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str], /) -> dict[str, str]:
-        """Return the content hashes of what is stored."""
+        """Return the content hashes of stored passages."""
 
     def upsert(self, collection: str, points: Sequence[AugmentedPassage], /) -> None:
         """Store points."""
 
     def bulk_load(self, collection: str, /, fast: bool) -> AbstractContextManager[None]:
-        """Get ready for many points."""
+        """Prepare for many points."""
 
 
 class Progress(NamedTuple):
-    """What one chunk came to.
+    """The result of one chunk.
 
-    `stored` passages were written, `unchanged` ones were there already, `rejects` could not be used. `asked` and
-    `kept` count generated queries by language; of given ones, which nobody asked for, `kept` alone. `bare` is how many
-    of the written passages have no query, `left_out` how many of the kept queries the filter lets take no part,
-    `wrong_script` counts by language those that were dropped because they are not written in its script.
+    Attributes:
+        stored: Number of passages written.
+        unchanged: Number of passages already stored.
+        rejects: Rows that could not be used.
+        asked: Number of queries requested from the generator, by language; empty for given queries.
+        kept: Number of queries stored, by language.
+        bare: Number of written passages without queries.
+        left_out: Number of stored queries that the filter excludes from the fusion.
+        wrong_script: Number of queries dropped for not being in their language's script, by language.
     """
 
     stored: int
@@ -95,12 +98,12 @@ class Progress(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Return how many rows of the corpus the chunk held."""
+        """Return the number of corpus rows in the chunk."""
         return self.stored + self.unchanged + len(self.rejects)
 
 
 class Chunk(NamedTuple):
-    """A chunk after the look at the store: what is missing there, with its content hashes."""
+    """A chunk after the lookup in the store: its missing passages with their content hashes."""
 
     missing: list[tuple[QueriedPassage, str]]
     unchanged: int
@@ -108,7 +111,7 @@ class Chunk(NamedTuple):
 
 
 class Augmented(NamedTuple):
-    """A chunk that only has to be written, and what to tell when it is."""
+    """A chunk ready to be written, and the progress to yield once it is."""
 
     points: list[AugmentedPassage]
     progress: Progress
@@ -124,27 +127,28 @@ def ingest(
     workers: int = 1,
     stop: Event | None = None,
 ) -> abc.Generator[Progress, None, None]:
-    """Store the passages with augmented vectors; yield for each chunk, in the order of the rows, when it is safe.
+    """Store passages with augmented vectors; yield after each chunk is stored.
 
-    Chunks are cut by position in the input. A passage's queries and vectors depend on the passage and the recipe
-    alone, so an interrupted ingest that is run again ends with the same points as an uninterrupted one, and any number
-    of workers gives the same points. An error in any step ends all of them; so does closing this iterator. Both wait
-    for the chunks that workers are at.
+    Chunks are cut by position in the input, and yielded in that order. A passage's queries and vectors depend only on
+    the passage and the recipe. So any number of workers, and any interruption followed by a rerun, gives the same
+    points. An error in any step ends all of them; so does closing this iterator. Both wait for the chunks that workers
+    have begun.
 
     Args:
-        rows: passages, each id once, with their queries where there is no generator.
-        store: used from the consuming thread alone.
-        collection: its name; it is created where it does not exist.
+        rows: passages with unique ids; with their queries if there is no generator.
+        store: used only by the consuming thread.
+        collection: its name; created if missing.
         encoder: called from `workers` threads at once.
-        generator: the same, or a lexicon; None where the rows bring their queries, which are then taken as they are.
-        recipe: of `make_recipe`, for the same generator.
-        workers: how many chunks are in work at once; at most four times as many are in memory.
-        stop: once set, no more is read, and the chunks that workers are at are finished and stored.
+        generator: also called from `workers` threads; may be a lexicon. None if the rows have their queries, which are
+            then stored as they are.
+        recipe: from `make_recipe`, for the same generator.
+        workers: number of chunks worked on at once; at most four times as many are in memory.
+        stop: once set, nothing more is read, and the chunks that workers have begun are finished and stored.
 
     Raises:
         MismatchError: the collection was made with other models or another recipe.
-        InputError: the recipe is for given queries and there is a generator, or the other way round; or the rows cannot
-            be read to their end, which is raised when those before are stored.
+        InputError: the recipe is for given queries and there is a generator, or vice versa; or the rows cannot be read
+            to the end, which is raised after those before are stored.
     """
     model = None if isinstance(generator, Lexicon) else generator
     fingerprint = describe(encoder, generator, recipe)
@@ -163,32 +167,34 @@ def ingest(
             # One write for all that wait: each pays for a flush to the disk.
             write([point for augmented in done for point in augmented.points], store, collection, fingerprint)
             yield from (augmented.progress for augmented in done)
-    # What was written last may have met a retune that had just begun.
+    # A retune may have begun just before the last write.
     check_unchanged(store, collection, fingerprint)
     if damage:
         raise damage[0]
 
 
 def describe(encoder: Encoder, generator: QueryGenerator | Lexicon | None, recipe: Recipe) -> Fingerprint:
-    """Return what makes the vectors.
+    """Return the fingerprint of the models and the recipe.
 
     Raises:
-        InputError: the recipe is for given queries and there is a generator, or the other way round.
+        InputError: the recipe is for given queries and there is a generator, or vice versa.
     """
     model = None if isinstance(generator, Lexicon) else generator
     if recipe.given != (generator is None) or (model is None) != (recipe.sampling is None):
-        raise InputError("the recipe was made for another generator; make it with make_recipe(generator)")
+        raise InputError("the recipe was made for another generator.", "make it with make_recipe(generator)")
     return make_fingerprint(encoder.describe(), None if generator is None else generator.describe(), recipe.describe())
 
 
 def open_collection(
     rows: Iterable[Row], store: PointStore, collection: str, dim: int, fingerprint: Fingerprint
 ) -> Iterator[Row]:
-    """Return the rows, once it is sure that they can go into the collection; create it where it does not exist.
+    """Return the rows; create the collection if missing, else compare its fingerprint.
+
+    The first row is read before anything is created, so unusable files leave no empty collection.
 
     Raises:
-        MismatchError: it was made with other models or another recipe.
-        InputError: the files cannot be used at all, which shows at their first row: then no collection is made.
+        MismatchError: the collection was made with other models or another recipe.
+        InputError: the first row cannot be read.
     """
     stored = store.read_fingerprint(collection)
     if stored is not None:
@@ -201,7 +207,7 @@ def open_collection(
 
 
 def until_damage(rows: Iterable[Row], damage: list[InputError]) -> Iterator[Row]:
-    """Yield the rows up to where their file cannot be read any more, and keep the error for when they are stored."""
+    """Yield rows until one cannot be read; put that error in `damage`, to be raised later."""
     try:
         yield from rows
     except InputError as error:
@@ -209,7 +215,7 @@ def until_damage(rows: Iterable[Row], damage: list[InputError]) -> Iterator[Row]
 
 
 def cut_chunks(rows: Iterable[Row], cheap: bool) -> Iterator[list[Row]]:
-    """Cut the rows into chunks by their position, larger ones where a passage is `cheap`."""
+    """Cut rows into chunks by position; larger ones if passages are `cheap`."""
     return batched(rows, CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
 
 
@@ -217,7 +223,7 @@ def _create(store: PointStore, collection: str, dim: int, fingerprint: Fingerpri
     try:
         store.create_collection(collection, dim, fingerprint)
     except StoreError:
-        # Another ingest may have been faster; where it is one of the same recipe, both make the same points.
+        # Another ingest may have created it first; with the same recipe both make the same points.
         stored = store.read_fingerprint(collection)
         if stored is None:
             raise
@@ -225,22 +231,31 @@ def _create(store: PointStore, collection: str, dim: int, fingerprint: Fingerpri
 
 
 def write(points: Sequence[AugmentedPassage], store: PointStore, collection: str, fingerprint: Fingerprint) -> None:
-    """Store points, in a collection that is still what it was."""
+    """Store points, unless the collection has changed."""
     if points:
         check_unchanged(store, collection, fingerprint)
         store.upsert(collection, points)
 
 
 def check_unchanged(store: PointStore, collection: str, fingerprint: Fingerprint) -> None:
-    """Make sure that nobody has deleted or retuned the collection since: a server lets others at it."""
+    """Refuse a collection that another client of the server has deleted or retuned.
+
+    Raises:
+        StoreError: it was deleted.
+        MismatchError: it has another fingerprint.
+    """
     stored = store.read_fingerprint(collection)
     if stored is None:
-        raise StoreError(f"collection {collection!r} was deleted while it was filled.", "run the same again.")
+        raise StoreError(f"collection {collection!r} was deleted during the ingest.", "run the ingest again")
     refuse_mismatch(collection, stored, fingerprint)
 
 
 def look_up(rows: Sequence[Row], store: PointStore, collection: str, generates: bool, recipe_hash: str) -> Chunk:
-    """Find out what of a chunk is missing in the store; where queries are given, the rows bring them."""
+    """Look up which passages of a chunk are missing in the store.
+
+    Raises:
+        InputError: a row has queries although a generator is to write them.
+    """
     rejects, passages = [], []
     for row in rows:
         if isinstance(row, Reject):
@@ -250,7 +265,10 @@ def look_up(rows: Sequence[Row], store: PointStore, collection: str, generates: 
         elif not generates:
             passages.append(row)
         else:
-            raise InputError(f"passage {row.passage.passage_id!r} brings queries, but a generator is to write them")
+            raise InputError(
+                f"passage {row.passage.passage_id!r} has queries, but there is a generator to write them.",
+                "pass plain passages, or None as the generator",
+            )
     stored = store.read_content_hashes(collection, [row.passage.passage_id for row in passages])
     hashed = [(row, hash_content(row.passage, recipe_hash, None if generates else row.queries)) for row in passages]
     missing = [(row, content) for row, content in hashed if stored.get(row.passage.passage_id) != content]
@@ -260,7 +278,7 @@ def look_up(rows: Sequence[Row], store: PointStore, collection: str, generates: 
 def augment(
     chunk: Chunk, encoder: Encoder, generator: QueryGenerator | Lexicon | None, recipe: Recipe, recipe_hash: str
 ) -> Augmented:
-    """Do a worker's part of a chunk, with one call of each model."""
+    """Augment a chunk with one call of each model; a worker runs this."""
     if not chunk.missing:
         return Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}, wrong_script={}))
     passages = [row.passage for row, _ in chunk.missing]
@@ -280,13 +298,12 @@ def augment(
         kept.update(query.language for query in generation.queries)
         problem = find_fault("a vector of the encoder", np.vstack([vector, queries]))
         if not problem:
-            relevant = keep_relevant(vector, queries, recipe.min_score)
-            fused = fuse(vector, relevant, recipe.alpha, recipe.fusion, recipe.renormalise)
+            fused, filtered = augment_passage(vector, queries, recipe.fusion_settings)
             problem = find_fault("the augmented vector", fused[None])
         if problem:
             rejects.append(Reject(row.passage.passage_id, 0, problem, row.passage.text))
         else:
-            left_out += len(queries) - len(relevant)
+            left_out += filtered
             named = {XQG_VECTOR: fused, PASSAGE_VECTOR: vector}
             terms = find_terms(row.passage, generation.queries) if recipe.sparse else None
             points.append(
@@ -298,7 +315,7 @@ def augment(
 
 
 def find_terms(passage: Passage, queries: Iterable[GeneratedQuery]) -> tuple[int, ...]:
-    """Return the ids of the terms of a passage's sparse vector: those of its title, its text and its queries."""
+    """Return the term ids of a passage's sparse vector: of its title, text and queries."""
     return find_term_ids([passage.title, passage.text, *(query.text for query in queries)])
 
 

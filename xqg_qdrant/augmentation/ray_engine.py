@@ -1,12 +1,10 @@
-"""An ingest on Ray, on this machine or many: the same chunks and steps as `pipeline`, hence the same points.
+"""Ingest on Ray, on one machine or many, with the chunks and steps of `pipeline`, hence the same points.
 
     CorpusSource (one task, beside the driver) ─▶ AugmentChunk (one actor a CPU share or GPU) ─▶ QdrantDatasink (tasks)
 
-A row of the dataset is a chunk. One task reads, because only who has read all before knows that an id is new; it also
-looks up what is stored. Reading and writing ask Ray for no CPU, so that workers can have all of them and nobody
-starves. What becomes of a chunk goes to the `Ledger`, from where the driver tells it, in the order of the rows.
-
-Knows Ray's data sets. Knows nothing of what a step does, nor of clusters (`ray_cluster`).
+A row of the dataset is a chunk. One task reads all rows, because a new id is only recognised after reading all rows
+before it; the task also looks up what is stored. Reading and writing ask Ray for no CPU, so that workers can take all
+CPUs without starving them. The progress of each chunk goes to the `Ledger`; the driver yields it in row order.
 """
 
 from __future__ import annotations
@@ -53,17 +51,17 @@ from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.stores import Store, open_store
 
 POLL_SECONDS = 0.25
-# Ray starts a worker that died anew, and gives it the same chunk: one that kills its worker would do so for ever.
+# Ray restarts a dead worker with the same chunk, so a chunk that kills its worker would do so forever.
 MAX_DEATHS = 5
 MAX_WRITERS = 8
 
 
 class Job(NamedTuple):
-    """What every process of an ingest has to know; the store's key is not in it.
+    """The settings that every process of an ingest needs, without the store's key.
 
-    The inputs are read from `directory`. `encoder` is a model folder, `generator` one or a lexicon's file, both None
-    for those that ship; a generator is used where the recipe asks for one. They lie at the same paths on all machines,
-    and the store can be reached from all.
+    The inputs are read from `directory`. `encoder` is a model folder; `generator` is a model folder or a lexicon's
+    file, and is used if the recipe needs one. None stands for the models that ship. Both must be at the same paths on
+    all machines, and all machines must reach the store.
     """
 
     inputs: Inputs
@@ -78,10 +76,10 @@ class Job(NamedTuple):
 
 
 class Ledger:
-    """What the processes of an ingest tell each other: what became of chunks, whether to go on, the store's key."""
+    """The state shared by the processes of an ingest: progress, the stop flag, errors, the store's key."""
 
     def __init__(self) -> None:
-        self._told: list[tuple[int, Progress]] = []
+        self._stored: list[tuple[int, Progress]] = []
         self._ended: tuple[int, list[InputError], int] = (-1, [], 0)
         self._stopped = False
         self._starts = 0
@@ -89,12 +87,12 @@ class Ledger:
         self._failure: XqgError | None = None
 
     def start(self) -> int:
-        """Note that a worker starts; return how many did since the last chunk was stored."""
+        """Count a worker's start; return the number of starts since the last stored chunk."""
         self._starts += 1
         return self._starts
 
-    def hand_over(self, key: str | None) -> None:
-        """Take the store's key: this way it is in no process's arguments, environment or description."""
+    def set_key(self, key: str | None) -> None:
+        """Keep the store's key, so that it is in no process's arguments, environment or description."""
         self._key = key
 
     def key(self) -> str | None:
@@ -102,33 +100,33 @@ class Ledger:
         return self._key
 
     def fail(self, error: XqgError) -> None:
-        """Note why a worker cannot start."""
+        """Record why a worker could not start."""
         self._failure = error
 
     def failure(self) -> XqgError | None:
-        """Return why a worker could not start, None where all could."""
+        """Return why a worker could not start; None if all could."""
         return self._failure
 
     def stop(self) -> None:
-        """Have no chunk begun any more."""
+        """Let no further chunk begin."""
         self._stopped = True
 
     def stopped(self) -> bool:
-        """Tell whether no chunk is to be begun."""
+        """Return whether no further chunk may begin."""
         return self._stopped
 
-    def tell(self, number: int, progress: Progress) -> None:
-        """Note that a chunk is stored."""
-        self._told.append((number, progress))
+    def add(self, number: int, progress: Progress) -> None:
+        """Record that a chunk is stored."""
+        self._stored.append((number, progress))
         self._starts = 0
 
     def take(self) -> list[tuple[int, Progress]]:
-        """Return what was told since the last time."""
-        told, self._told = self._told, []
-        return told
+        """Return and clear the chunks stored since the last call."""
+        stored, self._stored = self._stored, []
+        return stored
 
     def end(self, chunks: int, damage: list[InputError], left_over: int) -> None:
-        """Note how the reading ended: after how many chunks, where a file was damaged, which queries were of no use."""
+        """Record the end of the reading: the number of chunks, the damage of a file, the queries left over."""
         self._ended = chunks, damage, left_over
 
     def ended(self) -> tuple[int, list[InputError], int]:
@@ -137,49 +135,49 @@ class Ledger:
 
 
 class CorpusSource(Datasource):  # type: ignore[misc]
-    """The chunks of a corpus that are to be worked on, read where the driver is."""
+    """The chunks of a corpus, read on the driver's machine."""
 
     def __init__(self, read: Callable[[], Iterator[pyarrow.Table]]) -> None:
         super().__init__()
         self._read = read
 
     def get_read_tasks(self, parallelism: int, *_: object, **__: object) -> list[ReadTask]:
-        """Return the one task."""
+        """Return the single read task."""
         return [ReadTask(self._read, BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))]
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Return nothing: it is not known before it is read."""
+        """Return None: the size is unknown before reading."""
         return None
 
     @property
     def supports_distributed_reads(self) -> bool:
-        """Return that the files lie on the driver's machine."""
+        """Return False: the files are on the driver's machine."""
         return False
 
 
 class AugmentChunk:
-    """A worker: opens the models once, then makes points of chunks."""
+    """A worker: open the models once, then augment chunks."""
 
     def __init__(self, job: Job, plan: Plan, ledger: Any) -> None:  # noqa: ANN401
         self._job, self._ledger = job, ledger
         try:
             if ray.get(ledger.start.remote()) > MAX_DEATHS * plan.workers:
-                cure = "give fewer workers or threads if it is for lack of memory, or look at Ray's logs"
+                cure = "use fewer --num-workers or --threads if memory ran out, or read Ray's logs"
                 raise XqgError(f"workers died {MAX_DEATHS} times without finishing a chunk.", cure)
             self._encoder = Encoder(job.encoder, plan.device, 1)
             self._generator = _open_generator(job, plan.device)
             if describe(self._encoder, self._generator, job.recipe) != job.fingerprint:
                 raise ModelError(
-                    f"the models on {ray.util.get_node_ip_address()} are not those that the ingest was started with.",
-                    "copy the same folders to every machine.",
+                    f"the models on {ray.util.get_node_ip_address()} differ from those of the driver.",
+                    "copy the same model folders to every machine",
                 )
         except XqgError as error:
-            # Of what a worker raises before it works Ray keeps only the text.
+            # Ray keeps only the text of an error raised in a constructor.
             ray.get(ledger.fail.remote(error))
             raise
 
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
-        """Augment the chunks of a table; none any more once the ingest was stopped."""
+        """Augment the chunks of a table; skip them once the ingest is stopped."""
         job = self._job
         done = []
         for number, chunk in _unpack(table):
@@ -190,44 +188,44 @@ class AugmentChunk:
 
 
 class QdrantDatasink(Datasink):  # type: ignore[misc]
-    """Writes augmented chunks to a collection on a server, and tells the ledger of each when it is safe."""
+    """A sink that stores augmented chunks on a server, then records each in the ledger."""
 
     def __init__(self, url: str, collection: str, fingerprint: Fingerprint, ledger: Any) -> None:  # noqa: ANN401
         self._url, self._collection, self._fingerprint, self._ledger = url, collection, fingerprint, ledger
 
     def write(self, blocks: Iterable[pyarrow.Table], _context: object) -> None:
-        """Store the chunks of a task; one that is written again, after a kill, is the same."""
+        """Store the chunks of a task; a rewrite after a kill stores the same points."""
         store = _open_store(self._url, ray.get(self._ledger.key.remote()))
         for block in blocks:
             for number, augmented in _unpack(block):
                 write(augmented.points, store, self._collection, self._fingerprint)
-                ray.get(self._ledger.tell.remote(number, augmented.progress))
+                ray.get(self._ledger.add.remote(number, augmented.progress))
 
 
 def ingest_on_ray(
     job: Job, store: Store, key: str | None, plan: Plan, stop: Event
 ) -> abc.Generator[Progress, None, None]:
-    """Store the passages as `pipeline.ingest` does; yield for each chunk, in the order of the rows, when it is safe.
+    """Store passages as `pipeline.ingest` does; yield after each chunk is stored, in row order.
 
-    An error in any process ends all of them; so does closing this iterator. Both wait for the chunks that are in work.
+    An error in any process ends all of them; so does closing this iterator. Both wait for the chunks in flight.
 
     Args:
-        job: what to do.
-        store: the same as the job's, for this process.
+        job: the settings of the ingest.
+        store: the job's store, opened in this process.
         key: of the store.
-        plan: of `make_plan`.
-        stop: once set, no chunk is begun, and those in work are finished and stored.
+        plan: from `make_plan`.
+        stop: once set, no further chunk begins, and those in flight are finished and stored.
 
     Raises:
         MismatchError: the collection was made with other models or another recipe.
-        InputError: the rows cannot be read to their end, which is raised when those before are stored.
-        XqgError: what a worker raised, or that one could not go on.
+        InputError: the rows cannot be read to the end, which is raised after those before are stored.
+        XqgError: a worker raised it or died, or Ray lost chunks.
     """
     open_collection(job.inputs.read(), store, job.collection, job.dim, job.fingerprint)
     ledger = ray.remote(Ledger).options(num_cpus=0).remote()
-    ray.get(ledger.hand_over.remote(key))
+    ray.get(ledger.set_key.remote(key))
     failed: list[BaseException] = []
-    # Only points that come faster than a network takes them would gain from an index that waits.
+    # Deferring the index pays only if points come faster than the network takes them.
     with store.bulk_load(job.collection, fast=False):
         running = Thread(target=_run, args=(job, plan, ledger, failed), daemon=True)
         running.start()
@@ -238,14 +236,14 @@ def ingest_on_ray(
                 running.join(POLL_SECONDS)
                 if stop.is_set():
                     ray.get(ledger.stop.remote())
-                # A chunk whose writer was killed is told twice.
+                # A chunk whose writer was killed is recorded twice.
                 waiting.update(
-                    (told, progress) for told, progress in ray.get(ledger.take.remote()) if told >= next_number
+                    (number, progress) for number, progress in ray.get(ledger.take.remote()) if number >= next_number
                 )
                 while next_number in waiting:
                     yield waiting.pop(next_number)
                     next_number += 1
-            # After a stop there are gaps: chunks that were not begun.
+            # After a stop there are gaps: chunks that never began.
             yield from (waiting[number] for number in sorted(waiting))
         finally:
             ray.get(ledger.stop.remote())
@@ -255,18 +253,20 @@ def ingest_on_ray(
     check_unchanged(store, job.collection, job.fingerprint)
     chunks, damage, job.inputs.left_over = ray.get(ledger.ended.remote())
     if next_number != chunks and not stop.is_set():
-        raise XqgError(f"Ray lost chunks: {next_number} of {chunks} were stored.", "run the same again.")
+        raise XqgError(
+            f"Ray lost chunks: {next_number} of {chunks} were stored.", "run the same command again to resume"
+        )
     if damage:
         raise damage[0]
 
 
 def _run(job: Job, plan: Plan, ledger: Any, failed: list[BaseException]) -> None:  # noqa: ANN401
     try:
-        # A corpus may have fewer chunks than there are workers.
+        # Expected for a corpus with fewer chunks than workers.
         warnings.filterwarnings("ignore", "The (minimum|maximum) number of concurrent")
         context = DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
-        # A block for each chunk: Ray would gather chunks to 128 MiB before the first is worked on.
+        # One block for each chunk: by default Ray gathers 128 MiB of chunks before any is augmented.
         context.target_max_block_size = 1
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         read = partial(_read, job, plan, ledger)
@@ -288,12 +288,12 @@ def _run(job: Job, plan: Plan, ledger: Any, failed: list[BaseException]) -> None
         sink = QdrantDatasink(job.url, job.collection, job.fingerprint, ledger)
         writers = min(plan.workers, MAX_WRITERS)
         augmented.write_datasink(sink, ray_remote_args={"num_cpus": 0}, concurrency=writers)
-    except BaseException as error:  # a thread that ends with any other would look like one that came to its end
+    except BaseException as error:  # any error that escapes the thread would look like success
         failed.append(error)
 
 
 def _read(job: Job, plan: Plan, ledger: Any) -> Iterator[pyarrow.Table]:  # noqa: ANN401
-    """Yield the chunks of the corpus, with what of each is missing in the store."""
+    """Yield the chunks of the corpus, after their lookup in the store."""
     os.chdir(job.directory)
     store = _open_store(job.url, ray.get(ledger.key.remote()))
     damage: list[InputError] = []
@@ -329,18 +329,18 @@ def _open_generator(job: Job, device: str) -> QueryGenerator | Lexicon | None:
 
 @cache
 def _open_store(url: str, key: str | None) -> Store:
-    """Open the store once in each process, which lives for many tasks."""
+    """Open the store once for each process, which runs many tasks."""
     return open_store(url, key)
 
 
 def _explain(error: BaseException) -> XqgError:
-    """Return what a worker raised, freed of what Ray packs it into."""
+    """Return the error that a worker raised, unwrapped from Ray's."""
     inner: BaseException | None = error
     while inner is not None:
-        # What Ray makes of an error is one of ours too, with the whole traceback as its message.
+        # Ray's wrapper of an XqgError is an XqgError too, with the whole traceback as its message.
         if isinstance(inner, XqgError) and not isinstance(inner, ray.exceptions.RayError):
             return inner
         inner = getattr(inner, "cause", None) or inner.__cause__
     causes = [line for line in re.findall(r"^[\w.]+: .+$", str(error), re.M) if "UserCodeException" not in line]
-    cure = "look at Ray's logs on that machine, and run the same again; what is stored stays"
-    return XqgError(f"a worker could not go on: {(causes or [repr(error)])[-1]}.", cure)
+    cure = "read Ray's logs on that machine, then run the same command again to resume"
+    return XqgError(f"a worker failed: {(causes or [repr(error)])[-1]}.", cure)

@@ -1,14 +1,11 @@
-"""How passages are augmented: the settings, checked, and as a fingerprint tells them.
-
-Knows what a generator and a lexicon allow. Knows nothing of passages, vectors and stores.
-"""
+"""The settings of the augmentation: check them, and convert them to and from a fingerprint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA, check_fusion
+from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA, Fusion, check_fusion
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.fingerprint import GIVEN, QUERIES_FIELD, Fingerprint
 from xqg_qdrant.generation.lexicon import LEXICON, Lexicon
@@ -19,14 +16,22 @@ RECIPE_PREFIX = "recipe."
 
 
 class Recipe(NamedTuple):
-    """How passages are augmented; all of it decides the vectors, and is part of the fingerprint.
+    """The settings of the augmentation; each decides what is stored, and is part of the fingerprint.
 
-    `alpha` is the weight of the generated queries, `fusion` one of `sum` (as published) and `mean`; `renormalise` gives
-    the augmented vector the length of the plain one. Queries whose dot product with the plain vector is below
-    `min_score` are stored and take no part; None lets all take part. With `sparse` a point has a sparse vector of the
-    terms in the passage and its queries. `names` are what other programs call the fields and the vector of a point, of
-    `make_names`. The others say how queries are generated: by a
-    lexicon, without `sampling` and seed; where queries are given there are no languages, and the rest means nothing.
+    A lexicon uses neither `sampling` nor `seed`. If queries are given, there are no languages, and no setting of the
+    generation is used.
+
+    Attributes:
+        languages: Languages to generate queries in, sorted.
+        sampling: How a model draws queries.
+        queries_per_language: Number of queries to generate for a passage in each language.
+        alpha: Weight of the queries; see `Fusion` for this and the next two.
+        fusion: `sum` or `mean`.
+        renormalise: Scale the augmented vector to the length of the plain one.
+        seed: Of the sampling.
+        min_score: Queries whose dot product with the plain vector is below take no part, but are stored.
+        sparse: Store a sparse vector of the terms in the passage and its queries.
+        names: Other programs' names of a point's fields and vector, from `make_names`.
     """
 
     languages: tuple[str, ...] = ()
@@ -42,12 +47,17 @@ class Recipe(NamedTuple):
 
     @property
     def given(self) -> bool:
-        """Tell whether the queries are given."""
+        """Return whether the queries are given."""
         return not self.languages
 
+    @property
+    def fusion_settings(self) -> Fusion:
+        """Return the settings that decide how vectors are fused."""
+        return Fusion(self.alpha, self.fusion, self.renormalise, self.min_score)
+
     def describe(self) -> dict[str, Any]:
-        """Return every setting that decides the vectors as JSON values, for a fingerprint."""
-        # What is not asked for is not written: the fingerprint stays that of collections made before there was any.
+        """Return every setting in use as JSON values, for a fingerprint."""
+        # Unused settings are left out, so collections made before they existed keep their fingerprint.
         filtered = {} if self.min_score is None else {"min_score": self.min_score}
         stored = {**({"sparse": True} if self.sparse else {}), **({"names": dict(self.names)} if self.names else {})}
         fused = {"alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise, **filtered, **stored}
@@ -59,58 +69,74 @@ class Recipe(NamedTuple):
 
 
 def make_recipe(generator: QueryGenerator | Lexicon | None, languages: Sequence[str] = (), **settings: Any) -> Recipe:
-    """Fill in what is not set: the generator's own languages and sampling, and the published fusion.
+    """Return a recipe of these settings, with defaults for the others.
 
-    Without a generator, when queries are given, the recipe is about their fusion alone.
+    Languages and sampling default to the generator's, the fusion to the published one. Without a generator queries are
+    given, and the recipe holds only the settings of their fusion.
 
     Raises:
-        InputError: a setting is out of its range, or is about a generation that does not take place.
+        InputError: a setting is out of range, or is of a generation that does not take place.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     if generator is None:
         for name in ("languages", "queries_per_language", "seed", *Sampling._fields):
             if name in given or (name == "languages" and languages):
-                raise InputError(f"{name} says how queries are generated, but they are given here; leave it out")
+                raise InputError(
+                    f"{name} is a setting of the generation, but the queries are given.", f"leave {name} out"
+                )
         recipe = Recipe(**given)
-        check_fusion(recipe.alpha, recipe.fusion, recipe.min_score)
+        check_fusion(recipe.fusion_settings)
         return recipe
-    # The order of the languages changes nothing, so it must not tell two recipes apart.
+    # Sorted, so that the order of the languages does not change the fingerprint.
     wanted = tuple(sorted(languages or generator.languages))
     if isinstance(generator, Lexicon):
         if drawn := [name for name in ("seed", *Sampling._fields) if name in given]:
-            raise InputError(f"{drawn[0]} says how a model draws queries, but a lexicon draws none.", "leave it out.")
+            raise InputError(f"{drawn[0]} is a setting of a model, but a lexicon is used.", f"leave {drawn[0]} out")
         recipe = Recipe(wanted, **given)
     else:
         sampled = {name: given.pop(name) for name in Sampling._fields if name in given}
         recipe = Recipe(wanted, generator.sampling._replace(**sampled), **given)
         _check_sampling(generator, recipe)
-    if recipe.queries_per_language < 1:
-        raise InputError(f"queries_per_language must be at least 1, was: {recipe.queries_per_language}")
-    check_fusion(recipe.alpha, recipe.fusion, recipe.min_score)
+    check_count(recipe.queries_per_language)
+    check_fusion(recipe.fusion_settings)
     return recipe
+
+
+def check_count(queries_per_language: int) -> None:
+    """Refuse fewer than one query a language.
+
+    Raises:
+        InputError: the number is below 1.
+    """
+    if queries_per_language < 1:
+        raise InputError(
+            f"queries_per_language must be at least 1, was: {queries_per_language}.", "choose 1 or more, such as 5"
+        )
 
 
 def _check_sampling(generator: QueryGenerator, recipe: Recipe) -> None:
     sampling = recipe.sampling or generator.sampling
     for name, value in (("top_k", sampling.top_k), ("max_new_tokens", sampling.max_new_tokens)):
         if value < 1:
-            raise InputError(f"{name} must be at least 1, was: {value}")
-    if sampling.max_new_tokens > generator.max_output_tokens:
-        raise InputError(
-            f"max_new_tokens must be at most {generator.max_output_tokens}, was: {sampling.max_new_tokens}"
-        )
-    if sampling.top_k > generator.vocabulary_size:
-        raise InputError(f"top_k must be at most {generator.vocabulary_size}, was: {sampling.top_k}")
+            raise InputError(f"{name} must be at least 1, was: {value}.", f"choose a larger {name}")
+    for name, value, most in (
+        ("max_new_tokens", sampling.max_new_tokens, generator.max_output_tokens),
+        ("top_k", sampling.top_k, generator.vocabulary_size),
+    ):
+        if value > most:
+            raise InputError(f"{name} must be at most {most}, was: {value}.", f"choose a smaller {name}")
     if not sampling.temperature > 0:
-        raise InputError(f"temperature must be above 0, was: {sampling.temperature}")
+        raise InputError(
+            f"temperature must be above 0, was: {sampling.temperature}.", "choose a larger temperature, such as 1"
+        )
     generator.check_vocabulary(recipe.languages, sampling.vocabulary)
 
 
 def read_recipe(fingerprint: Fingerprint) -> Recipe:
-    """Return the recipe that a collection was made with.
+    """Return the recipe in a collection's fingerprint.
 
     Raises:
-        MismatchError: the fingerprint does not tell it: another version of xqg wrote it.
+        MismatchError: another version of xqg wrote the fingerprint, with other settings.
     """
     fields = {
         name.removeprefix(RECIPE_PREFIX): fingerprint[name] for name in fingerprint if name.startswith(RECIPE_PREFIX)
@@ -124,6 +150,6 @@ def read_recipe(fingerprint: Fingerprint) -> Recipe:
         return Recipe(tuple(fields.pop("languages")), sampling, **fields)
     except (KeyError, TypeError) as error:
         raise MismatchError(
-            f"the collection was made by another version of xqg, whose recipe this one cannot read ({error}).",
+            f"the collection was made by another version of xqg, whose recipe is unreadable here ({error}).",
             "use that version, or ingest into a new collection",
         ) from error

@@ -1,7 +1,4 @@
-"""The long loops of the command line, with their progress bars, and what Ctrl-C does to them.
-
-Knows the terminal. Everything it shows goes to stderr.
-"""
+"""Run the command line's long loops with progress bars, and handle Ctrl-C. All output goes to stderr."""
 
 from __future__ import annotations
 
@@ -56,50 +53,50 @@ def run_ingest(
     generator: QueryGenerator | Lexicon | None,
     recipe: Recipe,
     threads: int,
-    letters: DeadLetters,
+    dead_letters: DeadLetters,
     quiet: bool,
 ) -> Totals:
-    """Ingest with a progress bar and a summary; rejected rows go to the dead-letter file as they come.
+    """Ingest with a progress bar and a summary; write rejected rows to the dead-letter file as they come.
 
     Raises:
-        SystemExit: 130, after Ctrl-C, when the chunks that workers were at are stored.
+        SystemExit: 130 after Ctrl-C, once the chunks in flight are stored.
     """
     workers = count_workers(encoder.device, threads)
     begin = partial(ingest, rows, store, collection, encoder, generator, recipe, workers)
-    return run_engine(begin, total, letters, quiet)
+    return run_engine(begin, total, dead_letters, quiet)
 
 
 def run_engine(
-    begin: Callable[[Event], Generator[Progress, None, None]], total: int | None, letters: DeadLetters, quiet: bool
+    begin: Callable[[Event], Generator[Progress, None, None]], total: int | None, dead_letters: DeadLetters, quiet: bool
 ) -> Totals:
-    """Do as `run_ingest` with any engine: `begin` starts it, and gets what is set by Ctrl-C."""
+    """Run any engine as `run_ingest` does; `begin` starts it with an event that Ctrl-C sets."""
     totals, start = Totals(), time.perf_counter()
     try:
         with (
-            letters,
+            dead_letters,
             Interruption() as asked,
             _make_bar(total, " passages", quiet) as bar,
             closing(begin(asked)) as steps,
         ):
             for progress in steps:
                 totals.add(progress)
-                letters.write(progress.rejects)
+                dead_letters.write(progress.rejects)
                 bar.update(progress.rows)
                 queries = (totals.asked or totals.kept).total()
                 bar.set_postfix_str(f"{queries / (time.perf_counter() - start):.0f} queries/s", refresh=False)
-            letters.write(())
+            dead_letters.write(())
     finally:
-        # Also where an error ends it: what came before that is stored or rejected.
+        # Also after an error: the rows before it are stored or rejected.
         if not quiet and (totals.rows or sys.exc_info()[0] is None):
             echo(totals.summary(time.perf_counter() - start), err=True)
     if asked.is_set():
-        echo("Interrupted; the same command goes on from here.", err=True)
+        echo("Interrupted; run the same command again to resume.", err=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
     return totals
 
 
 def run_optimise(store: Store, collection: str, above: int, quiet: bool) -> bool:
-    """Index a collection of more than `above` points with a running clock; return whether anything changed."""
+    """Index a collection of more than `above` points with a clock; return whether anything changed."""
     last = Indexing(0)
     points = store.count(collection)
     with _make_bar(None, "", quiet, f"Indexing {points} points: {{elapsed}}") as bar:
@@ -137,7 +134,7 @@ def run_compare(
 
 
 def run_delete_left(store: Store, collection: str, seen: TextSet, total: int, quiet: bool) -> int:
-    """Delete what left the corpus with a progress bar; return how many passages went."""
+    """Delete passages that left the corpus with a progress bar; return their number."""
     deleted = 0
     with _make_bar(total, " passages deleted", quiet) as bar:
         for count in delete_left(store, collection, seen):
@@ -150,7 +147,7 @@ def run_copy(source: Store, collection: str, target: Store, name: str, quiet: bo
     """Copy a collection with progress bars and a summary.
 
     Raises:
-        SystemExit: 130, after Ctrl-C, when the batch in work is stored.
+        SystemExit: 130 after Ctrl-C, once the current batch is stored.
     """
     start = time.perf_counter()
     read = written = verified = rounded = 0
@@ -171,11 +168,11 @@ def run_copy(source: Store, collection: str, target: Store, name: str, quiet: bo
         counts = f"{written} points written, {read - written} already there"
         echo(f"{counts}, {verified} verified, in {format_seconds(time.perf_counter() - start)}.", err=True)
     if asked.is_set():
-        echo("Interrupted; the same command goes on from here.", err=True)
+        echo("Interrupted; run the same command again to resume.", err=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
     if rounded:
         echo(
-            f"Of {rounded} points the payload holds numbers of more than 15 digits, whose last one Qdrant changed.",
+            f"Qdrant changed the last digit of numbers with more than 15 digits in the payload of {rounded} points.",
             err=True,
         )
 
@@ -184,7 +181,7 @@ def run_retune(store: Store, plan: Plan, encoder: Encoder, threads: int, quiet: 
     """Retune with a progress bar and a summary.
 
     Raises:
-        SystemExit: 130, after Ctrl-C, when the chunks that workers were at are stored.
+        SystemExit: 130 after Ctrl-C, once the chunks in flight are stored.
     """
     passages = queries = left_out = 0
     start = time.perf_counter()
@@ -207,7 +204,7 @@ def run_retune(store: Store, plan: Plan, encoder: Encoder, threads: int, quiet: 
 
 
 class Interruption:
-    """The first Ctrl-C sets an event; a second one ends the process at once, at the cost of what is in flight."""
+    """A context whose event the first Ctrl-C sets; a second one ends the process and loses the chunks in flight."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
@@ -221,11 +218,11 @@ class Interruption:
 
     def _remember(self, _signal: int, _frame: FrameType | None) -> None:
         if self._asked.is_set():
-            # An exception would wait for threads that compute; a kill costs the same, and is safe at any moment.
+            # An exception would wait for the workers' threads. A kill is safe at any moment and costs the same.
             echo("Interrupted.", err=True)
             os._exit(INTERRUPTED_EXIT_CODE)
         self._asked.set()
-        echo("\nFinishing the chunks in work; press Ctrl-C again to end at once.", err=True)
+        echo("\nFinishing the chunks in work; press Ctrl-C again to stop at once.", err=True)
 
 
 def search_all(
@@ -237,20 +234,15 @@ def search_all(
     rankings: Sequence[str],
     quiet: bool,
 ) -> dict[str, dict[str, list[ScoredPassage]]]:
-    """Return for each ranking a run of all questions."""
-    runs: dict[str, dict[str, list[ScoredPassage]]] = {name: {} for name in rankings}
+    """Return the run of each ranking, with a progress bar."""
     with _make_bar(len(queries), " questions", quiet) as bar:
-        for part in search_runs(store, collection, encoder, queries, limit, rankings):
-            for name, found in part.items():
-                runs[name].update(found)
-            bar.update(len(found))
-    return runs
+        return search_runs(store, collection, encoder, queries, limit, rankings, bar.update)
 
 
 def read_vectors(
     vectors: StoredVectors, store: Store, collection: str, encoder: Encoder, threads: int, quiet: bool
 ) -> None:
-    """Read a collection for a sweep and encode its queries, with progress bars."""
+    """Read a collection and encode its queries for a sweep, with progress bars."""
     with _make_bar(store.count(collection), " passages read", quiet) as bar:
         for count in vectors.read(store, collection):
             bar.update(count)
@@ -291,10 +283,13 @@ def run_sample(
     seconds: float | None,
     quiet: bool,
 ) -> tuple[int, float]:
-    """Ingest passages, for so many seconds but a chunk at least; return how many were stored, and the seconds it took.
+    """Ingest passages for a number of seconds, but one chunk at least.
+
+    Returns:
+        The number of passages stored, and the seconds it took.
 
     Raises:
-        InputError: none could be stored.
+        InputError: no passage could be stored.
     """
     stored, start, stop = 0, time.perf_counter(), threading.Event()
     workers = count_workers(encoder.device, threads)
@@ -309,7 +304,7 @@ def run_sample(
                 stop.set()
     if not stored:
         raise InputError(
-            f"none of {len(passages)} passages could be stored.", "ingest a few of them with xqg ingest to see why."
+            f"none of {len(passages)} passages could be stored.", "ingest a few of them with xqg ingest to see why"
         )
     return stored, time.perf_counter() - start
 
@@ -317,7 +312,7 @@ def run_sample(
 def run_robustness(
     store: Store, collection: str, encoder: Encoder, pairs: Sequence[Pair], quiet: bool
 ) -> Iterator[Agreement]:
-    """Yield how much the rankings of each pair agree, with a progress bar."""
+    """Yield the agreement of each pair's rankings, with a progress bar."""
     with _make_bar(len(pairs), " pairs", quiet) as bar:
         for agreement in compare_rankings(store, collection, encoder, pairs):
             bar.update()
@@ -325,6 +320,6 @@ def run_robustness(
 
 
 def _make_bar(total: int | None, unit: str, quiet: bool, bar_format: str | None = None) -> tqdm[NoReturn]:
-    """Show nothing in the first two seconds; where stderr is a log, write a line every half minute."""
+    """Make a bar that appears after two seconds; if stderr is a log, it writes a line every half minute."""
     seconds = 0.1 if sys.stderr.isatty() else 30
     return tqdm(total=total, unit=unit, disable=quiet, delay=2, mininterval=seconds, bar_format=bar_format)

@@ -48,7 +48,7 @@ def query(
     With - in its place, questions are read from standard input, one a line.
     """
     from xqg_qdrant.printing import format_hits, hits_to_json
-    from xqg_qdrant.retrieval import answer, check_collection
+    from xqg_qdrant.retrieval import check_collection, search_hits
 
     if not questions:
         raise click.UsageError("Missing argument 'QUESTION...'; give - to read questions from standard input.")
@@ -57,7 +57,7 @@ def query(
         encoder = load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
         for question in (line.strip() for line in lines if line.strip()):
-            hits = answer(store, collection, encoder, question, limit, ranking)
+            [hits] = search_hits(store, collection, encoder, [question], limit, ranking)
             echo(hits_to_json(question, ranking, hits) if as_json else f"{question}\n{format_hits(hits)}")
 
 

@@ -1,9 +1,7 @@
-"""A collection into another place: vectors and payload as they are, nothing embedded or generated again.
+"""Copy a collection to another store or name: vectors and payload as they are, nothing encoded or generated.
 
-The target is the checkpoint: of each batch only what the target lacks or holds differently is written, so a copy that
-was interrupted goes on where it stopped. At the end the target is read again and compared with what the source gave.
-
-Knows the order of the steps, and when two points are equal. Knows nothing of engines.
+The target is the checkpoint: only points that it lacks or that differ are written, so an interrupted copy resumes where
+it stopped. At the end the target is read again and compared with the points read from the source.
 """
 
 from __future__ import annotations
@@ -24,16 +22,20 @@ from xqg_qdrant.stores.points import batched, make_payload, make_point_id
 from xqg_qdrant.stores.protocol import Store
 
 BATCH = 256
-NAMED = 5  # so many passages stand in a message
+EXAMPLES = 5  # passages listed in a message
 OTHER_TARGET = "choose another name (--as), or delete the target first (xqg delete)"
-# Qdrant reads a float of more than 15 digits back as one beside it; measured, the farthest was off by 1.2e-14.
-NEARNESS = {"rel_tol": 1e-13, "abs_tol": 1e-300}
+# Qdrant returns a neighbour of a float with more than 15 digits; the largest difference measured was 1.2e-14.
+FLOAT_TOLERANCE = {"rel_tol": 1e-13, "abs_tol": 1e-300}
 
 
 class Copying(NamedTuple):
-    """What one batch came to: points read from the source, those of them that were written, and points verified.
+    """The result of one batch.
 
-    `rounded` are verified points where the target keeps a number of the payload with other last bits.
+    Attributes:
+        read: Points read from the source.
+        written: Points of these that were written.
+        verified: Points read back from the target.
+        rounded: Verified points whose payload has a number with other last bits in the target.
     """
 
     read: int = 0
@@ -43,7 +45,7 @@ class Copying(NamedTuple):
 
 
 class _Checksum:
-    """A sum over points in any order, and how many there were."""
+    """A checksum that does not depend on the order of points, and their number."""
 
     def __init__(self) -> None:
         self.total = self.count = 0
@@ -56,22 +58,22 @@ class _Checksum:
 def copy_collection(
     source: Store, collection: str, target: Store, name: str, stop: Event
 ) -> Generator[Copying, None, None]:
-    """Copy every point, then verify; yield for each batch when it is safe.
+    """Copy every point, then verify; yield after each batch.
 
     Args:
-        source: where `collection` is.
+        source: the store of `collection`.
         collection: its name.
-        target: where it goes; the same object as `source` for a copy beside the original.
-        name: of the copy, which is created, or continued where its fingerprint is that of the source.
-        stop: once set, the copy ends after the batch in work.
+        target: the store to copy to; the same object as `source` for a copy beside the original.
+        name: of the copy, which is created, or resumed if its fingerprint is the source's.
+        stop: once set, the copy ends after the current batch.
 
     Raises:
         InputError: there is no such collection, or source and target are the same.
-        MismatchError: the target was made differently, or holds passages that the source does not.
-        StoreError: what was read back is not what the source gave.
+        MismatchError: the target was made differently, or has passages that the source has not.
+        StoreError: the source changed during the copy, or the points read back differ from it.
     """
     if source is target and collection == name:
-        raise InputError(f"{collection!r} in {source.location} would be copied to itself.", "choose another name.")
+        raise InputError(f"{collection!r} in {source.location} would be copied to itself.", "choose another name")
     fingerprint = read_existing_fingerprint(source, collection)
     dim = source.read_dim(collection)
     stored = target.read_fingerprint(name)
@@ -79,18 +81,18 @@ def copy_collection(
         target.create_collection(name, dim, fingerprint)
     else:
         refuse_mismatch(name, stored, fingerprint, cure=OTHER_TARGET)
-        if extra := list(islice(_find_extra(source, collection, target, name), NAMED)):
+        if extra := list(islice(_find_extra(source, collection, target, name), EXAMPLES)):
             raise MismatchError(
-                f"collection {name!r} in {target.location} holds passages that {collection!r} in {source.location} "
-                f"does not, such as {_list(extra)}.",
-                f"{OTHER_TARGET}. Nothing was changed.",
+                f"collection {name!r} in {target.location} has passages that {collection!r} in {source.location} "
+                f"has not, such as {_list(extra)}. Nothing was changed.",
+                OTHER_TARGET,
             )
 
     checksum = _Checksum()
     with target.bulk_load(name, fast=True):
         for batch in batched(source.scroll(collection), BATCH):
-            there = target.read_points(name, [point.passage.passage_id for point in batch])
-            missing = [point for point in batch if _differs(point, there.get(point.passage.passage_id))]
+            copies = target.read_points(name, [point.passage.passage_id for point in batch])
+            missing = [point for point in batch if _differs(point, copies.get(point.passage.passage_id))]
             if missing:
                 target.upsert(name, missing)
             for point in batch:
@@ -103,11 +105,11 @@ def copy_collection(
 
 
 def _check_source(source: Store, collection: str, fingerprint: Fingerprint, count: int) -> None:
-    """Make sure that nobody changed the source since."""
+    """Refuse a source that was changed during the copy."""
     if source.read_fingerprint(collection) != fingerprint or source.count(collection) != count:
         raise StoreError(
-            f"collection {collection!r} in {source.location} was changed while it was copied.",
-            "run the same again when nobody writes to it.",
+            f"collection {collection!r} in {source.location} was changed during the copy.",
+            "stop all writes to it, and run the copy again",
         )
 
 
@@ -124,29 +126,29 @@ def _verify(
     count = target.count(name)
     if found.total == expected.total and found.count == expected.count == count:
         return
-    # Rounded numbers change the checksum, though nothing is wrong: only a look at each point can tell.
+    # Rounded numbers change the checksum too, so compare point by point.
     different, rounded = [], 0
     for batch in batched(source.scroll(collection), BATCH):
-        there = target.read_points(name, [point.passage.passage_id for point in batch])
+        copies = target.read_points(name, [point.passage.passage_id for point in batch])
         for point in batch:
-            copied = there.get(point.passage.passage_id)
+            copied = copies.get(point.passage.passage_id)
             if copied is None or _differs(point, copied):
                 different.append(point.passage.passage_id)
             else:
                 rounded += _digest(point) != _digest(copied)
     different += _find_extra(source, collection, target, name)
     if different or count != expected.count:
-        named = (_list(different[:NAMED]) or "none") + (" …" if len(different) > NAMED else "")
+        named = (_list(different[:EXAMPLES]) or "none") + (" …" if len(different) > EXAMPLES else "")
         raise StoreError(
             f"the copy {name!r} in {target.location} is not equal to {collection!r} in {source.location}: "
-            f"{count} points for {expected.count}, {len(different)} passages differ: {named}.",
-            "run the same again when nobody writes to either.",
+            f"{count} points for {expected.count}; passages that differ: {len(different)} ({named}).",
+            "stop all writes to both, and run the copy again",
         )
     yield Copying(rounded=rounded)
 
 
 def _find_extra(source: Store, collection: str, target: Store, name: str) -> Iterator[str]:
-    """Yield the passages of the target that the source does not hold."""
+    """Yield the ids of the target's passages that the source has not."""
     for batch in batched(target.scroll_stored(name), BATCH):
         passage_ids = [stored.passage_id for stored in batch]
         known = source.read_content_hashes(collection, passage_ids)
@@ -158,7 +160,7 @@ def _list(passage_ids: Iterable[str]) -> str:
 
 
 def _digest(point: AugmentedPassage) -> bytes:
-    """Return a hash of the point's id, its payload as canonical JSON, every bit of its vectors, and its terms."""
+    """Return a hash of a point: its id, payload as canonical JSON, vectors bit for bit, and terms."""
     payload = json.dumps(make_payload(point), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     digest = hashlib.blake2b(make_point_id(point.passage.passage_id).encode(), digest_size=16)
     digest.update(payload.encode())
@@ -170,7 +172,7 @@ def _digest(point: AugmentedPassage) -> bytes:
 
 
 def _differs(point: AugmentedPassage, copied: AugmentedPassage | None) -> bool:
-    """Tell whether a point's copy is not it, or is not there; the last bits of the payload's numbers do not count."""
+    """Return whether a copy is missing or differs, except in the last bits of the payload's numbers."""
     if copied is None:
         return True
     if _digest(copied) == _digest(point):
@@ -180,11 +182,11 @@ def _differs(point: AugmentedPassage, copied: AugmentedPassage | None) -> bool:
 
 
 def _is_near(left: Any, right: Any) -> bool:  # noqa: ANN401
-    """Tell whether two JSON values are equal, floats nearly so."""
+    """Return whether two JSON values are equal, floats within the tolerance."""
     if type(left) is not type(right):
         return False
     if isinstance(left, float):
-        return math.isclose(left, right, **NEARNESS)
+        return math.isclose(left, right, **FLOAT_TOLERANCE)
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(_is_near(value, right[key]) for key, value in left.items())
     if isinstance(left, list):

@@ -1,9 +1,7 @@
-"""Another recipe for a stored collection: only the texts of queries are encoded, and none is generated.
+"""Change the recipe of a stored collection: encode its queries again, but generate none.
 
-The collection is the checkpoint, as for an ingest: each point tells by the hash of its recipe whether it is done. While
-a retune is unfinished, the collection's fingerprint is the old one with the new one beside it, which refuses an ingest.
-
-Knows which recipes the stored queries allow. Knows nothing of generators and engines.
+The collection is the checkpoint, as for an ingest: the recipe hash of each point shows whether it is done. While a
+retune is unfinished, the collection's fingerprint is the old one with the new one beside it, so an ingest is refused.
 """
 
 from __future__ import annotations
@@ -18,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xqg_qdrant.augmentation.fusion import check_fusion, check_vectors, fuse, keep_relevant
+from xqg_qdrant.augmentation.fusion import Fusion, augment_passage, check_fusion, check_vectors
 from xqg_qdrant.augmentation.pipeline import find_terms
-from xqg_qdrant.augmentation.recipe import RECIPE_PREFIX, Recipe, read_recipe
+from xqg_qdrant.augmentation.recipe import RECIPE_PREFIX, Recipe, check_count, read_recipe
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import (
     RETUNING_FIELD,
@@ -37,17 +35,21 @@ from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.streams import work_in_order
 
-FUSED = ("alpha", "fusion", "renormalise", "min_score")
 GENERATED = ("languages", "queries_per_language")
 
-# So many passages bring some hundred queries: a few seconds of work.
+# A chunk has some hundred queries: a few seconds of work.
 CHUNK_SIZE = 32
 
 
 class Plan(NamedTuple):
-    """A retune that can be done: the fingerprint of the collection before and after, and how many passages lack it.
+    """A retune that the stored queries allow.
 
-    It has `begun` where an earlier run left it unfinished.
+    Attributes:
+        collection: Its name.
+        before: Fingerprint of the collection without the retune.
+        after: Fingerprint after the retune.
+        begun: Whether an earlier run left this retune unfinished.
+        passages: Number of passages still to retune.
     """
 
     collection: str
@@ -58,18 +60,18 @@ class Plan(NamedTuple):
 
     @property
     def marked(self) -> Fingerprint:
-        """Return the fingerprint that the collection has meanwhile."""
+        """Return the fingerprint of the collection during the retune."""
         return {**self.before, RETUNING_FIELD: self.after}
 
     @property
     def asked(self) -> tuple[int, int]:
-        """Return how many queries a passage was generated before and after; both are 0 where they were given."""
-        before, after = (_count_asked(read_recipe(fingerprint)) for fingerprint in (self.before, self.after))
+        """Return the number of queries generated for a passage, before and after; 0 for given queries."""
+        before, after = (_count_queries(read_recipe(fingerprint)) for fingerprint in (self.before, self.after))
         return before, after
 
 
 class Retuned(NamedTuple):
-    """What one write came to: passages, their queries that were encoded, and those the filter lets take no part."""
+    """The result of one write: passages, their encoded queries, and how many of those the filter excludes."""
 
     passages: int
     queries: int
@@ -77,7 +79,7 @@ class Retuned(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Points that only have to be written, and what to tell when they are."""
+    """Points ready to be written, and the counts to yield once they are."""
 
     points: list[AugmentedPassage]
     queries: int
@@ -85,9 +87,9 @@ class _Chunk(NamedTuple):
 
 
 def plan_retune(store: Store, collection: str, encoder: Encoder, changes: Mapping[str, Any]) -> Plan:
-    """Look at what is stored and decide whether it allows these changes of the recipe.
+    """Plan these changes of the recipe, if the stored queries allow them.
 
-    Without changes the plan is to finish the retune that is unfinished.
+    Without changes, plan to finish an unfinished retune.
 
     Raises:
         InputError: there is no such collection, or the stored queries do not allow a change.
@@ -102,32 +104,33 @@ def plan_retune(store: Store, collection: str, encoder: Encoder, changes: Mappin
         after = stored[RETUNING_FIELD]
     else:
         raise InputError(
-            f"no retune of {collection!r} is unfinished, and no setting is given.",
-            "name what to change, such as --alpha 0.02.",
+            f"{collection!r} has no unfinished retune, and no setting is given.",
+            "name a setting to change, such as --alpha 0.02",
         )
     plan = Plan(collection, before, after, RETUNING_FIELD in stored)
     if plan.begun:
         refuse_mismatch(collection, stored, plan.marked)
-    return plan._replace(passages=sum(1 for _ in _find_left(store, plan)))
+    return plan._replace(passages=sum(1 for _ in _find_pending(store, plan)))
 
 
 def retune(
     store: Store, plan: Plan, encoder: Encoder, workers: int = 1, stop: Event | None = None
 ) -> abc.Generator[Retuned, None, None]:
-    """Give every passage the vector of the new recipe; yield for each write when it is safe.
+    """Store the vectors of the new recipe for every passage; yield after each write.
 
-    In the end each point, and the fingerprint, is that of an ingest with the new recipe. Killed and run again it ends
-    so too; until then searches go on, and find passages of both recipes.
+    The points and the fingerprint end up the same as those of an ingest with the new recipe, also if the retune is
+    killed and run again. Until then searches work, and find passages of both recipes.
 
     Args:
-        store: used from the consuming thread alone.
-        plan: of `plan_retune`.
+        store: used only by the consuming thread.
+        plan: from `plan_retune`.
         encoder: called from `workers` threads at once.
-        workers: how many chunks are in work at once.
-        stop: once set, the chunks that workers are at are finished and stored, and the retune is left unfinished.
+        workers: number of chunks worked on at once.
+        stop: once set, the chunks that workers have begun are finished and stored, and the retune stays unfinished.
 
     Raises:
-        MismatchError: somebody else has begun another retune meanwhile, or stored points by another recipe.
+        MismatchError: another process began another retune, or stored points by another recipe.
+        StoreError: the collection was deleted.
     """
     if plan.before == plan.after:
         return
@@ -135,8 +138,8 @@ def retune(
         store.write_fingerprint(plan.collection, plan.marked)
     _check_unchanged(store, plan)
     work = partial(_retune, plan=plan, encoder=encoder)
-    # An ingest that had looked at the fingerprint before may have written one more time.
-    while any(True for _ in _find_left(store, plan)):
+    # An ingest that read the fingerprint before the mark may have written once more.
+    while any(True for _ in _find_pending(store, plan)):
         with closing(work_in_order(work, _read_chunks(store, plan), workers, stop)) as batches:
             for done in batches:
                 points = [point for chunk in done for point in chunk.points]
@@ -150,30 +153,34 @@ def retune(
 
 
 def is_kept(query: GeneratedQuery, recipe: Recipe) -> bool:
-    """Say whether a stored query is one of those that an ingest with this recipe would store; all given ones are."""
+    """Return whether an ingest with this recipe would store this query; true of every given query."""
     return recipe.given or (query.language in recipe.languages and query.number < recipe.queries_per_language)
 
 
 def _change(collection: str, before: Fingerprint, changes: Mapping[str, Any]) -> Fingerprint:
-    """Return the fingerprint with another recipe, once the stored queries are known to allow it."""
+    """Return the fingerprint with the changed recipe.
+
+    Raises:
+        InputError: a setting is out of range, or the stored queries do not allow the change.
+    """
     stored = read_recipe(before)
     for name, value in changes.items():
         if name in GENERATED and stored.given:
             raise InputError(
-                f"{name} says how queries are generated, but those of {collection!r} were given.", "leave it out."
+                f"{name} is a setting of the generation, but the queries of {collection!r} were given.", "leave it out"
             )
-        if name not in FUSED + GENERATED:
+        if name not in Fusion._fields + GENERATED:
             raise _needs_generation(collection, name, before.get(f"{RECIPE_PREFIX}{name}"), value)
     wanted = stored._replace(**changes)
-    # The order of the languages changes nothing, so it must not tell two recipes apart.
+    # Sorted, so that the order of the languages does not change the fingerprint.
     wanted = wanted._replace(languages=tuple(sorted(wanted.languages)))
-    check_fusion(wanted.alpha, wanted.fusion, wanted.min_score)
+    check_fusion(wanted.fusion_settings)
     if wanted.alpha == 1 and wanted.fusion == "sum":
         raise InputError(
-            f"alpha 1 with sum leaves nothing of a passage of {collection!r} that has no query.", "a smaller alpha."
+            f"alpha 1 with sum leaves nothing of a passage of {collection!r} that has no query.",
+            "choose a smaller alpha",
         )
-    if wanted.queries_per_language < 1:
-        raise InputError(f"queries_per_language must be at least 1, was: {wanted.queries_per_language}")
+    check_count(wanted.queries_per_language)
     if not set(wanted.languages) <= set(stored.languages):
         raise _needs_generation(collection, "languages", stored.languages, wanted.languages)
     if wanted.queries_per_language > stored.queries_per_language:
@@ -186,21 +193,21 @@ def _change(collection: str, before: Fingerprint, changes: Mapping[str, Any]) ->
 
 def _needs_generation(collection: str, name: str, stored: object, wanted: object) -> InputError:
     return InputError(
-        f"{name} of {collection!r} cannot be retuned: stored {stored!r}, wanted {wanted!r}, which takes queries that "
+        f"{name} of {collection!r} cannot be retuned: stored {stored!r}, wanted {wanted!r}, which needs queries that "
         "are not stored.",
-        "ingest the corpus into a new collection.",
+        "ingest the corpus into a new collection",
     )
 
 
-def _count_asked(recipe: Recipe) -> int:
+def _count_queries(recipe: Recipe) -> int:
     return len(recipe.languages) * recipe.queries_per_language
 
 
-def _find_left(store: Store, plan: Plan) -> Iterator[StoredPassage]:
-    """Yield what is not retuned yet.
+def _find_pending(store: Store, plan: Plan) -> Iterator[StoredPassage]:
+    """Yield the passages that are still to be retuned.
 
     Raises:
-        MismatchError: a point is by a third recipe, so nobody knows which of its queries are those wanted.
+        MismatchError: a point has a third recipe, so it is unknown which of its queries are wanted.
     """
     before, after = hash_recipe(plan.before), hash_recipe(plan.after)
     for stored in store.scroll_stored(plan.collection):
@@ -209,30 +216,33 @@ def _find_left(store: Store, plan: Plan) -> Iterator[StoredPassage]:
         if stored.recipe != before:
             raise MismatchError(
                 f"passage {stored.passage_id!r} of {plan.collection!r} was made by another recipe than the collection.",
-                "delete it (xqg delete), and ingest it again after the retune.",
+                "delete it (xqg delete), and ingest it again after the retune",
             )
         yield stored
 
 
 def _read_chunks(store: Store, plan: Plan) -> Iterator[list[AugmentedPassage]]:
-    for stored in batched(_find_left(store, plan), CHUNK_SIZE):
+    for stored in batched(_find_pending(store, plan), CHUNK_SIZE):
         yield list(store.read_points(plan.collection, [passage.passage_id for passage in stored]).values())
 
 
 def _check_unchanged(store: Store, plan: Plan) -> None:
-    """Make sure that nobody has deleted the collection or begun another retune since: a server lets others at it."""
+    """Refuse a collection that another client of the server has deleted or begun to retune otherwise.
+
+    Raises:
+        StoreError: it was deleted.
+        MismatchError: it has another fingerprint.
+    """
     stored = store.read_fingerprint(plan.collection)
     if stored is None:
-        raise StoreError(
-            f"collection {plan.collection!r} was deleted while it was retuned.", "ingest the corpus again."
-        )
+        raise StoreError(f"collection {plan.collection!r} was deleted during the retune.", "ingest the corpus again")
     if stored != plan.marked:
-        # The same retune by another process may have come to its end.
+        # Another process may have finished the same retune.
         refuse_mismatch(plan.collection, stored, plan.after)
 
 
 def _retune(points: Sequence[AugmentedPassage], plan: Plan, encoder: Encoder) -> _Chunk:
-    """Do a worker's part of a chunk, with one call of the encoder."""
+    """Retune a chunk with one call of the encoder; a worker runs this."""
     recipe, recipe_hash = read_recipe(plan.after), hash_recipe(plan.after)
     given = recipe.given
     kept = [tuple(query for query in point.generated_queries if is_kept(query, recipe)) for point in points]
@@ -242,11 +252,10 @@ def _retune(points: Sequence[AugmentedPassage], plan: Plan, encoder: Encoder) ->
     retuned, left_out = [], 0
     for point, queries, end in zip(points, kept, ends, strict=True):
         plain, own = point.vectors[PASSAGE_VECTOR], vectors[end - len(queries) : end]
-        relevant = keep_relevant(plain, own, recipe.min_score)
-        left_out += len(own) - len(relevant)
-        fused = fuse(plain, relevant, recipe.alpha, recipe.fusion, recipe.renormalise)
+        fused, filtered = augment_passage(plain, own, recipe.fusion_settings)
+        left_out += filtered
         content_hash = point.content_hash
-        # Where somebody has edited the payload, the plain vector is not of it: the next ingest has to see that.
+        # A payload that was edited no longer matches the plain vector; keep the old hash so the next ingest redoes it.
         if content_hash == hash_content(point.passage, point.recipe, point.generated_queries if given else None):
             content_hash = hash_content(point.passage, recipe_hash, queries if given else None)
         retuned.append(

@@ -1,7 +1,4 @@
-"""What a collection holds, and which recipe made it.
-
-Knows stores and fingerprints. Prints nothing itself.
-"""
+"""Report on a collection: its points by recipe, its aliases, and the recall of its index."""
 
 from __future__ import annotations
 
@@ -21,12 +18,21 @@ from xqg_qdrant.stores.points import batched, check_collection_name
 from xqg_qdrant.stores.protocol import Store
 
 BATCH = 1000
+# The embedded engine compares a question with this many vectors in a few milliseconds, so no index is needed.
+EXACT_UP_TO = 50_000
+SAMPLE = 100
+DEPTH = 10
 
 
 class Status(NamedTuple):
-    """A collection: its points by the hash of the recipe that made them, and the fingerprint that new ones get.
+    """The state of a collection.
 
-    `aliases` are those that name it; where `collection` is an alias, that one, with the name of the collection.
+    Attributes:
+        store: Location of the store.
+        collection: Its name, or an alias of it.
+        fingerprint: The one that new points get.
+        recipes: Number of points by the hash of their recipe.
+        aliases: Aliases of the collection, with its name; if `collection` is an alias, that one alone.
     """
 
     store: str
@@ -37,22 +43,22 @@ class Status(NamedTuple):
 
     @property
     def passages(self) -> int:
-        """Return how many passages are stored."""
+        """Return the number of stored passages."""
         return self.recipes.total()
 
     @property
     def current(self) -> int:
-        """Return how many of them were made by the recipe of the fingerprint."""
+        """Return the number of passages made by the fingerprint's recipe."""
         return self.recipes[hash_recipe(self.fingerprint)]
 
     @property
     def retuned(self) -> int | None:
-        """Return how many of them an unfinished retune has reached; None where there is none."""
+        """Return the number of passages done by an unfinished retune; None if there is none."""
         wanted = self.fingerprint.get(RETUNING_FIELD)
         return None if wanted is None else self.recipes[hash_recipe(wanted)]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as JSON values."""
+        """Return the status as JSON values."""
         return {
             "store": self.store,
             "collection": self.collection,
@@ -64,7 +70,7 @@ class Status(NamedTuple):
 
 
 def read_status(store: Store, collection: str) -> Iterator[Status]:
-    """Yield what was counted so far, at last all of it.
+    """Count a collection's points; yield the counts so far, and last the full ones.
 
     Raises:
         InputError: there is no such collection.
@@ -80,7 +86,7 @@ def read_status(store: Store, collection: str) -> Iterator[Status]:
 
 
 class Switch(NamedTuple):
-    """An alias, the collection that it names now, and the one before, each with its number of passages."""
+    """The move of an alias from one collection to another, each with its number of passages."""
 
     alias: str
     collection: str
@@ -89,54 +95,8 @@ class Switch(NamedTuple):
     passages_before: int = 0
 
 
-def check_alias(store: Store, alias: str, collection: str) -> None:
-    """Make sure that an alias can name a collection, which may not be there yet.
-
-    Raises:
-        InputError: says why not, and the cure.
-        StoreError: nothing can have this name.
-    """
-    aliases = store.read_aliases()
-    if aliases is None:
-        cure = "leave out --alias, or use a Qdrant server (--store)"
-        raise InputError(f"{store.location} has no aliases.", cure)
-    check_collection_name(alias)
-    if collection in aliases:
-        cure = f"a new name, or that of the collection itself: --collection {aliases[collection]}"
-        raise InputError(f"{collection!r} in {store.location} is itself an alias, of {aliases[collection]!r}.", cure)
-    if alias == collection or alias in store.collections():
-        cure = "another --alias; a collection keeps its name, so searches by it cannot go over to another one"
-        raise InputError(f"{alias!r} is the name of a collection in {store.location}, so no alias can have it.", cure)
-
-
-def switch_alias(store: Store, alias: str, collection: str) -> Switch | None:
-    """Have an alias name a collection that is complete; return what changed, None where it was so before.
-
-    Raises:
-        InputError: the collection is empty; then the alias stays where it is.
-    """
-    passages = store.count(collection)
-    if not passages:
-        raise InputError(
-            f"collection {collection!r} in {store.location} holds no passage, so alias {alias!r} stays as it is.",
-            "ingest passages first.",
-        )
-    before = (store.read_aliases() or {}).get(alias)
-    if before == collection:
-        return None
-    passages_before = store.count(before) if before else 0
-    store.switch_alias(alias, collection)
-    return Switch(alias, collection, passages, before, passages_before)
-
-
-# Up to so many points the embedded engine compares with every vector in a few milliseconds.
-EXACT_UP_TO = 50_000
-SAMPLE = 100
-DEPTH = 10
-
-
 class Recall(NamedTuple):
-    """The share of the exact best `depth` passages that a search finds, over so many questions."""
+    """The share of the exact `depth` best passages that a search finds, over a number of questions."""
 
     share: float
     depth: int
@@ -146,12 +106,52 @@ class Recall(NamedTuple):
         return f"recall@{self.depth} against exact search: {self.share:.3f} ({self.questions} stored vectors)"
 
 
-def measure_recall(store: Store, collection: str, vector_name: str = XQG_VECTOR) -> Recall:
-    """Search with some stored vectors as questions, with the index and without it, and compare.
+def check_alias(store: Store, alias: str, collection: str) -> None:
+    """Refuse an alias that cannot name this collection, which may not exist yet.
 
-    Recall is 1 for a collection without points.
+    Raises:
+        InputError: the store has no aliases, or one of the names is taken.
+        StoreError: the alias is not a valid name.
     """
-    # Points come in the order of their ids, which are hashes: the first ones are a random sample.
+    aliases = store.read_aliases()
+    if aliases is None:
+        cure = "leave out --alias, or use a Qdrant server (--store)"
+        raise InputError(f"{store.location} has no aliases.", cure)
+    check_collection_name(alias)
+    if collection in aliases:
+        cure = f"choose a new name, or name the collection itself: --collection {aliases[collection]}"
+        raise InputError(f"{collection!r} in {store.location} is itself an alias, of {aliases[collection]!r}.", cure)
+    if alias == collection or alias in store.collections():
+        cure = "choose another --alias: a collection keeps its name, so searches by that name cannot be switched"
+        raise InputError(f"{alias!r} is the name of a collection in {store.location}, not of an alias.", cure)
+
+
+def switch_alias(store: Store, alias: str, collection: str) -> Switch | None:
+    """Point an alias at a collection; return the move, or None if nothing changed.
+
+    Raises:
+        InputError: the collection is empty; the alias then stays where it is.
+    """
+    passages = store.count(collection)
+    if not passages:
+        raise InputError(
+            f"collection {collection!r} in {store.location} holds no passage, so alias {alias!r} was not changed.",
+            "ingest passages first",
+        )
+    before = (store.read_aliases() or {}).get(alias)
+    if before == collection:
+        return None
+    passages_before = store.count(before) if before else 0
+    store.switch_alias(alias, collection)
+    return Switch(alias, collection, passages, before, passages_before)
+
+
+def measure_recall(store: Store, collection: str, vector_name: str = XQG_VECTOR) -> Recall:
+    """Compare searches with and without the index, with some stored vectors as questions.
+
+    The recall of an empty collection is 1.
+    """
+    # Points are ordered by their ids, which are hashes, so the first ones are a random sample.
     sample = [point.vectors[vector_name] for point in islice(store.scroll(collection), SAMPLE)]
     if not sample:
         return Recall(1.0, DEPTH, 0)

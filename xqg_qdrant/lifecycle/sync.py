@@ -1,6 +1,6 @@
-"""A corpus against a collection: what is new, what changed, and what left the corpus and is to be deleted.
+"""Compare a corpus with a collection, and delete stored passages that left the corpus.
 
-Knows the content hash that an ingest would look for. Generates and encodes nothing: `ingest` does.
+A passage is compared by the content hash that an ingest would store, so nothing is generated or encoded here.
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ BATCH = 1000
 
 
 class Comparison(NamedTuple):
-    """How many passages of a corpus are stored, and how.
+    """The passages of a corpus and of a collection, counted by state.
 
-    `new` ones are not stored; `changed` ones are, but with other content or by another recipe. `rejected` rows cannot
-    be used. `left` stored passages are not in the corpus.
+    Attributes:
+        new: Passages of the corpus that are not stored.
+        changed: Passages stored with other content or by another recipe.
+        unchanged: Passages stored as an ingest would store them.
+        rejected: Rows that cannot be used.
+        left: Stored passages that are not in the corpus.
     """
 
     new: int = 0
@@ -42,7 +46,7 @@ class Comparison(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Return how many rows of the corpus were compared."""
+        """Return the number of corpus rows compared."""
         return self.new + self.changed + self.unchanged + self.rejected
 
     def __str__(self) -> str:
@@ -53,10 +57,10 @@ class Comparison(NamedTuple):
 
 
 def check_comparable(collection: str, fingerprint: Fingerprint, given: bool) -> None:
-    """Make sure that a collection is by one recipe, and that a corpus brings queries where it was made of given ones.
+    """Refuse a collection that cannot be compared with a corpus with or without `given` queries.
 
     Raises:
-        MismatchError: says which, and the cure.
+        MismatchError: a retune is unfinished, or only one of corpus and collection has given queries.
     """
     wanted = {name: value for name, value in fingerprint.items() if name not in (QUERIES_FIELD, RETUNING_FIELD)}
     refuse_mismatch(collection, fingerprint, wanted | ({QUERIES_FIELD: GIVEN} if given else {}))
@@ -65,14 +69,16 @@ def check_comparable(collection: str, fingerprint: Fingerprint, given: bool) -> 
 def compare(
     rows: Iterable[Row], store: Store, collection: str, fingerprint: Fingerprint, seen: TextSet
 ) -> Iterator[Comparison]:
-    """Compare a corpus with a collection; yield what was found so far, at last with what left the corpus.
+    """Compare a corpus with a collection; yield the counts so far, and last the full ones.
+
+    Only the last comparison counts what left the corpus.
 
     Args:
-        rows: of the corpus; with their queries where the collection was made of given ones.
-        store: where the collection is.
+        rows: of the corpus; with their queries if the collection was made with given ones.
+        store: the store of the collection.
         collection: its name.
         fingerprint: the collection's.
-        seen: gets the id of each passage of the corpus.
+        seen: the id of each passage of the corpus is added to it.
     """
     given = fingerprint.get(QUERIES_FIELD) == GIVEN
     recipe_hash = hash_recipe(fingerprint)
@@ -87,15 +93,15 @@ def compare(
 
 
 def delete_left(store: Store, collection: str, seen: TextSet) -> Iterator[int]:
-    """Delete the stored passages that are not among `seen`; yield how many went at once.
+    """Delete stored passages that are not in `seen`; yield the size of each batch.
 
     Raises:
-        InputError: nothing was seen; that would delete everything.
+        InputError: `seen` is empty, which would delete everything.
     """
     if not len(seen):
         raise InputError(
             f"the corpus holds no passage, so all of {collection!r} would be deleted.",
-            f"check the file, or use xqg delete --collection {collection}",
+            f"check the file, or delete the collection: xqg delete --collection {collection}",
         )
     left = (stored.passage_id for stored in store.scroll_stored(collection) if stored.passage_id not in seen)
     for passage_ids in batched(left, BATCH):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from xqg_qdrant.augmentation.fusion import check_vectors, fuse, keep_relevant, score_queries
+from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, score_queries
 from xqg_qdrant.augmentation.recipe import Recipe, read_recipe
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import RETUNING_FIELD
@@ -116,10 +116,9 @@ class StoredVectors:
 
     def fuse(self, recipe: Recipe) -> FloatArray:
         """Return the vectors that an ingest with this recipe stores, shape `(passages, dim)`."""
-        fused = np.empty_like(self.plain)
+        fused, settings = np.empty_like(self.plain), recipe.fusion_settings
         for place, (plain, queries) in enumerate(self._pairs(recipe)):
-            relevant = keep_relevant(plain, queries, recipe.min_score)
-            fused[place] = fuse(plain, relevant, recipe.alpha, recipe.fusion, recipe.renormalise)
+            fused[place], _ = augment_passage(plain, queries, settings)
         return fused
 
     def score_queries(self, recipe: Recipe) -> npt.NDArray[np.float64]:
