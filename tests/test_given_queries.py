@@ -226,13 +226,15 @@ def test_given_and_generated_queries_do_not_mix_in_a_collection(
         list(ingest([row.passage], store, "given", demo_encoder, demo_generator, generated))
     assert str(caught.value).splitlines()[1:] == [
         "  queries: stored 'given', now 'generated'",
-        "Cure: give this corpus's queries too (--queries), or ingest into a new collection. Nothing was changed.",
+        "Nothing was changed.",
+        "Cure: give this corpus's queries too (--queries), or ingest into a new collection.",
     ]
     with pytest.raises(MismatchError) as caught:
         list(ingest([row], store, "generated", demo_encoder, None, given))
     assert str(caught.value).splitlines()[1:] == [
         "  queries: stored 'generated', now 'given'",
-        "Cure: leave --queries out to generate queries here too, or ingest into a new collection. Nothing was changed.",
+        "Nothing was changed.",
+        "Cure: leave --queries out to generate queries here too, or ingest into a new collection.",
     ]
     with pytest.raises(MismatchError, match=r"recipe\.alpha: stored 0\.01, now 0\.5"):
         list(ingest([row], store, "given", demo_encoder, None, given._replace(alpha=0.5)))
@@ -331,7 +333,7 @@ def test_the_command_tells_of_queries_without_a_passage_and_of_bad_rows() -> Non
         (["--queries", "corpus", "--seed", "1"], "seed says how queries are generated"),
         (
             [],
-            "c.jsonl, line 1: brings generated_queries, which only --queries corpus uses. Cure: ingest with --queries",
+            "c.jsonl, line 1: brings generated_queries, which only --queries corpus uses.\nCure: ingest with --queries",
         ),
         (["--queries", "q.jsonl"], "c.jsonl, line 1: brings generated_queries"),
     ],

@@ -263,7 +263,7 @@ def test_every_row_of_a_parquet_file_is_stored_or_written_down() -> None:
         (3, "not UTF-8: byte 0xff at position 0"),
         (4, "text is empty"),
         (6, "no id"),
-        (7, "metadata holds a bytes, which is not JSON"),
+        (7, "metadata.blob is a bytes, which JSON does not have"),
         (8, "the id '1' was there before"),
         (9, "longer than 4,194,304 bytes"),
     ]

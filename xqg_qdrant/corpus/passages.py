@@ -10,7 +10,6 @@ Knows nothing of models, vectors or databases, nor of questions (`questions`), j
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from types import NoneType
@@ -33,6 +32,7 @@ from xqg_qdrant.corpus.fields import (
 )
 from xqg_qdrant.corpus.files import corpus_files, existing_file
 from xqg_qdrant.corpus.formats import FileRow, is_squad, is_tsv, jsonl_rows, parquet_rows, squad_rows, tsv_rows
+from xqg_qdrant.corpus.seen_ids import TextSet
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage, Reject
 from xqg_qdrant.text import is_blank
@@ -86,7 +86,7 @@ def check_passages(
         FileRow(number, "", row) if isinstance(row, Mapping) else FileRow(number, repr(row), {}, "no mapping")
         for number, row in enumerate(rows, start=1)
     )
-    return _passages(numbered, "rows", (id_field,) if id_field else ID_FIELDS, queried, _first_time())
+    return _passages(numbered, "rows", (id_field,) if id_field else ID_FIELDS, queried, TextSet().add)
 
 
 def read_generated_queries(
@@ -110,7 +110,7 @@ def _read_rows(
     sources: Sequence[str], id_field: str | None, queried: bool
 ) -> Iterator[Passage | QueriedPassage | Reject]:
     """Open all sources before the first is read, so that a misspelt name is noticed before any work."""
-    is_new = _first_time()
+    is_new = TextSet().add
     opened = [part for source in sources for part in _open_source(source, (id_field,) if id_field else ID_FIELDS)]
     return chain.from_iterable(_passages(rows, path, id_fields, queried, is_new) for rows, path, id_fields in opened)
 
@@ -220,24 +220,3 @@ def _passage(fields: Mapping[str, Any], id_fields: Sequence[str]) -> tuple[Passa
         rest["metadata"] = nested
     problem = unstorable_field({"id": passage_id, "text": text, "title": title} | {"metadata": rest})
     return (None, problem) if problem else (Passage(passage_id, text, title or "", rest), "")
-
-
-def _first_time() -> Callable[[str], bool]:
-    """Return a function that says whether it meets an id for the first time.
-
-    A set of 16-byte digests would take about 100 bytes an id. Here two bytes of the digest choose a bucket, and the
-    bucket holds the other fourteen end to end.
-    """
-    buckets = [bytearray() for _ in range(1 << 16)]
-
-    def is_new(name: str) -> bool:
-        digest = blake2b(name.encode("utf-8"), digest_size=16).digest()
-        bucket, trace = buckets[int.from_bytes(digest[:2], "big")], digest[2:]
-        at = bucket.find(trace)
-        while at >= 0 and at % len(trace):  # found across the border of two others
-            at = bucket.find(trace, at + 1)
-        if at < 0:
-            bucket += trace
-        return at < 0
-
-    return is_new

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from xqg_qdrant import atomic as aside
+from xqg_qdrant import atomic
 from xqg_qdrant.atomic import LEFTOVER_SECONDS, built_aside
 from xqg_qdrant.errors import InputError
 
@@ -72,7 +72,7 @@ def test_a_kill_at_any_step_leaves_the_whole_folder_or_none_and_does_not_stop_th
     for step in range(1, 40):
         folder = tmp_path / str(step) / "model"
         folder.parent.mkdir()
-        done = subprocess.run([sys.executable, "-c", CHILD, str(folder), str(step), aside.__file__], check=False)
+        done = subprocess.run([sys.executable, "-c", CHILD, str(folder), str(step), atomic.__file__], check=False)
         assert done.returncode in (0, -signal.SIGKILL)
         names = sorted(path.name for path in folder.glob("*"))
         assert names == (["model.onnx", "xqg.json"] if folder.exists() else [])
