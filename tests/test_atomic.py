@@ -1,4 +1,4 @@
-"""A folder that an export builds: there whole, or not at all."""
+"""A folder is complete and on disk, or absent."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_folder_that_another_process_made_meanwhile_is_left_alone(tmp_path: Pa
             (temporary / "final").mkdir()
             build(tmp_path / "model", "of the other")
 
-    with pytest.raises(InputError, match=r"model cannot get its name: .*Cure: name another folder"):
+    with pytest.raises(InputError, match=r"cannot name the finished folder .*model .*Cure: use another output folder"):
         build_second()
     assert (tmp_path / "model" / "xqg.json").read_text() == "of the other"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

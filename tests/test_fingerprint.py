@@ -74,7 +74,7 @@ def test_a_mismatch_names_every_field_both_values_and_the_cure() -> None:
     with pytest.raises(MismatchError) as caught:
         refuse_mismatch("passages", STORED, wanted)
     assert str(caught.value).splitlines() == [
-        "collection 'passages' was made differently:",
+        "collection 'passages' was made with other settings:",
         "  recipe.alpha: stored 0.01, now 0.02",
         "  recipe.languages: stored ['ja', 'ru'], now ['ja']",
         "Nothing was changed.",
