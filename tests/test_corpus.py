@@ -221,7 +221,7 @@ def test_an_id_that_was_there_before_is_rejected_also_as_a_number(write: Write) 
     first, reject, last = read_passages(path)
     assert (first, last) == (Passage("1", "a"), Passage("2", "c"))
     assert isinstance(reject, Reject)
-    assert (reject.line, reject.reason) == (2, "the id '1' was there before")
+    assert (reject.line, reject.reason) == (2, "the id '1' occurred before")
 
 
 def test_the_id_of_a_rejected_row_may_come_again(write: Write) -> None:
@@ -313,7 +313,7 @@ def test_a_header_that_names_a_column_twice_is_an_error(write: Write) -> None:
 def test_a_byte_order_mark_amid_a_tsv_file_does_not_become_part_of_an_id(write: Write) -> None:
     _, reject = read_passages(write("id\ttext\n1\ta\n\ufeff2\tb\n", "c.tsv"))
     assert isinstance(reject, Reject)
-    assert reject.reason == "the row begins with a byte order mark, as where files were joined"
+    assert reject.reason == "the row begins with a byte order mark, as in joined files"
 
 
 # Parquet
@@ -337,7 +337,7 @@ def test_a_parquet_file_is_read_with_dates_as_strings(tmp_path: Path) -> None:
     assert isinstance(third, Reject)
     assert second[:3] == (path, 2, "no text (looked for text, contents, passage)")
     assert "'title': 't'" in second.row
-    assert third[:3] == (path, 3, "the id '1' was there before")
+    assert third[:3] == (path, 3, "the id '1' occurred before")
 
 
 def test_a_parquet_row_that_is_not_utf8_or_not_json_is_rejected_alone(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_a_parquet_file_without_an_id_column_or_a_damaged_one_is_an_error(write:
     with pytest.raises(InputError, match="no column is named id or _id or passage_id or docid"):
         list(read_passages(path))
     assert passages_of(path, id_field="key") == [Passage("1", "a")]
-    with pytest.raises(InputError, match="not a Parquet file that can be read"):
+    with pytest.raises(InputError, match="not a readable Parquet file"):
         list(read_passages(write("no", "d.parquet")))
 
 
@@ -411,7 +411,7 @@ def test_an_unknown_kind_of_file_is_an_error_that_lists_the_kinds(write: Write) 
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the folder holds no corpus\.jsonl\. Cure: give the file itself"):
+    with pytest.raises(InputError, match=r"the folder holds no corpus\.jsonl\. Cure: name the file itself"):
         read_passages(str(tmp_path))
 
 
@@ -444,7 +444,7 @@ def test_files_are_read_one_after_the_other_and_an_id_may_stand_in_one_of_them(w
     *passages, reject = read_passages(first, second)
     assert passages == [Passage("1", "a"), Passage("2", "b")]
     assert isinstance(reject, Reject)
-    assert (reject.source, reject.line, reject.reason) == (second, 2, "the id '1' was there before")
+    assert (reject.source, reject.line, reject.reason) == (second, 2, "the id '1' occurred before")
     with pytest.raises(InputError, match="there is no such file"):
         read_passages(first, "none.jsonl")
 
@@ -473,5 +473,5 @@ def test_files_of_object_stores_are_read_by_their_urls(write: Write, tmp_path: P
     for name, message in (("none.jsonl", "there is no such file"), ("", "the folder holds no Parquet file")):
         with pytest.raises(InputError, match=message):
             read_passages(f"{url}/{name}")
-    with pytest.raises(InputError, match="no URL that can be opened"):
+    with pytest.raises(InputError, match="the URL cannot be opened"):
         read_passages("sftp://somewhere/a.jsonl")

@@ -84,6 +84,6 @@ def test_the_corpus_itself_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "docs.rejected.jsonl"
     path.write_text("rows")
     (tmp_path / "link").symlink_to(path)
-    with pytest.raises(InputError, match="is to be read, and is the file that rejected rows are written to"):
+    with pytest.raises(InputError, match="is both an input and the file for rejected rows"):
         DeadLetters(tmp_path / "link", "-", str(path))
     assert path.read_text() == "rows"

@@ -109,12 +109,12 @@ def test_a_row_with_queries_that_cannot_be_used_is_rejected_with_the_reason(give
 
 def test_queries_in_a_corpus_that_nobody_asked_for_are_not_overlooked() -> None:
     brings = {"id": "2", "text": "b", "generated_queries": ["c"]}
-    with pytest.raises(InputError, match=r"line 1: brings generated_queries, which only --queries corpus uses"):
+    with pytest.raises(InputError, match=r"line 1: has generated_queries, which only --queries corpus uses"):
         list(read_passages(write("c.jsonl", [brings])))
     passage, reject = read_passages(write("c.jsonl", [{"id": "1", "text": "a"}, brings]))
     assert passage == Passage("1", "a")
     assert isinstance(reject, Reject)
-    assert (reject.line, reject.reason) == (2, "brings generated_queries, which only --queries corpus uses")
+    assert (reject.line, reject.reason) == (2, "has generated_queries, which only --queries corpus uses")
 
 
 # A file of queries
@@ -333,9 +333,9 @@ def test_the_command_tells_of_queries_without_a_passage_and_of_bad_rows() -> Non
         (["--queries", "corpus", "--seed", "1"], "seed says how queries are generated"),
         (
             [],
-            "c.jsonl, line 1: brings generated_queries, which only --queries corpus uses.\nCure: ingest with --queries",
+            "c.jsonl, line 1: has generated_queries, which only --queries corpus uses.\nCure: ingest with --queries",
         ),
-        (["--queries", "q.jsonl"], "c.jsonl, line 1: brings generated_queries"),
+        (["--queries", "q.jsonl"], "c.jsonl, line 1: has generated_queries"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_and_make_no_collection(options: list[str], message: str) -> None:

@@ -213,7 +213,7 @@ TSV = [
     Line(b"\ta\tt", None, "id is empty"),
     Line(b" 12 \t a \tt", stored(" 12 ", " a ", "t")),
     Line(b"13\t\xe9\tt", None, "not UTF-8: byte 0xe9 at position 3"),
-    Line(b"1\tagain\tt", None, "the id '1' was there before"),
+    Line(b"1\tagain\tt", None, "the id '1' occurred before"),
     Line(b"\xef\xbb\xbf14\ta\tt", None, "the row begins with a byte order mark"),
     Line(b"15\t'a'\t\\N", stored("15", "'a'", "\\N")),
     Line(b'16\t"\t"', stored("16", '"', '"')),
@@ -264,7 +264,7 @@ def test_every_row_of_a_parquet_file_is_stored_or_written_down() -> None:
         (4, "text is empty"),
         (6, "no id"),
         (7, "metadata.blob is a bytes, which JSON does not have"),
-        (8, "the id '1' was there before"),
+        (8, "the id '1' occurred before"),
         (9, "longer than 4,194,304 bytes"),
     ]
     found = read_stored()
@@ -330,7 +330,7 @@ def whole_files() -> Iterator[tuple[str, bytes, int, int, str]]:
     )
     yield "header.tsv", lines, -2, 0, "the first line names no id and text columns"
     yield "twice.tsv", b"id\ttext\ttext\n1\ta\tb\n", -2, 0, "two columns are named 'text'"
-    yield "no.parquet", lines, -2, 0, "not a Parquet file that can be read"
+    yield "no.parquet", lines, -2, 0, "not a readable Parquet file"
     yield "unknown.csv", lines, -2, 0, "unknown kind of file"
     yield "first.jsonl", as_json(id="1", text="a", generated_queries=["q"]), 1, 0, "1 passages stored"
 
@@ -366,7 +366,7 @@ def test_what_is_no_file_is_told(tmp_path: Path) -> None:
         "none.jsonl": "there is no such file",
         "dangling.jsonl": "there is no such file",
         "round.jsonl": "there is no such file",
-        "x" * 300 + ".jsonl": "cannot be looked at",
+        "x" * 300 + ".jsonl": "cannot be accessed",
         "secret.jsonl/c.jsonl": "there is no such file",
         f"{ESCAPES}.jsonl": "there is no such file",
     }.items():

@@ -111,7 +111,7 @@ def repeated(same: bool, as_number: bool = False) -> Kind:
         again = as_json(id=int(name) if as_number else name, text=text if same else text + "!")
         return [
             Line(as_json(id=name, text=text), stored(name, text)),
-            Line(again, None, f"the id '{name}' was there before"),
+            Line(again, None, f"the id '{name}' occurred before"),
         ]
 
     return lines
