@@ -1,4 +1,4 @@
-"""A folder is complete and on disk, or absent."""
+"""Test that a folder is complete and on disk, or absent."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_kill_at_any_step_leaves_the_whole_folder_or_none_and_does_not_stop_th
             assert (folder / "xqg.json").read_text() == "whole"
         if done.returncode == 0:
             break
-    # killed before and after the name was given, and in the end not at all
+    # killed before the rename, killed after it, and finally not killed
     assert {(-signal.SIGKILL, False), (-signal.SIGKILL, True)} <= set(outcomes)
     assert outcomes[-1] == (0, True)
 

@@ -405,7 +405,7 @@ def test_a_missing_file_is_an_error_before_anything_is_read(tmp_path: Path) -> N
 
 def test_an_unknown_kind_of_file_is_an_error_that_lists_the_kinds(write: Write) -> None:
     with pytest.raises(
-        InputError, match=r"give a \.jsonl, \.jsonl\.gz, \.json, \.json\.gz, \.tsv, \.tsv\.gz or \.parquet"
+        InputError, match=r"use a \.jsonl, \.jsonl\.gz, \.json, \.json\.gz, \.tsv, \.tsv\.gz or \.parquet"
     ):
         read_passages(write("", "corpus.xml"))
 

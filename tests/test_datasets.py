@@ -1,4 +1,4 @@
-"""Files in the formats in which data sets are published, all written for these tests."""
+"""Test files in the formats of published data sets, all written for these tests."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def test_a_squad_file_gives_questions_answers_and_judgements(write: Write) -> No
     assert found.qrels == [Qrel("q1", LAKE_ID, 1), Qrel("q2", LAKE_ID, 1)]
 
 
-def test_mlqa_tells_the_language_of_its_questions_in_the_name(write: Write) -> None:
+def test_mlqa_has_the_language_of_its_questions_in_the_name(write: Write) -> None:
     path = write(squad((LAKE, [question("q1", "Wie tief?", "92")])), "test-context-en-question-de.json")
     assert read_questions([path]).queries == [Query("q1", "Wie tief?", "de", ("92",))]
 
 
-def test_questions_of_several_languages_that_share_their_ids_are_told_apart(write: Write) -> None:
+def test_questions_of_several_languages_that_share_their_ids_stay_distinct(write: Write) -> None:
     german = write(squad((LAKE, [question("q1", "Wie tief?", "92")])), "test-context-en-question-de.json")
     spanish = write(squad((LAKE, [question("q1", "¿Qué tan hondo?", "92")])), "test-context-en-question-es.json")
     found = read_questions([german, spanish])
@@ -470,7 +470,7 @@ def test_only_the_names_of_known_files_tell_a_language(path: str, language: str)
     assert language_in_name(path) == language
 
 
-def test_the_user_names_the_language_of_what_names_none(write: Write) -> None:
+def test_the_user_sets_the_language_if_the_file_has_none(write: Write) -> None:
     path = write(lines_of({"id": "1", "text": "a"}, {"id": "2", "text": "b", "lang": "ru"}), "q.jsonl")
     assert [query.language for query in read_questions([path], "ja").queries] == ["ja", "ru"]
 

@@ -21,7 +21,7 @@ MEGABYTE = 2**20
 
 
 class Stream(io.RawIOBase):
-    """Bytes that are made while they are read, so that they need no memory and no disk."""
+    """A stream whose bytes are made while they are read, without memory or disk."""
 
     def __init__(self, parts: Iterator[bytes]) -> None:
         self._parts = parts
@@ -39,7 +39,7 @@ class Stream(io.RawIOBase):
 
 
 def pour(parts: Iterator[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let standard input give these bytes."""
+    """Replace standard input with these bytes."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Stream(parts))))
 
 

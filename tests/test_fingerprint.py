@@ -106,7 +106,7 @@ def test_a_search_compares_the_encoder_alone() -> None:
         refuse_mismatch("passages", STORED, {**encoder, "encoder.pooling": "cls"}, "encoder")
 
 
-def test_an_unfinished_retune_is_told_alone_with_what_it_changes_and_hides_no_search() -> None:
+def test_an_unfinished_retune_is_reported_alone_with_its_changes_and_hides_no_search() -> None:
     retuning = {**STORED, "retuning": {**STORED, "recipe.alpha": 0.3, "recipe.min_score": 0.5}}
     for wanted in (STORED, retuning["retuning"], {**STORED, "recipe.alpha": 0.7, "encoder.pooling": "cls"}):
         with pytest.raises(MismatchError) as caught:

@@ -1,4 +1,4 @@
-"""What an ingest promises about queries that were generated before: by whom, it does not matter."""
+"""Test how an ingest treats given queries, from whatever source."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_rows_of_queries_that_cannot_be_used_are_rejected_with_their_line_and_th
 def test_a_file_of_queries_that_is_not_there_or_of_another_kind_is_refused() -> None:
     with pytest.raises(InputError, match="there is no such file"):
         read_generated_queries("none.jsonl")
-    with pytest.raises(InputError, match=r"give a \.jsonl or \.jsonl\.gz file"):
+    with pytest.raises(InputError, match=r"use a \.jsonl or \.jsonl\.gz file"):
         read_generated_queries(write("q.tsv", []))
 
 
@@ -298,7 +298,7 @@ def test_queries_of_the_corpus_and_of_a_file_give_the_same_points_without_any_ge
 
 
 @pytest.mark.usefixtures("no_generator")
-def test_given_queries_are_filtered_too_and_the_command_tells_how_many() -> None:
+def test_given_queries_are_filtered_too_and_the_command_reports_how_many() -> None:
     rows = demo_rows(2)
     corpus = write("c.jsonl", corpus_rows(rows, with_queries=True))
     result = xqg(corpus, "--queries", "corpus", "--min-score", "1000000", "--fusion", "mean")
@@ -312,15 +312,15 @@ def test_given_queries_are_filtered_too_and_the_command_tells_how_many() -> None
 
 
 @pytest.mark.usefixtures("no_generator")
-def test_the_command_tells_of_queries_without_a_passage_and_of_bad_rows() -> None:
+def test_the_command_reports_queries_without_a_passage_and_of_bad_rows() -> None:
     rows = demo_rows(3)
     corpus = write("c.jsonl", corpus_rows(rows, with_queries=False))
     given = ['{"id": "elsewhere", "text": "q"}', "{broken", json.dumps({"id": rows[0].passage.passage_id, "text": "q"})]
     result = xqg(corpus, "--queries", write("q.jsonl", given))
     assert result.exit_code == 3
     assert "Queries of q.jsonl that belong to no passage of c.jsonl: 1" in result.stderr
-    (letter,) = map(json.loads, Path("docs.rejected.jsonl").read_text().splitlines())
-    assert (letter["source"], letter["line"], letter["row"]) == ("q.jsonl", 2, "{broken")
+    (reject,) = map(json.loads, Path("docs.rejected.jsonl").read_text().splitlines())
+    assert (reject["source"], reject["line"], reject["row"]) == ("q.jsonl", 2, "{broken")
     assert len(stored()) == 3
 
 

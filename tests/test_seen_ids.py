@@ -1,4 +1,4 @@
-"""A set of texts behaves as Python's own."""
+"""Test that a set of texts behaves like a Python set."""
 
 from __future__ import annotations
 
