@@ -96,9 +96,9 @@ def test_rows_that_cannot_be_used_come_back_with_their_number_and_the_reason(
     done = ingest(rows, filled, "docs", demo_encoder, demo_generator, **SHORT)  # type: ignore[arg-type]
     assert [(reject.line, reject.reason) for reject in done.rejects] == [
         (3, "no text (looked for text, contents, passage)"),
-        (4, f"the id {ROWS[0]['id']!r} was there before"),
+        (4, f"the id {ROWS[0]['id']!r} occurred before"),
         (5, "metadata holds a ndarray, which is not JSON"),
-        (6, "no mapping"),
+        (6, "not a mapping"),
     ]
 
 

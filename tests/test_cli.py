@@ -162,7 +162,7 @@ def test_bad_rows_go_to_the_dead_letter_file_the_rest_is_stored_and_the_exit_cod
     assert "4 rejected rows, with their reasons, are in docs.rejected.jsonl" in result.stderr
     letters = [json.loads(line) for line in Path("docs.rejected.jsonl").read_text().splitlines()]
     assert [letter["line"] for letter in letters] == [2, 3, 4, 5]
-    for letter, reason in zip(letters, ("malformed JSON", "text", "id", "was there before"), strict=True):
+    for letter, reason in zip(letters, ("malformed JSON", "text", "id", "occurred before"), strict=True):
         assert reason in letter["reason"]
         assert letter["row"] == lines[letter["line"] - 1]
 

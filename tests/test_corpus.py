@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
+import math
 import re
 import sys
 import tracemalloc
@@ -16,12 +18,12 @@ from hypothesis import strategies as st
 from shared_data import shared_file
 from writing import Write, lines_of
 
-from xqg_qdrant.corpus import passages as corpus
 from xqg_qdrant.corpus.files import LONGEST_ROW
 from xqg_qdrant.corpus.formats import count_rows
-from xqg_qdrant.corpus.passages import read_passages
-from xqg_qdrant.errors import InputError
-from xqg_qdrant.records import Passage, Reject
+from xqg_qdrant.corpus.passages import check_passages, read_passages
+from xqg_qdrant.errors import InputError, StoreError
+from xqg_qdrant.records import AugmentedPassage, Passage, Reject
+from xqg_qdrant.stores.points import make_payload
 
 
 def passages_of(source: str, **options: str) -> list[Passage]:
@@ -138,13 +140,13 @@ def test_a_beir_folder_is_read(write: Write, tmp_path: Path, name: str) -> None:
         (b'{"id": "1", "text": "a", "title": 5}', "title is not a string"),
         (b'{"id": "1", "text": "a \\ud83d"}', "text holds a lone surrogate"),
         (b'{"id": "\\udc00", "text": "a"}', "id holds a lone surrogate"),
-        (b'{"id": "1", "text": "a", "x": {"\\ud800": 1}}', "metadata holds a lone surrogate"),
+        (b'{"id": "1", "text": "a", "x": {"\\ud800": 1}}', r"metadata.x: the key '\\ud800' holds a lone surrogate"),
         (b'{"id": "1", "text": "\xff\xfe"}', "not UTF-8: byte 0xff at position 21"),
-        (b'{"id": "1", "text": "a", "x": NaN}', "metadata holds nan"),
-        (b'{"id": "1", "text": "a", "x": [-Infinity]}', "metadata holds -inf"),
-        (b'{"id": "1", "text": "a", "x": 1e999}', "metadata holds inf"),
-        (b'{"id": "1", "text": "a", "x": 9223372036854775808}', "metadata holds a whole number of more than 64 bits"),
-        (b'{"id": "1", "text": "a", "x": -9223372036854775809}', "metadata holds a whole number of more than 64 bits"),
+        (b'{"id": "1", "text": "a", "x": NaN}', "metadata.x is nan"),
+        (b'{"id": "1", "text": "a", "x": [-Infinity]}', r"metadata.x\[0\] is -inf"),
+        (b'{"id": "1", "text": "a", "x": 1e999}', "metadata.x is inf"),
+        (b'{"id": "1", "text": "a", "x": 18446744073709551616}', "metadata.x is a whole number of more than 64 bits"),
+        (b'{"id": "1", "text": "a", "x": -9223372036854775809}', "metadata.x is a whole number of more than 64 bits"),
         (b'{"id": "1", "text": "a", "x": ' + b"9" * 5000 + b"}", "malformed JSON: a whole number of more"),
         (b'{"id": "1", "text": "a", "x": ' + b"[" * 100_000 + b"}", "malformed JSON: nested too deeply"),
     ],
@@ -160,7 +162,7 @@ def test_a_row_that_cannot_be_used_is_rejected_and_the_rest_is_read(write: Write
 
 
 def test_the_largest_numbers_of_64_bits_are_kept(write: Write) -> None:
-    numbers = [2**63 - 1, -(2**63), 1e308, True]
+    numbers = [2**64 - 1, -(2**63), 1e308, True]
     assert passages_of(write(lines_of({"id": "1", "text": "a", "x": numbers})))[0].metadata == {"x": numbers}
 
 
@@ -168,12 +170,38 @@ def test_metadata_nested_deeper_than_an_engine_can_read_back_is_rejected(write: 
     def nested(levels: int) -> str:
         return '{"id": "a", "text": "b", "tree": ' + "[" * levels + "]" * levels + "}"
 
-    # The metadata itself is the first level.
-    (kept,) = read_passages(write(nested(31)))
+    (kept,) = read_passages(write(nested(64)))
     assert isinstance(kept, Passage)
-    (rejected,) = read_passages(write(nested(32)))
+    (rejected,) = read_passages(write(nested(65)))
     assert isinstance(rejected, Reject)
-    assert rejected.reason == "metadata is nested deeper than 32 levels"
+    assert rejected.reason == f"metadata.tree{'[0]' * 64} is nested deeper than 64 levels"
+
+
+def test_a_row_and_a_payload_have_the_same_limits() -> None:
+    def nested(levels: int) -> object:
+        return json.loads("[" * levels + "]" * levels)
+
+    for value in (2**64 - 1, -(2**63), 1e308, nested(64), "\U0010ffff", {"é": (1, None)}):
+        passage = Passage("1", "a", "", {"x": value})
+        assert list(check_passages([{"id": "1", "text": "a", "x": value}])) == [passage]
+        assert make_payload(point_of(passage))["metadata"] == json.loads(json.dumps({"x": value}))
+    for value in (2**64, -(2**63) - 1, math.nan, nested(65), "\ud800", {"\ud800": 1}, {1: 1}, b"", 10**4000):
+        (reject,) = check_passages([{"id": "1", "text": "a", "x": value}])
+        assert isinstance(reject, Reject)
+        with pytest.raises(StoreError) as caught:
+            make_payload(point_of(Passage("1", "a", "", {"x": value})))
+        assert caught.value.message == f"passage '1': {reject.reason}."
+        assert caught.value.cure
+
+
+def test_the_path_to_a_bad_value_is_short_however_long_the_keys_are() -> None:
+    (reject,) = check_passages([{"id": "1", "text": "a", "x" * 10**6: [[{"y" * 10**6: math.nan}]]}])
+    assert isinstance(reject, Reject)
+    assert len(reject.reason) < 3000
+
+
+def point_of(passage: Passage) -> AugmentedPassage:
+    return AugmentedPassage(passage, (), {}, "hash", "recipe")
 
 
 @pytest.mark.parametrize(
@@ -193,37 +221,13 @@ def test_an_id_that_was_there_before_is_rejected_also_as_a_number(write: Write) 
     first, reject, last = read_passages(path)
     assert (first, last) == (Passage("1", "a"), Passage("2", "c"))
     assert isinstance(reject, Reject)
-    assert (reject.line, reject.reason) == (2, "the id '1' was there before")
+    assert (reject.line, reject.reason) == (2, "the id '1' occurred before")
 
 
 def test_the_id_of_a_rejected_row_may_come_again(write: Write) -> None:
     reject, passage = read_passages(write(lines_of({"id": "1", "text": ""}, {"id": "1", "text": "b"})))
     assert isinstance(reject, Reject)
     assert passage == Passage("1", "b")
-
-
-@given(st.lists(st.text(max_size=3), max_size=60))
-def test_first_time_agrees_with_a_set(names: list[str]) -> None:
-    is_new, seen = corpus._first_time(), set()
-    for name in names:
-        assert is_new(name) is (name not in seen)
-        seen.add(name)
-
-
-def test_first_time_is_not_deceived_by_bytes_across_the_border_of_two_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Digest:  # the name, in the place of its digest
-        def __init__(self, data: bytes, digest_size: int) -> None:
-            self.data = data
-
-        def digest(self) -> bytes:
-            return self.data
-
-    monkeypatch.setattr(corpus, "blake2b", Digest)
-    is_new = corpus._first_time()
-    assert is_new("__" + "a" * 7 + "b" * 7)
-    assert is_new("__" + "c" * 7 + "d" * 7)
-    assert is_new("__" + "b" * 7 + "c" * 7)
-    assert not is_new("__" + "b" * 7 + "c" * 7)
 
 
 def test_memory_does_not_grow_with_the_corpus(write: Write) -> None:
@@ -309,7 +313,7 @@ def test_a_header_that_names_a_column_twice_is_an_error(write: Write) -> None:
 def test_a_byte_order_mark_amid_a_tsv_file_does_not_become_part_of_an_id(write: Write) -> None:
     _, reject = read_passages(write("id\ttext\n1\ta\n\ufeff2\tb\n", "c.tsv"))
     assert isinstance(reject, Reject)
-    assert reject.reason == "the row begins with a byte order mark, as where files were joined"
+    assert reject.reason == "the row begins with a byte order mark, as in joined files"
 
 
 # Parquet
@@ -333,7 +337,7 @@ def test_a_parquet_file_is_read_with_dates_as_strings(tmp_path: Path) -> None:
     assert isinstance(third, Reject)
     assert second[:3] == (path, 2, "no text (looked for text, contents, passage)")
     assert "'title': 't'" in second.row
-    assert third[:3] == (path, 3, "the id '1' was there before")
+    assert third[:3] == (path, 3, "the id '1' occurred before")
 
 
 def test_a_parquet_row_that_is_not_utf8_or_not_json_is_rejected_alone(tmp_path: Path) -> None:
@@ -348,7 +352,7 @@ def test_a_parquet_row_that_is_not_utf8_or_not_json_is_rejected_alone(tmp_path: 
     assert isinstance(second, Reject)
     assert isinstance(third, Reject)
     assert (second.line, second.reason) == (2, "not UTF-8: byte 0xff at position 0")
-    assert (third.line, third.reason) == (3, "metadata holds a bytes, which is not JSON")
+    assert (third.line, third.reason) == (3, "metadata.raw is a bytes, which JSON does not have")
 
 
 def test_parquet_without_its_extra_names_the_extra(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +369,7 @@ def test_a_parquet_file_without_an_id_column_or_a_damaged_one_is_an_error(write:
     with pytest.raises(InputError, match="no column is named id or _id or passage_id or docid"):
         list(read_passages(path))
     assert passages_of(path, id_field="key") == [Passage("1", "a")]
-    with pytest.raises(InputError, match="not a Parquet file that can be read"):
+    with pytest.raises(InputError, match="not a readable Parquet file"):
         list(read_passages(write("no", "d.parquet")))
 
 
@@ -401,13 +405,13 @@ def test_a_missing_file_is_an_error_before_anything_is_read(tmp_path: Path) -> N
 
 def test_an_unknown_kind_of_file_is_an_error_that_lists_the_kinds(write: Write) -> None:
     with pytest.raises(
-        InputError, match=r"give a \.jsonl, \.jsonl\.gz, \.json, \.json\.gz, \.tsv, \.tsv\.gz or \.parquet"
+        InputError, match=r"use a \.jsonl, \.jsonl\.gz, \.json, \.json\.gz, \.tsv, \.tsv\.gz or \.parquet"
     ):
         read_passages(write("", "corpus.xml"))
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the folder holds no corpus\.jsonl\. Cure: give the file itself"):
+    with pytest.raises(InputError, match=r"the folder holds no corpus\.jsonl\. Cure: name the file itself"):
         read_passages(str(tmp_path))
 
 
@@ -440,7 +444,7 @@ def test_files_are_read_one_after_the_other_and_an_id_may_stand_in_one_of_them(w
     *passages, reject = read_passages(first, second)
     assert passages == [Passage("1", "a"), Passage("2", "b")]
     assert isinstance(reject, Reject)
-    assert (reject.source, reject.line, reject.reason) == (second, 2, "the id '1' was there before")
+    assert (reject.source, reject.line, reject.reason) == (second, 2, "the id '1' occurred before")
     with pytest.raises(InputError, match="there is no such file"):
         read_passages(first, "none.jsonl")
 
@@ -469,5 +473,5 @@ def test_files_of_object_stores_are_read_by_their_urls(write: Write, tmp_path: P
     for name, message in (("none.jsonl", "there is no such file"), ("", "the folder holds no Parquet file")):
         with pytest.raises(InputError, match=message):
             read_passages(f"{url}/{name}")
-    with pytest.raises(InputError, match="no URL that can be opened"):
+    with pytest.raises(InputError, match="the URL cannot be opened"):
         read_passages("sftp://somewhere/a.jsonl")

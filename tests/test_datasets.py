@@ -1,4 +1,4 @@
-"""Files in the formats in which data sets are published, all written for these tests."""
+"""Test files in the formats of published data sets, all written for these tests."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def test_a_squad_file_gives_questions_answers_and_judgements(write: Write) -> No
     assert found.qrels == [Qrel("q1", LAKE_ID, 1), Qrel("q2", LAKE_ID, 1)]
 
 
-def test_mlqa_tells_the_language_of_its_questions_in_the_name(write: Write) -> None:
+def test_mlqa_has_the_language_of_its_questions_in_the_name(write: Write) -> None:
     path = write(squad((LAKE, [question("q1", "Wie tief?", "92")])), "test-context-en-question-de.json")
     assert read_questions([path]).queries == [Query("q1", "Wie tief?", "de", ("92",))]
 
 
-def test_questions_of_several_languages_that_share_their_ids_are_told_apart(write: Write) -> None:
+def test_questions_of_several_languages_that_share_their_ids_stay_distinct(write: Write) -> None:
     german = write(squad((LAKE, [question("q1", "Wie tief?", "92")])), "test-context-en-question-de.json")
     spanish = write(squad((LAKE, [question("q1", "¿Qué tan hondo?", "92")])), "test-context-en-question-es.json")
     found = read_questions([german, spanish])
@@ -153,7 +153,7 @@ def test_a_paragraph_that_cannot_be_used_is_rejected_with_its_number(
         ([{"id": "1", "question": "?", "answers": ["x"]}], "the answers of '1' are not a list of objects"),
         ([{"id": "1", "question": "?", "answers": [{"answer_start": 1}]}], "answers is not a list of strings"),
         ([{"id": "1", "answers": []}], "no text"),
-        ([question("1", "?"), question("1", "!")], "the id '1' was there before"),
+        ([question("1", "?"), question("1", "!")], "the id '1' occurred before"),
     ],
 )
 def test_a_question_in_a_paragraph_that_cannot_be_used_is_an_error(write: Write, qas: object, reason: str) -> None:
@@ -333,7 +333,7 @@ def test_mr_tydi_and_miracl_have_rows_of_questions_with_their_passages(write: Wr
 
 def test_topics_of_two_languages_with_the_same_ids_are_not_mixed(write: Write) -> None:
     paths = [write("0\ta\n", f"topics.miracl-v1.0-{code}-dev.tsv") for code in ("ar", "fi")]
-    with pytest.raises(InputError, match=r"fi-dev\.tsv, line 1: the id '0' was there before\. Cure: .* one by one"):
+    with pytest.raises(InputError, match=r"fi-dev\.tsv, line 1: the id '0' occurred before\. Cure: .* one by one"):
         read_questions(paths)
 
 
@@ -384,7 +384,7 @@ def test_topics_in_two_columns_may_end_in_txt(write: Write) -> None:
     [
         ("<top>\n<num> 1\n</top>\n", "line 1: no text"),
         ("\n\n<top>\n<title> a\n</top>\n", "line 3: no id"),
-        ("<topics><topic number='1'/></topics>", "begins with a tag, and holds no <top>"),
+        ("<topics><topic number='1'/></topics>", "begins with a tag but holds no <top>"),
         (b"<top>\n<num> 1 <title> \xff</top>", "not UTF-8"),
     ],
 )
@@ -470,7 +470,7 @@ def test_only_the_names_of_known_files_tell_a_language(path: str, language: str)
     assert language_in_name(path) == language
 
 
-def test_the_user_names_the_language_of_what_names_none(write: Write) -> None:
+def test_the_user_sets_the_language_if_the_file_has_none(write: Write) -> None:
     path = write(lines_of({"id": "1", "text": "a"}, {"id": "2", "text": "b", "lang": "ru"}), "q.jsonl")
     assert [query.language for query in read_questions([path], "ja").queries] == ["ja", "ru"]
 
@@ -482,7 +482,7 @@ def test_without_ir_datasets_its_ids_are_an_error_with_the_cure(monkeypatch: pyt
     monkeypatch.setitem(__import__("sys").modules, "ir_datasets", None)
     for read in (lambda: list(read_passages("ir_datasets:x")), lambda: [*read_queries("ir_datasets:x")]):
         with pytest.raises(
-            InputError, match=r"ir_datasets:x: needs an extra\. Cure: pip install 'xqg-qdrant\[datasets"
+            InputError, match=r"ir_datasets:x: ir_datasets is not installed\. Cure: pip install 'xqg-qdrant\[datasets"
         ):
             read()
 
@@ -526,5 +526,5 @@ def test_ir_datasets_gives_passages_questions_and_judgements(catalogued: str) ->
 
 def test_an_id_that_ir_datasets_does_not_know_is_an_error() -> None:
     pytest.importorskip("ir_datasets")
-    with pytest.raises(InputError, match=r"ir_datasets:no/such: ir_datasets knows no such id\. Cure: "):
+    with pytest.raises(InputError, match=r"ir_datasets:no/such: unknown id of ir_datasets\. Cure: "):
         list(read_passages("ir_datasets:no/such"))

@@ -18,10 +18,10 @@ def letters_in(path: Path) -> list[object]:
 
 def test_rejects_can_be_read_as_jsonl_as_soon_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "dead.jsonl"
-    with DeadLetters(path) as letters:
-        letters.write([FIRST])
+    with DeadLetters(path) as dead_letters:
+        dead_letters.write([FIRST])
         assert letters_in(path) == [FIRST._asdict()]
-        letters.write(iter([SECOND]))
+        dead_letters.write(iter([SECOND]))
         assert letters_in(path) == [FIRST._asdict(), SECOND._asdict()]
     assert letters_in(path) == [FIRST._asdict(), SECOND._asdict()]
 
@@ -32,16 +32,16 @@ def test_those_of_an_earlier_run_stay_until_this_one_has_something_to_say(tmp_pa
     with DeadLetters(path):
         pass
     assert path.read_text() == "earlier"
-    with DeadLetters(path) as letters:
-        letters.write([SECOND])
+    with DeadLetters(path) as dead_letters:
+        dead_letters.write([SECOND])
     assert letters_in(path) == [SECOND._asdict()]
 
 
 def test_a_run_without_rejects_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "dead.jsonl"
     path.write_text("earlier")
-    with DeadLetters(path) as letters:
-        letters.write([])
+    with DeadLetters(path) as dead_letters:
+        dead_letters.write([])
     assert not path.exists()
 
 
@@ -49,15 +49,15 @@ def test_a_device_is_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     removed: list[Path] = []
     # A mistake must not cost the machine its device.
     monkeypatch.setattr(Path, "unlink", lambda path, **_: removed.append(path))
-    with DeadLetters(Path("/dev/null")) as letters:
-        letters.write([])
+    with DeadLetters(Path("/dev/null")) as dead_letters:
+        dead_letters.write([])
     assert removed == []
 
 
 def test_of_a_long_row_the_beginning_is_kept_and_the_reason_says_so(tmp_path: Path) -> None:
     path = tmp_path / "dead.jsonl"
-    with DeadLetters(path) as letters:
-        letters.write([Reject("c", 1, "no id", "x" * 10_000), Reject("c", 2, "no id", "y" * 10_001)])
+    with DeadLetters(path) as dead_letters:
+        dead_letters.write([Reject("c", 1, "no id", "x" * 10_000), Reject("c", 2, "no id", "y" * 10_001)])
     assert letters_in(path) == [
         {"source": "c", "line": 1, "reason": "no id", "row": "x" * 10_000},
         {"source": "c", "line": 2, "reason": "no id (row: its first 10,000 characters)", "row": "y" * 10_000},
@@ -66,24 +66,27 @@ def test_of_a_long_row_the_beginning_is_kept_and_the_reason_says_so(tmp_path: Pa
 
 def test_a_file_that_cannot_be_written_is_an_error_with_its_cure(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none" / "dead.jsonl"):
-        with DeadLetters(path) as letters, pytest.raises(InputError, match=r"cannot write rejected rows to .* Cure: "):
-            letters.write([])
+        with (
+            DeadLetters(path) as dead_letters,
+            pytest.raises(InputError, match=r"cannot write rejected rows to .* Cure: "),
+        ):
+            dead_letters.write([])
 
 
 def test_a_full_disk_is_an_error_with_its_cure() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("there is no device that is always full")
     with (
-        pytest.raises(InputError, match=r"rejected rows to /dev/full: No space left on device\. Cure: free space"),
-        DeadLetters(Path("/dev/full")) as letters,
+        pytest.raises(InputError, match=r"rejected rows to /dev/full \(No space left on device\)\. Cure: free space"),
+        DeadLetters(Path("/dev/full")) as dead_letters,
     ):
-        letters.write([FIRST])
+        dead_letters.write([FIRST])
 
 
 def test_the_corpus_itself_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "docs.rejected.jsonl"
     path.write_text("rows")
     (tmp_path / "link").symlink_to(path)
-    with pytest.raises(InputError, match="is to be read, and is the file that rejected rows are written to"):
+    with pytest.raises(InputError, match="is both an input and the file for rejected rows"):
         DeadLetters(tmp_path / "link", "-", str(path))
     assert path.read_text() == "rows"

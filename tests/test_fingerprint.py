@@ -74,11 +74,11 @@ def test_a_mismatch_names_every_field_both_values_and_the_cure() -> None:
     with pytest.raises(MismatchError) as caught:
         refuse_mismatch("passages", STORED, wanted)
     assert str(caught.value).splitlines() == [
-        "collection 'passages' was made differently:",
+        "collection 'passages' was made with other settings:",
         "  recipe.alpha: stored 0.01, now 0.02",
         "  recipe.languages: stored ['ja', 'ru'], now ['ja']",
-        "Cure: repeat the setting that the collection was made with, or ingest into a new collection."
-        " Nothing was changed.",
+        "Nothing was changed.",
+        "Cure: repeat the setting that the collection was made with, or ingest into a new collection.",
     ]
 
 
@@ -106,7 +106,7 @@ def test_a_search_compares_the_encoder_alone() -> None:
         refuse_mismatch("passages", STORED, {**encoder, "encoder.pooling": "cls"}, "encoder")
 
 
-def test_an_unfinished_retune_is_told_alone_with_what_it_changes_and_hides_no_search() -> None:
+def test_an_unfinished_retune_is_reported_alone_with_its_changes_and_hides_no_search() -> None:
     retuning = {**STORED, "retuning": {**STORED, "recipe.alpha": 0.3, "recipe.min_score": 0.5}}
     for wanted in (STORED, retuning["retuning"], {**STORED, "recipe.alpha": 0.7, "encoder.pooling": "cls"}):
         with pytest.raises(MismatchError) as caught:
@@ -115,8 +115,8 @@ def test_an_unfinished_retune_is_told_alone_with_what_it_changes_and_hides_no_se
             "collection 'passages' is being retuned:",
             "  recipe.alpha: from 0.01 to 0.3",
             "  recipe.min_score: from None to 0.5",
-            "Cure: wait for it, or if it was interrupted finish it: xqg retune --collection passages."
-            " Nothing was changed.",
+            "Nothing was changed.",
+            "Cure: wait for it, or if it was interrupted finish it: xqg retune --collection passages.",
         ]
     refuse_mismatch("passages", retuning, retuning)
     refuse_mismatch("passages", retuning, {"encoder.pooling": "mean", "encoder.sha256": "ab12"}, "encoder")

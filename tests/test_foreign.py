@@ -369,7 +369,7 @@ def test_other_fields_another_recipe_and_a_collection_of_ours_are_refused_each_w
     with pytest.raises(MismatchError) as caught:
         demo.augment(other)
     assert "layout.text: stored 'document', now 'body'\n  layout.id: stored 'meta.doc_id', now ''" in str(caught.value)
-    assert "Cure: name the fields that it was augmented by (--text-field" in str(caught.value)
+    assert "Cure: repeat the fields that it was augmented with (--text-field" in str(caught.value)
     with pytest.raises(MismatchError, match=r"recipe\.alpha: stored 0\.01, now 0\.5\nCure: repeat the setting"):
         Models(demo.encoder, demo.generator, demo.recipe._replace(alpha=0.5)).augment(memory)
     ours = ClientStore(":memory:")
@@ -377,10 +377,10 @@ def test_other_fields_another_recipe_and_a_collection_of_ours_are_refused_each_w
     with pytest.raises(MismatchError) as caught:
         list(ingest([Passage("a", "b")], ours, "theirs", demo.encoder, demo.generator, demo.recipe))
     assert "layout.text: stored 'document', now None" in str(caught.value)
-    assert "Cure: it belongs to another program: add to it with xqg augment" in str(caught.value)
+    assert "Cure: use xqg augment, as another program owns the collection" in str(caught.value)
     assert read_all(client) == before
     list(ingest([Passage("a", "b")], ours, "ours", demo.encoder, demo.generator, demo.recipe))
-    with pytest.raises(MismatchError, match="Cure: it is one of xqg's own: add to it with xqg ingest"):
+    with pytest.raises(MismatchError, match="Cure: use xqg ingest, as xqg made the collection"):
         memory.read_fingerprint("ours")
 
 

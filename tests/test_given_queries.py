@@ -1,4 +1,4 @@
-"""What an ingest promises about queries that were generated before: by whom, it does not matter."""
+"""Test how an ingest treats given queries, from whatever source."""
 
 from __future__ import annotations
 
@@ -109,12 +109,12 @@ def test_a_row_with_queries_that_cannot_be_used_is_rejected_with_the_reason(give
 
 def test_queries_in_a_corpus_that_nobody_asked_for_are_not_overlooked() -> None:
     brings = {"id": "2", "text": "b", "generated_queries": ["c"]}
-    with pytest.raises(InputError, match=r"line 1: brings generated_queries, which only --queries corpus uses"):
+    with pytest.raises(InputError, match=r"line 1: has generated_queries, which only --queries corpus uses"):
         list(read_passages(write("c.jsonl", [brings])))
     passage, reject = read_passages(write("c.jsonl", [{"id": "1", "text": "a"}, brings]))
     assert passage == Passage("1", "a")
     assert isinstance(reject, Reject)
-    assert (reject.line, reject.reason) == (2, "brings generated_queries, which only --queries corpus uses")
+    assert (reject.line, reject.reason) == (2, "has generated_queries, which only --queries corpus uses")
 
 
 # A file of queries
@@ -170,7 +170,7 @@ def test_rows_of_queries_that_cannot_be_used_are_rejected_with_their_line_and_th
 def test_a_file_of_queries_that_is_not_there_or_of_another_kind_is_refused() -> None:
     with pytest.raises(InputError, match="there is no such file"):
         read_generated_queries("none.jsonl")
-    with pytest.raises(InputError, match=r"give a \.jsonl or \.jsonl\.gz file"):
+    with pytest.raises(InputError, match=r"use a \.jsonl or \.jsonl\.gz file"):
         read_generated_queries(write("q.tsv", []))
 
 
@@ -226,13 +226,15 @@ def test_given_and_generated_queries_do_not_mix_in_a_collection(
         list(ingest([row.passage], store, "given", demo_encoder, demo_generator, generated))
     assert str(caught.value).splitlines()[1:] == [
         "  queries: stored 'given', now 'generated'",
-        "Cure: give this corpus's queries too (--queries), or ingest into a new collection. Nothing was changed.",
+        "Nothing was changed.",
+        "Cure: give this corpus's queries too (--queries), or ingest into a new collection.",
     ]
     with pytest.raises(MismatchError) as caught:
         list(ingest([row], store, "generated", demo_encoder, None, given))
     assert str(caught.value).splitlines()[1:] == [
         "  queries: stored 'generated', now 'given'",
-        "Cure: leave --queries out to generate queries here too, or ingest into a new collection. Nothing was changed.",
+        "Nothing was changed.",
+        "Cure: leave --queries out to generate queries here too, or ingest into a new collection.",
     ]
     with pytest.raises(MismatchError, match=r"recipe\.alpha: stored 0\.01, now 0\.5"):
         list(ingest([row], store, "given", demo_encoder, None, given._replace(alpha=0.5)))
@@ -296,7 +298,7 @@ def test_queries_of_the_corpus_and_of_a_file_give_the_same_points_without_any_ge
 
 
 @pytest.mark.usefixtures("no_generator")
-def test_given_queries_are_filtered_too_and_the_command_tells_how_many() -> None:
+def test_given_queries_are_filtered_too_and_the_command_reports_how_many() -> None:
     rows = demo_rows(2)
     corpus = write("c.jsonl", corpus_rows(rows, with_queries=True))
     result = xqg(corpus, "--queries", "corpus", "--min-score", "1000000", "--fusion", "mean")
@@ -310,15 +312,15 @@ def test_given_queries_are_filtered_too_and_the_command_tells_how_many() -> None
 
 
 @pytest.mark.usefixtures("no_generator")
-def test_the_command_tells_of_queries_without_a_passage_and_of_bad_rows() -> None:
+def test_the_command_reports_queries_without_a_passage_and_of_bad_rows() -> None:
     rows = demo_rows(3)
     corpus = write("c.jsonl", corpus_rows(rows, with_queries=False))
     given = ['{"id": "elsewhere", "text": "q"}', "{broken", json.dumps({"id": rows[0].passage.passage_id, "text": "q"})]
     result = xqg(corpus, "--queries", write("q.jsonl", given))
     assert result.exit_code == 3
     assert "Queries of q.jsonl that belong to no passage of c.jsonl: 1" in result.stderr
-    (letter,) = map(json.loads, Path("docs.rejected.jsonl").read_text().splitlines())
-    assert (letter["source"], letter["line"], letter["row"]) == ("q.jsonl", 2, "{broken")
+    (reject,) = map(json.loads, Path("docs.rejected.jsonl").read_text().splitlines())
+    assert (reject["source"], reject["line"], reject["row"]) == ("q.jsonl", 2, "{broken")
     assert len(stored()) == 3
 
 
@@ -331,9 +333,9 @@ def test_the_command_tells_of_queries_without_a_passage_and_of_bad_rows() -> Non
         (["--queries", "corpus", "--seed", "1"], "seed is a setting of the generation"),
         (
             [],
-            "c.jsonl, line 1: brings generated_queries, which only --queries corpus uses. Cure: ingest with --queries",
+            "c.jsonl, line 1: has generated_queries, which only --queries corpus uses.\nCure: ingest with --queries",
         ),
-        (["--queries", "q.jsonl"], "c.jsonl, line 1: brings generated_queries"),
+        (["--queries", "q.jsonl"], "c.jsonl, line 1: has generated_queries"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_and_make_no_collection(options: list[str], message: str) -> None:

@@ -60,10 +60,10 @@ def test_languages_are_read_in_the_order_given() -> None:
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        ("ru,xx", "unknown language 'xx': this generator writes ja, fi, ru"),
+        ("ru,xx", "unknown language 'xx'. Cure: choose from ja, fi, ru"),
         ("RU", "unknown language 'RU'"),
-        ("ru,ja,ru", "languages 'ru,ja,ru': name each language once, such as ja,fi,ru"),
-        (" , ", "languages ' , ': name each language once"),
+        ("ru,ja,ru", "the languages 'ru,ja,ru' name a language twice. Cure: name each once, such as ja,fi,ru"),
+        (" , ", "the languages ' , ' name no language. Cure: name each once"),
     ],
 )
 def test_an_unusable_list_of_languages_is_refused_with_its_value(codes: str, message: str) -> None:

@@ -42,7 +42,7 @@ def test_questions_come_from_a_beir_folder(write: Write, tmp_path: Path) -> None
         ("{", "malformed JSON"),
         ('{"text": "a"}', "no id"),
         ('{"id": "2"}', "no text"),
-        ('{"id": "1", "text": "again"}', "the id '1' was there before"),
+        ('{"id": "1", "text": "again"}', "the id '1' occurred before"),
         ('{"id": "2", "text": "a", "lang": 5}', "the language is not a string"),
         ('{"id": "2", "text": "a", "answers": [1605]}', "the answers are not a list of strings"),
         ('{"id": "2", "text": "\\ud800"}', "text holds a lone surrogate"),

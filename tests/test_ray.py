@@ -108,8 +108,8 @@ def test_an_ingest_on_ray_gives_the_points_the_rejects_and_the_account_of_any_ot
     rejects = [json.loads(line) for line in (folder / "ray.rejected.jsonl").read_text().splitlines()]
     assert [(reject["source"], reject["line"], reject["reason"]) for reject in rejects] == [
         ("a.jsonl", 41, "text is empty"),
-        ("a.jsonl", 42, f"the id {read_demo_passages()[2].passage_id!r} was there before"),
-        ("b.jsonl", 1, f"the id {read_demo_passages()[5].passage_id!r} was there before"),
+        ("a.jsonl", 42, f"the id {read_demo_passages()[2].passage_id!r} occurred before"),
+        ("b.jsonl", 1, f"the id {read_demo_passages()[5].passage_id!r} occurred before"),
     ]
     assert (folder / "ray.rejected.jsonl").read_bytes() == (folder / "local.rejected.jsonl").read_bytes()
 

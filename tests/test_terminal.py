@@ -1,4 +1,4 @@
-"""What may reach a terminal, by hand and for every character."""
+"""Test which characters reach a terminal, by example and for every character."""
 
 from __future__ import annotations
 

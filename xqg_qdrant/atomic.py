@@ -1,7 +1,4 @@
-"""A folder is built aside and renamed into its place: it is there whole, on the disk, or not at all.
-
-Knows files and names. Knows nothing of models.
-"""
+"""Build a folder beside its place and rename it: afterwards it is complete and on disk, or absent."""
 
 from __future__ import annotations
 
@@ -15,38 +12,41 @@ from pathlib import Path
 
 from xqg_qdrant.errors import InputError
 
-# A killed process leaves what it built so far. An export takes minutes; a younger one may be another process at work.
+# A killed process leaves its temporary folder. An export takes minutes, so a younger folder may still be in use.
 LEFTOVER_SECONDS = 24 * 3600.0
 
 
 @contextmanager
 def built_aside(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`, whose subfolder `final` takes its place when all went well.
+    """Yield a temporary folder; its subfolder `final` becomes `folder` on success.
 
-    What killed processes left of the same folder a day ago or more is removed first.
+    The temporary folder lies beside `folder`. Those that killed processes left for the same name at least a day ago
+    are removed first.
 
     Raises:
-        InputError: by now something else has the name.
+        InputError: something else has taken the name meanwhile.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{folder.name}.unfinished-"
-    # In the same directory, hence on the same file system: a rename is one step, a copy is many.
+    # In the same directory, so on the same file system, where a rename is atomic.
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary:
-        # The time of the file system: other machines that write there may have other clocks.
+        # Use the file system's clock: other machines that write there may have different ones.
         now = Path(temporary).stat().st_mtime
         for leftover in folder.parent.glob(f"{glob.escape(prefix)}*"):
             if now - leftover.lstat().st_mtime > LEFTOVER_SECONDS:
                 shutil.rmtree(leftover, ignore_errors=True)
         yield Path(temporary)
         final = Path(temporary) / "final"
-        # After a power failure a name must not lead to files that never reached the disk.
+        # Sync first: after a power failure the name must not point to files that never reached the disk.
         for path in final.iterdir():
             _sync(path)
         _sync(final)
         try:
             final.rename(folder)
         except OSError as error:
-            raise InputError(f"{folder} cannot get its name: {error}.", "name another folder") from error
+            raise InputError(
+                f"cannot name the finished folder {folder} ({error}).", "use another output folder"
+            ) from error
         _sync(folder.parent)
 
 

@@ -1,14 +1,14 @@
-"""What can go wrong, and the exit code that each kind gives the command line.
+"""The exceptions of the package, and the exit code of each on the command line.
 
-    XqgError              1  a bug, or something nobody foresaw
-    ├── InputError        2  a file or an option that the user gave cannot be used
+    XqgError              1  a bug, or an unforeseen failure
+    ├── InputError        2  a file or an option from the user cannot be used
     ├── MismatchError     4  the collection was made with other models or another recipe
     ├── StoreError        5  the database cannot be reached, or refuses
     └── ModelError        6  a model folder or a device cannot be used
         └── OutOfMemoryError     a run needs more memory than the device has left
 
-An error has a message, which says what is wrong and where, and a cure, which says one action. Rejected rows are no
-exception while the rest is stored: they are counted, and give exit code 3.
+An error has a message (what is wrong, and where) and a cure (one action). Rejected rows raise nothing while the rest
+is stored: they are counted, and the exit code is 3.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ INTERRUPTED_EXIT_CODE = 130
 
 
 class XqgError(Exception):
-    """The root of the tree.
+    """The base of all errors of the package.
 
     Attributes:
         message: What is wrong, and where.
-        cure: One action that helps; empty where there is none.
-        exit_code: What the command line returns.
+        cure: One action that helps; empty if there is none.
+        exit_code: The exit code of the command line.
     """
 
     exit_code = 1
@@ -41,19 +41,19 @@ class XqgError(Exception):
 
 
 class InputError(XqgError):
-    """A file or an option that the user gave cannot be used."""
+    """A file or an option from the user cannot be used."""
 
     exit_code = 2
 
 
 class MismatchError(XqgError):
-    """The collection was made with other models or another recipe than those at hand."""
+    """The collection was made with other models or another recipe than the current ones."""
 
     exit_code = 4
 
 
 class StoreError(XqgError):
-    """The database cannot be reached, is in use, or refuses what was asked."""
+    """The database cannot be reached, is in use, or refuses the request."""
 
     exit_code = 5
 
@@ -65,4 +65,4 @@ class ModelError(XqgError):
 
 
 class OutOfMemoryError(ModelError):
-    """A run needs more memory than the device has left; a smaller one may not."""
+    """A run needs more memory than the device has left; a smaller run may fit."""

@@ -1,7 +1,7 @@
-"""What made a collection's vectors: models, recipe; told apart field by field.
+"""Hash and compare fingerprints: the models and the recipe that made a collection's vectors.
 
 A fingerprint is a flat mapping of dotted names (`encoder.pooling`, `recipe.alpha`) to JSON values, stored with the
-collection. Knows how to hash and to compare. Knows nothing of models or stores.
+collection.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout
 
 Fingerprint: TypeAlias = dict[str, Any]
 
-# Which queries a collection was made with; written down for given ones alone.
+# Which queries a collection was made with; stored only for given queries.
 QUERIES_FIELD = "queries"
 GIVEN, GENERATED = "given", "generated"
-# There, and true, where the points have a sparse vector.
+# Present and true if the points have a sparse vector.
 SPARSE_FIELD = "recipe.sparse"
-# While a retune is unfinished, the whole fingerprint that the collection is on its way to.
+# During an unfinished retune: the whole fingerprint that the collection will have.
 RETUNING_FIELD = "retuning"
 
-# Of collections of other programs alone, to which `xqg augment` only adds.
+# Only in collections of other programs, to which `xqg augment` only adds.
 LAYOUT_PREFIX = "layout."
 FOREIGN, OWN, OTHER_FIELDS = "another program's", "xqg's own", "other fields"
 
 CURES = {
-    FOREIGN: "it belongs to another program: add to it with xqg augment, or ingest into a new collection",
-    OWN: "it is one of xqg's own: add to it with xqg ingest",
-    OTHER_FIELDS: "name the fields that it was augmented by (--text-field, --title-field, --id-field)",
+    FOREIGN: "use xqg augment, as another program owns the collection, or ingest into a new collection",
+    OWN: "use xqg ingest, as xqg made the collection",
+    OTHER_FIELDS: "repeat the fields that it was augmented with (--text-field, --title-field, --id-field)",
     GIVEN: "give this corpus's queries too (--queries), or ingest into a new collection",
     GENERATED: "leave --queries out to generate queries here too, or ingest into a new collection",
     "encoder": "use the encoder that the collection was made with (--encoder), or ingest into a new collection",
@@ -43,25 +43,28 @@ CURES = {
 def make_fingerprint(
     encoder: Mapping[str, Any], generator: Mapping[str, Any] | None, recipe: Mapping[str, Any]
 ) -> Fingerprint:
-    """Join what describes the two models and the recipe into one flat fingerprint; no generator: queries are given."""
+    """Join encoder, generator and recipe fields into one fingerprint.
+
+    Without a generator, the queries are given.
+    """
     parts = {"encoder": encoder, "generator": generator or {}, "recipe": recipe}
     given = {QUERIES_FIELD: GIVEN} if generator is None else {}
     return given | {f"{part}.{name}": value for part, fields in parts.items() for name, value in fields.items()}
 
 
 def describe_layout(layout: PayloadLayout) -> Fingerprint:
-    """Return what tells a collection of another program: where in its payload the passages stand."""
+    """Return the fields that mark another program's collection: its payload layout."""
     return {LAYOUT_PREFIX + name: value for name, value in layout._asdict().items()}
 
 
 def read_layout(fingerprint: Mapping[str, Any]) -> PayloadLayout | None:
-    """Return where in the payload of another program's collection the passages stand, None for one of xqg's own."""
+    """Return the payload layout of another program's collection, None for xqg's own."""
     fields = {name: fingerprint.get(LAYOUT_PREFIX + name, "") for name in PayloadLayout._fields}
     return PayloadLayout(**fields) if fields["text"] else None
 
 
 def is_sparse(fingerprint: Mapping[str, Any]) -> bool:
-    """Tell whether the points of a collection have a sparse vector."""
+    """Return whether the points of a collection have a sparse vector."""
     return fingerprint.get(SPARSE_FIELD) is True
 
 
@@ -72,12 +75,15 @@ def hash_json(value: object) -> str:
 
 
 def hash_recipe(fingerprint: Mapping[str, Any]) -> str:
-    """Return the hash of everything that decides the vectors of passages that are not retuned yet."""
+    """Return the hash of all that determines the vectors of passages not yet retuned."""
     return hash_json({name: value for name, value in fingerprint.items() if name != RETUNING_FIELD})
 
 
 def hash_content(passage: Passage, recipe_hash: str, given: Sequence[GeneratedQuery] | None = None) -> str:
-    """Return the hash by which a stored point shows that it is up to date; it covers queries that were given."""
+    """Return the hash that shows whether a stored point is up to date.
+
+    It covers the passage, the recipe and any given queries.
+    """
     content = [passage.passage_id, passage.title, passage.text, dict(passage.metadata), recipe_hash]
     return hash_json(content if given is None else [*content, given])
 
@@ -94,14 +100,20 @@ def refuse_mismatch(
     part: str | None = None,
     cure: str | None = None,
 ) -> None:
-    """Raise for the first field in which two fingerprints differ.
+    """Raise an error if two fingerprints differ.
 
-    With `part` (`"encoder"` for a search) only its fields are compared. Another layout, and given queries against
-    generated ones, are named alone: settings that one side does not have would only hide it. So is an unfinished
-    retune. `cure` is said in the place of what cures a mismatch of the models or the recipe at hand.
+    A different layout, given instead of generated queries, and an unfinished retune are each reported alone: settings
+    that only one side has would hide them.
+
+    Args:
+        collection: its name, for the message.
+        stored: the fingerprint of the collection.
+        wanted: the fingerprint of the current run.
+        part: compare only the fields of this part, such as `"encoder"` for a search.
+        cure: replaces the default cure, except for an unfinished retune.
 
     Raises:
-        MismatchError: names every field that differs, both values, and the cure.
+        MismatchError: names every field that differs, and both values.
     """
     differing = [name for name in find_differing(stored, wanted) if part is None or name.startswith(f"{part}.")]
     if not differing:
@@ -125,12 +137,12 @@ def refuse_mismatch(
         topic = topic if read_layout(stored) else OWN
     cure = cure or CURES.get(topic, "ingest into a new collection")
     raise MismatchError(
-        f"collection {collection!r} was made differently:\n" + "\n".join(lines) + "\nNothing was changed.", cure
+        f"collection {collection!r} was made with other settings:\n" + "\n".join(lines) + "\nNothing was changed.", cure
     )
 
 
 def describe_retune(stored: Mapping[str, Any]) -> list[str]:
-    """Return a line for each field that the unfinished retune of a collection changes."""
+    """Return one line per field that the unfinished retune of a collection changes."""
     wanted = stored[RETUNING_FIELD]
     return [
         f"  {name}: from {stored.get(name)!r} to {wanted.get(name)!r}"

@@ -1,6 +1,6 @@
-"""Languages by code: their English name, for prompts, and the scripts they are written in, for checking.
+"""Look up languages by code: their English name, for prompts, and their scripts, for checks.
 
-A language that is known is never detected: the check only asks whether a text is written in the right script.
+The language of a text is never detected; the checks only ask whether a text is in the right script.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from xqg_qdrant.errors import InputError
 
 
 class Language(NamedTuple):
-    """A language's English name and the scripts of its letters, as Unicode character names begin."""
+    """A language's English name and its scripts, each the first word of its letters' Unicode names."""
 
     name: str
     scripts: frozenset[str]
@@ -58,22 +58,26 @@ KANA = frozenset({"HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"})
 
 
 def parse_languages(codes: str, known: Sequence[str]) -> tuple[str, ...]:
-    """Read a comma-separated list of language codes, in the order given.
+    """Parse a comma-separated list of language codes, keeping their order.
 
     Raises:
-        InputError: a code is not among those known, or is given twice.
+        InputError: a code is not in `known` or occurs twice, or the list is empty.
     """
     languages = tuple(code.strip() for code in codes.split(",") if code.strip())
     for code in languages:
         if code not in known:
-            raise InputError(f"unknown language {code!r}: this generator writes {', '.join(known)}")
+            raise InputError(f"unknown language {code!r}.", f"choose from {', '.join(known)}")
     if not languages or len(set(languages)) < len(languages):
-        raise InputError(f"languages {codes!r}: name each language once, such as {','.join(known[:3])}")
+        problem = "name a language twice" if languages else "name no language"
+        raise InputError(f"the languages {codes!r} {problem}.", f"name each once, such as {','.join(known[:3])}")
     return languages
 
 
 def is_written_in(text: str, code: str) -> bool:
-    """Tell whether at least half of the letters are of the language's script, and kana occur where it is Japanese."""
+    """Return whether at least half of the letters are in the language's script.
+
+    Japanese must also contain kana.
+    """
     scripts = [_script(character) for character in text if character.isalpha()]
     wanted = LANGUAGES[code].scripts
     if 2 * sum(script in wanted for script in scripts) < max(1, len(scripts)):
@@ -82,9 +86,10 @@ def is_written_in(text: str, code: str) -> bool:
 
 
 def can_write(character: str, code: str) -> bool:
-    """Tell whether a character is no letter, or one of a script of the language that no other language shares.
+    """Return whether a text in this language may contain the character.
 
-    Of Latin letters each language uses its own, which a script does not tell.
+    True for characters other than letters and marks, and for those of the language's scripts. Latin letters are
+    always False: each language uses its own subset, which the script does not show.
     """
     if not (character.isalpha() or unicodedata.combining(character) or unicodedata.category(character)[0] == "M"):
         return True

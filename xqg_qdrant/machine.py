@@ -1,4 +1,4 @@
-"""What this machine is: its processor, the instructions that integer products use, and its free memory."""
+"""Report the processor, its instructions for integer products, and the free memory of this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 
-# Instructions that decide how fast, and without a probe how exactly, 8-bit integers are multiplied.
+# These decide how fast 8-bit integers are multiplied and, without a probe, how exactly.
 INTEGER_INSTRUCTIONS = ("avx2", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 
@@ -16,14 +16,17 @@ def processor_name() -> str:
 
 
 def integer_instructions() -> list[str]:
-    """Return which of `INTEGER_INSTRUCTIONS` the processor has; none on a system that does not list them."""
+    """Return which of `INTEGER_INSTRUCTIONS` the processor has; empty if the system does not list them."""
     found = _read_cpuinfo()
     flags = {*found.get("flags", "").split(), *found.get("Features", "").split()}
     return [name for name in INTEGER_INSTRUCTIONS if name in flags]
 
 
 def free_memory() -> int | None:
-    """Return how many bytes a process can still take: of the machine, and of the control group it is in."""
+    """Return how many bytes this process can still allocate, None if unknown.
+
+    This is the smaller of what the machine and its control group have left.
+    """
     found = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -36,7 +39,7 @@ def free_memory() -> int | None:
 
 
 def _read_cpuinfo() -> dict[str, str]:
-    """Return the first processor's entries of Linux's list; nothing on other systems."""
+    """Return the entries of the first processor in `/proc/cpuinfo`; empty on other systems."""
     with suppress(OSError):
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
         pairs = (line.partition(":") for line in first.splitlines())

@@ -1,7 +1,4 @@
-"""The records that travel through the system, all frozen.
-
-Knows names and types. Knows nothing of files, models or databases.
-"""
+"""Define the immutable records that all parts of the package exchange."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ TERMS_VECTOR = "terms"
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A passage of a corpus, as its file gives it."""
+    """A passage of a corpus, as read from its file."""
 
     passage_id: str
     text: str
@@ -30,10 +27,10 @@ class Passage:
 
 
 class GeneratedQuery(NamedTuple):
-    """A question that a generator wrote for a passage.
+    """A question written for a passage.
 
-    `number` counts from 0 what the generator wrote for the passage in this language; some of it may have been dropped.
-    Of a query that was given it means nothing, and the language may be unknown, then it is empty.
+    `number` counts from 0 the questions that the generator wrote for the passage in this language; some may have been
+    dropped. For a given query, `number` has no meaning and `language` is empty if unknown.
     """
 
     language: str
@@ -42,14 +39,14 @@ class GeneratedQuery(NamedTuple):
 
 
 class QueriedPassage(NamedTuple):
-    """A passage whose generated queries were made before: its file gives them, or another one."""
+    """A passage with given queries, from its own file or another."""
 
     passage: Passage
     queries: tuple[GeneratedQuery, ...]
 
 
 class Query(NamedTuple):
-    """A question of an evaluation set; `language` and `answers` are empty where the file has none."""
+    """A question of an evaluation set; `language` and `answers` are empty if the file has none."""
 
     query_id: str
     text: str
@@ -58,7 +55,7 @@ class Query(NamedTuple):
 
 
 class Qrel(NamedTuple):
-    """A judgement: how relevant a passage is for a query (0 is not relevant)."""
+    """A judgement: how relevant a passage is to a query; 0 is not relevant."""
 
     query_id: str
     passage_id: str
@@ -67,12 +64,14 @@ class Qrel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AugmentedPassage:
-    """What becomes a point: a passage, its generated queries, and its vectors.
+    """A point before it is stored: a passage, its generated queries, and its vectors.
 
-    `vectors` maps a named vector to a float32 array of shape `(dim,)`; `terms` are the ids of the terms in the passage
-    and its queries, ascending, None in a collection without a sparse vector. `content_hash` covers the passage and the
-    recipe: a stored point with the same hash needs no work. `recipe` is the recipe's own hash. `other_fields` is what
-    other programs added to a stored point's payload.
+    Attributes:
+        vectors: Float32 arrays of shape `(dim,)` by vector name.
+        content_hash: Hash of the passage and the recipe; a stored point with the same hash is up to date.
+        recipe: Hash of the recipe alone.
+        other_fields: Fields that other programs added to a stored point's payload.
+        terms: Ids of the terms in the passage and its queries, ascending; None without a sparse vector.
     """
 
     passage: Passage
@@ -85,7 +84,7 @@ class AugmentedPassage:
 
 
 class StoredPassage(NamedTuple):
-    """What a store tells of a point without its text and vectors: what made it, as hashes."""
+    """A stored point without text and vectors: its id, and the hashes of its content and recipe."""
 
     passage_id: str
     content_hash: str
@@ -93,9 +92,9 @@ class StoredPassage(NamedTuple):
 
 
 class PayloadLayout(NamedTuple):
-    """The fields of a payload that another program wrote, where a passage stands; `a.b` is the field b of a.
+    """The fields that hold a passage in another program's payload; `a.b` is field b of a.
 
-    An empty one is not used; without `id` a passage is called what its point is.
+    An empty name means no field. Without `id`, the point's id is the passage's id.
     """
 
     text: str
@@ -105,7 +104,7 @@ class PayloadLayout(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ScoredPassage:
-    """A passage that a search found."""
+    """A passage found by a search."""
 
     passage: Passage
     score: float
@@ -113,9 +112,9 @@ class ScoredPassage:
 
 
 class Reject(NamedTuple):
-    """A row of an input file that cannot be used: where it stands, why, and what it held.
+    """A rejected row of an input file: its place, the reason, and its content.
 
-    Where no row is at fault but the vector that an encoder made of it, `source` is the passage's id and `line` is 0.
+    If the row is fine but the encoder's vector is not, `source` is the passage's id and `line` is 0.
     """
 
     source: str

@@ -11,8 +11,8 @@ from xqg_qdrant.fingerprint import refuse_mismatch
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, FloatArray, GeneratedQuery, Passage, Query, ScoredPassage
 from xqg_qdrant.stores import read_existing_fingerprint
-from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.streams import batched
 from xqg_qdrant.text import find_term_ids
 
 HYBRID = "hybrid"

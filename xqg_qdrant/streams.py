@@ -1,30 +1,36 @@
-"""Work that goes on while other work is prepared and finished: several items in flight, a worker at each.
-
-Knows threads and order. Knows nothing of what an item is.
-"""
+"""Cut streams of items into batches, and process items in worker threads while keeping their order."""
 
 from __future__ import annotations
 
 import os
 from collections import abc, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from threading import Event
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# While the one half of the items in flight is finished, the workers are at the other half.
+# Per worker: while the consumer takes one half of the results, the workers compute the other half.
 ITEMS_IN_FLIGHT = 4
-# For each GPU: one is computed while the results of the other become text.
+# Per GPU: one worker computes while the results of the other are decoded to text.
 CUDA_WORKERS = 2
 
 
-def count_workers(device: str, threads: int = 0) -> int:
-    """Return how many workers keep a device busy: on the CPU one for each of the threads, by default for each core.
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of `size`; the last one may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
-    There the models are to be opened with one thread each. Several GPUs have their names with commas between.
+
+def count_workers(device: str, threads: int = 0) -> int:
+    """Return how many workers keep a device busy.
+
+    On the CPU that is one per thread, by default one per core; open the models with one thread each there. Names of
+    several GPUs are separated by commas.
     """
     if device != "cpu":
         return CUDA_WORKERS * len(device.split(","))
@@ -35,15 +41,15 @@ def count_workers(device: str, threads: int = 0) -> int:
 def work_in_order(
     work: Callable[[T], R], items: Iterable[T], workers: int, stop: Event | None = None
 ) -> abc.Generator[list[R], None, None]:
-    """Yield the results in the order of the items, those that wait together in one list.
+    """Yield the results in the order of the items, finished ones together in a list.
 
-    An error in any item ends all of them; so does closing this iterator. Both wait for the items that workers are at.
+    An error in any item, or closing this iterator, stops everything after the items already running have finished.
 
     Args:
         work: called from `workers` threads at once.
-        items: taken in the consuming thread, at most `ITEMS_IN_FLIGHT` times as many ahead as there are workers.
-        workers: how many items are in work at once.
-        stop: once set, no more is taken, and the items that workers are at are finished.
+        items: taken in the consuming thread, at most `ITEMS_IN_FLIGHT` per worker ahead.
+        workers: how many items run at once.
+        stop: once set, no further item is taken; items already running are finished.
     """
     source = iter(items)
     in_flight: deque[Future[R]] = deque()
@@ -67,7 +73,7 @@ def work_in_order(
 
 
 def _take_done(in_flight: deque[Future[R]], limit: int) -> list[R]:
-    """Wait for the first item, and take with it those behind it that are done too."""
+    """Wait for the first item; return its result and those of the finished items right behind it."""
     done = [in_flight.popleft().result()]
     while in_flight and in_flight[0].done() and len(done) < limit:
         done.append(in_flight.popleft().result())

@@ -1,6 +1,7 @@
-"""Text → words, and words → the terms of a sparse vector; in any script, the same on every machine.
+"""Split text of any script into words and sparse-vector terms, and make text safe to print.
 
-Knows letters and case. Knows no language: where words are written together, a run of letters is one word.
+The result is the same on every machine and uses no language's rules: in scripts without spaces, a run of letters is
+one word.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-# Control characters but tab and line feed, other ends of lines, what embeds, overrides or isolates directions of
-# writing, and halves of surrogate pairs, which cannot be printed. Joiners and directional marks are part of words.
+# Control characters except tab and line feed, other line ends, characters that embed, override or isolate a writing
+# direction, and lone surrogates, which cannot be printed. Joiners and directional marks are part of words.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206f\ud800-\udfff]")
 UNSAFE_IN_A_LINE = re.compile(f"[\t\n]|{UNSAFE.pattern}")
-# Zero-width joiners change how letters look, not which word they make.
+# Zero-width joiners change the shape of letters, not the word.
 JOINERS = str.maketrans("", "", "\u200c\u200d\u00ad")
 
-# Thai, Lao, Burmese, Khmer, kana, hanzi and Hangul: words are written together, or with their particles.
+# Thai, Lao, Burmese, Khmer, kana, hanzi and Hangul: words are written without spaces, or with their particles.
 TOGETHER = re.compile(
     "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\U00020000-\U0003ffff]+)"
 )
@@ -27,7 +28,7 @@ STEM_LETTERS = 5
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a text in their order: runs of letters, digits and their marks, without case.
+    """Return the words of a text in order: case-folded runs of letters, digits and marks.
 
     >>> split_words("Ｔhe Nile's SOURCE, 1858")
     ['the', 'nile', 's', 'source', '1858']
@@ -36,35 +37,39 @@ def split_words(text: str) -> list[str]:
 
 
 def split_terms(text: str) -> Iterator[str]:
-    """Yield the terms of a text: of each word the first five letters, and where words are written together all pairs.
+    """Yield the terms of a text: the first five letters of each word, or letter pairs.
 
-    Five letters are a stemmer for any language: Can et al., "Information Retrieval on Turkish Texts", 2008.
+    Pairs of neighbouring letters replace words in scripts without spaces. Five letters serve as a stemmer for any
+    language: Can et al., "Information Retrieval on Turkish Texts", 2008.
 
     >>> list(split_terms("Reading ナイル2"))
     ['readi', 'ナイ', 'イル', '2']
     """
     for word in split_words(text):
-        for place, run in enumerate(TOGETHER.split(word)):
-            if place % 2:
+        for index, run in enumerate(TOGETHER.split(word)):
+            if index % 2:
                 yield from (run[start : start + 2] for start in range(max(1, len(run) - 1)))
             elif run:
                 yield run[:STEM_LETTERS]
 
 
 def find_term_ids(texts: Iterable[str]) -> tuple[int, ...]:
-    """Return, ascending, the ids of all terms of some texts: the CRC-32 of each term's UTF-8, which any client has."""
+    """Return the ids of all terms of the texts, ascending and without repeats.
+
+    An id is the CRC-32 of the term's UTF-8, which any client can compute.
+    """
     return tuple(sorted({zlib.crc32(term.encode()) for text in texts for term in split_terms(text)}))
 
 
 @cache
 def _word() -> re.Pattern[str]:
-    # Python's \w leaves out the marks that are the vowels of many scripts.
+    # Python's \w excludes marks, which are the vowels of many scripts.
     marks = (char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char)[0] == "M")
     return re.compile(rf"[^\W_](?:[^\W_]|[{''.join(marks)}])*")
 
 
 def visible(text: str) -> str:
-    r"""Return a text with each unsafe character as an escape.
+    r"""Return a text with each unsafe character escaped.
 
     >>> visible("a\tb\x1b[2J")
     'a\tb\\u001b[2J'
@@ -73,7 +78,7 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""Return a text as `visible` does, with tabs and line feeds as escapes too: it cannot look like two fields.
+    r"""Escape tabs and line feeds too, so that the text cannot pass for two fields.
 
     >>> one_line("a\nb")
     'a\\u000ab'
@@ -86,7 +91,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Say whether nothing of a text can be seen: it is empty, or of white space, control and format characters."""
+    """Return whether a text is empty or only white space, control and format characters."""
     if text[:1].isalnum():
         return False
     return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)

@@ -1,4 +1,4 @@
-"""Whatever stands in a file, each of its rows is stored as it is or written down with its line and the reason.
+"""Each row of any file is stored unchanged, or written to the dead letters with its line and reason.
 
 The rows of `hostile_rows` are shuffled among good ones and ingested by the command, into the real engine, with the real
 encoder. With `--seeds N` it is some 1,000 N rows, and as many again by each other way into the command.
@@ -72,34 +72,34 @@ def read_stored() -> dict[str, Any]:
     return found
 
 
-def read_letters() -> list[Any]:
+def read_dead_letters() -> list[Any]:
     path = Path("docs.rejected.jsonl")
     return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()] if path.exists() else []
 
 
 def assert_all_accounted_for(source: str, lines: Sequence[Line], first_line: int = 1) -> None:
-    """Make sure that each line is stored, as expected, or rejected, with its place and reason; and nothing else."""
+    """Check that each line is stored as expected, or rejected with its place and reason, and nothing else is."""
     expected = {line.stored["id"]: line.stored for line in lines if line.stored is not None}
     found = read_stored()
     assert found.keys() == expected.keys()
     for name, passage in expected.items():
         assert canonical(found[name]) == canonical(passage)
-    letters = {letter["line"]: letter for letter in read_letters()}
-    assert len(letters) == len(read_letters())
+    dead_letters = {reject["line"]: reject for reject in read_dead_letters()}
+    assert len(dead_letters) == len(read_dead_letters())
     wanted = {number: line for number, line in enumerate(lines, start=first_line) if line.reason}
-    assert letters.keys() == wanted.keys()
+    assert dead_letters.keys() == wanted.keys()
     for number, line in wanted.items():
-        letter = letters[number]
-        assert letter.keys() == {"source", "line", "reason", "row"}
-        assert letter["source"] == source
-        assert letter["reason"].startswith(line.reason), (letter["reason"], line.reason)
+        reject = dead_letters[number]
+        assert reject.keys() == {"source", "line", "reason", "row"}
+        assert reject["source"] == source
+        assert reject["reason"].startswith(line.reason), (reject["reason"], line.reason)
         whole = line.data.decode("utf-8", "backslashreplace").strip(" \t\n\r\v\f")
-        assert letter["row"] == whole[:KEPT]
-        assert letter["reason"].endswith("(row: its first 10,000 characters)") == (len(whole) > KEPT)
+        assert reject["row"] == whole[:KEPT]
+        assert reject["reason"].endswith("(row: its first 10,000 characters)") == (len(whole) > KEPT)
 
 
 def shuffled(seed: int) -> list[Line]:
-    """Return all kinds in some variants among good rows, the lines of a kind that has several one after the other."""
+    """Return variants of all kinds among good rows, in random order; the lines of one kind stay together."""
     random = Random(seed)
     groups = [
         kind(f"{number:x}z{variant}", random)
@@ -157,7 +157,7 @@ def test_the_generator_takes_whatever_is_a_text(seed: int) -> None:
     assert result.exit_code == 3, result.output
     found = {name: {**passage, "queries": []} for name, passage in read_stored().items()}
     assert canonical(found) == canonical({line.stored["id"]: line.stored for line in lines if line.stored})
-    assert [letter["line"] for letter in read_letters()] == [
+    assert [reject["line"] for reject in read_dead_letters()] == [
         number for number, line in enumerate(lines, start=1) if line.reason
     ]
 
@@ -187,11 +187,11 @@ def test_every_row_of_a_file_of_queries_is_joined_or_written_down() -> None:
     assert "Queries of q.jsonl that belong to no passage of corpus.jsonl: 1" in result.stderr
     kept = stored("1", "a", queries=[["fi", "q"], ["", ESCAPES + "q"]])
     assert read_stored() == {"1": kept}
-    assert [(letter["source"], letter["line"]) for letter in read_letters()] == [
+    assert [(reject["source"], reject["line"]) for reject in read_dead_letters()] == [
         ("q.jsonl", number) for number, row in enumerate(rows, start=1) if row.reason
     ]
-    for letter, row in zip(read_letters(), [row for row in rows if row.reason], strict=True):
-        assert letter["reason"].startswith(row.reason)
+    for reject, row in zip(read_dead_letters(), [row for row in rows if row.reason], strict=True):
+        assert reject["reason"].startswith(row.reason)
 
 
 # TSV
@@ -213,7 +213,7 @@ TSV = [
     Line(b"\ta\tt", None, "id is empty"),
     Line(b" 12 \t a \tt", stored(" 12 ", " a ", "t")),
     Line(b"13\t\xe9\tt", None, "not UTF-8: byte 0xe9 at position 3"),
-    Line(b"1\tagain\tt", None, "the id '1' was there before"),
+    Line(b"1\tagain\tt", None, "the id '1' occurred before"),
     Line(b"\xef\xbb\xbf14\ta\tt", None, "the row begins with a byte order mark"),
     Line(b"15\t'a'\t\\N", stored("15", "'a'", "\\N")),
     Line(b'16\t"\t"', stored("16", '"', '"')),
@@ -227,7 +227,7 @@ def test_every_row_of_a_tsv_file_is_stored_or_written_down(name: str, mark: byte
     data = mark + b"\n".join([b"id\ttext\ttitle", *(line.data for line in TSV)])
     Path(name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     assert ingest(name, "--queries", "corpus").exit_code == 3
-    found = {letter["line"]: letter for letter in read_letters()}
+    found = {reject["line"]: reject for reject in read_dead_letters()}
     assert found.keys() == {number for number, line in enumerate(TSV, start=2) if line.reason}
     for number, line in enumerate(TSV, start=2):
         if line.reason:
@@ -258,13 +258,13 @@ def test_every_row_of_a_parquet_file_is_stored_or_written_down() -> None:
     }
     pq.write_table(pa.table(columns), "c.parquet")
     assert ingest("c.parquet", "--queries", "corpus").exit_code == 3
-    assert [(letter["line"], letter["reason"].split(" (")[0]) for letter in read_letters()] == [
+    assert [(reject["line"], reject["reason"].split(" (")[0]) for reject in read_dead_letters()] == [
         (2, "no text"),
         (3, "not UTF-8: byte 0xff at position 0"),
         (4, "text is empty"),
         (6, "no id"),
-        (7, "metadata holds a bytes, which is not JSON"),
-        (8, "the id '1' was there before"),
+        (7, "metadata.blob is a bytes, which JSON does not have"),
+        (8, "the id '1' occurred before"),
         (9, "longer than 4,194,304 bytes"),
     ]
     found = read_stored()
@@ -284,7 +284,7 @@ def test_every_row_of_a_parquet_file_is_stored_or_written_down() -> None:
 
 
 def whole_files() -> Iterator[tuple[str, bytes, int, int, str]]:
-    """Yield name, content, how many passages are stored and rows rejected, and what the command says."""
+    """Yield name, content, counts of stored passages and rejected rows, and part of the message."""
     rows = [as_json(id=str(number), text="a é") for number in range(50)]
     lines = b"\n".join(rows) + b"\n"
     noise = Random(1).randbytes(20_000)
@@ -330,7 +330,7 @@ def whole_files() -> Iterator[tuple[str, bytes, int, int, str]]:
     )
     yield "header.tsv", lines, -2, 0, "the first line names no id and text columns"
     yield "twice.tsv", b"id\ttext\ttext\n1\ta\tb\n", -2, 0, "two columns are named 'text'"
-    yield "no.parquet", lines, -2, 0, "not a Parquet file that can be read"
+    yield "no.parquet", lines, -2, 0, "not a readable Parquet file"
     yield "unknown.csv", lines, -2, 0, "unknown kind of file"
     yield "first.jsonl", as_json(id="1", text="a", generated_queries=["q"]), 1, 0, "1 passages stored"
 
@@ -338,7 +338,7 @@ def whole_files() -> Iterator[tuple[str, bytes, int, int, str]]:
 @pytest.mark.parametrize(
     ("name", "data", "count", "rejects", "says"), [pytest.param(*f, id=f[0]) for f in whole_files()]
 )
-def test_a_whole_file_that_is_not_what_it_should_be_is_told(
+def test_a_whole_file_that_is_not_what_it_should_be_is_reported(
     name: str, data: bytes, count: int, rejects: int, says: str
 ) -> None:
     Path(name).write_bytes(data)
@@ -346,7 +346,7 @@ def test_a_whole_file_that_is_not_what_it_should_be_is_told(
     assert says in result.stderr
     damaged = says.startswith(("the gzip", "the first", "two columns", "not a", "unknown"))
     assert result.exit_code == (2 if damaged else 3 if rejects else 0), result.output
-    assert len(read_letters()) == rejects
+    assert len(read_dead_letters()) == rejects
     if count == -2:  # nothing could be read: then no collection is made
         assert not Path("xqg_data/docs").exists()
     elif count == -1:
@@ -355,7 +355,7 @@ def test_a_whole_file_that_is_not_what_it_should_be_is_told(
         assert len(read_stored()) == count
 
 
-def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl").mkdir()
     secret = tmp_path / "secret.jsonl"
     secret.write_text("{}")
@@ -366,7 +366,7 @@ def test_what_is_no_file_is_told(tmp_path: Path) -> None:
         "none.jsonl": "there is no such file",
         "dangling.jsonl": "there is no such file",
         "round.jsonl": "there is no such file",
-        "x" * 300 + ".jsonl": "cannot be looked at",
+        "x" * 300 + ".jsonl": "cannot be accessed",
         "secret.jsonl/c.jsonl": "there is no such file",
         f"{ESCAPES}.jsonl": "there is no such file",
     }.items():

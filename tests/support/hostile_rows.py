@@ -111,7 +111,7 @@ def repeated(same: bool, as_number: bool = False) -> Kind:
         again = as_json(id=int(name) if as_number else name, text=text if same else text + "!")
         return [
             Line(as_json(id=name, text=text), stored(name, text)),
-            Line(again, None, f"the id '{name}' was there before"),
+            Line(again, None, f"the id '{name}' occurred before"),
         ]
 
     return lines
@@ -198,22 +198,24 @@ KINDS: dict[str, Kind] = {
     "names of our payload": metadata_of(content_hash="x", recipe=[1], passage_id="p", vector=[0.5], xqg=None),
     "strange names": metadata_of(**{"": 1, "a.b[0].c": 2, ESCAPES: 3, "नाम": 4, '"': 5, "id\0": 6}),
     "a hundred fields": metadata_of(**{f"field {number}": number for number in range(100)}),
-    "numbers of 64 bits": metadata_of(numbers=[2**63 - 1, -(2**63), 1e308, -0.5, True, None]),
+    "numbers of 64 bits": metadata_of(numbers=[2**64 - 1, -(2**63), 1e308, -0.5, True, None]),
     "null metadata": raw('{"id": "ID", "text": "a", "metadata": null}'),
     "text as metadata": raw('{"id": "ID", "text": "a", "metadata": "m"}', meta={"metadata": "m"}),
     "a list as metadata": raw('{"id": "ID", "text": "a", "metadata": [1]}', meta={"metadata": [1]}),
     "metadata beside fields": raw('{"id": "ID", "text": "a", "x": 1, "metadata": {"x": 2}}', meta={"x": 2}),
     "a second id": raw('{"_id": "other", "id": "ID", "text": "a"}', meta={"_id": "other"}),
-    "31 levels": raw(nested(31), meta={"tree": json.loads("[" * 31 + "]" * 31)}),
-    "32 levels": rejected(nested(32).encode(), "metadata is nested deeper than 32 levels"),
-    "100 levels": rejected(nested(100).encode(), "metadata is nested deeper than 32 levels"),
+    "64 levels": raw(nested(64), meta={"tree": json.loads("[" * 64 + "]" * 64)}),
+    "65 levels": rejected(nested(65).encode(), f"metadata.tree{'[0]' * 64} is nested deeper than 64 levels"),
+    "100 levels": rejected(nested(100).encode(), f"metadata.tree{'[0]' * 64} is nested deeper than 64 levels"),
     "100,000 levels": rejected(nested(100_000).encode(), f"{BAD_JSON}: nested too deeply"),
-    "NaN": rejected(b'{"id": "ID", "text": "a", "x": NaN}', "metadata holds nan"),
-    "infinity": rejected(b'{"id": "ID", "text": "a", "x": {"y": -Infinity}}', "metadata holds -inf"),
-    "1e400": rejected(b'{"id": "ID", "text": "a", "x": 1e400}', "metadata holds inf"),
-    "65 bits": rejected(b'{"id": "ID", "text": "a", "x": 9223372036854775808}', "metadata holds a whole number"),
+    "NaN": rejected(b'{"id": "ID", "text": "a", "x": NaN}', "metadata.x is nan"),
+    "infinity": rejected(b'{"id": "ID", "text": "a", "x": {"y": -Infinity}}', "metadata.x.y is -inf"),
+    "1e400": rejected(b'{"id": "ID", "text": "a", "x": 1e400}', "metadata.x is inf"),
+    "65 bits": rejected(b'{"id": "ID", "text": "a", "x": 18446744073709551616}', "metadata.x is a whole number"),
     "10,000 digits": rejected(b'{"id": "ID", "text": "a", "x": %s}' % (b"1" * 10_000), f"{BAD_JSON}: a whole number"),
-    "half a name": rejected(b'{"id": "ID", "text": "a", "\\udc00": 1}', "metadata holds a lone surrogate"),
+    "half a name": rejected(
+        b'{"id": "ID", "text": "a", "\\udc00": 1}', "metadata: the key '\\udc00' holds a lone surrogate"
+    ),
     "a name twice": rejected(b'{"id": "ID", "text": "a", "text": "b"}', "the field 'text' occurs twice"),
     "a name twice within": rejected(
         b'{"id": "ID", "text": "a", "x": [{"y": 1, "y": 2}]}', "the field 'y' occurs twice"

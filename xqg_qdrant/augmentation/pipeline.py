@@ -42,8 +42,7 @@ from xqg_qdrant.records import (
     QueriedPassage,
     Reject,
 )
-from xqg_qdrant.stores.points import batched
-from xqg_qdrant.streams import work_in_order
+from xqg_qdrant.streams import batched, work_in_order
 from xqg_qdrant.text import find_term_ids
 
 Row: TypeAlias = Passage | QueriedPassage | Reject

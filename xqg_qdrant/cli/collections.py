@@ -201,7 +201,7 @@ def delete(
     With - in the place of the ids they are read from standard input, one a line.
     """
     from xqg_qdrant.stores import read_existing_fingerprint
-    from xqg_qdrant.stores.points import batched
+    from xqg_qdrant.streams import batched
 
     with opened_store(location) as store:
         read_existing_fingerprint(store, collection)

@@ -1,10 +1,11 @@
-"""What a row of a known data set holds: the passage, or the questions with their answers and judgements.
+"""Read the rows of known data sets: passages, questions, answers and judgements.
 
-Knows the fields of SQuAD and its translations, MKQA, AfriQA, SWIM-IR, Mr. TyDi and MIRACL, by which a row tells
-whose it is, and the files that tell the language of their questions only by their names. A row of no known data set
-is returned as it is. Knows nothing of how files are read.
+Rows of SQuAD and its translations, MKQA, AfriQA, SWIM-IR, Mr. TyDi and MIRACL are recognised by their fields; other
+rows are returned unchanged. Some files give the language of their questions only in their name. Data sets of
+`ir_datasets` are read through that package.
 
-Answers are those in the language of the passages, where a data set has several: R@kt looks for them there.
+If a data set has answers in several languages, those in the language of the passages are used: R@kt looks for them
+there.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ FILE_NAMES = tuple(
 
 
 class QuestionRow(NamedTuple):
-    """A question, under the field names that any file of questions may have.
+    """A question, under the field names of any file of questions.
 
     Attributes:
-        fields: `id`, `text`, `lang` and `answers`, or what the file calls them.
-        relevant: How relevant passages are to it, where the row says so.
-        is_id_shared: The data set uses the same ids in each of its languages.
+        fields: `id`, `text`, `lang` and `answers`, or the file's own names for them.
+        relevant: Relevance by passage id; empty if the row has no judgements.
+        is_id_shared: Whether the data set uses the same ids in each language.
     """
 
     fields: Mapping[str, Any]
@@ -51,7 +52,7 @@ class QuestionRow(NamedTuple):
 
 
 def language_in_name(path: str | Path) -> str:
-    """Return the language of the questions of a data set's file, where its own name tells it; otherwise nothing."""
+    """Return the question language that a known file name contains; otherwise an empty string."""
     name = Path(path).absolute().as_posix()
     found = next(filter(None, (pattern.search(name) for pattern in FILE_NAMES)), None)
     codes = {language.name.lower(): code for code, language in LANGUAGES.items()}  # mrtydi-v1.1-arabic
@@ -59,20 +60,20 @@ def language_in_name(path: str | Path) -> str:
 
 
 def context_id(context: str) -> str:
-    """Return an id for a passage that has none: its text's, so that it is the same in each file that holds the text."""
+    """Return an id derived from a passage's text, the same in every file with that text."""
     return blake2b(context.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
 
 
 def is_id_derived(fields: Mapping[str, Any]) -> bool:
-    """Say whether the passage of a row has no id of its own, as in SQuAD and in the gold passages of AfriQA."""
+    """Return whether a row's passage lacks an id, as in SQuAD and AfriQA's gold passages."""
     return "context" in fields and ("qas" in fields or "question_lang" in fields)
 
 
 def passage_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the passage of a row, without those of the questions beside it.
+    """Return the passage fields of a row, without those of its questions.
 
     Raises:
-        ValueError: The row is of a known data set, and cannot be used; the message says why.
+        ValueError: the row belongs to a known data set but cannot be used; the message says why.
     """
     if is_id_derived(fields):
         context = _context(fields)
@@ -85,7 +86,7 @@ def question_rows(fields: Mapping[str, Any]) -> Iterator[QuestionRow]:
     """Yield the questions of a row.
 
     Raises:
-        ValueError: The row is of a known data set, and cannot be used; the message says why.
+        ValueError: the row belongs to a known data set but cannot be used; the message says why.
     """
     if "qas" in fields:
         yield from _squad(fields)
@@ -110,8 +111,41 @@ def question_rows(fields: Mapping[str, Any]) -> Iterator[QuestionRow]:
 
 
 def generated_query_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the fields of a query that was generated for the passage of a row: SWIM-IR spells languages out."""
+    """Return the fields of a generated query; SWIM-IR's `lang` is replaced by its language code."""
     return {**fields, "lang": fields["code"]} if _is_swim_ir(fields) else fields
+
+
+def is_catalogued(source: str | Path) -> bool:
+    """Return whether a source names a data set of ir_datasets, not a file."""
+    return str(source).startswith(CATALOGUE)
+
+
+def catalogued_passages(source: str) -> Iterator[FileRow]:
+    """Yield one row `{id, title, text}` per document."""
+    dataset = _load(source, "docs")
+    with _explained_errors(source):
+        for number, document in enumerate(dataset.docs_iter(), start=1):
+            text = document.text if hasattr(document, "text") else document.default_text()
+            fields = {"id": document.doc_id, "title": getattr(document, "title", None), "text": text}
+            yield FileRow(number, "", fields)
+
+
+def catalogued_questions(source: str) -> Iterator[FileRow]:
+    """Yield one row `{id, text, lang}` per question, with the package's default text for topics."""
+    dataset = _load(source, "queries")
+    with _explained_errors(source):
+        language = dataset.queries_lang() or ""
+        for number, question in enumerate(dataset.queries_iter(), start=1):
+            fields = {"id": question.query_id, "text": question.default_text(), "lang": language}
+            yield FileRow(number, "", fields)
+
+
+def catalogued_judgements(source: str, required: bool = True) -> list[Qrel]:
+    """Return the judgements; empty if the data set has none and they are not `required`."""
+    dataset = _load(source, "qrels" if required else "")
+    with _explained_errors(source):
+        found = dataset.qrels_iter() if dataset.has_qrels() else ()
+        return [Qrel(qrel.query_id, qrel.doc_id, int(qrel.relevance)) for qrel in found]
 
 
 def _is_swim_ir(fields: Mapping[str, Any]) -> bool:
@@ -129,7 +163,7 @@ def _squad(paragraph: Mapping[str, Any]) -> Iterator[QuestionRow]:
         if not isinstance(answers, list | tuple) or not all(isinstance(answer, dict) for answer in answers):
             raise ValueError(f"the answers of {question.get('id')!r} are not a list of objects")
         texts = list(dict.fromkeys(_texts([answer.get("text") for answer in answers], "answers")))
-        # One that SQuAD 2.0 calls impossible stays a question, which nothing answers.
+        # A question that SQuAD 2.0 calls impossible is kept, without a relevant passage.
         relevant = {} if question.get("is_impossible") else {context_id(context): 1}
         yield QuestionRow({**question, "answers": texts}, relevant, is_id_shared=True)
 
@@ -142,7 +176,7 @@ def _mkqa(fields: Mapping[str, Any]) -> Iterator[QuestionRow]:
     texts: dict[str, None] = {}
     for answer in english:
         aliases = answer.get("aliases") or ()
-        # Unanswerable questions have the text null; an empty one would be found in every passage.
+        # Unanswerable questions have a null text; an empty answer would be found in every passage.
         texts |= dict.fromkeys(_texts([text for text in (answer.get("text"), *aliases) if text], "answers"))
     for language, text in fields["queries"].items():
         question = {"id": f"{fields['example_id']}-{language}", "text": text, "lang": language}
@@ -157,7 +191,7 @@ def _context(fields: Mapping[str, Any]) -> str:
 
 
 def _listed_answers(value: object) -> list[str]:
-    """Read AfriQA's answers, which are a list as Python would write it, but for quotes within them."""
+    """Parse AfriQA's answers: a Python list literal, except that inner quotes may be unescaped."""
     if not isinstance(value, str):
         return _texts(value, "translated_answer")
     try:
@@ -184,65 +218,32 @@ def _docids(fields: Mapping[str, Any], name: str, relevance: int) -> dict[str, i
     return {str(docid): relevance for docid in ids}
 
 
-def is_catalogued(source: str | Path) -> bool:
-    """Say whether this names a data set of ir_datasets and no file."""
-    return str(source).startswith(CATALOGUE)
-
-
-def catalogued_passages(source: str) -> Iterator[FileRow]:
-    """Yield a row `{id, title, text}` for each document."""
-    dataset = _load(source, "docs")
-    with _explained(source):
-        for number, document in enumerate(dataset.docs_iter(), start=1):
-            text = document.text if hasattr(document, "text") else document.default_text()
-            fields = {"id": document.doc_id, "title": getattr(document, "title", None), "text": text}
-            yield FileRow(number, "", fields)
-
-
-def catalogued_questions(source: str) -> Iterator[FileRow]:
-    """Yield a row `{id, text, lang}` for each question; of a topic with several texts it is what the package names."""
-    dataset = _load(source, "queries")
-    with _explained(source):
-        language = dataset.queries_lang() or ""
-        for number, question in enumerate(dataset.queries_iter(), start=1):
-            fields = {"id": question.query_id, "text": question.default_text(), "lang": language}
-            yield FileRow(number, "", fields)
-
-
-def catalogued_judgements(source: str, required: bool = True) -> list[Qrel]:
-    """Return the judgements; none where the data set has none and they are not `required`."""
-    dataset = _load(source, "qrels" if required else "")
-    with _explained(source):
-        found = dataset.qrels_iter() if dataset.has_qrels() else ()
-        return [Qrel(qrel.query_id, qrel.doc_id, int(qrel.relevance)) for qrel in found]
-
-
 def _load(source: str, part: str) -> Any:  # noqa: ANN401
-    """Return a data set that has this part.
+    """Load a data set, and check that it has this part.
 
     Raises:
-        InputError: The package is not installed, knows no such id, or the data set lacks the part.
+        InputError: the package is not installed, the id is unknown, or the part is missing.
     """
     try:
         import ir_datasets
     except ImportError as error:
-        raise InputError(f"{source}: needs an extra.", "pip install 'xqg-qdrant[datasets]'.") from error
+        raise InputError(f"{source}: ir_datasets is not installed.", "pip install 'xqg-qdrant[datasets]'") from error
     try:
         dataset = ir_datasets.load(source.removeprefix(CATALOGUE))
     except KeyError as error:
-        raise InputError(f"{source}: ir_datasets knows no such id.", "look it up with ir_datasets list.") from error
+        raise InputError(f"{source}: unknown id of ir_datasets.", "look it up with ir_datasets list") from error
     if part and not getattr(dataset, f"has_{part}")():
-        raise InputError(f"{source}: has no {part}.", "give an id that has, such as that of a split or of all.")
+        raise InputError(f"{source}: the data set has no {part}.", "name another id, such as one of its splits")
     return dataset
 
 
 @contextmanager
-def _explained(source: str) -> Iterator[None]:
-    """Turn what goes wrong in the package, its downloads above all, into an error that says where."""
+def _explained_errors(source: str) -> Iterator[None]:
+    """Turn failures of the package, mostly of its downloads, into an InputError with the source."""
     try:
         yield
     except (InputError, GeneratorExit):
         raise
     except Exception as error:
-        cure = "check the network, or put the files where ir_datasets says that it looks for them"
+        cure = "check the network, or put the files where ir_datasets looks for them"
         raise InputError(f"{source}: ir_datasets cannot read it ({error!r:.300}).", cure) from error

@@ -1,7 +1,4 @@
-"""Where rejected rows are written down: a JSONL file of `{source, line, reason, row}`.
-
-Knows that file. Knows nothing of why a row is rejected.
-"""
+"""Write rejected rows to the dead-letter file: JSONL of `{source, line, reason, row}`."""
 
 from __future__ import annotations
 
@@ -15,22 +12,21 @@ from typing import IO
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import Reject
 
-# What is enough to know a row by; a rejected row of megabytes must not be written down whole.
+# In characters: enough to recognise a row; one of megabytes must not be written in full.
 LONGEST_ROW_KEPT = 10_000
 
 
 class DeadLetters:
     """The dead-letter file of one run.
 
-    What an earlier run left stays until this one has something to say: the first `write`. In the end a file without
-    rejects is removed.
+    The file of an earlier run stays until the first `write`. On exit, a file without rejects is removed.
     """
 
     def __init__(self, path: Path, *inputs: str | None) -> None:
-        """Take the path of the file; nothing is opened yet.
+        """Remember the path; the file is opened by the first `write`.
 
         Raises:
-            InputError: it is one of the files that are read.
+            InputError: the path is one of the `inputs`.
         """
         self.path = path
         self._file: IO[str] | None = None
@@ -38,7 +34,7 @@ class DeadLetters:
         for name in filter(None, inputs):
             if os.path.exists(path) and os.path.exists(name) and os.path.samefile(path, name):
                 cure = "name another file with --dead-letters"
-                raise InputError(f"{name} is to be read, and is the file that rejected rows are written to.", cure)
+                raise InputError(f"{name} is both an input and the file for rejected rows.", cure)
 
     def __enter__(self) -> DeadLetters:
         return self
@@ -55,7 +51,7 @@ class DeadLetters:
                 raise self._explain(damage) from damage
 
     def write(self, rejects: Iterable[Reject]) -> None:
-        """Append rejects and hand them to the operating system, so that a kill of this process cannot lose them.
+        """Append rejects and flush them, so that killing this process cannot lose them.
 
         Raises:
             InputError: the file cannot be written.
@@ -71,8 +67,8 @@ class DeadLetters:
             raise self._explain(error) from error
 
     def _explain(self, error: OSError) -> InputError:
-        cure = "free space there or name another file with --dead-letters, and run the same again"
-        return InputError(f"cannot write rejected rows to {self.path}: {error.strerror or error}.", cure)
+        cure = "free space or name another file with --dead-letters, then run the command again"
+        return InputError(f"cannot write rejected rows to {self.path} ({error.strerror or error}).", cure)
 
 
 def _shorten(reject: Reject) -> Reject:

@@ -1,29 +1,34 @@
-"""What the fields of a row may hold: ids, texts, metadata.
+"""Check what the fields of a row hold: ids, texts, and the JSON that a payload may hold.
 
-Knows which values every engine keeps as they are. Knows nothing of files. A function that takes a field returns what
-it found and the reason why that cannot be used, which is empty where it can.
+`take_id` and `take_text` return the value and a problem, which is empty if the value can be used.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
+from xqg_qdrant.errors import StoreError
 from xqg_qdrant.text import is_blank
+
+Json: TypeAlias = Any
 
 TEXT_FIELDS = ("text", "contents", "passage")
 QUERY_TEXT_FIELDS = ("question", "query", "text")
 LANGUAGE_FIELDS = ("lang", "language")
-# Qdrant's engines cannot read back what is nested about 127 levels deep, and Edge does not reopen after it.
-MAX_METADATA_DEPTH = 32
-# Ids stand in messages, runs and requests for many points at once.
+# Ids appear in messages, in runs, and many at a time in requests.
 MAX_ID_BYTES = 1024
+# Edge accepts deeper values, but its readers stop near 128 levels: then neither the point nor the directory opens.
+MAX_DEPTH = 64
+# Qdrant's JSON has signed and unsigned integers of 64 bits.
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
+# Longest part of a path shown in a message: a key may be megabytes long.
+LONGEST_PATH = 2000
 
 
 def take_id(fields: dict[str, Any], names: Sequence[str]) -> tuple[str, str]:
-    """Take the first of these fields that is there out of the row, as text."""
+    """Remove the first of these fields from a row; return it as text, and the problem."""
     name = next((name for name in names if fields.get(name) is not None), None)
     if name is None:
         return "", f"no id (looked for {', '.join(names)})"
@@ -39,7 +44,7 @@ def take_id(fields: dict[str, Any], names: Sequence[str]) -> tuple[str, str]:
 
 
 def take_text(fields: dict[str, Any], names: Sequence[str]) -> tuple[str, str]:
-    """Take the first of these fields that is there out of the row."""
+    """Remove the first of these fields from a row; return it, and the problem."""
     name = next((name for name in names if fields.get(name) is not None), None)
     if name is None:
         return "", f"no text (looked for {', '.join(names)})"
@@ -50,33 +55,60 @@ def take_text(fields: dict[str, Any], names: Sequence[str]) -> tuple[str, str]:
 
 
 def unstorable_field(fields: Mapping[str, Any]) -> str:
-    """Name the first field that cannot be stored as JSON, and say why; empty where all can."""
+    """Return why the first field that cannot be stored cannot; empty if all can."""
     for name, value in fields.items():
-        if problem := _unstorable(value, MAX_METADATA_DEPTH):
-            return f"{name} {problem}"
+        try:
+            to_json(value, name)
+        except StoreError as error:
+            return error.message.removesuffix(".")
     return ""
 
 
-def _unstorable(value: Any, depth: int) -> str:  # noqa: ANN401
-    """Say why a value cannot be stored as JSON in a payload; empty where it can. Numbers are 64 bits wide there."""
-    if depth == 0:
-        return f"is nested deeper than {MAX_METADATA_DEPTH} levels"
-    match value:
-        case None | bool():
-            return ""
-        case str():
-            return "" if value.isascii() or not _has_surrogate(value) else "holds a lone surrogate, half a character"
-        case int():
-            return "" if -(2**63) <= value < 2**63 else "holds a whole number of more than 64 bits"
-        case float():
-            return "" if math.isfinite(value) else f"holds {value}, which is no number"
-        case list() | tuple():
-            return next(filter(None, (_unstorable(item, depth - 1) for item in value)), "")
-        case dict():
-            items = chain(value.keys(), value.values())
-            return next(filter(None, (_unstorable(item, depth - 1) for item in items)), "")
-        case _:
-            return f"holds a {type(value).__name__}, which is not JSON"
+def to_json(value: object, where: str, depth: int = MAX_DEPTH) -> Json:
+    """Return a value as JSON keeps it: lists for tuples, dicts for mappings, otherwise unchanged.
+
+    This is the one rule for payloads. It applies to what is written; reading accepts whatever is stored.
+
+    Args:
+        value: any Python value.
+        where: its path, such as `metadata.year`, for the message.
+        depth: how many levels of lists and mappings are allowed.
+
+    Raises:
+        StoreError: the value, or one in it, does not come back unchanged from every engine.
+    """
+    if depth < 0:
+        raise StoreError(f"{_shorten(where)} is nested deeper than {MAX_DEPTH} levels.", "flatten it")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if not value.isascii() and _has_surrogate(value):
+            cure = "read the file as UTF-8, or replace the character"
+            raise StoreError(f"{_shorten(where)} holds a lone surrogate, half a character.", cure)
+        return value
+    if isinstance(value, int):
+        if not MIN_INTEGER <= value <= MAX_INTEGER:
+            raise StoreError(f"{_shorten(where)} is a whole number of more than 64 bits.", "store it as text")
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise StoreError(f"{_shorten(where)} is {value}, which JSON does not have.", "use null or leave it out")
+        return value
+    where = _shorten(where)  # a long key would otherwise be copied for each value below it
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise StoreError(f"{where} has the key {key!r:.80}, which is not a string.", "use strings as keys")
+            to_json(key, f"{where}: the key {key!r:.80}")
+        return {key: to_json(item, f"{where}.{key}", depth - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item, f"{where}[{index}]", depth - 1) for index, item in enumerate(value)]
+    cure = "convert it to text, a number, a list or a mapping"
+    raise StoreError(f"{where} is a {type(value).__name__}, which JSON does not have.", cure)
+
+
+def _shorten(where: str) -> str:
+    return where if len(where) <= LONGEST_PATH else f"{where[:LONGEST_PATH]}…"
 
 
 def _has_surrogate(text: str) -> bool:

@@ -1,7 +1,7 @@
-"""Paths → lines of bytes: plain files, gzipped ones, those of object stores, standard input.
+"""Find files and read their lines: plain, gzipped, from object stores, or standard input.
 
-Knows folders, gzip and how long a line may be. Memory is bounded by that, whatever a file holds: one that unpacks to
-terabytes, or has no line break, is read to its end. Knows nothing of what stands in a line.
+Memory is bounded by the longest row, whatever a file holds: one that unpacks to terabytes, or has no line break, is
+read to its end.
 """
 
 from __future__ import annotations
@@ -22,30 +22,37 @@ from typing import IO, Any, cast
 
 from xqg_qdrant.errors import InputError
 
-# A byte becomes at most six in JSON: a longer row might not fit into the 32 MiB of a request to a server.
+# In bytes. A byte becomes at most six in JSON, and a request to a server holds 32 MiB.
 LONGEST_ROW = 4 * 2**20
-# What such a name begins with is no path: see `datasets`.
+# Prefix of names that are not paths: see `datasets`.
 CATALOGUE = "ir_datasets:"
 
 
 def existing_file(path: str | Path, in_folder: str) -> Path:
-    """Return the path of a file or, for a folder, of the file `in_folder` in it, gzipped or not."""
+    """Return the path of a file or, for a folder, of its file `in_folder`, gzipped or not.
+
+    Raises:
+        InputError: there is no such file, or the path is not accessible.
+    """
     given = Path(path)
     try:
         if not given.is_dir():
             if not given.exists():
-                raise InputError(f"{path}: there is no such file.", "check the path.")
+                raise InputError(f"{path}: there is no such file.", "check the path")
             return given
         for file in (given / in_folder, given / f"{in_folder}.gz"):
             if file.is_file():
                 return file
     except (OSError, ValueError) as error:  # not allowed to look, too long a name, a NUL in it
-        raise InputError(f"{path}: cannot be looked at ({error}).", "check the path and its rights.") from error
-    raise InputError(f"{path}: the folder holds no {in_folder}.", "give the file itself.")
+        raise InputError(f"{path}: cannot be accessed ({error}).", "check the path and its permissions") from error
+    raise InputError(f"{path}: the folder holds no {in_folder}.", "name the file itself")
 
 
 def corpus_files(source: str) -> list[str]:
-    """Return the files that a corpus consists of: one, or all Parquet files of a folder without a `corpus.jsonl`."""
+    """Return the files of a corpus.
+
+    That is one file, or all Parquet files of a folder without `corpus.jsonl`.
+    """
     if is_remote(source):
         return list_remote(source)
     beir = any(os.path.isfile(os.path.join(source, name)) for name in ("corpus.jsonl", "corpus.jsonl.gz"))
@@ -57,10 +64,10 @@ def corpus_files(source: str) -> list[str]:
 def file_lines(path: str) -> Iterator[bytes]:
     """Yield the lines of a file, gzipped or not, or of standard input (`-`), without a byte order mark.
 
-    A line of more than `LONGEST_ROW` bytes is skipped to its end; what comes of it tells `is_cut`.
+    A line of more than `LONGEST_ROW` bytes is truncated; use `is_cut` to detect it.
 
     Raises:
-        InputError: The file cannot be read, or not to its end.
+        InputError: the file cannot be read to its end.
     """
     with opened_file(path) as file:
         first = file.readline(len(codecs.BOM_UTF8))
@@ -76,7 +83,7 @@ def file_lines(path: str) -> Iterator[bytes]:
 
 
 def is_cut(line: bytes) -> bool:
-    """Say whether this is but the beginning of a line that was too long."""
+    """Return whether a line from `file_lines` is a truncated one."""
     return len(line) > LONGEST_ROW and not line.endswith(b"\n")
 
 
@@ -91,12 +98,12 @@ def opened_file(path: str) -> Iterator[IO[bytes]]:
     """Open a file, gzipped or not, or standard input (`-`), to read bytes.
 
     Raises:
-        InputError: It cannot be opened, or what is read within the context cannot be read.
+        InputError: it cannot be opened, or a read within the context fails.
     """
     try:
         if path == "-":
             if sys.stdin is None:
-                raise InputError("standard input is closed.", "pipe the rows into the command, or name a file.")
+                raise InputError("standard input is closed.", "pipe the rows into the command, or name a file")
             yield sys.stdin.buffer
             return
         with io.BufferedReader(open_remote(path)) if is_remote(path) else open(path, "rb") as file:
@@ -106,28 +113,33 @@ def opened_file(path: str) -> Iterator[IO[bytes]]:
             else:
                 yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: the gzip file is damaged ({error}).", "make it anew.") from error
+        raise InputError(f"{path}: the gzip file is damaged ({error}).", "download or compress it again") from error
     except OSError as error:
-        cure = "check that it is still there, and its rights"
+        cure = "check that it exists and is readable"
         raise InputError(f"{path}: cannot be read ({error.strerror or error}).", cure) from error
 
 
 def is_remote(path: str) -> bool:
-    """Say whether a path is a URL."""
+    """Return whether a path is a URL."""
     return re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
 
 
 def open_remote(url: str) -> Any:  # noqa: ANN401
-    """Open a file for reading at any place of it; raises OSError where that cannot be done."""
+    """Open a file of an object store for random access.
+
+    Raises:
+        InputError: the URL has no known file system, or pyarrow is not installed.
+        OSError: the file cannot be opened.
+    """
     system, path = _find_system(url)
     return system.open_input_file(path)
 
 
 def list_remote(url: str) -> list[str]:
-    """Return a file's own URL, or in the place of a folder those of the Parquet files in it, in the order of the names.
+    """Return a file's own URL or, for a folder, those of its Parquet files, sorted by name.
 
     Raises:
-        InputError: there is no such file or folder, or it cannot be looked at.
+        InputError: there is no such file or folder, or it is not accessible.
     """
     system, path = _find_system(url)
     from pyarrow.fs import FileSelector, FileType
@@ -136,28 +148,28 @@ def list_remote(url: str) -> list[str]:
         kind = system.get_file_info(path).type
         found = system.get_file_info(FileSelector(path)) if kind == FileType.Directory else []
     except OSError as error:
-        raise InputError(f"{url}: cannot be looked at ({error}).", "check the URL and your keys.") from error
+        raise InputError(f"{url}: cannot be accessed ({error}).", "check the URL and your credentials") from error
     if kind == FileType.NotFound:
-        raise InputError(f"{url}: there is no such file.", "check the URL.")
+        raise InputError(f"{url}: there is no such file.", "check the URL")
     if kind == FileType.File:
         return [url]
     names = sorted(file.base_name for file in found if file.base_name.endswith(".parquet"))
     if not names:
-        raise InputError(f"{url}: the folder holds no Parquet file.", "give the files themselves.")
+        raise InputError(f"{url}: the folder holds no Parquet file.", "name the files themselves")
     return [f"{url.rstrip('/')}/{name}" for name in names]
 
 
 def _find_system(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL, and the path in it."""
+    """Return the file system of a URL, and the path within it."""
     try:
         import pyarrow
         from pyarrow.fs import FileSystem
     except ImportError as error:
         cure = "pip install 'xqg-qdrant[parquet]'"
-        raise InputError(f"{url}: object stores need an extra.", cure) from error
+        raise InputError(f"{url}: pyarrow, which reads object stores, is not installed.", cure) from error
     try:
         system, path = FileSystem.from_uri(url)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        cure = "write s3://BUCKET/FILE, gs://BUCKET/FILE or a path"
-        raise InputError(f"{url}: no URL that can be opened ({error}).", cure) from error
+        cure = "use s3://BUCKET/FILE, gs://BUCKET/FILE or a path"
+        raise InputError(f"{url}: the URL cannot be opened ({error}).", cure) from error
     return system, path

@@ -1,6 +1,6 @@
-"""Lines and Parquet files → rows: JSONL, TSV, Parquet.
+"""Parse files into rows: JSONL, TSV, Parquet, SQuAD's JSON, and topics of TREC and CLEF.
 
-Knows the three formats and how each can be malformed. Knows nothing of what the fields of a row mean.
+A malformed row is returned with its problem; the fields' meaning is left to the callers.
 """
 
 from __future__ import annotations
@@ -29,17 +29,21 @@ from xqg_qdrant.corpus.files import (
 from xqg_qdrant.errors import InputError
 
 PARQUET_BATCH = 1024
-# In a file of `xqg generate`: the columns of the passages and their queries; the others are what was made of them.
+# Metadata key of files from `xqg generate`: names the columns of passages and queries; the others are derived.
 PASSAGE_COLUMNS = b"xqg_passage_columns"
 WHITE_SPACE = " \t\n\r\v\f"
 MARK = "\ufeff"
-JOINED = "begins with a byte order mark, as where files were joined"
+JOINED = "begins with a byte order mark, as in joined files"
 NO_OBJECT = "not a JSON object"
 TOO_LONG = f"longer than {LONGEST_ROW:,} bytes"
+TOPIC = re.compile(r"<top\b[^>]*>(.*?)</top>", re.DOTALL | re.IGNORECASE)
+NUMBER = re.compile(r"<num>(?:\s*Number:)?\s*([^<]*)", re.IGNORECASE)
+# CLEF writes the language into the tag: <FI-title>.
+TITLE = re.compile(r"<(?:([A-Z]{2})-)?title>(?:\s*Topic:)?\s*([^<]*)", re.IGNORECASE)
 
 
 class FileRow(NamedTuple):
-    """A row as its file holds it; `problem` says why `fields` could not be read."""
+    """A row of a file; `problem` says why `fields` could not be read, or is empty."""
 
     line: int
     raw: str
@@ -48,13 +52,14 @@ class FileRow(NamedTuple):
 
 
 class _RepeatedFieldError(ValueError):
-    """An object has two fields of one name, of which a reader of JSON would drop the first."""
+    """An object has two fields of one name; JSON parsers silently drop the first."""
 
 
 def count_rows(source: str) -> int | None:
-    """Count the rows of a corpus without parsing them, for a progress bar; None where that would use them up.
+    """Return the number of rows of a corpus, unparsed, for a progress bar.
 
-    None also where it cannot be read to its end: whoever reads the rows tells that, after those before the damage.
+    None if counting would consume the input, or if a file cannot be read to its end: the reader of the rows reports
+    that, after the rows before the damage.
     """
     if source == "-" or source.startswith(CATALOGUE):
         return None
@@ -63,12 +68,12 @@ def count_rows(source: str) -> int | None:
 
 
 def is_tsv(path: str) -> bool:
-    """Say whether a file is TSV by its name."""
+    """Return whether a file name is that of a TSV file."""
     return path.endswith((".tsv", ".tsv.gz"))
 
 
 def jsonl_rows(path: str) -> Iterator[FileRow]:
-    """Yield the rows of a JSONL file; white space around a line, and blank lines, mean nothing."""
+    """Yield the rows of a JSONL file; blank lines and white space around a line are ignored."""
     parse = json.JSONDecoder(object_pairs_hook=_to_fields).decode
     for number, line in enumerate(file_lines(path), start=1):
         raw, problem = _decode(line)
@@ -95,7 +100,13 @@ def jsonl_rows(path: str) -> Iterator[FileRow]:
 def tsv_rows(
     path: str, id_fields: Sequence[str], text_fields: Sequence[str], no_header: tuple[str, ...] = ()
 ) -> Iterator[FileRow]:
-    """Yield the rows of a TSV file; `no_header` names the columns where the first line does not."""
+    """Yield the rows of a TSV file.
+
+    `no_header` names the columns of a file whose first line is not a header.
+
+    Raises:
+        InputError: the header is missing or names a column twice.
+    """
     header: list[str] = []
     for number, line in enumerate(file_lines(path), start=1):
         raw, problem = _decode(line)
@@ -119,7 +130,11 @@ def tsv_rows(
 
 
 def parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
-    """Yield the rows of a Parquet file, dates and decimals as strings: JSON has neither."""
+    """Yield the rows of a Parquet file; dates and decimals become strings, as JSON has neither.
+
+    Raises:
+        InputError: pyarrow is not installed, the file cannot be read, or its columns cannot be used.
+    """
     pa, pq = _import_pyarrow(path)
 
     def plain(batch: Any) -> Any:  # noqa: ANN401
@@ -128,7 +143,7 @@ def parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
             if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
                 columns.append(column.cast(pa.string()))
             else:
-                # The size of a slice would be counted with the whole dictionary.
+                # Otherwise the whole dictionary would count towards the size of each slice.
                 columns.append(column.dictionary_decode() if pa.types.is_dictionary(kind) else column)
         return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
@@ -136,7 +151,7 @@ def parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
         with pq.ParquetFile(open_remote(path) if is_remote(path) else path) as file:
             names = file.schema_arrow.names
             if set(id_fields).isdisjoint(names):
-                cure = "name the one that holds the id with --id-field"
+                cure = "name the column of the ids with --id-field"
                 raise InputError(f"{path}: no column is named {' or '.join(id_fields)}.", cure)
             _refuse_repeated(path, names)
             kept = (file.schema_arrow.metadata or {}).get(PASSAGE_COLUMNS)
@@ -146,12 +161,89 @@ def parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
             for number, (fields, problem) in enumerate(found, start=1):
                 yield FileRow(number, "", fields, problem)
     except (pa.ArrowException, OSError) as error:
-        cure = "make it anew"
-        raise InputError(f"{path}: not a Parquet file that can be read ({error}).", cure) from error
+        cure = "download or write it again"
+        raise InputError(f"{path}: not a readable Parquet file ({error}).", cure) from error
+
+
+def is_squad(path: str) -> bool:
+    """Return whether a file has SQuAD's layout: `.json`, one object with the field `data`.
+
+    Other `.json` files are read as JSONL, which many data sets publish under that name. A first line that is not
+    valid JSON by itself is the start of a multi-line document.
+    """
+    if not path.endswith((".json", ".json.gz")):
+        return False
+    first = next((line for line in file_lines(path) if line.strip()), b"")
+    try:
+        document = json.loads(first) if not is_cut(first) else None
+    except (ValueError, RecursionError):
+        return True
+    return document is None or (isinstance(document, dict) and "data" in document)
+
+
+def squad_rows(path: str) -> Iterator[FileRow]:
+    """Yield one row `{title, context, qas}` per paragraph, numbered instead of by line.
+
+    Raises:
+        InputError: the file does not have SQuAD's layout.
+    """
+    try:
+        with opened_file(path) as file:
+            articles = json.loads(file.read())["data"]
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        cure = "use a JSON file of SQuAD, MLQA or XQuAD, or one JSON object per line"
+        raise InputError(f"{path}: neither SQuAD's JSON nor JSONL ({error!r:.200}).", cure) from error
+    number = 0
+    for article in articles if isinstance(articles, list) else (articles,):
+        paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
+        if not isinstance(paragraphs, list):
+            cure = "give the article a list of paragraphs, or remove it"
+            raise InputError(f"{path}: after paragraph {number}, an article without paragraphs.", cure)
+        for paragraph in paragraphs:
+            number += 1
+            if isinstance(paragraph, dict):
+                # Titles are written as in URLs: Super_Bowl_50, Beyonc%C3%A9.
+                title = unquote(str(article.get("title") or "")).replace("_", " ")
+                yield FileRow(number, "", {"title": title, "context": None, "qas": []} | paragraph)
+            else:
+                yield FileRow(number, repr(paragraph), {}, "the paragraph is not an object")
+
+
+def is_topics(path: str) -> bool:
+    """Return whether a file begins with a tag, as TREC's topics do.
+
+    Always False for a pipe, which can be read only once.
+    """
+    return Path(path).is_file() and next((line for line in file_lines(path) if line.strip()), b"").lstrip()[:1] == b"<"
+
+
+def topic_rows(path: str) -> Iterator[FileRow]:
+    """Yield one row `{id, text, lang}` per topic: its number, title and title language.
+
+    Raises:
+        InputError: the file is not UTF-8, or holds no topic.
+    """
+    with opened_file(path) as file:
+        data = file.read()
+    try:
+        document = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error}).", "convert it with iconv") from error
+    found = list(TOPIC.finditer(document))
+    if not found:
+        cure = "write topics as <top> … </top> with <num> and <title>, or use a TSV file of id and text"
+        raise InputError(f"{path}: begins with a tag but holds no <top> … </top>.", cure)
+    for topic in found:
+        fields: dict[str, Any] = {}
+        if number := NUMBER.search(topic[1]):
+            fields["id"] = number[1].strip()
+        if title := TITLE.search(topic[1]):
+            fields |= {"lang": (title[1] or "").lower(), "text": " ".join(title[2].split())}
+        yield FileRow(document.count("\n", 0, topic.start()) + 1, topic[0], fields)
 
 
 def _decode(line: bytes) -> tuple[str, str]:
-    """Return a line as text, and why it cannot be used as such."""
+    """Return a line as text, and the problem if it cannot be used."""
     problem = TOO_LONG if is_cut(line) else ""
     try:
         return line.decode("utf-8"), problem
@@ -169,9 +261,9 @@ def _to_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _guess(raw: str) -> str:
-    """Say what a malformed line probably is."""
+    """Return the probable reason why a line is malformed."""
     if "\0" in raw:
-        return "; it holds NUL bytes, as UTF-16 does when it is taken for UTF-8"
+        return "; it holds NUL bytes, as UTF-16 read as UTF-8 does"
     if raw.startswith(MARK):
         return f"; it {JOINED}"
     if "\r" in raw:
@@ -191,7 +283,7 @@ def _checked_header(
     if not is_header:
         raise InputError(
             f"{path}: the first line names no id and text columns.",
-            f"begin the file with a line such as {id_fields[0]}, {text_fields[0]}, title, parted by tabs.",
+            f"begin the file with a line such as {id_fields[0]}, {text_fields[0]}, title, separated by tabs",
         )
     _refuse_repeated(path, cells)
     return cells
@@ -200,14 +292,14 @@ def _checked_header(
 def _refuse_repeated(path: str, columns: Sequence[str]) -> None:
     repeated = [name for name in columns if columns.count(name) > 1]
     if repeated:
-        raise InputError(f"{path}: two columns are named {repeated[0]!r}.", "rename one.")
+        raise InputError(f"{path}: two columns are named {repeated[0]!r}.", "rename one of them")
 
 
 def _cells(line: str, expected: int) -> list[str]:
-    """Part a line at its tabs; drop the quotes around a cell only where those inside are doubled.
+    """Split a line at its tabs; unquote a cell only if the quotes inside it are doubled.
 
-    DPR quotes its cells, others do not, and a text that merely begins with a quotation mark must not swallow the lines
-    that follow, as it would with a reader of CSV.
+    DPR quotes its cells, others do not. A text that merely begins with a quotation mark must not swallow the next
+    lines, as it would in a CSV parser.
     """
     cells = line.split("\t")
     if len(cells) > expected > 0 and '"' in line:  # tabs within quotes
@@ -228,7 +320,7 @@ def _unquoted(cell: str) -> str:
 def _count_file_rows(path: str) -> int | None:
     if path.endswith(".parquet"):
         return _count_parquet_rows(path)
-    # A pipe can be read once, and what lies elsewhere is not worth reading twice; SQuAD's rows are no lines.
+    # A pipe can be read only once, remote files are not worth reading twice, and SQuAD's rows are not lines.
     if not Path(path).is_file() or path.endswith((".json", ".json.gz")):
         return None
     try:
@@ -252,12 +344,12 @@ def _import_pyarrow(path: str) -> tuple[Any, Any]:
         import pyarrow.parquet
     except ImportError as error:
         cure = "pip install 'xqg-qdrant[parquet]'"
-        raise InputError(f"{path}: Parquet needs an extra.", cure) from error
+        raise InputError(f"{path}: pyarrow, which reads Parquet, is not installed.", cure) from error
     return pyarrow, pyarrow.parquet
 
 
 def _parquet_fields(batch: Any) -> list[tuple[dict[str, Any], str]]:  # noqa: ANN401
-    """Return the rows of a record batch as dicts, each with the reason why it cannot be used."""
+    """Return the rows of a record batch as dicts, each with its problem or an empty string."""
     problem = TOO_LONG
     if batch.nbytes <= LONGEST_ROW:
         try:
@@ -268,82 +360,3 @@ def _parquet_fields(batch: Any) -> list[tuple[dict[str, Any], str]]:  # noqa: AN
         return [({}, problem)]
     half = batch.num_rows // 2
     return _parquet_fields(batch.slice(0, half)) + _parquet_fields(batch.slice(half))
-
-
-TOPIC = re.compile(r"<top\b[^>]*>(.*?)</top>", re.DOTALL | re.IGNORECASE)
-NUMBER = re.compile(r"<num>(?:\s*Number:)?\s*([^<]*)", re.IGNORECASE)
-# CLEF writes the language into the tag: <FI-title>.
-TITLE = re.compile(r"<(?:([A-Z]{2})-)?title>(?:\s*Topic:)?\s*([^<]*)", re.IGNORECASE)
-
-
-def is_squad(path: str) -> bool:
-    """Say whether a file is laid out like SQuAD: `.json`, and one object that has `data`.
-
-    Other `.json` files are read as JSONL, as which many data sets publish theirs. A first line that is no JSON by
-    itself is the beginning of a document.
-    """
-    if not path.endswith((".json", ".json.gz")):
-        return False
-    first = next((line for line in file_lines(path) if line.strip()), b"")
-    try:
-        document = json.loads(first) if not is_cut(first) else None
-    except (ValueError, RecursionError):
-        return True
-    return document is None or (isinstance(document, dict) and "data" in document)
-
-
-def squad_rows(path: str) -> Iterator[FileRow]:
-    """Yield a row `{title, context, qas}` for each paragraph, whose number stands in the place of the line.
-
-    Raises:
-        InputError: The file is not laid out like SQuAD.
-    """
-    try:
-        with opened_file(path) as file:
-            articles = json.loads(file.read())["data"]
-    except (ValueError, RecursionError, TypeError, KeyError) as error:
-        cure = "give a JSON file of SQuAD, MLQA or XQuAD, or one JSON object a line"
-        raise InputError(f"{path}: neither SQuAD's JSON nor JSON lines ({error!r:.200}).", cure) from error
-    number = 0
-    for article in articles if isinstance(articles, list) else (articles,):
-        paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
-        if not isinstance(paragraphs, list):
-            raise InputError(f"{path}: after paragraph {number}, an article without paragraphs.", "check the file.")
-        for paragraph in paragraphs:
-            number += 1
-            if isinstance(paragraph, dict):
-                # As in the address of an article: Super_Bowl_50, Beyonc%C3%A9.
-                title = unquote(str(article.get("title") or "")).replace("_", " ")
-                yield FileRow(number, "", {"title": title, "context": None, "qas": []} | paragraph)
-            else:
-                yield FileRow(number, repr(paragraph), {}, "the paragraph is not an object")
-
-
-def is_topics(path: str) -> bool:
-    """Say whether a file begins with a tag, as the topics of TREC do; a pipe, which can be read once, does not."""
-    return Path(path).is_file() and next((line for line in file_lines(path) if line.strip()), b"").lstrip()[:1] == b"<"
-
-
-def topic_rows(path: str) -> Iterator[FileRow]:
-    """Yield a row `{id, text, lang}` for each topic of TREC or CLEF: its number, its title, and the title's language.
-
-    Raises:
-        InputError: The file is not UTF-8, or holds no topic.
-    """
-    with opened_file(path) as file:
-        data = file.read()
-    try:
-        document = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error}).", "convert it with iconv.") from error
-    found = list(TOPIC.finditer(document))
-    if not found:
-        cure = "give topics as <top> … </top> with <num> and <title>, or a TSV file of id and text"
-        raise InputError(f"{path}: begins with a tag, and holds no <top> … </top>.", cure)
-    for topic in found:
-        fields: dict[str, Any] = {}
-        if number := NUMBER.search(topic[1]):
-            fields["id"] = number[1].strip()
-        if title := TITLE.search(topic[1]):
-            fields |= {"lang": (title[1] or "").lower(), "text": " ".join(title[2].split())}
-        yield FileRow(document.count("\n", 0, topic.start()) + 1, topic[0], fields)

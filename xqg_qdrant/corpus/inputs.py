@@ -1,7 +1,4 @@
-"""The files of one ingest: what is to be read, so that any process can read it.
-
-Knows which reader a choice of files needs. Knows nothing of formats (`corpus`) and of models.
-"""
+"""Describe the inputs of an ingest, so that any process can read them, and join passages with their queries."""
 
 from __future__ import annotations
 
@@ -18,18 +15,19 @@ CORPUS = "corpus"
 
 
 class Inputs:
-    """Files of passages, and where the queries of the passages come from.
+    """Files of passages, and the source of their queries.
 
-    `left_over` is how many queries of a file of their own belong to no passage, known when all rows were read.
+    `left_over` is the number of queries from a separate file that belong to no passage; it is valid once all rows
+    have been read.
     """
 
     def __init__(self, files: Sequence[str], queries: str | None = None, id_field: str | None = None) -> None:
-        """Take names; nothing is opened yet.
+        """Remember the names; nothing is opened yet.
 
         Args:
-            files: of passages, as `corpus.read_passages` takes them.
-            queries: None where they are to be generated, `corpus` where the passages bring them, or their file.
-            id_field: the field of the passage id, where it has no usual name.
+            files: sources of passages, as for `read_passages`.
+            queries: None to generate queries, `corpus` to use those in the passages' rows, or a file of queries.
+            id_field: the field of the passage id, if not one of the usual names.
         """
         self.files = tuple(files)
         self.queries = queries
@@ -40,7 +38,7 @@ class Inputs:
         return " ".join(self.files)
 
     def read(self) -> Iterator[Passage | QueriedPassage | Reject]:
-        """Return the rows of all files in their order."""
+        """Return the rows of all files in order."""
         if self.queries == CORPUS:
             return read_queried_passages(*self.files, id_field=self.id_field)
         passages = read_passages(*self.files, id_field=self.id_field)
@@ -52,7 +50,7 @@ class Inputs:
         self.left_over = index.left_over
 
     def count(self) -> int | None:
-        """Count the rows without parsing them, None where that cannot be done."""
+        """Return the number of rows without parsing them; None if that is not possible."""
         counts = [count_rows(file) for file in self.files]
         return None if None in counts else sum(filter(None, counts))
 
@@ -61,19 +59,19 @@ Entry = tuple[str, tuple[GeneratedQuery, ...]]
 
 
 class QueryIndex:
-    """Joins passages with the queries of a file.
+    """A join of passages with the queries of a file.
 
-    `left_over` is how many queries belong to no passage that was met, known when all passages were.
+    `left_over` is the number of queries that belong to no passage; it is valid once all passages have been read.
     """
 
     def __init__(self, entries: Iterable[Entry | Reject]) -> None:
-        """Take what `corpus.read_generated_queries` gives; it is read when the first passage is asked for."""
+        """Take the entries of `read_generated_queries`, which are read with the first passage."""
         self._entries = entries
         self.left_over = 0
 
     def join(self, rows: Iterable[Passage | Reject]) -> Iterator[QueriedPassage | Reject]:
-        """Yield the rejects of the file, then the rows, each passage with its queries in the order of the file."""
-        # An empty name is a database in a nameless file: in the directory of TMPDIR, and gone with the connection.
+        """Yield the file's rejects, then the rows; each passage has its queries in file order."""
+        # An empty name means a temporary database: a file in TMPDIR that disappears with the connection.
         with closing(sqlite3.connect("", isolation_level=None)) as database:
             database.execute("PRAGMA journal_mode = OFF")
             database.execute("CREATE TABLE entries (passage TEXT, queries TEXT)")
@@ -85,7 +83,7 @@ class QueryIndex:
                     passage_id, queries = entry
                     self.left_over += len(queries)
                     database.execute("INSERT INTO entries VALUES (?, ?)", (passage_id, json.dumps(queries)))
-            # Sorted once at the end, which is one pass over the disk however large the file.
+            # Create the index last: one sort, a single pass over the disk however large the file.
             database.execute("CREATE INDEX by_passage ON entries (passage)")
             for row in rows:
                 if isinstance(row, Reject):

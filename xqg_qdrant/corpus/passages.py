@@ -1,16 +1,12 @@
-"""Files of passages, and of their queries, read into records.
+"""Read passages, and their generated queries, from files.
 
-Knows which fields make a passage. Passages stream: memory grows by some 20 bytes a passage, the trace of its id by
-which a duplicate is noticed. A row that cannot be used becomes a `Reject`, and the rest is still read.
-
-Knows nothing of models, vectors or databases, nor of questions (`questions`), judgements and results
-(`evaluation.files`).
+Passages stream: memory grows by about 20 bytes per passage, the trace of its id that detects duplicates. A row that
+cannot be used becomes a `Reject`, and reading continues.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from types import NoneType
@@ -33,6 +29,7 @@ from xqg_qdrant.corpus.fields import (
 )
 from xqg_qdrant.corpus.files import corpus_files, existing_file
 from xqg_qdrant.corpus.formats import FileRow, is_squad, is_tsv, jsonl_rows, parquet_rows, squad_rows, tsv_rows
+from xqg_qdrant.corpus.seen_ids import TextSet
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage, Reject
 from xqg_qdrant.text import is_blank
@@ -45,31 +42,30 @@ def read_passages(*sources: str, id_field: str | None = None) -> Iterator[Passag
     """Read the passages of a corpus, one at a time.
 
     Args:
-        sources: Read one after the other; no id may occur twice in all of them. Each is a JSONL, TSV (with a header
-            line) or Parquet file, the first two also as `.gz`; a BEIR folder, or one of Parquet files; a JSON file of
+        sources: Read in order; ids must be unique across all of them. Each is a JSONL, TSV (with a header line) or
+            Parquet file, the first two also as `.gz`; a BEIR folder, or a folder of Parquet files; a JSON file of
             SQuAD, MLQA or XQuAD, whose paragraphs are the passages; the URL of any of these in an object store;
             `ir_datasets:` and an id; or `-` for JSONL on standard input.
-        id_field: The field that holds the passage id, where it is none of `id`, `_id`, `passage_id` and `docid`.
+        id_field: The field of the passage id, if not `id`, `_id`, `passage_id` or `docid`.
 
     Returns:
-        An iterator of passages, with a `Reject` in the place of each row that cannot be used. Fields that are neither
-        id, text nor title become metadata, and so do the fields of an object named `metadata`, which win over others
-        of the same name.
+        An iterator of passages, with a `Reject` for each row that cannot be used. Fields other than id, text and title
+        become metadata. So do the fields of an object named `metadata`, which override others of the same name.
 
     Raises:
-        InputError: There is no such file, its format is not known, it is damaged from some place on, or its first row
-            brings `generated_queries`, which only `read_queried_passages` uses.
+        InputError: A file is missing, damaged or of an unknown format, or its first row has `generated_queries`, which
+            only `read_queried_passages` uses.
     """
     rows = _read_rows(sources, id_field, queried=False)
     return cast("Iterator[Passage | Reject]", rows)
 
 
 def read_queried_passages(*sources: str, id_field: str | None = None) -> Iterator[QueriedPassage | Reject]:
-    """Read passages as `read_passages` does, each with the queries in its field `generated_queries`.
+    """Read passages like `read_passages`, each with the queries in its `generated_queries`.
 
-    The field is a list of objects with a text (`question`, `query` or `text`) and a language (`lang` or `language`),
-    which may be missing, or of strings. Queries are kept as they are, but empty ones are dropped; a passage without the
-    field has none.
+    The field is a list of strings, or of objects with a text (`question`, `query` or `text`) and optionally a language
+    (`lang` or `language`). Queries are kept unchanged, except that empty ones are dropped. A passage without the field
+    has no queries.
     """
     rows = _read_rows(sources, id_field, queried=True)
     return cast("Iterator[QueriedPassage | Reject]", rows)
@@ -78,30 +74,30 @@ def read_queried_passages(*sources: str, id_field: str | None = None) -> Iterato
 def check_passages(
     rows: Iterable[Mapping[str, Any]], *, id_field: str | None = None, queried: bool = False
 ) -> Iterator[Passage | QueriedPassage | Reject]:
-    """Turn rows in memory into passages as `read_passages` does, or where `queried` as `read_queried_passages`.
+    """Turn rows in memory into passages, like `read_passages`.
 
-    A `Reject` of theirs names the row by its number, counted from 1.
+    With `queried`, works like `read_queried_passages`. The line of a `Reject` is the number of the row, from 1.
     """
     numbered = (
-        FileRow(number, "", row) if isinstance(row, Mapping) else FileRow(number, repr(row), {}, "no mapping")
+        FileRow(number, "", row) if isinstance(row, Mapping) else FileRow(number, repr(row), {}, "not a mapping")
         for number, row in enumerate(rows, start=1)
     )
-    return _passages(numbered, "rows", (id_field,) if id_field else ID_FIELDS, queried, _first_time())
+    return _passages(numbered, "rows", (id_field,) if id_field else ID_FIELDS, queried, TextSet().add)
 
 
 def read_generated_queries(
     path: str | Path, *, id_field: str | None = None
 ) -> Iterator[tuple[str, tuple[GeneratedQuery, ...]] | Reject]:
-    """Read queries by passage id from a JSONL file, plain or as `.gz`, a row at a time.
+    """Read passage ids and their queries from a JSONL file, plain or `.gz`, row by row.
 
-    A row holds an id as the corpus does, and either one query as `read_queried_passages` takes it or a list of them in
-    `generated_queries`; a passage may have many rows. A `Reject` stands in the place of a row that cannot be used.
+    A row holds an id like the corpus, and either one query in the form that `read_queried_passages` accepts or a list
+    of them in `generated_queries`. A passage may have many rows. A row that cannot be used becomes a `Reject`.
 
     Raises:
-        InputError: There is no such file, or it is none that is read.
+        InputError: The file is missing, or its name is not one of JSONL.
     """
     if not str(path).endswith((".jsonl", ".jsonl.gz")):
-        raise InputError(f"{path}: unknown kind of file of queries.", "give a .jsonl or .jsonl.gz file.")
+        raise InputError(f"{path}: unknown kind of file of queries.", "use a .jsonl or .jsonl.gz file")
     file = str(existing_file(path, ""))
     return _generated_queries(file, (id_field, *ID_FIELDS) if id_field else ID_FIELDS)
 
@@ -109,14 +105,14 @@ def read_generated_queries(
 def _read_rows(
     sources: Sequence[str], id_field: str | None, queried: bool
 ) -> Iterator[Passage | QueriedPassage | Reject]:
-    """Open all sources before the first is read, so that a misspelt name is noticed before any work."""
-    is_new = _first_time()
+    """Open all sources before reading the first, so that a misspelt name fails at once."""
+    is_new = TextSet().add
     opened = [part for source in sources for part in _open_source(source, (id_field,) if id_field else ID_FIELDS)]
     return chain.from_iterable(_passages(rows, path, id_fields, queried, is_new) for rows, path, id_fields in opened)
 
 
 def _open_source(source: str, id_fields: tuple[str, ...]) -> list[tuple[Iterator[FileRow], str, tuple[str, ...]]]:
-    """Return the rows of each file of a source, the file's path, and the fields of the id."""
+    """Return rows, path and id fields of each file of a source."""
     if is_catalogued(source):
         return [(catalogued_passages(source), source, ID_FIELDS)]
     return [
@@ -133,19 +129,19 @@ def _open_file(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
         return squad_rows(path)
     if path == "-" or path.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
         return jsonl_rows(path)
-    cure = "give a .jsonl, .jsonl.gz, .json, .json.gz, .tsv, .tsv.gz or .parquet file"
+    cure = "use a .jsonl, .jsonl.gz, .json, .json.gz, .tsv, .tsv.gz or .parquet file"
     raise InputError(f"{path}: unknown kind of file.", cure)
 
 
 def _passages(
     rows: Iterator[FileRow], source: str, id_fields: Sequence[str], queried: bool, is_new: Callable[[str], bool]
 ) -> Iterator[Passage | QueriedPassage | Reject]:
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         fields, problem = dict(row.fields), row.problem
         queries: tuple[GeneratedQuery, ...] = ()
         if not queried and fields.get(GENERATED_QUERIES_FIELD) is not None:
-            problem = f"brings {GENERATED_QUERIES_FIELD}, which only --queries corpus uses"
-            if not place:  # then most likely every row does
+            problem = f"has {GENERATED_QUERIES_FIELD}, which only --queries corpus uses"
+            if not index:  # then most likely every row has them
                 cure = "ingest with --queries corpus, or remove the field"
                 raise InputError(f"{source}, line {row.line}: {problem}.", cure)
         if queried and not problem:
@@ -154,7 +150,7 @@ def _passages(
         if passage is not None and not is_new(passage.passage_id):
             if is_id_derived(row.fields):
                 continue  # the same text again, with other questions
-            problem = f"the id {passage.passage_id!r} was there before"
+            problem = f"the id {passage.passage_id!r} occurred before"
         if passage is None or problem:
             yield Reject(source, row.line, problem, row.raw or repr(row.fields))
         else:
@@ -177,7 +173,7 @@ def _generated_queries(
 
 
 def _take_queries(value: object) -> tuple[tuple[GeneratedQuery, ...], str]:
-    """Return the queries of a list that are not empty, or the reason why it cannot be used."""
+    """Return the non-empty queries of a list, and the problem if it cannot be used."""
     if not isinstance(value, list | tuple | NoneType):
         return (), f"{GENERATED_QUERIES_FIELD} is not a list"
     queries = []
@@ -199,7 +195,7 @@ def _take_queries(value: object) -> tuple[tuple[GeneratedQuery, ...], str]:
 
 
 def _passage(fields: Mapping[str, Any], id_fields: Sequence[str]) -> tuple[Passage | None, str]:
-    """Return the passage that a row holds, or the reason why it holds none."""
+    """Return the passage of a row, or None and the problem."""
     try:
         rest = passage_fields(fields)
     except ValueError as error:
@@ -220,24 +216,3 @@ def _passage(fields: Mapping[str, Any], id_fields: Sequence[str]) -> tuple[Passa
         rest["metadata"] = nested
     problem = unstorable_field({"id": passage_id, "text": text, "title": title} | {"metadata": rest})
     return (None, problem) if problem else (Passage(passage_id, text, title or "", rest), "")
-
-
-def _first_time() -> Callable[[str], bool]:
-    """Return a function that says whether it meets an id for the first time.
-
-    A set of 16-byte digests would take about 100 bytes an id. Here two bytes of the digest choose a bucket, and the
-    bucket holds the other fourteen end to end.
-    """
-    buckets = [bytearray() for _ in range(1 << 16)]
-
-    def is_new(name: str) -> bool:
-        digest = blake2b(name.encode("utf-8"), digest_size=16).digest()
-        bucket, trace = buckets[int.from_bytes(digest[:2], "big")], digest[2:]
-        at = bucket.find(trace)
-        while at >= 0 and at % len(trace):  # found across the border of two others
-            at = bucket.find(trace, at + 1)
-        if at < 0:
-            bucket += trace
-        return at < 0
-
-    return is_new

@@ -1,7 +1,7 @@
-"""Files of questions → queries, and the judgements that stand beside them.
+"""Read questions, and the judgements in the same files.
 
-A row that cannot be used is an error, because a figure over half the questions looks like a figure. Knows nothing of
-passages, results, and judgements in files of their own (`evaluation.judgements`).
+A row that cannot be used is an error: a score over half the questions would look like any other score. Separate files
+of judgements are read by `evaluation.files`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KNOWN_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
 class QuestionSet(NamedTuple):
-    """Questions, the judgements that their files hold, and by query id the ids that the files have for them."""
+    """Questions, the judgements in their files, and the files' own ids by query id."""
 
     queries: list[Query]
     qrels: list[Qrel]
@@ -31,20 +31,20 @@ class QuestionSet(NamedTuple):
 
 
 def read_queries(path: str | Path) -> list[Query]:
-    """Read the questions of one file, as `read_questions` does."""
+    """Read the questions of one file like `read_questions`."""
     return read_questions([path]).queries
 
 
 def read_questions(sources: Sequence[str | Path], language: str = "") -> QuestionSet:
-    """Read questions and the judgements beside them.
+    """Read questions, and the judgements in their files.
 
     Args:
-        sources: Each a JSONL file, a TSV file (`id` and `text`, with a header or without), a BEIR folder, a JSON file
+        sources: Each a JSONL file, a TSV file (`id` and `text`, with or without a header), a BEIR folder, a JSON file
             of SQuAD, MLQA or XQuAD, topics of TREC, or `ir_datasets:` and an id. The text of a row is the first of
-            `question`, `query` and `text` that is there; see `datasets` for the rows of known data sets. Where several
-            files of a data set use the same ids in each language, a query's id is that of the file and its language.
-        language: The language of questions for which neither row nor file name has one. Codes lose the spaces around
-            them: the XOR-TyDi files hold ` ar`.
+            `question`, `query` and `text`; see `datasets` for the rows of known data sets. With several sources, if a
+            data set uses the same ids in each language, a query's id is the file's id and the language.
+        language: The language of questions if neither the row nor the file name has one. Codes are stripped of spaces:
+            the XOR-TyDi files hold ` ar`.
 
     Raises:
         InputError: A file or one of its rows cannot be used, or an id occurs twice.
@@ -64,24 +64,24 @@ def read_questions(sources: Sequence[str | Path], language: str = "") -> Questio
                     query_id = f"{query_id}-{language_code}"
                 if query_id in queries:
                     cure = "correct or remove this row, or evaluate the files one by one"
-                    raise InputError(f"{where}: the id {query_id!r} was there before.", cure)
+                    raise InputError(f"{where}: the id {query_id!r} occurred before.", cure)
                 queries[query_id] = query._replace(query_id=query_id, language=language_code)
                 file_ids[query_id] = query.query_id
                 qrels += (Qrel(query_id, name, relevance) for name, relevance in question.relevant.items())
         if len(queries) == count:
-            raise InputError(f"{file}: holds no questions.", "give a file with one question a line.")
+            raise InputError(f"{file}: holds no questions.", "use a file with one question per line")
         if datasets.is_catalogued(source):
             qrels += datasets.catalogued_judgements(str(source), required=False)
     return QuestionSet(list(queries.values()), qrels, file_ids)
 
 
 def may_hold_questions(source: str | Path) -> bool:
-    """Say whether a file of judgements is one that holds the questions, too."""
+    """Return whether a file of judgements may hold the questions, too."""
     return str(source).endswith(KNOWN_SUFFIXES)
 
 
 def _rows(source: str | Path) -> tuple[str, str, Iterator[FileRow]]:
-    """Return the file of a source, what its rows are called, and the rows."""
+    """Return the file of a source, the word for its rows in messages, and the rows."""
     if datasets.is_catalogued(source):
         return str(source), "question", datasets.catalogued_questions(str(source))
     file = str(existing_file(source, "queries.jsonl"))
@@ -107,7 +107,7 @@ def _queries(row: FileRow, where: str) -> Iterator[tuple[QuestionRow, Query]]:
     except ValueError as error:
         problem = str(error)
     if problem:
-        raise InputError(f"{where}: {problem}.", "correct or remove this row.")
+        raise InputError(f"{where}: {problem}.", "correct or remove this row")
 
 
 def _query(question: QuestionRow) -> tuple[Query | None, str]:

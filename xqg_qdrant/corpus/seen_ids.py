@@ -1,6 +1,6 @@
-"""A set of texts in some twenty bytes each, for the ids of millions of passages.
+"""Keep a set of millions of ids in about twenty bytes each.
 
-Knows bytes. A text is known by sixteen bytes of its digest: that two differ and are taken for one does not happen.
+An id is represented by sixteen bytes of its digest; collisions are too unlikely to matter.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ TRACE_BYTES = 14
 class TextSet:
     """A set of texts that only grows.
 
-    A set of 16-byte digests would take about 100 bytes a text. Here two bytes of the digest choose a bucket, and the
-    bucket holds the other fourteen end to end.
+    A Python set of 16-byte digests takes about 100 bytes a text. Here two bytes of the digest choose a bucket, which
+    holds the other fourteen end to end.
     """
 
     def __init__(self) -> None:
@@ -39,12 +39,13 @@ class TextSet:
         return True
 
     def _locate(self, text: str) -> tuple[bytearray, bytes]:
+        """Return the bucket of a text, and its trace of `TRACE_BYTES` bytes."""
         digest = blake2b(text.encode("utf-8"), digest_size=TRACE_BYTES + 2).digest()
         return self._buckets[int.from_bytes(digest[:2], "big")], digest[2:]
 
 
 def _holds(bucket: bytearray, trace: bytes) -> bool:
     at = bucket.find(trace)
-    while at >= 0 and at % TRACE_BYTES:  # found across the border of two others
+    while at >= 0 and at % TRACE_BYTES:  # a match across the border of two traces
         at = bucket.find(trace, at + 1)
     return at >= 0

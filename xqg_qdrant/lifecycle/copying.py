@@ -18,8 +18,9 @@ from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import Fingerprint, refuse_mismatch
 from xqg_qdrant.records import AugmentedPassage
 from xqg_qdrant.stores import read_existing_fingerprint
-from xqg_qdrant.stores.points import batched, make_payload, make_point_id
+from xqg_qdrant.stores.points import make_payload, make_point_id
 from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.streams import batched
 
 BATCH = 256
 EXAMPLES = 5  # passages listed in a message

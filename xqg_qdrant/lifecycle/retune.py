@@ -31,9 +31,8 @@ from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, GeneratedQuery, StoredPassage
 from xqg_qdrant.retrieval import check_collection
 from xqg_qdrant.stores import read_existing_fingerprint
-from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
-from xqg_qdrant.streams import work_in_order
+from xqg_qdrant.streams import batched, work_in_order
 
 GENERATED = ("languages", "queries_per_language")
 

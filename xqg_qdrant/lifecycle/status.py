@@ -14,8 +14,9 @@ from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_recipe
 from xqg_qdrant.records import XQG_VECTOR
 from xqg_qdrant.stores import read_existing_fingerprint
-from xqg_qdrant.stores.points import batched, check_collection_name
+from xqg_qdrant.stores.points import check_collection_name
 from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.streams import batched
 
 BATCH = 1000
 # The embedded engine compares a question with this many vectors in a few milliseconds, so no index is needed.

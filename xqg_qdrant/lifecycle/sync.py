@@ -21,8 +21,8 @@ from xqg_qdrant.fingerprint import (
     refuse_mismatch,
 )
 from xqg_qdrant.records import Passage, QueriedPassage, Reject
-from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.streams import batched
 
 BATCH = 1000
 

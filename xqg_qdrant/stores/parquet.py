@@ -24,7 +24,8 @@ from xqg_qdrant.corpus.formats import PASSAGE_COLUMNS
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import AugmentedPassage, Passage
 from xqg_qdrant.stores.edge.index import SIDECAR, hold, read_sidecar, release, sync_directory, write_sidecar
-from xqg_qdrant.stores.points import VECTOR_NAMES, batched, check_points
+from xqg_qdrant.stores.points import VECTOR_NAMES, check_points
+from xqg_qdrant.streams import batched
 
 OURS = "_xqg"
 UNFINISHED = "_unfinished.parquet"

@@ -5,18 +5,18 @@ Knows the layout of a point. Knows nothing of engines, files or the network.
 
 from __future__ import annotations
 
-import math
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from xqg_qdrant.corpus.fields import to_json
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
@@ -35,10 +35,6 @@ PAYLOAD_FIELDS = frozenset({"passage_id", "text", "title", "metadata", "generate
 # Changing this constant would give every stored passage a second point.
 POINT_NAMESPACE = uuid.UUID("6a8f2c1e-94d7-5b36-8e0a-d1c75f3b20e9")
 
-# Edge accepts deeper values, then can neither read the point nor reopen the directory: its readers stop near 128.
-MAX_METADATA_DEPTH = 64
-MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
-
 # Of quantised vectors so many times the limit are scored again with the stored ones: recall@10 0.94 → 1.00 for 43,000.
 OVERSAMPLING = 2.0
 
@@ -49,7 +45,6 @@ QUERY_FIELDS = itemgetter("language", "text", "number")
 # What GeneratedQuery(…) does, without Python: a search makes hundreds of them.
 MAKE_QUERY = partial(tuple.__new__, GeneratedQuery)
 
-Json: TypeAlias = Any
 T = TypeVar("T")
 
 NAMES_FIELD = "recipe.names"
@@ -68,13 +63,6 @@ def make_point_id(passage_id: str) -> str:
     except UnicodeEncodeError as error:
         cure = "read the file as UTF-8, or give another id"
         raise StoreError(f"passage {passage_id!r}: the id holds half of a surrogate pair.", cure) from error
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield the items in lists of `size`, the last one shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def check_collection_name(collection: str) -> None:
@@ -177,41 +165,6 @@ def make_payload(point: AugmentedPassage) -> dict[str, Any]:
         return others | {field: to_json(value, where + field) for field, value in payload.items()}
     payload["metadata"] = to_json(passage.metadata, where + "metadata")
     return others | payload
-
-
-def to_json(value: object, where: str, depth: int = MAX_METADATA_DEPTH) -> Json:
-    """Return a value as JSON keeps it: lists for tuples, dicts for mappings, else unchanged.
-
-    Raises:
-        StoreError: the value, or one in it, is none that every engine gives back; names it by `where`, and the cure.
-    """
-    if depth < 0:
-        raise StoreError(f"{where[:200]}… is nested deeper than {MAX_METADATA_DEPTH} levels.", "flatten it.")
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            cure = "read the file as UTF-8, or replace the character"
-            raise StoreError(f"{where} holds half of a surrogate pair, which is no text.", cure)
-        return value
-    if isinstance(value, int):
-        if not MIN_INTEGER <= value <= MAX_INTEGER:
-            raise StoreError(f"{where} is {value}, which does not fit into 64 bits.", "store it as text.")
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise StoreError(f"{where} is {value}, which JSON does not know.", "use null or leave it out.")
-        return value
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise StoreError(f"{where} has the key {key!r}, which is no text.", f"use str({key!r}).")
-            to_json(key, f"{where}: the key {key!r}", depth)
-        return {key: to_json(item, f"{where}.{key}", depth - 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(item, f"{where}[{index}]", depth - 1) for index, item in enumerate(value)]
-    cure = "convert it to text, a number, a list or a mapping"
-    raise StoreError(f"{where} is a {type(value).__name__}, which JSON does not know.", cure)
 
 
 def read_payload(payload: Mapping[str, Any]) -> tuple[Passage, tuple[GeneratedQuery, ...]]:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from xqg_qdrant.errors import StoreError
 from xqg_qdrant.records import AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
-from xqg_qdrant.stores.points import OUR_NAMES, VECTOR_NAMES, Names, batched, check_vector, read_payload, rename
+from xqg_qdrant.stores.points import OUR_NAMES, VECTOR_NAMES, Names, check_vector, read_payload, rename
+from xqg_qdrant.streams import batched
 
 
 class Indexing(NamedTuple):

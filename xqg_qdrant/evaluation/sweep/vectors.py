@@ -26,9 +26,8 @@ from xqg_qdrant.lifecycle.retune import is_kept
 from xqg_qdrant.records import PASSAGE_VECTOR, FloatArray, GeneratedQuery, Passage
 from xqg_qdrant.retrieval import check_collection
 from xqg_qdrant.stores import read_existing_fingerprint
-from xqg_qdrant.stores.points import batched
 from xqg_qdrant.stores.protocol import Store
-from xqg_qdrant.streams import work_in_order
+from xqg_qdrant.streams import batched, work_in_order
 
 TEXTS_AT_ONCE = 1024
 POINTS_AT_ONCE = 256

@@ -43,6 +43,7 @@ from xqg_qdrant.stores.protocol import (
     search_in_batches,
     search_terms_in_batches,
 )
+from xqg_qdrant.streams import batched
 
 ENGINE_FILE = "edge_config.json"
 ENGINE_SCRATCH = "temp_segments"
@@ -118,7 +119,7 @@ class EdgeStore:
         """Return the content hash of each of these passages that is stored; reads no vector and no text."""
         shard, _ = self._open(collection)
         hashes = {}
-        for ids in layout.batched(passage_ids, READ_BATCH):
+        for ids in batched(passage_ids, READ_BATCH):
             by_point = {layout.make_point_id(passage_id): passage_id for passage_id in ids}
             with self._wrapped(f"read collection {collection!r}"):
                 records = shard.retrieve(list(by_point), ["content_hash"], False)
@@ -135,7 +136,7 @@ class EdgeStore:
             engine.Point(point_id, _make_vectors(point), payload) for point_id, (point, payload) in checked.items()
         )
         with self._wrapped(f"write to collection {collection!r}"):
-            for batch in layout.batched(records, UPSERT_BATCH):
+            for batch in batched(records, UPSERT_BATCH):
                 shard.update(engine.UpdateOperation.upsert_points(batch))
             shard.flush()
 
@@ -174,7 +175,7 @@ class EdgeStore:
         shard, _ = self._open(collection)
         sparse, names = self._sparse[collection], self._names[collection]
         found = {}
-        for ids in layout.batched(map(layout.make_point_id, passage_ids), SCROLL_BATCH):
+        for ids in batched(map(layout.make_point_id, passage_ids), SCROLL_BATCH):
             with self._wrapped(f"read collection {collection!r}"):
                 records = shard.retrieve([*ids], True, layout.list_vectors(sparse, names))
             for record in records:
@@ -198,7 +199,7 @@ class EdgeStore:
         """Delete points; that they are gone is on the disk when this returns."""
         shard, _ = self._open(collection)
         with self._wrapped(f"delete from collection {collection!r}"):
-            for ids in layout.batched(map(layout.make_point_id, passage_ids), READ_BATCH):
+            for ids in batched(map(layout.make_point_id, passage_ids), READ_BATCH):
                 shard.update(engine.UpdateOperation.delete_points([*ids]))
             shard.flush()
 

@@ -53,6 +53,7 @@ from xqg_qdrant.stores.server.requests import (
     read_authorities,
     wait_for_snapshots,
 )
+from xqg_qdrant.streams import batched
 
 FINGERPRINT_KEY = "xqg_fingerprint"
 SCROLL_BATCH = 256
@@ -142,7 +143,7 @@ class ClientStore:
         self._read_dim(collection)
         hashes = {}
         size = fit(READ_BATCH, self._strict[collection].read_rate_limit)
-        for ids in layout.batched(passage_ids, size):
+        for ids in batched(passage_ids, size):
             by_point = {layout.make_point_id(passage_id): passage_id for passage_id in ids}
             records = self._wire.ask(
                 f"read collection {collection!r}",
@@ -210,7 +211,7 @@ class ClientStore:
         sparse, names = self._sparse[collection], self._names[collection]
         found = {}
         size = fit(SCROLL_BATCH, self._strict[collection].read_rate_limit)
-        for ids in layout.batched(map(layout.make_point_id, passage_ids), size):
+        for ids in batched(map(layout.make_point_id, passage_ids), size):
             records = self._wire.ask(
                 f"read collection {collection!r}",
                 self._client.retrieve,
@@ -241,7 +242,7 @@ class ClientStore:
         """Delete points in requests that a server accepts; each is acknowledged as applied."""
         self._read_dim(collection)
         size = fit(READ_BATCH, self._strict[collection].write_rate_limit)
-        for ids in layout.batched(map(layout.make_point_id, passage_ids), size):
+        for ids in batched(map(layout.make_point_id, passage_ids), size):
             result = self._wire.ask(
                 f"delete from collection {collection!r}",
                 self._client.delete,

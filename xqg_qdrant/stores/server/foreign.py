@@ -31,6 +31,7 @@ from xqg_qdrant.stores.points import VECTOR_NAMES
 from xqg_qdrant.stores.server.client import FINGERPRINT_KEY, READ_BATCH, SCROLL_BATCH, ClientStore
 from xqg_qdrant.stores.server.foreign_points import FOREIGN_KEY, find_problem, get_field, parse_point_id
 from xqg_qdrant.stores.server.limits import fit, split_points
+from xqg_qdrant.streams import batched
 
 FIRST_VERSION = (1, 18)  # the first server that adds vectors to a collection that exists
 OUR_FIELDS = ("generated_queries", "content_hash", "recipe")
@@ -114,7 +115,7 @@ class ForeignStore(ClientStore):
         hashes: dict[str, str] = {}
         self._read_dim(collection, also_foreign=True)
         strict = self._strict[collection]
-        for ids in layout.batched(passage_ids, fit(READ_BATCH, strict.max_query_limit, strict.read_rate_limit)):
+        for ids in batched(passage_ids, fit(READ_BATCH, strict.max_query_limit, strict.read_rate_limit)):
             records, _ = self._wire.ask(
                 f"read collection {collection!r}",
                 self._client.scroll,

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from xqg_qdrant.corpus.fields import Json
 from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout, ScoredPassage
-from xqg_qdrant.stores.points import MAKE_QUERY, QUERY_FIELDS, Json
+from xqg_qdrant.stores.points import MAKE_QUERY, QUERY_FIELDS
 from xqg_qdrant.stores.protocol import RawHit
 from xqg_qdrant.text import is_blank
 

@@ -1,4 +1,4 @@
-"""What is promised of things that are in work side by side; more of it, as the ingest uses it, in `test_pipeline`."""
+"""Batches, and results in order from worker threads; `test_pipeline` tests them as the ingest uses them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from threading import Event
 
 import pytest
 
-from xqg_qdrant.streams import CUDA_WORKERS, count_workers, work_in_order
+from xqg_qdrant.streams import CUDA_WORKERS, batched, count_workers, work_in_order
+
+
+def test_batches_hold_all_items_in_order_and_the_last_may_be_shorter() -> None:
+    assert list(batched(iter(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(batched([], 3)) == []
 
 
 def test_results_come_in_the_order_of_the_items() -> None:

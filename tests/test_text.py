@@ -1,4 +1,4 @@
-"""Words are the same in every script and on every machine."""
+"""Test how text is split into words, in every script."""
 
 from __future__ import annotations
 

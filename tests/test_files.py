@@ -21,7 +21,7 @@ MEGABYTE = 2**20
 
 
 class Stream(io.RawIOBase):
-    """Bytes that are made while they are read, so that they need no memory and no disk."""
+    """A stream whose bytes are made while they are read, without memory or disk."""
 
     def __init__(self, parts: Iterator[bytes]) -> None:
         self._parts = parts
@@ -39,7 +39,7 @@ class Stream(io.RawIOBase):
 
 
 def pour(parts: Iterator[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let standard input give these bytes."""
+    """Replace standard input with these bytes."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Stream(parts))))
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_went_away_is_an_error(write: Write) -> None:
 
 def test_a_path_that_no_file_can_have_is_an_error() -> None:
     for path in ("a\0b.jsonl", "a" * 5000 + ".jsonl"):
-        with pytest.raises(InputError, match=r"no such file|cannot be looked at"):
+        with pytest.raises(InputError, match=r"no such file|cannot be accessed"):
             read_passages(path)
 
 

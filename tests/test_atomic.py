@@ -1,4 +1,4 @@
-"""A folder that an export builds: there whole, or not at all."""
+"""Test that a folder is complete and on disk, or absent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from xqg_qdrant import atomic as aside
+from xqg_qdrant import atomic
 from xqg_qdrant.atomic import LEFTOVER_SECONDS, built_aside
 from xqg_qdrant.errors import InputError
 
@@ -72,7 +72,7 @@ def test_a_kill_at_any_step_leaves_the_whole_folder_or_none_and_does_not_stop_th
     for step in range(1, 40):
         folder = tmp_path / str(step) / "model"
         folder.parent.mkdir()
-        done = subprocess.run([sys.executable, "-c", CHILD, str(folder), str(step), aside.__file__], check=False)
+        done = subprocess.run([sys.executable, "-c", CHILD, str(folder), str(step), atomic.__file__], check=False)
         assert done.returncode in (0, -signal.SIGKILL)
         names = sorted(path.name for path in folder.glob("*"))
         assert names == (["model.onnx", "xqg.json"] if folder.exists() else [])
@@ -82,7 +82,7 @@ def test_a_kill_at_any_step_leaves_the_whole_folder_or_none_and_does_not_stop_th
             assert (folder / "xqg.json").read_text() == "whole"
         if done.returncode == 0:
             break
-    # killed before and after the name was given, and in the end not at all
+    # killed before the rename, killed after it, and finally not killed
     assert {(-signal.SIGKILL, False), (-signal.SIGKILL, True)} <= set(outcomes)
     assert outcomes[-1] == (0, True)
 
@@ -123,7 +123,7 @@ def test_a_folder_that_another_process_made_meanwhile_is_left_alone(tmp_path: Pa
             (temporary / "final").mkdir()
             build(tmp_path / "model", "of the other")
 
-    with pytest.raises(InputError, match=r"model cannot get its name: .*Cure: name another folder"):
+    with pytest.raises(InputError, match=r"cannot name the finished folder .*model .*Cure: use another output folder"):
         build_second()
     assert (tmp_path / "model" / "xqg.json").read_text() == "of the other"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
