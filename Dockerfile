@@ -1,4 +1,4 @@
-# The image of the compose profile `gpu`: the command, with ONNX Runtime's CUDA and cuDNN libraries from the index.
+# Image of the compose profile `gpu`: the xqg command with ONNX Runtime's CUDA and cuDNN libraries from PyPI.
 FROM python:3.12-slim
 
 WORKDIR /src

@@ -1,11 +1,11 @@
-"""How the documentation is built: `sphinx-build -W docs build/docs`."""
+"""Configure the documentation: `sphinx-build -W docs build/docs`."""
 
 project = "xqg-qdrant"
 author = "the xqg-qdrant maintainers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
 exclude_patterns = ["_build"]
 
-# What stands between single backquotes in a docstring is a name.
+# Docstrings write names between single backquotes.
 default_role = "code"
 
 html_theme = "furo"

@@ -1,8 +1,8 @@
-"""What the documentation tells people to type: plain blocks are run, page by page, each page in an empty folder.
+"""The documentation: its blocks run, its commands exist, its site builds, its table of folders is current.
 
-A block of `bash` or `python` is run as it stands. What cannot be run everywhere says so after the word: `bash
-{needs=gpu}`, `server`, `hub`, `docker`, `install` or `network`; of such a block every `xqg` command has to exist with
-its options. `console` shows what a command prints, and other words are not for typing.
+Plain `bash` and `python` blocks are run, page by page, each page in an empty folder. A block that cannot run everywhere
+names its need: `bash {needs=gpu}`, `server`, `hub`, `docker`, `install` or `network`. In it, every `xqg` command must
+exist with its options. `console` blocks show output; other blocks are not for typing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import click
 import pytest
-from test_architecture import CHECKOUT
+from test_architecture import CHECKOUT, MAY_IMPORT
 
 import xqg_qdrant
 from xqg_qdrant.cli import main
@@ -58,7 +58,7 @@ def name(page: Path) -> str:
     return page.relative_to(CHECKOUT).as_posix()
 
 
-# What `xqg demo --write` wrote is cut, as nobody looks at the figures that come of it.
+# Shorten what `xqg demo --write` wrote: the figures on small data do not matter here.
 SHIM = """#!/bin/sh
 '{xqg}' "$@" || exit
 case "$1 $2" in "demo --write") '{python}' '{program}' "$3";; esac
@@ -80,7 +80,7 @@ for name, lines in (("passages.jsonl", passages), ("qrels.tsv", [header, *judged
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """The environment in which pages are typed: the command of the tests' own environment, on a small demo corpus."""
+    """Return the environment of the pages' commands: this one's `xqg`, with a small demo corpus."""
     commands = tmp_path / "bin"
     commands.mkdir()
     (commands / "cut.py").write_text(CUT, encoding="utf-8")
@@ -92,7 +92,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name)
-def test_what_a_page_says_can_be_typed(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
     for block in runnable(page):
@@ -126,7 +126,7 @@ def split(line: str) -> list[str]:
 
 
 def statements(text: str) -> Iterator[str]:
-    """Yield lines, those that a quote or a backslash joins as one."""
+    """Yield statements: lines, joined across quotes and backslashes."""
     begun = ""
     for line in text.replace("\\\n", " ").splitlines():
         begun += line
@@ -171,10 +171,10 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
     assert list(commands("xqg query --collection docs 'a; b' # xqg no")) == [["query", "--collection", "docs", "a; b"]]
 
 
-def test_every_command_is_told_of_somewhere() -> None:
+def test_every_command_is_documented() -> None:
     scripts = [block.text for page in PAGES for block in blocks(page) if block.language in ("bash", "sh")]
-    told = {words[0] for script in scripts for words in commands(script) if words}
-    assert sorted(set(main.commands) - told) == []
+    documented = {words[0] for script in scripts for words in commands(script) if words}
+    assert sorted(set(main.commands) - documented) == []
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
@@ -183,5 +183,11 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "reference" / "python.html").read_text(encoding="utf-8")
     assert [name for name in xqg_qdrant.__all__ if f'id="xqg_qdrant.{name}"' not in reference] == []
-    told = (tmp_path / "reference" / "commands.html").read_text(encoding="utf-8")
-    assert [command for command in main.commands if f'id="xqg-{command}"' not in told] == []
+    reference = (tmp_path / "reference" / "commands.html").read_text(encoding="utf-8")
+    assert [command for command in main.commands if f'id="xqg-{command}"' not in reference] == []
+
+
+def test_the_table_of_folders_is_that_of_the_architecture() -> None:
+    page = (CHECKOUT / "docs" / "explanation.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)(?:/|\.py)` \|[^|]*\|([^|]*)\|$", page, re.MULTILINE)
+    assert {name: set(re.findall(r"\w+", imported)) for name, imported in rows} == MAY_IMPORT | {"cli": {"anything"}}

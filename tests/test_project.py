@@ -1,4 +1,4 @@
-"""What the files around the package promise: packaging, containers, the demo corpus, the documentation."""
+"""The files around the package: packaging, containers, the shipped models, the demo corpus."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_server_of_the_compose_file_is_pinned_and_has_a_volume_and_a_healt
         assert list(places.values()) == ["/qdrant/storage", "/qdrant/snapshots"]
         assert places.keys() <= compose["volumes"].keys()
     volumes = [volume.split(":")[0] for service in servers.values() for volume in service["volumes"]]
-    assert len(set(volumes)) == len(volumes), "no node writes where another one does"
+    assert len(set(volumes)) == len(volumes), "two nodes share a volume"
 
 
 def test_the_compose_file_has_a_cluster_of_three_and_an_ingest_on_a_gpu(compose: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ def test_the_compose_file_has_a_cluster_of_three_and_an_ingest_on_a_gpu(compose:
         for profile in service.get("profiles", ["default"]):
             by_profile.setdefault(profile, []).append(name)
     assert by_profile == {"default": ["qdrant"], "cluster": ["node-1", "node-2", "node-3"], "gpu": ["ingest"]}
-    # Each can be reached from outside when another one is lost, and from outside of this machine none.
+    # Each node is reachable if another one is lost, but only from this machine.
     published = [port for service in compose["services"].values() for port in service.get("ports", ())]
     assert all(port.startswith("127.0.0.1:") for port in published)
     assert len({port.split(":")[1] for port in published}) == len(published)
@@ -104,7 +104,7 @@ def test_the_shipped_models_are_whole_and_within_their_budget() -> None:
 
 
 def test_the_wheel_carries_every_file_of_the_package_the_shipped_models_and_nothing_else(tmp_path: Path) -> None:
-    # Built from a copy: what an earlier build left in the checkout's folder build/ would be packed as well.
+    # Build from a copy: leftovers of an earlier build in build/ would be packed too.
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -144,7 +144,7 @@ def test_each_demo_question_is_asked_in_seven_languages_each_in_its_script() -> 
     assert all(languages == LANGUAGES for languages in asked.values())
 
 
-def test_each_demo_answer_stands_in_the_judged_passage_and_in_no_other() -> None:
+def test_each_demo_answer_occurs_only_in_the_judged_passage() -> None:
     texts = {passage.passage_id: passage.text for passage in read_demo_passages()}
     judged = {qrel.query_id: qrel.passage_id for qrel in read_demo_qrels()}
     queries = read_demo_queries()
@@ -155,9 +155,9 @@ def test_each_demo_answer_stands_in_the_judged_passage_and_in_no_other() -> None
             assert answer not in query.text
 
 
-def test_a_model_that_runs_reports_nothing_to_anybody_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_running_a_model_sends_no_telemetry_and_leaves_no_files(tmp_path: Path) -> None:
     program = "from xqg_qdrant import Encoder; Encoder(threads=1).encode_queries(['a'])"
-    # Where these are set ONNX Runtime is silent by itself.
+    # ONNX Runtime sends nothing if one of these is set.
     silent = {"ORT_DISABLE_TELEMETRY", "GITHUB_ACTIONS", "TF_BUILD", "XDG_CACHE_HOME"}
     environment = {name: value for name, value in os.environ.items() if name not in silent} | {"HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, cwd=ROOT, timeout=120)
