@@ -217,7 +217,7 @@ def _download(source: str, revision: str | None) -> Path:
         path = snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=ELSEWHERE)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"no checkpoint {source!r}: there is no such folder, and the hub did not return it: {error}",
+            f"no checkpoint {source!r}: there is no such folder, and the hub did not return it: {error}.",
             "check the name and the network; accept a gated model's terms on the hub and log in with `hf auth login`",
         ) from error
     return Path(path)
@@ -239,8 +239,8 @@ def _read_dense(source: str, folder: Path) -> Dense:
     ]
     if config.get("use_residual") or elsewhere:
         raise InputError(
-            f"the Dense module of {source} adds to its input, or has another one than the pooled vector; neither is "
-            "supported.",
+            f"the Dense module of {source} has a residual connection, or another input or output than the sentence "
+            "embedding; neither is supported.",
             "export a checkpoint with plain Dense modules",
         )
     if not (folder / "model.safetensors").is_file():
