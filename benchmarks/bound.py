@@ -1,8 +1,8 @@
-"""The least time that a model's arithmetic and memory traffic allow on this machine.
+"""Compute the least time that a model's arithmetic and memory traffic take on this machine.
 
-Arithmetic: multiply-adds of the shape over the best rate that ONNX Runtime reaches in one large matrix product.
-Traffic: bytes of weights and caches over the rate at which memory is read. The two are added, as the parts of a step
-that wait for memory cannot multiply meanwhile; what overlaps makes a share above what is said, never below.
+Arithmetic: multiply-adds of the shape over ONNX Runtime's best rate in one large matrix product. Traffic: bytes of
+weights and caches over the rate at which memory is read. The two are added, since a step cannot multiply while it waits
+for memory. Where they do overlap, the reported share of the bound is too high, never too low.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from harness import spread
 
 BYTES = {"int8": 1, "float32": 4}
-# Rows, depth and columns of the products tried, matrices of the shapes with rows enough to use them; the best counts.
+# Rows, depth and columns of the measured products: matrices of the shapes, with enough rows. The best rate counts.
 PRODUCTS = ((2048, 512, 1024), (2048, 1024, 512), (2048, 384, 1536), (2048, 768, 3072))
 READ_BYTES = 1 << 28
 SECONDS = 0.3
@@ -30,7 +30,7 @@ class Machine(NamedTuple):
 
 
 def prepare_machine(cores: int) -> dict[str, Callable[[Sequence[Any]], Machine]]:
-    """Return, as a side of the harness, a pass that measures the machine with one thread on each core."""
+    """Return a pass, for a side of the harness, that measures the machine with one thread a core."""
     products = {dtype: [_product(dtype, *shape) for shape in PRODUCTS] for dtype in BYTES}
     halves = [np.ones(READ_BYTES // 4, dtype=np.float32) for _ in range(cores)]
 
@@ -50,10 +50,10 @@ def generation_seconds(
     machine: Machine, config: Mapping[str, Any], dtype: str, prompt_tokens: float, new_tokens: float, *,
     samples: int, rows: int, vocabulary: int,
 ) -> float:  # fmt: skip
-    """Return the least seconds for one query of an mT5 of this configuration.
+    """Return the least seconds for one query of an mT5 with this configuration.
 
-    `samples` queries share one run of the encoder and its keys and values, `rows` queries share one reading of the
-    decoder's weights, and the output projection has `vocabulary` columns.
+    `samples` queries share an encoder run with its keys and values, `rows` queries share a read of the decoder's
+    weights, and the output projection has `vocabulary` columns.
     """
     width, inner, wide = config["d_model"], config["num_heads"] * config["d_kv"], 3 * config["d_model"] * config["d_ff"]
     layers = config["num_decoder_layers"]
@@ -68,7 +68,7 @@ def generation_seconds(
 
 
 def encoding_seconds(machine: Machine, config: Mapping[str, Any], dtype: str, tokens: Sequence[int]) -> float:
-    """Return the least seconds to encode texts of these numbers of tokens with a BERT of this configuration.
+    """Return the least seconds for a BERT with this configuration to encode texts of these token counts.
 
     The weights are read once for every 512 tokens, the embedding not at all.
     """
@@ -80,7 +80,7 @@ def encoding_seconds(machine: Machine, config: Mapping[str, Any], dtype: str, to
 
 
 def print_machine(machines: Sequence[Machine]) -> None:
-    """Print the rates that the bound is made of."""
+    """Print the measured rates behind the bound."""
     for dtype in BYTES:
         print(f"{dtype}: {spread([machine.products[dtype] / 1e9 for machine in machines], 0)} GMAC/s")
     print(f"memory: {spread([machine.read / 1e9 for machine in machines], 1)} GB/s", flush=True)
@@ -115,7 +115,7 @@ def _product(dtype: str, rows: int, depth: int, columns: int) -> tuple[Callable[
 
 
 def _rate(work: tuple[Callable[[], object], int]) -> float:
-    """Return units per second of a call that does so many."""
+    """Return the units per second of a call, given the units of one call."""
     call, units = work
     call()
     start, calls = time.perf_counter(), 0

@@ -1,8 +1,8 @@
-"""What Ray costs on one machine: `xqg ingest --engine ray` beside the same ingest in one process, on all its cores.
+"""Compare `xqg ingest --engine ray` with the same ingest in one process, on all cores of one machine.
 
-Both sides are the command as it is typed, with the demo's models, into an empty collection of one server. Two sizes of
-the corpus part what starting costs from what each passage costs. The server is the tests' emulation, in a process of
-its own, unless one is named.
+Both run as shell commands, with the demo's models, into an empty collection of one server. Two sizes of the corpus
+separate the cost of starting from the cost of each passage. The server is the tests' emulation, in its own process,
+unless --store names one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SETTINGS = ["--languages", "fi,ja,ru", "--queries-per-language", "5", "--device"
 
 
 def main() -> None:
-    """Print the seconds of both engines, and what they come to."""
+    """Print the seconds of both engines, passages per second and start-up time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passages", default="128,512", help="two sizes of the corpus")
     parser.add_argument("--runs", type=int, default=3, help="alternating runs")
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def write_corpus(path: Path, count: int) -> Path:
-    """Write demo passages, again and again under other ids."""
+    """Write `count` passages, repeating the demo's under new ids."""
     passages = read_demo_passages()
     chosen = ((number, passages[number % len(passages)]) for number in range(count))
     rows = ({"id": f"{number}", "title": p.title, "text": f"{number}. {p.text}"} for number, p in chosen)
@@ -77,7 +77,7 @@ def run(corpus: Path, url: str, engine: str, workers: list[str]) -> float:
 
 @contextmanager
 def server(url: str | None) -> Iterator[str]:
-    """Yield a server's URL, of the tests' own where none is given."""
+    """Yield the given URL of a server, or that of a new emulated one."""
     if url:
         yield url
         return

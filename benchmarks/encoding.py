@@ -1,4 +1,4 @@
-"""Passages and questions encoded per second: ours beside what a user would otherwise run. Texts in, vectors out."""
+"""Compare passages and questions encoded per second by xqg and other libraries, from texts to vectors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness import Measured, Pass, Side, measure, print_table, ratios, select, 
 
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 
-# Passages have 20 to 512 tokens, the median and the spread such that the mean is about 120.
+# Passages have 20 to 512 tokens; with this median and spread the mean is about 120.
 SHORTEST, LONGEST, MEDIAN, SPREAD = 20, 512, 97, 0.65
 WORDS_PER_TOKEN = 0.9
 TOKENS_PER_BATCH = 2048
@@ -26,7 +26,7 @@ REFERENCE = "sentence-transformers fp32"
 
 
 def ours(cores: int, shape: str, kind: str, dtype: str) -> dict[str, Pass]:
-    """Run this package with one worker thread for each core, as an ingest does."""
+    """Run xqg with one worker thread a core, as an ingest does."""
     from xqg_qdrant.inference.encoder import Encoder
 
     encoder = Encoder(models.exported(shape, dtype), device="cpu", threads=1)
@@ -43,7 +43,7 @@ def ours(cores: int, shape: str, kind: str, dtype: str) -> dict[str, Pass]:
 
 
 def sentence_transformers(cores: int, shape: str, kind: str, backend: str) -> dict[str, Pass]:
-    """Run sentence-transformers, which sorts by length; its onnx backend exports the model through optimum."""
+    """Run sentence-transformers, which sorts by length; its onnx backend exports with optimum."""
     import onnxruntime
     import torch
     from sentence_transformers import SentenceTransformer
@@ -59,7 +59,7 @@ def sentence_transformers(cores: int, shape: str, kind: str, backend: str) -> di
 
 
 def fastembed(cores: int, shape: str, kind: str) -> dict[str, Pass]:
-    """Run FastEmbed on a plain graph as optimum exports it; it takes texts in their order, 256 at a time by default."""
+    """Run FastEmbed on optimum's plain graph; it keeps the order of the texts, 256 a batch by default."""
     from fastembed import TextEmbedding
     from fastembed.common.model_description import ModelSource, PoolingType
 
@@ -77,7 +77,7 @@ def fastembed(cores: int, shape: str, kind: str) -> dict[str, Pass]:
 
 
 def optimum(cores: int, shape: str, kind: str) -> dict[str, Pass]:
-    """Run optimum's ORTModelForFeatureExtraction on texts in their order, pooled in torch."""
+    """Run optimum's ORTModelForFeatureExtraction on texts in order, pooled in torch."""
     import onnxruntime
     from optimum.onnxruntime import ORTModelForFeatureExtraction
 
@@ -105,7 +105,7 @@ def torch_sorted(cores: int, shape: str, kind: str) -> dict[str, Pass]:
         order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
         vectors: Any = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
         while order:
-            # Characters stand for tokens: a token has about five of the demo's.
+            # Estimate tokens by characters: a token of the demo's texts has about five.
             count = max(1, 5 * budget // len(texts[order[0]]))
             vectors[order[:count]] = encode([texts[row] for row in order[:count]])
             order = order[count:]
@@ -117,7 +117,7 @@ def torch_sorted(cores: int, shape: str, kind: str) -> dict[str, Pass]:
 
 
 def _torch_encode(model: Any, shape: str) -> Callable[[Sequence[str]], Any]:  # noqa: ANN401
-    """Return what encodes one batch: mean over the visible tokens, of length one."""
+    """Return a function that encodes one batch: mean over visible tokens, normalised."""
     import torch
     import transformers
 
@@ -152,7 +152,7 @@ def make_sides(shape: str, kind: str) -> list[Side]:
 
 
 def make_texts(kind: str, count: int) -> list[str]:
-    """Return the demo's questions, or passages of many lengths made of the demo's words, in a fixed random order."""
+    """Return the demo's questions, or passages of many lengths from the demo's words, in a fixed random order."""
     order = random.Random(1)
     if kind == "queries":
         questions = [query.text for query in read_demo_queries()]
@@ -169,7 +169,7 @@ def make_texts(kind: str, count: int) -> list[str]:
 
 
 def share_of_bound(shape: str, found: Measured, machines: Sequence[bound.Machine], tokens: Sequence[int]) -> str:
-    """Return the share of the lower bound, in percent, that one of our sides reached in every round."""
+    """Return one of our sides' share of the lower bound in every round, in percent."""
     dtype = found.side.arguments[-1]
     shares = [
         100 * bound.encoding_seconds(machine, shapes.read_config(shape), dtype, tokens) / len(tokens) * rate
@@ -185,10 +185,10 @@ def main() -> None:
     parser.add_argument("--kinds", default="passages,queries")
     parser.add_argument("--cores", default="1", help="such as 1,2")
     parser.add_argument("--runs", type=int, default=5, help="alternating runs")
-    parser.add_argument("--seconds", type=float, default=5.0, help="least time of one side in one run")
+    parser.add_argument("--seconds", type=float, default=5.0, help="minimum time of a side in a run")
     parser.add_argument("--passages", type=int, default=64)
     parser.add_argument("--queries", type=int, default=256)
-    parser.add_argument("--only", default="*", help="such as 'ours int8,torch*': sides with these names")
+    parser.add_argument("--only", default="*", help="sides to run, such as 'ours int8,torch*'")
     given = parser.parse_args()
     for shape in given.shapes.split(","):
         for kind in given.kinds.split(","):
@@ -223,7 +223,7 @@ def _print(shape: str, kind: str, texts: Sequence[str], measured: Sequence[Measu
         ])  # fmt: skip
     print(f"{kind} of {min(tokens)} to {max(tokens)} tokens, {np.mean(tokens):.0f} on average")
     compared = [f"{mine.side.name} is × as fast" for mine in own]
-    print_table(["side", "setting", f"{kind}/s", "least and mean cosine", "% of the bound", *compared], rows)
+    print_table(["side", "setting", f"{kind}/s", "lowest and mean cosine", "% of the bound", *compared], rows)
     bound.print_machine(machines)
 
 

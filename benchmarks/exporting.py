@@ -1,8 +1,8 @@
-"""What the export of a large encoder takes, in time and memory, and what opening it takes afterwards.
+"""Measure time and memory to export a large encoder, and to open it afterwards.
 
-The checkpoint has random weights and the published shape, also that of its vocabulary; its tokenizer knows bytes alone,
-so a text has more tokens than with the published one, and the check of the export reads 16 of them. Every step has a
-process of its own. Needs Linux.
+The checkpoint has random weights in the published shape, vocabulary included. Its tokenizer is byte-level without
+merges, so texts have more tokens than with the published one; the parity check reads 16 of them. Every step runs in its
+own process. Needs Linux.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.step:
         start = time.perf_counter()
-        told = STEPS[options.step](options.folder, options.shape, options.dtype)
+        figures = STEPS[options.step](options.folder, options.shape, options.dtype)
         used = resource.getrusage(resource.RUSAGE_SELF)
         took = {"seconds": time.perf_counter() - start, "processor seconds": used.ru_utime + used.ru_stime}
-        print(json.dumps({**told, **took, "peak MiB": used.ru_maxrss / 1024}))
+        print(json.dumps({**figures, **took, "peak MiB": used.ru_maxrss / 1024}))
         return
     with tempfile.TemporaryDirectory() as folder:
         for step in STEPS:
@@ -81,7 +81,7 @@ def make(folder: Path, shape: str, dtype: str) -> dict[str, Any]:
 
 
 def export(folder: Path, shape: str, dtype: str) -> dict[str, Any]:
-    """Export it, its check included."""
+    """Export the checkpoint, parity check included."""
     from xqg_qdrant.export import export_checkpoint
 
     pooling = "last" if shape.startswith("qwen3") else "mean"
@@ -94,7 +94,7 @@ def export(folder: Path, shape: str, dtype: str) -> dict[str, Any]:
 
 
 def load(folder: Path, shape: str, dtype: str) -> dict[str, Any]:
-    """Open it and encode one question."""
+    """Open the model folder and encode one question."""
     from xqg_qdrant.inference.encoder import Encoder
 
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Generated queries per second: ours beside what a user would otherwise run. Texts in, texts out, encoder included."""
+"""Compare queries generated per second by xqg and other libraries, from texts to texts, encoder included."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from xqg_qdrant.records import Passage
 
 SAMPLES = 5
 TOP_K = 10
-# Tokens of every query, and its mixed lengths: from the fifth token on one in twelve ends it, the 28th at the latest.
+# Tokens of a query of fixed length; mixed lengths: from the fifth token on, 1 in 12 ends it, at the latest the 28th.
 FIXED = 14
 LEAST, MOST, ENDING = 4, 28, 0.083
 ROUND_SECONDS = 10.0
 
 
 def ours(cores: int, shape: str, dtype: str, mixed: bool, language_tokens: bool, restricted: bool) -> dict[str, Pass]:
-    """Run this package with one worker thread for each core, as an ingest does."""
+    """Run xqg with one worker thread a core, as an ingest does."""
     folder = models.exported(shape, dtype, language_tokens, restricted)
     writer = generator.QueryGenerator(folder, device="cpu", threads=1)
     sampling = writer.sampling._replace(top_k=TOP_K, max_new_tokens=MOST if mixed else FIXED)
@@ -46,7 +46,7 @@ def ours(cores: int, shape: str, dtype: str, mixed: bool, language_tokens: bool,
 
 
 class _EndingStep:
-    """A decoder step that replaces a row's id by the end where its drawn length is reached."""
+    """A decoder step that ends each row at its drawn length."""
 
     def __init__(self, step: Step, lengths: Ids) -> None:
         self._step, self._lengths, self._done = step, lengths, 0
@@ -61,7 +61,7 @@ class _EndingStep:
 
 
 def _end_early() -> None:
-    """Make every query end at a drawn length: the weights are random, the lengths must not be."""
+    """Make every query end at a drawn length, since random weights would end them at random."""
     random = np.random.default_rng(1)
 
     def end_early(step: Step, first_ids: Ids, noise: Noise, end_id: int) -> list[list[int]]:
@@ -71,7 +71,7 @@ def _end_early() -> None:
 
 
 def transformers_torch(cores: int, shape: str, dtype: str, mixed: bool) -> dict[str, Pass]:
-    """Run transformers' generate, which encodes a prompt once for its samples."""
+    """Run transformers' generate, which encodes a prompt once for all its samples."""
     import torch
     import transformers
 
@@ -119,7 +119,7 @@ def _transformers_passes(model: Any, shape: str, mixed: bool, sizes: Sequence[in
 
 
 def _end_rows(lengths: Any, ids: Any, scores: Any) -> Any:  # noqa: ANN401
-    """End the rows that have reached their length; transformers calls it with the ids so far, the first included."""
+    """End rows that have reached their length; `ids` holds those so far, with the first."""
     ended = np.flatnonzero(lengths <= ids.shape[1])
     scores[ended] = -np.inf
     scores[ended, shapes.END_ID] = 0
@@ -127,10 +127,10 @@ def _end_rows(lengths: Any, ids: Any, scores: Any) -> Any:  # noqa: ANN401
 
 
 def ctranslate2(cores: int, shape: str, dtype: str, mixed: bool) -> dict[str, Pass]:
-    """Run CTranslate2, its samples as hypotheses of one prompt or as repeated prompts.
+    """Run CTranslate2, with samples as hypotheses of one prompt or as repeated prompts.
 
-    It cannot be told each query's length. With mixed lengths as many random words of the vocabulary end a query as give
-    the same lengths on average.
+    It has no option for the length of each query. For mixed lengths, a random part of the vocabulary ends a query, so
+    that the mean length is the same.
     """
     import ctranslate2 as engine
     from tokenizers import Tokenizer
@@ -184,7 +184,7 @@ def _batches(prompts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 
 def _draw_lengths(random: np.random.Generator, rows: int) -> Any:  # noqa: ANN401
-    """Return the lengths of mixed queries: always the same ones for as many rows, shuffled."""
+    """Return the lengths of mixed queries, shuffled; the same ones for the same number of rows."""
     places = (random.permutation(rows) + 0.5) / rows
     return np.minimum(MOST, LEAST + np.ceil(np.log(1 - places) / np.log(1 - ENDING))).astype(np.int64)
 
@@ -208,9 +208,9 @@ def make_sides(shape: str, mixed: bool) -> list[Side]:
 
 
 def share_of_bound(shape: str, found: Measured, machines: Sequence[bound.Machine], passages: Sequence[Passage]) -> str:
-    """Return the share of the lower bound, in percent, that one of our sides reached, in every round.
+    """Return one of our sides' share of the lower bound in every round, in percent.
 
-    The bound is that of the full vocabulary, so there is none for a restricted one.
+    The bound is for the full vocabulary, so a restricted one has none.
     """
     from tokenizers import Tokenizer
 
@@ -239,9 +239,9 @@ def main() -> None:
     parser.add_argument("--cores", default="1", help="such as 1,2")
     parser.add_argument("--lengths", default="F14,D14", help="F14: 14 tokens a query; D14: 5 to 28, 14.5 on average")
     parser.add_argument("--runs", type=int, default=5, help="alternating runs")
-    parser.add_argument("--seconds", type=float, default=ROUND_SECONDS, help="least time of one side in one run")
+    parser.add_argument("--seconds", type=float, default=ROUND_SECONDS, help="minimum time of a side in a run")
     parser.add_argument("--passages", type=int, default=8)
-    parser.add_argument("--only", default="*", help="such as 'ours int8,CTranslate2*': sides with these names")
+    parser.add_argument("--only", default="*", help="sides to run, such as 'ours int8,CTranslate2*'")
     given = parser.parse_args()
     passages = read_demo_passages()
     passages = passages[:: len(passages) // given.passages][: given.passages]

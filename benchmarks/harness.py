@@ -1,4 +1,4 @@
-"""Sides in processes of their own, measured in turn, and the table of their ratios."""
+"""Measure several sides in turn, each in its own process, and print their ratios as a table."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, TypeAlias
 
-# One pass over a list of inputs; a side offers several under the name of their settings.
+# One pass over a list of inputs; a side offers several, by the names of their settings.
 Pass: TypeAlias = Callable[[Sequence[Any]], Any]
 
 
 class Side(NamedTuple):
-    """Something measured: `prepare(cores, *arguments)` loads it, and returns its settings to choose from.
+    """One side of a comparison: `prepare(cores, *arguments)` loads it and returns a pass for each setting.
 
-    `once` says that one pass a round is enough, however short.
+    With `once`, one pass a round is enough, however short.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Side(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A side's chosen setting, and for every round its inputs per second and what its last pass returned."""
+    """A side's chosen setting; for every round its inputs per second and the result of its last pass."""
 
     side: Side
     setting: str
@@ -39,10 +39,10 @@ class Measured(NamedTuple):
 def measure(sides: Sequence[Side], inputs: Sequence[Any], cores: int, rounds: int, seconds: float) -> list[Measured]:
     """Measure all sides in turn, `rounds` times.
 
-    Each side has a process, with its threads and its memory, on the first `cores` cores. It takes its fastest setting,
-    and in each round passes over all inputs for at least `seconds`.
+    Each side has its own process on the first `cores` cores. It uses its fastest setting, and in each round passes over
+    all inputs for at least `seconds`.
     """
-    # Read when a library is loaded, so set before.
+    # Libraries read these when they are loaded.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(cores)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     workers, measured = [], []
@@ -61,17 +61,17 @@ def measure(sides: Sequence[Side], inputs: Sequence[Any], cores: int, rounds: in
 
 
 def select(sides: Sequence[Side], patterns: str) -> list[Side]:
-    """Return the sides whose name matches one of the patterns, which are separated by commas."""
+    """Return the sides whose name matches one of the comma-separated patterns."""
     return [side for side in sides if any(fnmatch(side.name, pattern) for pattern in patterns.split(","))]
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Return the least, the median and the greatest value."""
+    """Return minimum, median and maximum as text."""
     return " – ".join(f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
 
 
 def ratios(ours: Measured, rival: Measured) -> list[float]:
-    """Return how many times as fast ours was in each round."""
+    """Return the ratio of our rate to the rival's in each round."""
     return [left / right for left, right in zip(ours.rates, rival.rates, strict=True)]
 
 
@@ -87,11 +87,11 @@ def first_cores(count: int) -> set[int]:
     """Return the first cores that this process may use.
 
     Raises:
-        SystemExit: there are not as many.
+        SystemExit: there are fewer than `count`.
     """
     usable = sorted(os.sched_getaffinity(0))
     if len(usable) < count:
-        raise SystemExit(f"{count} cores were asked for, {len(usable)} are at hand")
+        raise SystemExit(f"--cores {count} is more than the {len(usable)} usable cores")
     return set(usable[:count])
 
 
@@ -108,7 +108,7 @@ def _ask(worker: Connection, question: tuple[Any, ...]) -> Any:  # noqa: ANN401
         worker.send(question)
         return worker.recv()
     except (EOFError, OSError):
-        raise SystemExit("a side failed; its error stands above") from None
+        raise SystemExit("a side failed; see its error above") from None
 
 
 def _serve(connection: Connection, side: Side, cores: int) -> None:
@@ -122,7 +122,7 @@ def _serve(connection: Connection, side: Side, cores: int) -> None:
             return
         match question:
             case ("choose", inputs):
-                # The first pass pays for what is done once.
+                # Warm up: the first pass includes one-time costs.
                 passes[chosen](inputs[::4])
                 if len(passes) > 1:
                     chosen = min(passes, key=lambda name: _time(passes[name], inputs)[0])

@@ -1,7 +1,7 @@
-"""Passages ingested per second: `xqg ingest` beside the straightforward script. A corpus in, a collection out.
+"""Compare passages ingested per second by `xqg ingest` and a straightforward script, from corpus to collection.
 
-Both sides have the same models, seven languages and five queries of fourteen tokens in each, and store the same number
-of vectors. Loading the models is not counted.
+Both use the same models, seven languages and five queries of fourteen tokens in each, and store the same number of
+vectors. Loading the models is not counted.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ TOP_K = 10
 TOKENS = 14
 ALPHA = 0.01
 QUERIES = len(shapes.LANGUAGES) * SAMPLES
-# What the script upserts at once.
+# Passages in an upsert of the script.
 UPSERT = 64
 
 
 class Ingested(NamedTuple):
-    """What one ingest came to: points, queries, and which share of the workers' time was spent inside the models."""
+    """The result of an ingest: points, queries, and the share of the workers' time inside the models."""
 
     points: int
     queries: int
@@ -40,7 +40,7 @@ class Ingested(NamedTuple):
 
 
 def ours(cores: int, generator_shape: str, encoder_shape: str, dtype: str, language_tokens: bool) -> dict[str, Pass]:
-    """Run the pipeline of `xqg ingest` into the embedded engine, with one worker for each core."""
+    """Run the pipeline of `xqg ingest` into the embedded engine, with one worker a core."""
     from xqg_qdrant.augmentation.pipeline import ingest
     from xqg_qdrant.augmentation.recipe import make_recipe
     from xqg_qdrant.generation import onnx as room
@@ -53,7 +53,7 @@ def ours(cores: int, generator_shape: str, encoder_shape: str, dtype: str, langu
     encoder = Encoder(models.exported(encoder_shape, dtype), device="cpu", threads=1)
     folder = models.exported(generator_shape, dtype, language_tokens)
     generator = QueryGenerator(folder, device="cpu", threads=1)
-    # Random weights write no language's script; what is dropped would not have to be encoded.
+    # Random weights write no language's script; queries dropped for that would not be encoded.
     room.is_written_in = lambda text, code: True  # type: ignore[attr-defined]
     recipe = make_recipe(
         generator, shapes.LANGUAGES, queries_per_language=SAMPLES, alpha=ALPHA, top_k=TOP_K, max_new_tokens=TOKENS
@@ -75,7 +75,7 @@ def ours(cores: int, generator_shape: str, encoder_shape: str, dtype: str, langu
 
 
 def script(cores: int, generator_shape: str, encoder_shape: str, dtype: str) -> dict[str, Pass]:
-    """Run what one writes first: transformers, sentence-transformers and qdrant-client's local mode, in batches."""
+    """Run the obvious script: transformers, sentence-transformers and qdrant-client's local mode, in batches."""
     import torch
     import transformers
     from qdrant_client import QdrantClient
@@ -137,7 +137,7 @@ def script(cores: int, generator_shape: str, encoder_shape: str, dtype: str) -> 
 
 
 class ModelClock:
-    """Adds up the seconds that all threads spend inside ONNX Runtime."""
+    """A sum of the seconds that all threads spend inside ONNX Runtime."""
 
     def __init__(self) -> None:
         import onnxruntime
@@ -161,14 +161,14 @@ class ModelClock:
 
 
 def check(found: Measured, passages: int) -> None:
-    """Make sure that a side did the whole work.
+    """Check that a side stored all points and queries.
 
     Raises:
-        SystemExit: points are missing, or more than a hundredth of the queries.
+        SystemExit: points are missing, or more than 1% of the queries.
     """
     for ingested in found.results:
         if ingested.points != passages or ingested.queries < 0.99 * QUERIES * passages:
-            raise SystemExit(f"{found.side.name} did not do the whole work: {ingested}")
+            raise SystemExit(f"{found.side.name} left out points or queries: {ingested}")
 
 
 def main() -> None:
@@ -178,8 +178,8 @@ def main() -> None:
     parser.add_argument("--encoder", default="minilm-l12", choices=shapes.ENCODERS)
     parser.add_argument("--cores", default="1", help="such as 1,2")
     parser.add_argument("--runs", type=int, default=5, help="alternating runs")
-    parser.add_argument("--passages", type=int, default=16, help="for each core; whole chunks are 16")
-    parser.add_argument("--only", default="*", help="such as 'xqg int8,script*': sides by name")
+    parser.add_argument("--passages", type=int, default=16, help="passages a core; a whole chunk is 16")
+    parser.add_argument("--only", default="*", help="sides to run, such as 'xqg int8,script*'")
     given = parser.parse_args()
     shape = (given.generator, given.encoder)
     sides = [

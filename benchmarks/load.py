@@ -1,9 +1,9 @@
-"""What opening an encoder costs: `python benchmarks/load.py [--shape xlm-r-large] [--dtype float32]`.
+"""Measure the cost of opening an encoder: `python benchmarks/load.py [--shape xlm-r-large] [--dtype float32]`.
 
-Each part of ours, and sentence-transformers on the same weights, in turn, each time in a process of its own, whose
-imports do not count. The files lie in the page cache. Beside the seconds on the clock stand those of the processor,
-which other work on the machine changes less; ratios are theirs. Memory is what the process then holds beyond its
-imports, its own and that of files it has mapped, and after one text was encoded. Needs Linux.
+Each part of xqg's opening, and sentence-transformers on the same weights, run in turn, each time in a new process.
+Imports do not count, and the files are in the page cache. Times are wall-clock and processor seconds; ratios use the
+latter, which other work on the machine changes less. Memory is the growth since the imports, the process's own and
+that of mapped files, after opening and after one text. Needs Linux.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RUNS = 5
 
 
 def prepare(side: str, folder: Path, threads: int) -> Callable[[], Any]:
-    """Import what a side needs; return what opens it."""
+    """Import the packages of a side; return a function that opens it."""
     if side == RIVAL:
         import torch
         from sentence_transformers import SentenceTransformer
@@ -54,7 +54,7 @@ def prepare(side: str, folder: Path, threads: int) -> Callable[[], Any]:
 
 
 def read_memory() -> tuple[float, float]:
-    """Return the resident memory of this process in GiB: its own, and that of files it has mapped."""
+    """Return the resident memory of this process in GiB: its own and that of mapped files."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     own, files = (int(fields[name].split()[0]) / 2**20 for name in ("RssAnon", "RssFile"))
     return own, files
@@ -78,12 +78,12 @@ def open_here(side: str, folder: Path, cores: int) -> dict[str, Any]:
 
 
 def show_memory(runs: list[dict[str, Any]], when: str) -> str:
-    """Return the medians of a process's own memory and of what it has mapped."""
+    """Return the medians of own and mapped memory as text, empty if not measured."""
     return ", ".join(f"{median(run[when][kind] for run in runs):.2f}" for kind in (0, 1)) if when in runs[0] else ""
 
 
 def grown(before: tuple[float, float]) -> tuple[float, float]:
-    """Return by how much memory has grown since."""
+    """Return the growth of own and mapped memory in GiB."""
     own, files = read_memory()
     return own - before[0], files - before[1]
 

@@ -1,8 +1,8 @@
-"""Memory while a large corpus with given queries is ingested: what the pipeline holds, and what the store adds.
+"""Measure memory during the ingest of a large corpus with given queries: the pipeline's and the store's.
 
-The passages are short, and the encoder is tiny and has random weights, so that a million of them take minutes. Every
-combination of a store and a place of the queries is measured in a process of its own. Needs Linux, and the packages of
-the tests to make the encoder.
+Passages are short and the encoder is tiny, with random weights, so that a million passages take minutes. Every
+combination of a store and a source of queries runs in its own process. Needs Linux, and the tests' packages to make the
+encoder.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ CASES = (("discarded", "corpus"), ("discarded", "file"), ("edge", "corpus"))
 
 
 class Discarded:
-    """A store that forgets what is written to it, so that only the pipeline's own memory is left."""
+    """A store that discards all writes, so that only the pipeline's memory is measured."""
 
     location = "nowhere"
 
     def read_fingerprint(self, collection: str) -> dict[str, Any] | None:
-        """Know of no collection."""
+        """Return no fingerprint."""
         return None
 
     def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
         """Do nothing."""
 
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
-        """Hold nothing."""
+        """Return no hashes."""
         return {}
 
     def upsert(self, collection: str, points: Sequence[AugmentedPassage]) -> None:
@@ -60,7 +60,7 @@ def make_rows(count: int, queries_each: int) -> Iterator[tuple[dict[str, Any], l
 
 
 def write_corpus(folder: Path, count: int, queries_each: int) -> None:
-    """Write a corpus with queries, one without, and its queries in a file of their own that is in another order."""
+    """Write a corpus with queries, one without, and a file of its queries in another order."""
     with (folder / "with.jsonl").open("w") as both, (folder / "without.jsonl").open("w") as alone:
         for row, queries in make_rows(count, queries_each):
             both.write(json.dumps({**row, "generated_queries": queries}) + "\n")
@@ -84,7 +84,7 @@ def write_encoder(folder: Path) -> None:
 
 
 def ingest_here(folder: Path, store_name: str, queries: str, count: int, workers: int) -> None:
-    """Ingest and print a line of JSON at every mark."""
+    """Ingest, and print a line of JSON at every mark: passages, seconds, memory."""
     from xqg_qdrant.augmentation.pipeline import ingest
     from xqg_qdrant.augmentation.recipe import make_recipe
     from xqg_qdrant.corpus.inputs import QueryIndex
@@ -109,7 +109,7 @@ def ingest_here(folder: Path, store_name: str, queries: str, count: int, workers
 
 
 def read_memory() -> tuple[float, float]:
-    """Return the resident memory of this process in MiB: its own, and that of files it has mapped."""
+    """Return the resident memory of this process in MiB: its own and that of mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     own, files = (int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile"))
@@ -120,7 +120,7 @@ def main() -> None:
     """Print one table for each case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passages", type=int, default=MARKS[-1])
-    parser.add_argument("--queries", type=int, default=2, help="a passage")
+    parser.add_argument("--queries", type=int, default=2, help="queries a passage")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--cases", default="0,1,2", help="0: no store; 1: no store, queries in a file; 2: Edge")
     parser.add_argument("--here", nargs=3, help=argparse.SUPPRESS)
@@ -145,7 +145,7 @@ def main() -> None:
                     done, seconds, own, files = json.loads(line)
                     print(f"| {done} | {seconds:.0f} | {own:.0f} | {files:.0f} |", flush=True)
             if process.returncode:
-                raise SystemExit("the ingest failed; its error stands above")
+                raise SystemExit("the ingest failed; see its error above")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The checkpoints of `shapes` and what each rival makes of them, in a cache folder.
+"""Make the checkpoints of `shapes` and each library's converted models, in a cache folder.
 
-Everything is made once, under `$XDG_CACHE_HOME/xqg-benchmarks`, in a folder whose name holds a hash of what it was made
-from. Run as a command it makes everything that the benchmarks need.
+Each is made once, under `$XDG_CACHE_HOME/xqg-benchmarks`, in a folder with a hash of its sources in the name. Run as a
+command, this module makes all models that the benchmarks need.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "xqg-b
 
 
 def cached(name: str, made_from: object, make: Callable[[Path], None]) -> Path:
-    """Return the folder that `make` fills, making it only where it is not there yet."""
+    """Return the cached folder that `make` fills, made if missing."""
     key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:12]
     folder = CACHE / f"{name}-{key}"
     if not folder.exists():
@@ -45,13 +45,13 @@ def checkpoint(name: str, language_tokens: bool = False) -> Path:
 
 
 def exported(name: str, dtype: str, language_tokens: bool = False, restricted: bool = False) -> Path:
-    """Return the model folder that `xqg export` writes, `dtype` one of those of `xqg export`.
+    """Return the model folder that `xqg export` writes, in one of its dtypes.
 
-    `restricted` asks for an output projection that is restricted to each language's own tokens.
+    With `restricted` it also has an output projection for the tokens of each language.
     """
     from xqg_qdrant import export
 
-    # The weights are random, so a short check and a small sample do; a large model takes minutes for the usual ones.
+    # For random weights a short check and a small sample are enough; the usual ones take minutes for a large model.
     if name in shapes.GENERATORS or name == shapes.LARGE:
         export.CHECKED_INPUTS = export.SAMPLED_INPUTS = 14
     source = checkpoint(name, language_tokens)
@@ -71,7 +71,7 @@ def exported(name: str, dtype: str, language_tokens: bool = False, restricted: b
 
 
 def ctranslate2_model(name: str, dtype: str) -> Path:
-    """Return the generator as CTranslate2 converts it, `dtype` one of `float32` and `int8`."""
+    """Return CTranslate2's conversion of a generator; `dtype` is `float32` or `int8`."""
     from ctranslate2.converters import TransformersConverter
 
     source = checkpoint(name)
@@ -83,7 +83,7 @@ def ctranslate2_model(name: str, dtype: str) -> Path:
 
 
 def optimum_model(name: str) -> Path:
-    """Return the model as optimum exports it: plain fp32 graphs, a generator with a second decoder for the caches."""
+    """Return optimum's export of a model: plain fp32 graphs; for a generator, a second decoder with caches."""
     from optimum.exporters.onnx import main_export
 
     source = checkpoint(name)
@@ -98,7 +98,7 @@ def optimum_model(name: str) -> Path:
 
 
 def main() -> None:
-    """Make every checkpoint and what is made of it, the largest left out."""
+    """Make every checkpoint and its converted models, except the largest."""
     for name in ("mt5-small-32k", "mt5-small-250k", *shapes.USUAL_ENCODERS):
         optimum_model(name)
         for dtype in ("float32", "int8"):

@@ -1,9 +1,8 @@
-"""What a question costs, warm and from the shell: `python benchmarks/query.py [--encoder FOLDER]`.
+"""Measure the time of a question, warm and from the shell: `python benchmarks/query.py [--encoder FOLDER]`.
 
-Warm: the package's search in a running process against the encoder's session and the store's engine called directly,
-question by question, turn about. Cold: `xqg query` as a process of its own. The collection is the demo's passages,
-twenty times each, with 35 generated queries a passage, and vectors at random: neither the speed of the encoder nor
-that of the engine depends on them.
+Warm: in a running process, xqg's search and direct calls of the encoder's session and the store's engine take turns,
+question by question. Cold: `xqg query` as a new process. The collection holds each of the demo's passages twenty times,
+with 35 generated queries and random vectors, which affect neither the encoder's speed nor the engine's.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ COLD_RUNS = 9
 
 
 def fill(store: EdgeStore, encoder: Encoder) -> None:
-    """Make the collection, with the encoder's fingerprint."""
+    """Fill the collection, with the encoder's fingerprint."""
     random = np.random.default_rng(0)
     store.create_collection("docs", encoder.dim, {f"encoder.{k}": value for k, value in encoder.describe().items()})
     queries = cycle(GeneratedQuery(query.language, query.text) for query in read_demo_queries())
@@ -50,14 +49,14 @@ def fill(store: EdgeStore, encoder: Encoder) -> None:
 
 
 def ask_ours(store: EdgeStore, encoder: Encoder, question: str) -> float:
-    """Return the seconds of one question through the package."""
+    """Return the seconds of one question with xqg's search."""
     start = time.perf_counter()
     search(store, "docs", encoder, [question], LIMIT, ["xqg"])
     return time.perf_counter() - start
 
 
 def ask_direct(store: EdgeStore, encoder: Encoder, question: str) -> float:
-    """Return the seconds of one question by tokenizer, session and engine, hits with their payload."""
+    """Return the seconds of one question with tokenizer, session and engine, payloads included."""
     shard, _ = store._open("docs")
     start = time.perf_counter()
     ids = np.array([encoder._tokenizer.encode(question).ids], dtype=np.int64)
@@ -69,7 +68,7 @@ def ask_direct(store: EdgeStore, encoder: Encoder, question: str) -> float:
 
 
 def ask_from_shell(folder: Path, encoder_folder: Path, question: str, threads: int) -> float:
-    """Return the seconds of `xqg query` from its start to its end."""
+    """Return the seconds of one run of `xqg query`."""
     command = [sys.executable, "-c", "from xqg_qdrant.cli import main; main()", "query", question]
     options = ["--collection", "docs", "--store", str(folder), "--encoder", str(encoder_folder)]
     start = time.perf_counter()
@@ -78,7 +77,7 @@ def ask_from_shell(folder: Path, encoder_folder: Path, question: str, threads: i
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Return minimum, median and maximum."""
+    """Return minimum, median and maximum as text."""
     return "–".join(f"{value:.{digits}f}" for value in (min(values), median(values), max(values)))
 
 
@@ -95,7 +94,7 @@ def main() -> None:
         store = EdgeStore(folder)
         fill(store, encoder)
         ours, direct = [], []
-        for run in range(given.runs + 1):  # the first one warms up
+        for run in range(given.runs + 1):  # the first run is a warm-up
             sums = [0.0, 0.0]
             for number, text in enumerate(texts):
                 for side in (0, 1) if number % 2 else (1, 0):

@@ -1,4 +1,4 @@
-"""What a dtype loses: cosines to fp32, and recall and MRR against fp32, of an encoder with trained weights."""
+"""Measure the loss of a dtype against fp32: cosines, recall and MRR of an encoder with trained weights."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from xqg_qdrant.records import FloatArray, Passage, Qrel, Query
 DTYPES = ("float32", "int8", "float16", "bfloat16")
 DEPTH = 100
 RECALL_AT, MRR_AT = (1, 10, 100), 10
-# A CPU computes float16 partly in fp32; bfloat16 it does not compute at all.
+# A CPU computes float16 partly in fp32, and bfloat16 not at all.
 HOW_RUN = {"float16": " (on a CPU, partly in fp32)", "bfloat16": " (emulated on a CPU)"}
 
 
 class Texts(NamedTuple):
-    """What is searched, and what is asked."""
+    """Passages, questions and judgements."""
 
     passages: list[Passage]
     queries: list[Query]
@@ -38,14 +38,14 @@ class Texts(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """The vectors of all passages and of all questions, float32 of shape `(n, dim)`."""
+    """Vectors of all passages and all questions, float32 of shape `(n, dim)`."""
 
     passages: FloatArray
     queries: FloatArray
 
 
 def read_texts(folder: Path | None) -> Texts:
-    """Read a folder of passages, English questions and judgements; without one the demo's, in seven languages."""
+    """Read a folder of passages, English questions and judgements; by default the demo's, in seven languages."""
     if folder is None:
         corpus, queries, qrels = DEMO_FOLDER, DEMO_FOLDER, DEMO_FOLDER
     else:
@@ -57,7 +57,7 @@ def read_texts(folder: Path | None) -> Texts:
 
 
 def encode(dtype: str, texts: Texts) -> Vectors:
-    """Encode everything as an ingest and a search do, on a CPU with one thread."""
+    """Encode all texts as an ingest and a search do, on a CPU with one thread."""
     folder = models.exported(shapes.TRAINED, dtype)
     if dtype == "bfloat16":
         sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
@@ -73,7 +73,7 @@ def encode(dtype: str, texts: Texts) -> Vectors:
 
 
 def search(vectors: Vectors, texts: Texts) -> dict[str, list[tuple[str, float]]]:
-    """Return the best passages of each question by an exact search."""
+    """Return the best passages of each question, by exact search."""
     run = {}
     for query, scores in zip(texts.queries, vectors.queries @ vectors.passages.T, strict=True):
         best = np.argsort(-scores, kind="stable")[:DEPTH]
@@ -82,13 +82,13 @@ def search(vectors: Vectors, texts: Texts) -> dict[str, list[tuple[str, float]]]
 
 
 def cosines(left: FloatArray, right: FloatArray) -> FloatArray:
-    """Return the cosine of each pair of rows of length one, shape `(n,)`."""
+    """Return the cosine of each pair of normalised rows, shape `(n,)`."""
     found: FloatArray = (left.astype(np.float64) * right).sum(axis=1)
     return found
 
 
 def compare(values: Sequence[float], others: Sequence[float]) -> str:
-    """Say how many questions are better and worse than the others, and how likely chance alone is."""
+    """Return as text how many questions are better and worse than in `others`, and the p-value."""
     differences = np.asarray(values) - np.asarray(others)
     won, lost = int((differences > 0).sum()), int((differences < 0).sum())
     return f"{won} / {lost} (p = {paired_randomisation_test(others, values):.2f})"
@@ -98,7 +98,9 @@ def main() -> None:
     """Print one table with a row for each dtype."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="corpus.jsonl.gz, queries.en.jsonl.gz and qrels.tsv.gz")
-    parser.add_argument("--dtypes", default=",".join(DTYPES), help="such as float32,int8; float32 is always measured")
+    parser.add_argument(
+        "--dtypes", default=",".join(DTYPES), help="dtypes to measure, such as float32,int8; always float32"
+    )
     given = parser.parse_args()
     texts = read_texts(given.folder)
     print(f"{shapes.TRAINED}, {len(texts.passages)} passages, {len(texts.queries)} questions", flush=True)

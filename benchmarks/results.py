@@ -1,7 +1,7 @@
-"""The tables of docs/results.md that the shipped models make: `python benchmarks/results.py DATA` writes them anew.
+"""Rewrite the tables of docs/results.md about the shipped models: `python benchmarks/results.py DATA`.
 
-Each table stands there behind a comment that names it. Every figure is that of an `xqg` command, which is printed
-before it runs. DATA is a folder as training/README.md describes it, with `dev` and `question-match`.
+Each table follows a comment with its name. Every figure comes from an `xqg` command, which is printed before it runs.
+DATA is the folder that training/README.md describes, with `dev` and `question-match`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEMO = CHECKOUT / "xqg_qdrant" / "demo"
 LEXICON = DEMO / "lexicon.tsv.gz"
 LANGUAGES = ("ar", "bn", "fi", "ja", "ko", "ru", "te")
 DEV_LANGUAGES = ("ar", "ru")
-# The demo's, as the lexicon's collections are ingested by options.
+# The demo's recipe, for the collections that are ingested with the lexicon.
 RECIPE = ("--fusion", "mean", "--alpha", "0.1", "--renormalise")
 SURE = 0.05
 # Xin et al. 2023 (arXiv 2305.03950), table 1.
@@ -37,19 +37,19 @@ Figures = Mapping[str, Any]
 
 
 class Bench:
-    """Runs commands in a folder of their own, over the data."""
+    """A runner of `xqg` commands on the data, in a temporary folder."""
 
     def __init__(self, folder: Path, data: Path) -> None:
         self._folder = folder
         self._ingested: set[str] = set()
         self.dev = data / "dev"
         self.question_match = data / "question-match"
-        # Given as queries it stands for no queries at all.
+        # An empty file of queries: an ingest without any.
         self.none = folder / "none.jsonl"
         self.none.touch()
 
     def run(self, *command: str | Path) -> Figures:
-        """Run `xqg`, and return what it prints as JSON, if it does."""
+        """Run `xqg`; return its JSON output, empty without --json."""
         words = list(map(str, command))
         print("xqg", *words, file=sys.stderr, flush=True)
         program = Path(sys.executable).with_name("xqg")
@@ -61,20 +61,20 @@ class Bench:
         return figures
 
     def ingest(self, corpus: Path, collection: str, *options: str | Path) -> None:
-        """Ingest a corpus with the demo's recipe, unless another table has."""
+        """Ingest a corpus with the demo's recipe, unless this run already has."""
         if collection in self._ingested:
             return
         self._ingested.add(collection)
         self.run("ingest", corpus, "--collection", collection, *RECIPE, *options)
 
     def evaluate(self, collection: str, questions: Path, rankings: Sequence[str], qrels: Path | None = None) -> Figures:
-        """Search a collection by several rankings, and compare each with the first."""
+        """Search a collection with several rankings, and compare each with the first."""
         ranked = [word for ranking in rankings for word in ("--rank", ranking)]
         judged = ["--qrels", str(qrels)] if qrels else []
         return self.run("evaluate", "--collection", collection, "--questions", questions, *judged, *ranked, "--json")
 
     def questions(self, folder: Path, languages: Sequence[str]) -> Path:
-        """Return one file with the questions of these languages, the first where two have one id."""
+        """Return a file with the questions of these languages, the first of each id."""
         path = self._folder / f"{folder.name}-{'-'.join(languages)}.jsonl"
         parts = [gzip.decompress((folder / f"queries.{language}.jsonl.gz").read_bytes()) for language in languages]
         rows = {json.loads(line)["id"]: line for line in reversed(b"".join(parts).splitlines())}
@@ -83,7 +83,7 @@ class Bench:
 
 
 def make_paper_table(bench: Bench) -> list[str]:
-    """Return the table of R@2kt beside the paper's."""
+    """Return the table of R@2kt, with the paper's rows."""
     generated, lexicon = bench.run("demo", "--json"), bench.run("demo", "--lexicon", "--json")
     rows = [
         ("demo encoder", generated, "passage"),
@@ -91,14 +91,14 @@ def make_paper_table(bench: Bench) -> list[str]:
         ("+ words of the lexicon (`xqg`)", lexicon, "xqg"),
         ("+ words of the lexicon, terms too (`hybrid`)", lexicon, "hybrid"),
     ]
-    # The average stands behind the languages, as in the paper.
+    # The average comes after the languages, as in the paper.
     cells = [(name, format_row(figures, run, "R@2kt", LANGUAGES)) for name, figures, run in rows]
     lines = [format_line([name, *row[1:-2], row[0], *row[-2:]]) for name, row in cells]
     return [*format_head(["", *LANGUAGES, "avg", "difference", "p"]), *PAPER, *lines]
 
 
 def make_number_table(bench: Bench) -> list[str]:
-    """Return the gain of hybrid search for each number of the lexicon's rows."""
+    """Return the gain of hybrid search for each number of the lexicon's queries."""
     lines = []
     for number in range(1, 6):
         bench.ingest(DEMO, f"k{number}", "--generator", LEXICON, "--sparse", "--queries-per-language", str(number))
@@ -113,7 +113,7 @@ def make_number_table(bench: Bench) -> list[str]:
 
 
 def make_sweep_table(bench: Bench) -> list[str]:
-    """Return what the best setting of one half of the questions gains on the other."""
+    """Return the gain of one half's best setting on the other half of the questions."""
     bench.run("demo", "--json")
     bench.ingest(bench.dev / "corpus.jsonl.gz", "dev-generator", "--sparse")
     every = sorted(path.name.split(".")[1] for path in bench.dev.glob("queries.*.jsonl.gz"))
@@ -134,7 +134,7 @@ def make_sweep_table(bench: Bench) -> list[str]:
 
 
 def make_demo_table(bench: Bench) -> list[str]:
-    """Return each ranking of the demo corpus, with the lexicon's words and with generated queries."""
+    """Return MRR of each ranking of the demo corpus, with the lexicon and with generated queries."""
     bench.ingest(DEMO, "demo-lexicon", "--generator", LEXICON, "--sparse")
     bench.ingest(DEMO, "demo-generator", "--sparse")
     found = {
@@ -154,7 +154,7 @@ def make_demo_table(bench: Bench) -> list[str]:
 
 
 def make_dev_table(bench: Bench) -> list[str]:
-    """Return each ranking of XQuAD's half: with the lexicon's words, without any, and with generated queries."""
+    """Return MRR of each ranking of XQuAD's half, with the lexicon, no queries and generated ones."""
     corpus = bench.dev / "corpus.jsonl.gz"
     bench.ingest(corpus, "dev-generator", "--sparse")
     bench.ingest(corpus, "dev-lexicon", "--generator", LEXICON, "--languages", ",".join(DEV_LANGUAGES), "--sparse")
@@ -177,11 +177,11 @@ def make_dev_table(bench: Bench) -> list[str]:
 
 
 def make_target_table(bench: Bench) -> list[str]:
-    """Return what of the encoder's targets is reached, by its plain vectors."""
+    """Return the encoder's figures for its targets, with plain vectors."""
     folder = bench.question_match
     bench.ingest(folder / "corpus.jsonl.gz", "questions", "--queries", bench.none)
     bench.ingest(bench.dev / "corpus.jsonl.gz", "dev-text", "--queries", bench.none, "--sparse")
-    # One by one: questions in several languages share an id.
+    # One language at a time: questions in several languages share an id.
     matched = {
         language: bench.evaluate(
             "questions", bench.questions(folder, (language,)), ("passage",), folder / "qrels.tsv.gz"
@@ -199,7 +199,7 @@ def make_target_table(bench: Bench) -> list[str]:
 
 
 def format_row(figures: Figures, run: str, measure: str, languages: Sequence[str]) -> list[str]:
-    """Return a run's average, its value in each language, starred where it differs, and its difference and p."""
+    """Return a run's average, value in each language (starred if significant), difference and p."""
     found = figures[run][measure]
     compared = figures["comparison"].get(run, {}).get(measure)
     cells = [f"{found['macro']:.2f}"]
@@ -210,7 +210,7 @@ def format_row(figures: Figures, run: str, measure: str, languages: Sequence[str
 
 
 def format_difference(compared: Figures) -> list[str]:
-    """Return a difference with its interval, and its p."""
+    """Return a difference with its interval, and p."""
     low, high = compared["interval"]
     return [f"{_signed(compared['difference'])} ({_signed(low)} to {_signed(high)})", _p(compared["p"])]
 
@@ -244,22 +244,22 @@ TABLES: dict[str, Callable[[Bench], list[str]]] = {
 
 
 def replace_table(page: str, name: str, table: Sequence[str]) -> str:
-    """Return a page with another table behind the comment of this name.
+    """Return the page with the table after the comment of this name replaced.
 
     Raises:
-        ValueError: there is no such comment, or no table behind it.
+        ValueError: there is no such comment, or no table after it, or there are several.
     """
     place = re.compile(rf"(<!-- table: {name} -->\n\n?)(?:\|.*\n)+")
     if len(place.findall(page)) != 1:
-        raise ValueError(f"the page has no table behind <!-- table: {name} -->, or several")
+        raise ValueError(f"the page has no table after <!-- table: {name} -->, or several")
     return place.sub(lambda found: found[1] + "\n".join(table) + "\n", page)
 
 
 def main() -> None:
-    """Write all tables, each as soon as it is known."""
+    """Rewrite the tables one by one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--only", default=",".join(TABLES), help="such as dev,targets: the tables of these names")
+    parser.add_argument("--only", default=",".join(TABLES), help="tables to rewrite, such as dev,targets")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), given.data.resolve())

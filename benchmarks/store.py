@@ -1,7 +1,7 @@
-"""What our embedded store costs over its engine called directly: `python benchmarks/store.py [--points 1000000]`.
+"""Compare the embedded store with direct calls of its engine: `python benchmarks/store.py [--points 1000000]`.
 
-Both sides write the same records (384-d vectors, text, title, metadata, 35 generated queries) in the same batches with
-the same settings and flushes, and ask the same questions, turn about. The direct side turns records into the engine's
+Both sides take turns to write the same records (384-d vectors, text, title, metadata, 35 generated queries) in the same
+batches, with the same settings and flushes, and to answer the same questions. The direct side converts records to
 points in the shortest way, checks nothing and reads every hit's payload. Making the records is not timed.
 """
 
@@ -54,14 +54,14 @@ def make_chunks(points: int) -> Iterator[list[AugmentedPassage]]:
 
 
 def write_ours(store: EdgeStore, chunk: list[AugmentedPassage]) -> float:
-    """Return the seconds that the store takes to write a chunk."""
+    """Return the seconds of the store to write a chunk."""
     start = time.perf_counter()
     store.upsert("docs", chunk)
     return time.perf_counter() - start
 
 
 def write_direct(shard: engine.EdgeShard, chunk: list[AugmentedPassage]) -> float:
-    """Return the seconds that the engine takes to write a chunk."""
+    """Return the seconds of the engine to write a chunk."""
     start = time.perf_counter()
     records = [
         engine.Point(
@@ -88,7 +88,7 @@ def write_direct(shard: engine.EdgeShard, chunk: list[AugmentedPassage]) -> floa
 
 
 def compare_writes(store: EdgeStore, shard: engine.EdgeShard, points: int, runs: int) -> None:
-    """Write on both sides, chunk by chunk turn about; a run is a stretch of the growing collections."""
+    """Write to both sides in turns, chunk by chunk; a run is a stretch of the growing collections."""
     ours, direct = [0.0] * runs, [0.0] * runs
     for number, chunk in enumerate(make_chunks(points)):
         run = number * CHUNK * runs // points
@@ -102,14 +102,14 @@ def compare_writes(store: EdgeStore, shard: engine.EdgeShard, points: int, runs:
 
 
 def search_ours(store: EdgeStore, question: FloatArray) -> float:
-    """Return the seconds that the store takes to answer a question."""
+    """Return the seconds of the store to answer a question."""
     start = time.perf_counter()
     store.search("docs", question[None], "xqg", LIMIT)
     return time.perf_counter() - start
 
 
 def search_direct(store: EdgeStore, question: FloatArray) -> float:
-    """Return the seconds that the engine takes to answer a question."""
+    """Return the seconds of the engine to answer a question."""
     shard, _ = store._open("docs")
     start = time.perf_counter()
     query = engine.Query.Nearest(question.tolist(), using="xqg")
@@ -119,7 +119,7 @@ def search_direct(store: EdgeStore, question: FloatArray) -> float:
 
 
 def report(name: str, ours: list[float], direct: list[float], count: int) -> None:
-    """Print a line: what one thing takes on each side, and the ratio as min–median–max over pairs of runs."""
+    """Print each side's time for one operation, and the ratio as min–median–max over pairs of runs."""
     ratios = sorted(a / b for a, b in zip(ours, direct, strict=True))
     spread = "–".join(f"{value:.3f}" for value in (ratios[0], float(np.median(ratios)), ratios[-1]))
     ours_ms, direct_ms = (1000 * float(np.median(times)) / count for times in (ours, direct))
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--index", action="store_true", help="also index the collection and search it again")
-    parser.add_argument("--folder", type=Path, help="where to write; needs 20 KB a point")
+    parser.add_argument("--folder", type=Path, help="folder to write to; needs 20 KB a point")
     given = parser.parse_args()
     workplace = Path(tempfile.mkdtemp(dir=given.folder))
     try:
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def compare_search(store: EdgeStore, name: str, questions: FloatArray, runs: int) -> None:
-    """Search on both sides, question by question turn about, after a run that counts for nothing."""
+    """Search both sides in turns, question by question, after a warm-up run."""
     ours, direct = [0.0] * (runs + 1), [0.0] * (runs + 1)
     for run in range(runs + 1):
         for number, question in enumerate(questions):

@@ -1,6 +1,6 @@
-"""What a sweep costs, stage by stage: `python benchmarks/sweep.py COLLECTION STORE QUESTIONS [--qrels QRELS]`.
+"""Measure each stage of a sweep: `python benchmarks/sweep.py COLLECTION STORE QUESTIONS [--qrels QRELS]`.
 
-Wall-clock and processor time of each stage of `xqg sweep` with the demo encoder, and the largest memory so far.
+Prints wall-clock and processor time of each stage of `xqg sweep` with the demo encoder, and peak memory so far.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def timed(stage: str, run: Callable[[], T]) -> T:
-    """Run a stage and print what it cost."""
+    """Run a stage and print its time and peak memory."""
     wall, processor = time.perf_counter(), time.process_time()
     result = run()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("store")
     parser.add_argument("questions", type=Path, nargs="+")
     parser.add_argument("--qrels", type=Path)
-    parser.add_argument("--measure", help="such as R@2kt; by default that of xqg sweep")
+    parser.add_argument("--measure", help="measure, such as R@2kt; by default that of xqg sweep")
     given = parser.parse_args()
     queries, qrels = read_judged_questions(given.questions, given.qrels)
     encoder = Encoder(shipped_model(DEMO_ENCODER), "cpu", 1)

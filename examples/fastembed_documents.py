@@ -1,10 +1,10 @@
-"""FastEmbed: questions as `models.Document`, which qdrant-client turns into vectors itself.
+"""FastEmbed: questions as `models.Document`, which qdrant-client itself encodes.
 
     pip install fastembed
     python fastembed_documents.py MODEL_FOLDER PATH_OR_URL COLLECTION QUESTION
 
-FastEmbed wants a file more than a model folder has, and adds no prefix by itself. It brings a package `onnxruntime`
-that overwrites `onnxruntime-gpu`: where xqg is installed, add it with `pip install --no-deps fastembed`.
+FastEmbed needs one file more than a model folder has, and adds no prefix itself. It depends on `onnxruntime`, which
+overwrites `onnxruntime-gpu`: next to xqg, install it with `pip install --no-deps fastembed`.
 """
 
 import json
@@ -23,15 +23,15 @@ about = json.loads(Path(folder, "xqg.json").read_text(encoding="utf-8"))
 
 with tempfile.TemporaryDirectory() as own:
     shutil.copytree(folder, own, dirs_exist_ok=True)
-    # One question at a time needs no padding, but FastEmbed wants to know of a token for it.
+    # One question at a time needs no padding, but FastEmbed requires a padding token.
     token = Tokenizer.from_file(f"{folder}/tokenizer.json").id_to_token(0)
     config = {"model_max_length": about["max_query_tokens"], "pad_token": token}
     Path(own, "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     TextEmbedding.add_custom_model(
         model="xqg-encoder",
-        pooling=PoolingType.DISABLED,  # it lies inside the graph
+        pooling=PoolingType.DISABLED,  # the graph pools
         normalization=False,
-        sources=ModelSource(url="https://example.org/never-asked"),
+        sources=ModelSource(url="https://example.org/never-fetched"),
         dim=about["dim"],
         model_file="model.onnx",
     )

@@ -1,4 +1,4 @@
-"""Haystack: a retriever over a collection that was made for it, with `xqg ingest --payload-layout haystack`.
+"""Haystack: a retriever for a collection made with `xqg ingest --payload-layout haystack`.
 
 pip install xqg-qdrant qdrant-haystack
 python haystack_retriever.py PATH_OR_URL COLLECTION QUESTION
@@ -15,10 +15,10 @@ from xqg_qdrant import Encoder
 
 @component
 class XqgQueryEmbedder:
-    """Encodes with the model that the collection was made with."""
+    """A text embedder with the model that the collection was made with."""
 
     def __init__(self, encoder: Encoder) -> None:
-        """Take an encoder: prefixes and lengths are its own."""
+        """Wrap an encoder, which adds its own prefixes and truncates."""
         self.encoder = encoder
 
     @component.output_types(embedding=list[float])
@@ -28,13 +28,13 @@ class XqgQueryEmbedder:
 
 
 location, collection, question = sys.argv[1:]
-encoder = Encoder()  # or Encoder("onnx/multilingual-e5-small"): that of the collection
+encoder = Encoder()  # the collection's model, such as Encoder("onnx/multilingual-e5-small")
 store = QdrantDocumentStore(
     **({"url": location} if location.startswith("http") else {"path": location}),
     index=collection,
     embedding_dim=encoder.dim,
     similarity="dot_product",
-    use_sparse_embeddings=True,  # by which Haystack means: the vectors have names
+    use_sparse_embeddings=True,  # makes Haystack expect named vectors
 )
 pipeline = Pipeline()
 pipeline.add_component("embedder", XqgQueryEmbedder(encoder))

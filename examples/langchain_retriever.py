@@ -1,4 +1,4 @@
-"""LangChain: a retriever over a collection that xqg filled.
+"""LangChain: a retriever for a collection filled by xqg.
 
 pip install xqg-qdrant langchain-qdrant
 python langchain_retriever.py PATH_OR_URL COLLECTION QUESTION
@@ -14,10 +14,10 @@ from xqg_qdrant import Encoder
 
 
 class XqgEmbeddings(Embeddings):
-    """Encodes with the model that the collection was made with."""
+    """Embeddings by the model that the collection was made with."""
 
     def __init__(self, encoder: Encoder) -> None:
-        """Take an encoder: prefixes and lengths are its own."""
+        """Wrap an encoder, which adds its own prefixes and truncates."""
         self.encoder = encoder
 
     def embed_query(self, text: str) -> list[float]:
@@ -25,7 +25,7 @@ class XqgEmbeddings(Embeddings):
         return self.encoder.encode_queries([text])[0].tolist()
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Encode texts without augmentation: LangChain asks once, to learn the length of a vector."""
+        """Encode texts without augmentation; LangChain calls this once, for the vector's dimension."""
         return self.encoder.encode_passages(texts).tolist()
 
 
@@ -34,7 +34,7 @@ client = QdrantClient(url=location) if location.startswith("http") else QdrantCl
 store = QdrantVectorStore(
     client,
     collection,
-    XqgEmbeddings(Encoder()),  # or Encoder("onnx/multilingual-e5-small"): that of the collection
+    XqgEmbeddings(Encoder()),  # the collection's model, such as Encoder("onnx/multilingual-e5-small")
     vector_name="xqg",
     content_payload_key="text",
     metadata_payload_key="metadata",

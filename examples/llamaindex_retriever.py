@@ -1,4 +1,4 @@
-"""LlamaIndex: a retriever over a collection that xqg filled.
+"""LlamaIndex: a retriever for a collection filled by xqg.
 
 pip install xqg-qdrant llama-index-vector-stores-qdrant
 python llamaindex_retriever.py PATH_OR_URL COLLECTION QUESTION
@@ -16,12 +16,12 @@ from xqg_qdrant import Encoder
 
 
 class XqgEmbedding(BaseEmbedding):
-    """Encodes with the model that the collection was made with."""
+    """Embeddings by the model that the collection was made with."""
 
     _encoder: Encoder = PrivateAttr()
 
     def __init__(self, encoder: Encoder) -> None:
-        """Take an encoder: prefixes and lengths are its own."""
+        """Wrap an encoder, which adds its own prefixes and truncates."""
         super().__init__()
         self._encoder = encoder
 
@@ -38,7 +38,7 @@ class XqgEmbedding(BaseEmbedding):
 location, collection, question = sys.argv[1:]
 client = QdrantClient(url=location) if location.startswith("http") else QdrantClient(path=location)
 store = QdrantVectorStore(collection, client=client, text_key="text", dense_vector_name="xqg")
-# The encoder is that of the collection, such as Encoder("onnx/multilingual-e5-small").
+# Use the collection's model, such as Encoder("onnx/multilingual-e5-small").
 index = VectorStoreIndex.from_vector_store(store, embed_model=XqgEmbedding(Encoder()))
 for found in index.as_retriever(similarity_top_k=3).retrieve(question):
     print(f"{found.score:.4f}", found.metadata["title"], found.text[:60], sep="\t")

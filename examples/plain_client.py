@@ -1,8 +1,8 @@
-"""qdrant-client alone: nothing of xqg is imported, which is what a client in any language does.
+"""qdrant-client alone, without xqg, as a client in any language does it.
 
     python plain_client.py MODEL_FOLDER PATH_OR_URL COLLECTION QUESTION
 
-A question's vector is what the model of the collection makes of it, with the prefix and the length of its `xqg.json`.
+The collection's model encodes the question, with the prefix and maximum length from its `xqg.json`.
 """
 
 import json
@@ -22,7 +22,7 @@ tokenizer.no_padding()
 tokenizer.enable_truncation(about["max_query_tokens"])
 encoding = tokenizer.encode(about["query_prefix"] + question)
 
-# Pooling and normalisation lie inside the graph: what comes out is the vector.
+# The graph pools and normalises: its output is the vector.
 session = InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
 feeds = {"input_ids": np.array([encoding.ids]), "attention_mask": np.array([encoding.attention_mask])}
 vector = session.run(None, {model_input.name: feeds[model_input.name] for model_input in session.get_inputs()})[0][0]

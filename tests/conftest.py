@@ -21,6 +21,14 @@ from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _run_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Name the folder that `checkpoints` shares among all processes of this run; pytest removes it."""
+    folder = tmp_path_factory.getbasetemp()
+    # pytest-xdist puts the folder of each worker into that of the run.
+    os.environ["XQG_TEST_RUN"] = str(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+
+
 @pytest.fixture(scope="session")
 def demo_encoder() -> Encoder:
     return Encoder(shipped_model(DEMO_ENCODER), "cpu", threads=1)

@@ -1,4 +1,4 @@
-"""What the benchmarks' figures rest on: the arithmetic of the bound, and queries of the lengths that are claimed."""
+"""The benchmarks: arithmetic of the bound, lengths of queries, measures of loss, tables of the results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_bound_of_encoding_counts_every_multiply_add_and_every_byte_read() -
     assert seconds == pytest.approx(multiply_adds / 1000 + 2 * weights / 50)
 
 
-def test_mixed_queries_have_5_to_28_tokens_and_14_and_a_half_on_average() -> None:
+def test_mixed_queries_have_5_to_28_tokens_and_14_5_on_average() -> None:
     from generation import _draw_lengths
 
     lengths = _draw_lengths(np.random.default_rng(3), 1000)
@@ -73,12 +73,12 @@ def test_the_loss_is_measured_on_the_questions_of_the_folder(tmp_path: Path) -> 
 def test_a_comparison_counts_the_questions_that_a_dtype_wins_and_loses() -> None:
     import recall
 
-    # Of the 8 signs of three equal differences, 8 are as far from zero as 2 - 1.
+    # Each of the 8 sign patterns of three equal differences has a sum at least as far from zero as 2 - 1.
     assert recall.compare([1, 1, 0, 0.5], [0, 0, 1, 0.5]) == "2 / 1 (p = 1.00)"
     assert recall.compare([0, 0, 0, 1], [1, 1, 1, 1]) == "0 / 3 (p = 0.25)"
 
 
-def test_each_table_that_the_shipped_models_make_has_its_place_among_the_results() -> None:
+def test_each_table_is_found_on_the_page_of_results_and_replaced() -> None:
     import results
 
     page = results.PAGE.read_text(encoding="utf-8")
@@ -87,11 +87,11 @@ def test_each_table_that_the_shipped_models_make_has_its_place_among_the_results
         assert f"<!-- table: {name} -->\n| new |\n|---|\n| 1 |\n\n" in written
         heading = page.partition(f"<!-- table: {name} -->\n")[2].partition("\n")[0]
         assert written.count(heading) == page.count(heading) - 1
-    with pytest.raises(ValueError, match="no table behind <!-- table: other -->"):
+    with pytest.raises(ValueError, match="no table after <!-- table: other -->"):
         results.replace_table(page, "other", ["| new |"])
 
 
-def test_a_row_of_the_results_has_stars_where_a_language_differs_after_holm() -> None:
+def test_a_row_of_the_results_has_stars_for_languages_that_are_significant_after_holm() -> None:
     import results
 
     values = {"macro": 12.345, "per_language": {"ar": 10.0, "ru": 14.69}}

@@ -1,4 +1,4 @@
-"""The examples: each program finds what xqg finds. Where what it shows is not installed it is skipped, and says so."""
+"""The examples: each program finds what xqg finds, or is skipped if its package is not installed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JAVASCRIPT = EXAMPLES / "javascript"
 MODEL = str(shipped_model(DEMO_ENCODER))
 ROWS = [row._replace(queries=row.queries[:7]) for row in demo_rows(8)]
 QUESTION = next(query.text for query in ROWS[0].queries if query.language == "ja")
-# What the programs print of a passage.
+# How much of a passage the programs print.
 SHOWN_CHARACTERS = 60
 
 needs_node = pytest.mark.skipif(
@@ -39,7 +39,7 @@ needs_node = pytest.mark.skipif(
 
 
 class Ingested(NamedTuple):
-    """A folder that holds the same passages by xqg's layout and by Haystack's, and what xqg finds in it."""
+    """A store with the same passages in xqg's and Haystack's payload layout, and what xqg finds in it."""
 
     folder: Path
     found: list[ScoredPassage]
@@ -71,7 +71,7 @@ def run(*command: str, text: str | None = None) -> str:
 
 
 @pytest.mark.parametrize(
-    ("example", "package", "collection", "wants_model"),
+    ("example", "package", "collection", "needs_model"),
     [
         ("plain_client", "qdrant_client", "docs", True),
         ("langchain_retriever", "langchain_qdrant", "docs", False),
@@ -81,11 +81,11 @@ def run(*command: str, text: str | None = None) -> str:
     ],
 )
 def test_a_program_finds_what_xqg_finds(
-    ingested: Ingested, example: str, package: str, collection: str, wants_model: bool
+    ingested: Ingested, example: str, package: str, collection: str, needs_model: bool
 ) -> None:
     if find_spec(package) is None:
         pytest.skip(f"{package} is not installed; see examples/{example}.py")
-    arguments = ([MODEL] if wants_model else []) + [str(ingested.folder), collection, QUESTION]
+    arguments = ([MODEL] if needs_model else []) + [str(ingested.folder), collection, QUESTION]
     output = run(sys.executable, str(EXAMPLES / f"{example}.py"), *arguments)
     ingested.check(output, scored=example != "langchain_retriever")
 
@@ -115,7 +115,7 @@ def test_javascript_makes_the_same_vectors(demo_encoder: Encoder) -> None:
     assert np.abs(vectors - demo_encoder.encode_queries(texts)).max() < 1e-4
 
 
-def test_the_packages_of_the_javascript_are_pinned_and_name_no_place_to_come_from() -> None:
+def test_the_packages_of_the_javascript_are_pinned_and_name_no_registry() -> None:
     wanted = json.loads((JAVASCRIPT / "package.json").read_text())["dependencies"]
     assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in wanted.values())
     locked = json.loads((JAVASCRIPT / "package-lock.json").read_text())["packages"]
@@ -126,7 +126,7 @@ def test_the_packages_of_the_javascript_are_pinned_and_name_no_place_to_come_fro
     assert {name: locked[f"node_modules/{name}"]["version"] for name in wanted} == wanted
 
 
-def test_the_plain_client_imports_nothing_of_ours() -> None:
+def test_the_plain_client_does_not_import_xqg() -> None:
     tree = ast.parse((EXAMPLES / "plain_client.py").read_text(encoding="utf-8"))
     names = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]

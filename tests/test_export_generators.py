@@ -1,4 +1,4 @@
-"""Generators as they are published: tokenizers in SentencePiece's own form, prompts without a language, presets."""
+"""Generators as published: SentencePiece tokenizers, prompts without a language, presets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from xqg_qdrant.model_folders import read_model_folder
 
 
 def save_spiece(folder: Path) -> sentencepiece.SentencePieceProcessor:
-    """Replace the tokenizer of a T5 by a `spiece.model` alone, as the papers' checkpoints have it; return it."""
+    """Replace a T5's tokenizer by a lone `spiece.model`, as in the papers' checkpoints; return it."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus()), model_writer=model, vocab_size=1500, model_type="unigram", pad_id=0, eos_id=1,
@@ -30,12 +30,12 @@ def save_spiece(folder: Path) -> sentencepiece.SentencePieceProcessor:
     )  # fmt: skip
     (folder / "tokenizer.json").unlink()
     (folder / "spiece.model").write_bytes(model.getvalue())
-    said = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "eos_token": "</s>", "pad_token": "<pad>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**said, "unk_token": "<unk>"}))
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "eos_token": "</s>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<unk>"}))
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def test_a_tokenizer_in_sentencepieces_own_form_cuts_as_sentencepiece_does(tmp_path: Path) -> None:
+def test_a_lone_sentencepiece_model_tokenises_as_sentencepiece_does(tmp_path: Path) -> None:
     checkpoint = save_t5(tmp_path / "in", model_type="mt5", tied=False)
     pieces = save_spiece(checkpoint)
     done = export_checkpoint(str(checkpoint), tmp_path / "out", preset="xqg-paper", max_new_tokens=NEW_TOKENS)
@@ -45,7 +45,7 @@ def test_a_tokenizer_in_sentencepieces_own_form_cuts_as_sentencepiece_does(tmp_p
     assert [tokenizer.encode(text).ids for text in texts] == [[*pieces.encode(text), T5_END] for text in texts]
 
 
-def test_the_papers_preset_fills_in_how_its_generator_is_asked(tmp_path: Path) -> None:
+def test_the_papers_preset_sets_the_prompt_of_its_generator(tmp_path: Path) -> None:
     checkpoint = save_t5(tmp_path / "in", model_type="mt5", tied=False)
     done = export_checkpoint(str(checkpoint), tmp_path / "out", preset="xqg-paper-large", languages=("fi", "te"))
     about = read_model_folder(done.folder, "generator").description
@@ -59,7 +59,7 @@ def test_the_papers_preset_fills_in_how_its_generator_is_asked(tmp_path: Path) -
 
 def test_a_t5_of_the_first_release_with_the_passage_as_its_prompt(tmp_path: Path) -> None:
     checkpoint = save_t5(tmp_path / "in")
-    # as old configurations are: without what later releases have added
+    # as in old configurations, without the fields that later releases added
     later = ("feed_forward_proj", "num_decoder_layers", "dense_act_fn", "is_gated_act")
     edit_json(checkpoint / "config.json", dict.fromkeys(later))
     done = export_checkpoint(str(checkpoint), tmp_path / "out", preset="doc2query-t5", max_new_tokens=NEW_TOKENS)
@@ -79,7 +79,7 @@ def test_a_t5_of_the_first_release_with_the_passage_as_its_prompt(tmp_path: Path
     assert len({tuple(row) for row in expected}) > 10
 
 
-def test_a_generator_that_is_not_told_the_language_writes_one(tmp_path: Path) -> None:
+def test_a_generator_without_a_language_in_its_prompt_writes_one(tmp_path: Path) -> None:
     checkpoint = str(generator_checkpoint("t5-1.1"))
     with pytest.raises(InputError, match=r"does not say which languages it writes\. Cure: give --languages"):
         export_checkpoint(checkpoint, tmp_path / "out", preset="doc2query-14langs")

@@ -1,4 +1,4 @@
-// A question from JavaScript to a collection that xqg filled.
+// Search a collection filled by xqg from JavaScript.
 //
 //     npm ci
 //     node search.mjs MODEL_FOLDER URL COLLECTION QUESTION

@@ -1,23 +1,23 @@
-"""Tiny checkpoints with random weights, made by transformers and tokenizers, and their exports.
+"""Make tiny checkpoints with random weights, by transformers and tokenizers, and their exports.
 
-Each shared folder is made once a test run, and only read.
+Shared folders are made once a test run, by the first process that needs them. Tests must not change them.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
 import math
+import os
 import re
-import shutil
-import tempfile
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from filelock import FileLock
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers.utils.logging import disable_progress_bar
@@ -44,11 +44,11 @@ LANGUAGE_TOKENS = {"fi": 7, "ja": 8, "ru": 9}
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "bert": {"model_type": "bert", "hidden_act": "gelu", "max_position_embeddings": LONGEST},
-    # MiniLM's multilingual checkpoints: BERT's architecture over XLM-R's tokenizer
+    # as the multilingual MiniLMs: BERT's architecture with XLM-R's tokenizer
     "minilm": {"model_type": "bert", "hidden_act": "gelu_new", "hidden_size": 24, "num_hidden_layers": 3},
     "xlm-roberta": {"model_type": "xlm-roberta", "max_position_embeddings": LONGEST + 2, "pad_token_id": 1},
     "gte": {"model_type": "gte", "pad_token_id": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 30.0}},
-    # every fourth channel pair would turn too slowly to show at the bases of the published ones
+    # smaller bases than published: with those, every fourth channel pair turns too slowly to matter here
     "qwen3": {
         "model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 256,
         "rope_parameters": {"rope_type": "default", "rope_theta": 50.0},
@@ -63,12 +63,16 @@ ENCODERS: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
-# name → the tokenizer it has where it is not XLM-R's
+DEFAULT_OPTIONS: dict[str, Any] = {
+    "pooling": "mean", "normalise": True, "query_prefix": "query: ", "passage_prefix": "passage: ",
+    "max_query_tokens": 12, "max_passage_tokens": 30,
+}  # fmt: skip
+# name → its tokenizer, if not XLM-R's
 TOKENIZERS = {"bert": "wordpiece", "qwen3": "byte-level", "gemma3": "byte-fallback"}
 SUPPRESSED = tuple(range(40, 600, 2))
 # form → (checkpoint, options of the export)
 GENERATORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    # prompts of different lengths: the names of the others are of 8 tokens, that of Korean of 6
+    # prompts of different lengths: Korean's name has 6 tokens, the others have 8
     "t5": ({}, {"prompt": "{language}, {language}, {language}: {title} {text}", "languages": (*LANGUAGES, "ko")}),
     "t5-1.1": (
         {"feed_forward_proj": "gated-gelu", "tied": False},
@@ -104,7 +108,7 @@ def passages() -> list[Passage]:
 
 
 def save_encoder(folder: Path, name: str, **settings: Any) -> Path:
-    """Write an encoder of `ENCODERS` as transformers saves it."""
+    """Write an encoder of `ENCODERS` as transformers saves it; return the folder."""
     configs: dict[str, Any] = {
         "bert": transformers.BertConfig, "xlm-roberta": transformers.XLMRobertaConfig, "gte": transformers.GteConfig,
         "qwen3": transformers.Qwen3Config, "gemma3_text": transformers.Gemma3TextConfig,
@@ -120,7 +124,7 @@ def save_encoder(folder: Path, name: str, **settings: Any) -> Path:
 
 
 def save_tokenizer(folder: Path, kind: str) -> None:
-    """Write a tokenizer of a kind, with the ends that its family puts around a text."""
+    """Write a tokenizer of a kind, with the special tokens that its family puts around a text."""
     if kind == "wordpiece":
         _save_tokenizer(make_wordpiece(), folder, pad_token="[PAD]", unk_token="[UNK]", model_max_length=LONGEST)
     elif kind == "unigram":
@@ -129,7 +133,7 @@ def save_tokenizer(folder: Path, kind: str) -> None:
         _save_tokenizer(tokenizer, folder, pad_token="<pad>", unk_token="<unk>")
     elif kind == "byte-level":
         _save_tokenizer(make_byte_level(), folder, pad_token=QWEN_END, eos_token=QWEN_END)
-        # The hub's checkpoints say the class, and that no token stands in front.
+        # The hub's checkpoints name the class, and disable a first token.
         edit_json(folder / "tokenizer_config.json", {"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False})
     else:
         _save_tokenizer(make_byte_fallback(), folder, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
@@ -142,7 +146,10 @@ def save_st_files(
     normalise: bool = True,
     prompts: dict[str, str] | None = None,
 ) -> Path:
-    """Write sentence-transformers' files beside a checkpoint; a dense layer is its sizes, a bias, and an activation."""
+    """Write sentence-transformers' files beside a checkpoint.
+
+    A dense layer is given by its input and output size, whether it has a bias, and its activation.
+    """
     names = ["Transformer", "Pooling", *["Dense"] * len(dense), *["Normalize"] * normalise]
     modules = [
         {"idx": place, "name": str(place), "path": f"{place}_{name}" if place else "",
@@ -165,9 +172,9 @@ def save_st_files(
 
 
 def publish_gte(folder: Path, model: Any, prefix: str = "new.", **config: Any) -> Path:  # noqa: ANN401
-    """Write a GTE of transformers as its authors publish it: packed weights under other names, model type `new`.
+    """Write transformers' GTE as its authors publish it: weights packed and renamed, model type `new`.
 
-    Snowflake's has no prefix, and model type `gte`.
+    Snowflake's has no prefix and model type `gte`.
     """
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     packed = {name: value for name, value in weights.items() if name.startswith("embeddings")}
@@ -205,7 +212,7 @@ def save_t5(
     generation: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
-    """Write a T5 or mT5 whose greedy outputs differ by input, and end early now and then."""
+    """Write a T5 or mT5 whose greedy outputs differ by input and sometimes end early."""
     kinds: dict[str, Any] = {
         "t5": (transformers.T5Config, transformers.T5ForConditionalGeneration),
         "mt5": (transformers.MT5Config, transformers.MT5ForConditionalGeneration),
@@ -222,7 +229,7 @@ def save_t5(
     with torch.no_grad():
         model.lm_head.weight[T5_END] *= 4 if tied else 2.5
     model.save_pretrained(folder)
-    # As the released checkpoints say it; transformers itself writes its own view of it.
+    # As in the released checkpoints; transformers saves derived values instead.
     edit_json(folder / "config.json", {"tie_word_embeddings": tied, "scale_decoder_outputs": None})
     edit_json(folder / "generation_config.json", generation or {})
     tokenizer = make_unigram(*T5_SPECIALS)
@@ -232,7 +239,7 @@ def save_t5(
 
 
 def edit_json(path: Path, changes: dict[str, Any]) -> None:
-    """Change fields of a JSON file, which may be new; `None` removes one."""
+    """Change fields of a JSON file, which need not exist; `None` removes a field."""
     fields = {**json.loads(path.read_text(encoding="utf-8")), **changes} if path.exists() else changes
     path.parent.mkdir(exist_ok=True)
     kept = {name: value for name, value in fields.items() if value is not None}
@@ -241,9 +248,9 @@ def edit_json(path: Path, changes: dict[str, Any]) -> None:
 
 @cache
 def count_parts() -> tuple[tuple[str, int], ...]:
-    """Return the most frequent parts of words, with "▁" where a word begins, every letter before longer parts.
+    """Return the most frequent parts of words and their counts, "▁" at the start of a word, letters first.
 
-    They make the tokenizers: the trainers of `tokenizers` give others in every process.
+    The tokenizers are made of them: those that `tokenizers` trains differ from process to process.
     """
     words = Counter(word for text in corpus() for word in re.findall(r"▁?[^\s▁]+", "▁" + text.replace(" ", " ▁")))
     parts: Counter[str] = Counter()
@@ -257,7 +264,7 @@ def count_parts() -> tuple[tuple[str, int], ...]:
 
 @cache
 def make_unigram(*specials: str) -> Tokenizer:
-    """Make a tokenizer such as XLM-R's and T5's are, with the special tokens first."""
+    """Make a tokenizer such as XLM-R's and T5's, with the special tokens first."""
     parts = count_parts()[: TOKENS - len(specials)]
     total = sum(count for _, count in parts)
     vocabulary = [(special, 0.0) for special in specials] + [(part, math.log(count / total)) for part, count in parts]
@@ -285,7 +292,7 @@ def make_wordpiece() -> Tokenizer:
 
 @cache
 def make_byte_level() -> Tokenizer:
-    """Make a tokenizer such as Qwen's: BPE over bytes, one token behind the text, which is padding too."""
+    """Make a tokenizer such as Qwen's: BPE over bytes, and an end token that also pads."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate([*letters, QWEN_END])}
     merges = []
@@ -304,7 +311,7 @@ def make_byte_level() -> Tokenizer:
 
 @cache
 def make_byte_fallback() -> Tokenizer:
-    """Make a tokenizer such as Gemma's: BPE over letters, bytes for the others, a token on either side."""
+    """Make a tokenizer such as Gemma's: BPE over letters, byte fallback, a token at either end."""
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     letters = sorted({letter for text in corpus() for letter in text if letter.isascii()} - {" "})
     vocabulary = {token: number for number, token in enumerate([*GEMMA_SPECIALS, *bytes_, "▁", *letters, "th", "▁th"])}
@@ -332,7 +339,7 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path, **settings: Any) -> None
 
 
 def _randomise(model: torch.nn.Module, seed: int) -> None:
-    """Draw weights far enough from zero that every part of the model shows in its output."""
+    """Draw weights far enough from zero that every part of the model affects its output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -340,47 +347,49 @@ def _randomise(model: torch.nn.Module, seed: int) -> None:
             if weight.dim() == 1:
                 drawn = 0.2 * drawn + (0.0 if name.endswith("bias") else 1.0)
             elif "embedding" not in name and "shared" not in name and "bias" not in name:
-                # a cross-attention that is not sharp: what is wrongly attended to must show
+                # a soft cross-attention, so that attending to wrong tokens shows
                 drawn *= (0.3 if "EncDecAttention.q" in name else 2) * weight.shape[1] ** -0.5
             weight.copy_(drawn)
 
 
-@cache
-def _shelf() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="xqg-checkpoints-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+def _make_once(name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder of this test run, made by the first process that asks for it."""
+    folder = Path(os.environ["XQG_TEST_RUN"]) / "checkpoints" / name
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            unfinished = folder.with_name(f"{name}.unfinished")
+            make(unfinished)
+            unfinished.rename(folder)
     return folder
 
 
-@cache
 def encoder_checkpoint(name: str) -> Path:
     """Return the checkpoint of a name in `ENCODERS`."""
-    return save_encoder(_shelf() / name, name)
+    return _make_once(name, lambda folder: save_encoder(folder, name))
 
 
-@cache
 def generator_checkpoint(form: str) -> Path:
     """Return the checkpoint of a form in `GENERATORS`."""
-    return save_t5(_shelf() / form, **GENERATORS[form][0])
+    return _make_once(form, lambda folder: save_t5(folder, **GENERATORS[form][0]))
 
 
-def exported_encoder(name: str, dtype: str = "float32") -> Path:
-    """Return the model folder of a name in `ENCODERS`."""
-    folder = _shelf() / f"{name} {dtype}"
-    if not folder.exists():
-        export_checkpoint(
-            str(encoder_checkpoint(name)), folder, dtype=dtype,
-            pooling="mean", normalise=True, query_prefix="query: ", passage_prefix="passage: ",
-            max_query_tokens=12, max_passage_tokens=30,
-        )  # fmt: skip
-    return folder
+def exported_encoder(name: str, dtype: str = "float32", **options: Any) -> Path:
+    """Return the model folder of a name in `ENCODERS`, exported with `options` or, without any, `DEFAULT_OPTIONS`."""
+    label = " ".join([name, dtype, *(f"{option}={options[option]}" for option in sorted(options))])
+    source, given = str(encoder_checkpoint(name)), options or DEFAULT_OPTIONS
+    return _make_once(label, lambda folder: export_checkpoint(source, folder, dtype=dtype, **given))
 
 
 def exported_generator(form: str, dtype: str = "float32", sample: Path | None = None) -> Path:
     """Return the model folder of a form in `GENERATORS`, with vocabularies restricted by a sample of text."""
-    folder = _shelf() / f"{form} {dtype}{' restricted' if sample else ''}"
-    if not folder.exists():
-        given = {**GENERATORS[form][1], "max_new_tokens": NEW_TOKENS, "max_input_tokens": LONGEST_PROMPT, "top_k": 4}
-        given["restrict_vocabulary"] = sample
-        export_checkpoint(str(generator_checkpoint(form)), folder, dtype=dtype, **given)
-    return folder
+    given = {**GENERATORS[form][1], "max_new_tokens": NEW_TOKENS, "max_input_tokens": LONGEST_PROMPT, "top_k": 4}
+    given["restrict_vocabulary"] = sample
+    source, label = str(generator_checkpoint(form)), f"{form} {dtype}{' restricted' if sample else ''}"
+    return _make_once(label, lambda folder: export_checkpoint(source, folder, dtype=dtype, **given))
+
+
+def read_parity(folder: Path) -> dict[str, Any]:
+    """Return the parity figures of a model folder."""
+    parity: dict[str, Any] = json.loads((folder / "xqg.json").read_text(encoding="utf-8"))["parity"]
+    return parity

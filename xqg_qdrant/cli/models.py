@@ -23,14 +23,33 @@ from xqg_qdrant.errors import InputError
 from xqg_qdrant.model_folders.presets import PRESETS, preset_options
 
 
+def _list_presets(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    """Print the presets, one a line, and exit: name, kind, licence, hub id, note."""
+    if not wanted or context.resilient_parsing:
+        return
+    width = max(map(len, PRESETS))
+    for name, preset in PRESETS.items():
+        note = f"  ({preset.note})" if preset.note else ""
+        echo(f"{name:<{width}}  {preset.kind:<9}  {preset.licence:<12}  {preset.source}{note}")
+    context.exit()
+
+
 @main.command()
 @click.argument("checkpoint", required=False)
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option(
+    "--list",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_presets,
+    help="List the presets and exit.",
+)
+@click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
     metavar="NAME",
-    help="A known checkpoint and all its options, of those that `xqg presets` lists; options given here win.",
+    help="Known checkpoint and its options, from --list; other options override it.",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option(
@@ -89,15 +108,6 @@ def export(
 
 
 @main.command()
-def presets() -> None:
-    """List the checkpoints that `xqg export --preset` knows: name, kind, licence, hub id, and what to know besides."""
-    width = max(map(len, PRESETS))
-    for name, preset in PRESETS.items():
-        note = f"  ({preset.note})" if preset.note else ""
-        echo(f"{name:<{width}}  {preset.kind:<9}  {preset.licence:<12}  {preset.source}{note}")
-
-
-@main.command()
 @store_option
 @encoder_option
 @click.option(
@@ -145,7 +155,7 @@ def doctor(
     "--preset",
     type=click.Choice(list(PRESETS)),
     metavar="NAME",
-    help="What is known of a checkpoint that `xqg presets` lists; options given here win.",
+    help="Options of a known checkpoint, from `xqg export --list`; other options override them.",
 )
 @click.option("--graph", help="Encoder: the graph, where FOLDER holds several, such as onnx/model_quantized.onnx.")
 @encoder_settings_options

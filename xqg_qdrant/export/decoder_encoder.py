@@ -1,7 +1,6 @@
-"""The graph of an encoder that was a decoder: Qwen3, whose tokens see those before them, and Gemma 3, whose see all.
+"""Write the graph of a decoder turned encoder: causal Qwen3, or Gemma 3, which attends in both directions.
 
-Source of the architectures: Zhang et al. 2025 (arXiv 2506.05176) and Vera et al. 2025 (2509.20354), as transformers
-computes them.
+Architectures: Zhang et al. 2025 (arXiv 2506.05176) and Vera et al. 2025 (2509.20354), as transformers computes them.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ def build_decoder_encoder(
     dtype: str = "float32",
     samples: Mapping[str, Sample] | None = None,
 ) -> Graph:
-    """Write the encoder's graph; inputs, output and `samples` are those of `build_bert`.
+    """Write the encoder's graph; see `build_bert` for inputs, output and `samples`.
 
-    In half precision are products and attention, all else in fp32, which Gemma's sums need.
+    Half precision is for products and attention only: Gemma's sums need fp32.
 
     Raises:
-        InputError: the checkpoint has a part that this graph does not have.
+        InputError: the checkpoint has a part that this graph does not support.
     """
     return _DecoderEncoder(weights, config, dtype, samples or {}).write(head)
 
@@ -56,7 +55,7 @@ class _DecoderEncoder:
         ids = graph.input("input_ids", np.int64, ["batch", "tokens"])
         mask = graph.input("attention_mask", np.int64, ["batch", "tokens"]) if self._dtype != "int8" else ""
         self._by_text = graph.node("Concat", graph.node("Shape", ids), graph.ints(-1), axis=0)
-        # Layers of one type share these.
+        # Shared by the layers of a type.
         angles, visible = {}, {}
         for kind in dict.fromkeys(config["layer_types"]):
             rope = config["rope_parameters"]
@@ -85,7 +84,7 @@ class _DecoderEncoder:
 
     def _window(self) -> int:
         window = int(self._config["sliding_window"])
-        # A window that reaches to both sides is half as wide to each, as transformers counts it.
+        # transformers splits the window of a bidirectional layer evenly between both sides.
         return window if self._causal else window // 2 + 1
 
     def _attention(self, hidden: str, name: str, angles: Angles, visible: str) -> str:
@@ -113,7 +112,7 @@ class _DecoderEncoder:
 
     def _norm(self, value: str, name: str) -> str:
         weight = self._weights[f"{name}.weight"]
-        # Gemma's weights say how far from one they are.
+        # Gemma stores norm weights as offsets from 1.
         weight = weight + 1 if self._is_gemma else weight
         eps = self._config["rms_norm_eps"]
         return self._graph.node("RMSNormalization", value, self._graph.constant(weight), axis=-1, epsilon=eps)
@@ -122,6 +121,9 @@ class _DecoderEncoder:
 def _check_config(config: Mapping[str, Any], is_gemma: bool) -> None:
     name, known = ("hidden_activation", "gelu_pytorch_tanh") if is_gemma else ("hidden_act", "silu")
     if config[name] != known:
-        raise InputError(f"activation {config[name]!r} is not supported in a {config['model_type']}; known: {known}")
+        raise InputError(
+            f"unsupported activation {config[name]!r} in a {config['model_type']}.",
+            f"export a checkpoint with activation {known}",
+        )
     if config.get("attn_logit_softcapping"):
-        raise InputError("attn_logit_softcapping is not supported; such a model cannot be exported")
+        raise InputError("unsupported attn_logit_softcapping.", "export a checkpoint without attn_logit_softcapping")

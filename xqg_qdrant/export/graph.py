@@ -1,10 +1,8 @@
-"""A small writer of ONNX graphs: nodes, constants, and the matrix product that the models are made of.
+"""Write ONNX graphs: nodes, constants, and matrix products in fp32, half precision or int8.
 
-In int8 a product's weights are stored with one scale for each output channel, and its input is quantised on the fly
-with one scale for each row. A scale shared by the whole input, the usual way, would make a text's result depend on its
-neighbours, and loses twice as much.
-
-Knows onnx. Knows nothing of BERT, T5, or checkpoints.
+An int8 product stores its weights with one scale for each output channel, and quantises its input at run time with one
+scale for each row. The usual single scale for the whole input would make a text's result depend on its neighbours,
+and loses twice as much.
 """
 
 from __future__ import annotations
@@ -24,19 +22,23 @@ Shape: TypeAlias = Sequence[int | str]
 
 OPSET = 24
 MICROSOFT = "com.microsoft"
-# Larger weights lie beside the graph: the runtime maps such a file, where it would parse and copy what is inside; and
-# protobuf ends at 2 GB.
+# Beyond this, weights go to a file beside the graph: the runtime maps that file, but parses and copies what is inside
+# the graph, and protobuf is limited to 2 GB.
 LARGEST_GRAPH_BYTES = 1_000_000
-# Smaller constants are read while a graph is prepared, before its files are.
+# The runtime reads smaller constants, such as shapes, before it reads external files.
 LEAST_EXTERNAL_BYTES = 1024
-# Each begins at a page of memory.
+# Alignment of each weight in that file, in bytes: a page of memory.
 PAGE = 4096
 
 HALVES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 class QuantisedRows(NamedTuple):
-    """Rows ready for `Graph.linear`: their values, and in int8 the step of all, or the scales of each, `(rows, 1)`."""
+    """Rows ready for `Graph.linear`.
+
+    `values` has shape `(rows, in)`. `scales`, shape `(rows, 1)`, is empty where there are none; `step` is the single
+    step of int8 rows without scales.
+    """
 
     values: str
     scales: str = ""
@@ -44,7 +46,7 @@ class QuantisedRows(NamedTuple):
 
 
 class Table(NamedTuple):
-    """An embedding table: its values and in int8 their scales, one a row, or the same turned for a product."""
+    """An embedding table, plain or transposed: values, and in int8 one scale a row."""
 
     values: str
     scales: str
@@ -54,14 +56,14 @@ class Graph:
     """A graph under construction; every method that adds a node returns the name of its output."""
 
     def __init__(self, name: str, dtype: str = "float32", floats: npt.DTypeLike = np.float32) -> None:
-        """Begin a graph with products in `dtype`, of `DTYPES`, and constants of a floating-point type."""
+        """Begin a graph with products in `dtype` (of `DTYPES`) and constants in `floats`."""
         self._name = name
         self._int8 = dtype == "int8"
         self._half = HALVES.get(dtype)
         self._floats = floats
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
-        # Kept as they are until they are written: a message would be a second copy of the model.
+        # Arrays until they are written: protobuf messages would be a second copy of the model.
         self._large: list[tuple[onnx.TensorProto, Array]] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -75,8 +77,8 @@ class Graph:
         return name
 
     def output(self, value: str, name: str, dtype: type, shape: Shape) -> str:
-        """Declare a node's output as one of the graph, under its public name; return that name."""
-        # Renamed, not copied: an Identity would copy caches at every step.
+        """Declare a node's output as a graph output; return its public name."""
+        # Rename the value: an Identity node would copy caches at every step.
         for node in self._nodes:
             for names in (node.input, node.output):
                 names[:] = [name if other == value else other for other in names]
@@ -95,9 +97,9 @@ class Graph:
         return self.nodes(op, *inputs, outputs=1, domain=domain, **attributes)[0]
 
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike | None = None, file: str = "") -> str:
-        """Add a constant, of the graph's floating-point type unless another is given.
+        """Add a constant, by default of the graph's floating-point type.
 
-        Small equal ones are stored once, one with a `file` there, so that graphs can share it.
+        Equal small constants are stored once. With `file` the values go to that file, which several graphs can share.
         """
         array: Array = np.asarray(value, dtype=self._floats if dtype is None else dtype)
         if file:
@@ -120,7 +122,7 @@ class Graph:
         return self.constant(values, np.int64)
 
     def count(self, length: str) -> str:
-        """Add the numbers from 0 up to a length, an int64 vector of one; int64 of shape `(length,)`."""
+        """Add the range from 0 to `length`, an int64 vector of size 1; int64 of shape `(length,)`."""
         zero, one = (self.constant(value, np.int64) for value in (0, 1))
         return self.node("Range", zero, self.node("Squeeze", length), one)
 
@@ -134,11 +136,11 @@ class Graph:
         return Table(self.constant(values, values.dtype, file), scales)
 
     def transpose(self, table: Table) -> Table:
-        """Turn a table for a product; the runtime does it once, when it opens the graph."""
+        """Transpose a table for a product; the runtime does so once, when it opens the graph."""
         return table._replace(values=self.node("Transpose", table.values, perm=(1, 0)))
 
     def look_up(self, ids: str, table: Table) -> str:
-        """Look the rows of a table up by ids."""
+        """Look up the rows of a table by ids."""
         rows = self.node("Gather", table.values, ids)
         if self._half:
             return self.node("Cast", rows, to=TensorProto.FLOAT)
@@ -154,7 +156,7 @@ class Graph:
         return product if bias is None else self.node("Add", product, self.constant(bias))
 
     def product(self, rows: QuantisedRows, weight: Array | Table) -> str:
-        """Multiply rows as `linear` does, but leave their scales to the caller; in fp32 there are none."""
+        """Multiply rows as `linear` does, but leave their scales (none in fp32) to the caller."""
         if isinstance(weight, Table):
             values, scales = weight
         else:
@@ -167,13 +169,17 @@ class Graph:
         return self.node("MatMulIntegerToFloat", rows.values, values, step, scales, middle, domain=MICROSOFT)
 
     def scale(self, value: str, scales: str) -> str:
-        """Multiply by scales, where there are any."""
+        """Multiply by scales, if there are any."""
         return self.node("Mul", value, scales) if scales else value
 
     def quantise(self, value: str, step: float | None = None) -> QuantisedRows:
-        """Quantise rows once for several products, with one step or a scale each; in fp32 they stay as they are."""
+        """Quantise rows once for several products; in fp32 they stay as they are.
+
+        With `step` all int8 rows share it, otherwise each row has a scale. In half precision each row is divided by its
+        largest value.
+        """
         if self._half:
-            # T5's rows reach beyond what float16 holds, and so do their products: 1 is the largest value of each here.
+            # Rows of a T5 and their products overflow float16 unless they are scaled.
             largest = self.node("ReduceMax", self.node("Abs", value), self.ints(1), keepdims=1)
             scales = self.node("Max", largest, self.constant(np.float32(1e-10)))
             half = helper.np_dtype_to_tensor_dtype(self._half)
@@ -190,12 +196,12 @@ class Graph:
         return QuantisedRows(quantised, self.node("Unsqueeze", scales, self.ints(1)))
 
     def row_scales(self, value: str) -> str:
-        """Return for each row the scale that maps its largest value to 127, shape `(rows,)`."""
+        """Return the scale that maps each row's largest value to 127, shape `(rows,)`."""
         largest = self.node("ReduceMax", self.node("Abs", value), self.ints(1), keepdims=0)
         return self.node("Max", self.node("Mul", largest, self.constant(1 / 127.0)), self.constant(np.float32(1e-10)))
 
     def save(self, path: Path) -> None:
-        """Write the graph and its files; weights beyond what one file can hold go to `NAME.onnx.data`."""
+        """Write the graph and its files; beyond `LARGEST_GRAPH_BYTES` weights go to `NAME.onnx.data`."""
         for name, content in self._files.items():
             (path.parent / name).write_bytes(content)
         if self._bytes > LARGEST_GRAPH_BYTES:
@@ -216,7 +222,7 @@ class Graph:
                 file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def _stored(self, weight: Array) -> tuple[Array, str]:
-        """Return a matrix in the type it is stored in, and in int8 the scales of its rows."""
+        """Return a matrix in its stored type, and in int8 the scales of its rows."""
         if not self._int8:
             return weight.astype(self._half or self._floats, copy=False), ""
         values, scales = quantise_rows(weight)
@@ -236,14 +242,14 @@ class Graph:
 
 
 def _place_outside(tensor: TensorProto, file: str, **where: int) -> None:
-    """Say in which file a constant's values lie, and where in it."""
+    """Point a constant at its values in an external file."""
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in {"location": file, **where}.items():
         tensor.external_data.add(key=key, value=str(value))
 
 
 def quantise_rows(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Quantise a matrix to int8 symmetrically, with one scale for each row, shape `(rows,)`."""
+    """Quantise a matrix to int8 symmetrically; return it and its scales, shape `(rows,)`."""
     largest = np.abs(weight).max(axis=1)
     scales = (np.maximum(largest, 1e-12) / 127).astype(np.float32)
     quantised = np.clip(np.rint(weight / scales[:, None]), -127, 127).astype(np.int8)

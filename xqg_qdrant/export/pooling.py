@@ -1,7 +1,4 @@
-"""What stands behind an encoder's last layer: hidden states → one vector.
-
-Knows pooling, dense layers and normalisation, which no architecture has for itself. Knows nothing of layers or files.
-"""
+"""Write the head of an encoder's graph: pooling, dense layers and normalisation."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ DENSE_ACTIVATIONS = ("Identity", "Tanh")
 
 
 class Dense(NamedTuple):
-    """A dense layer behind the pooling: a weight of shape `(out, in)`, and perhaps a bias of shape `(out,)`."""
+    """A dense layer after the pooling: weight `(out, in)`, bias `(out,)` or none, and activation."""
 
     weight: Array
     bias: Array | None
@@ -24,7 +21,7 @@ class Dense(NamedTuple):
 
 
 class Head(NamedTuple):
-    """How hidden states become a vector: pooled, through dense layers in their order, and perhaps of length 1."""
+    """How hidden states become a vector: pooling, dense layers in order, normalisation to length 1."""
 
     pooling: str
     normalise: bool
@@ -38,8 +35,8 @@ class Head(NamedTuple):
 def write_vectors(graph: Graph, hidden: str, mask: str, head: Head, hidden_size: int) -> None:
     """Write the output `vectors`, float32 of shape `(batch, dim)`.
 
-    `hidden` is float32 of shape `(batch, tokens, hidden_size)`; `mask` is the input `attention_mask`, or empty where
-    every token counts. Padding may stand on either side.
+    `hidden` is float32 of shape `(batch, tokens, hidden_size)`. `mask` is the input `attention_mask`, or empty if there
+    is no padding, which may be on either side.
     """
     vectors = _pool(graph, hidden, mask, head.pooling)
     for layer in head.dense:
@@ -68,7 +65,7 @@ def _pool(graph: Graph, hidden: str, mask: str, pooling: str) -> str:
 
 
 def _mean(graph: Graph, hidden: str, mask: str) -> str:
-    # A sum over tokens as a product: the runtime's ReduceSum adds up in another order when a text is alone.
+    # Sum over tokens by MatMul: the runtime's ReduceSum adds in another order when a text is alone in its batch.
     if mask:
         weights = graph.node("Cast", mask, to=TensorProto.FLOAT)
     else:

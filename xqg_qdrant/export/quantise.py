@@ -1,17 +1,17 @@
-"""Products in int8 that stay close to fp32: what `bert` uses beside `Graph.linear`.
+"""Write int8 products that stay close to fp32, for BERT and, as `Products`, for the newer encoders.
 
-A plain int8 product keeps 8 bits of its input and 8 of its weights. On trained weights that is too coarse in four
-places, each with its own cure here:
+A plain int8 product keeps 8 bits of its input and 8 of its weights. On BERT's trained weights that is too coarse in
+four places:
 
-- a few channels of a layer norm's output are ten times as wide as the others: centre and scale each channel, which the
-  layer norm does for nothing (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438);
-- scaling moves the trouble into a few columns of the weights: repeat these columns, each copy with a part of the weight
-  (outlier channel splitting, Zhao et al. 2019, 1901.09504);
-- one neuron or two of a feed-forward layer reach far above the rest: compute the widest ones in fp32
-  (LLM.int8(), Dettmers et al. 2022, 2208.07339);
-- the values of the attention want more than 8 bits: a second int8 term holds what the first one rounded off.
+- A few channels of a layer norm's output are ten times as wide as the others. Centre and scale each channel, which the
+  layer norm does at no cost (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438).
+- Scaling widens a few columns of the weights. Repeat these columns, each copy with a part of the weight (outlier
+  channel splitting, Zhao et al. 2019, 1901.09504).
+- One or two neurons of a feed-forward layer far exceed the rest. Compute the widest in fp32 (LLM.int8(), Dettmers et
+  al. 2022, 2208.07339).
+- The attention's values need more than 8 bits. A second int8 term holds the rounding error of the first.
 
-Steps come from ranges seen in sample texts, never from the batch, or from the row alone: neighbours cannot matter.
+Steps come from ranges in sample texts or from the row alone, never from the batch: a text's neighbours do not matter.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ import numpy as np
 
 from xqg_qdrant.export.graph import MICROSOFT, Array, Graph, quantise_rows
 
-# Between the input alone (1) and the weights alone (0), which of the two gets the even channels.
+# Which operand gets channels of even width: 1 the input, 0 the weights.
 SMOOTHING = 0.85
+LAYER_SMOOTHING = 0.5
 REPEATED_COLUMNS = 16
 WIDE_NEURONS = 16
 DAMPING = 0.05
 BLOCK = 128
-# The lowest value of GELU is -0.17: of 256 levels its negative side needs few.
+# GELU never falls below -0.17, so its negative side needs few of the 256 levels.
 GELU_FLOOR = 0.1701
 GELU_ZERO = 20
 SECOND_TERM = 254.0
 
 
 class Sample(NamedTuple):
-    """What the input of a product was on sample texts.
+    """Statistics of a product's input on sample texts.
 
     The lowest, highest and mean value of each channel, shape `(in,)`, and the mean products of channels, `(in, in)`.
     """
@@ -48,7 +49,7 @@ class Sample(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """How the rows of a product are centred and scaled, shape `(in,)`, and the step of their int8 values."""
+    """Centre and scale of a product's input channels, shape `(in,)`, and the int8 step."""
 
     centre: Array
     scale: Array
@@ -56,14 +57,33 @@ class Channels(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """Rows in int8, shape `(rows, in)`: the first term, and what it rounded off."""
+    """Rows as two int8 terms, shape `(rows, in)`: coarse values and their rounding errors."""
 
     first: str
     second: str
 
 
+class Products:
+    """A writer of products; for int8, `samples` holds each input by the name of its first product."""
+
+    def __init__(self, graph: Graph, weights: Mapping[str, Array], samples: Mapping[str, Sample]) -> None:
+        self._graph, self._weights, self._samples = graph, weights, samples
+
+    def multiply(self, rows: str, *names: str) -> list[str]:
+        """Multiply rows, shape `(rows, in)`, by each named weight, and add its bias if there is one."""
+        graph = self._graph
+        matrices = [self._weights[f"{name}.weight"] for name in names]
+        if names[0] in self._samples:
+            factors = choose_factors(self._samples[names[0]], np.concatenate(matrices))
+            rows = graph.node("Mul", rows, graph.constant(1 / factors))
+            matrices = [matrix * factors for matrix in matrices]
+        quantised = graph.quantise(rows)
+        biases = [self._weights.get(f"{name}.bias") for name in names]
+        return [graph.linear(quantised, matrix, bias) for matrix, bias in zip(matrices, biases, strict=True)]
+
+
 def plan_channels(seen: Sample, weight: Array) -> Channels:
-    """Choose centre, scale and step of the input channels of a product with a weight of shape `(out, in)`."""
+    """Choose centre, scale and step of a product's input channels; `weight` is `(out, in)`."""
     centre = (seen.high + seen.low) / 2
     reach = np.maximum((seen.high - seen.low) / 2, 1e-4)
     columns = np.maximum(np.abs(weight).max(axis=0), 1e-4)
@@ -72,14 +92,14 @@ def plan_channels(seen: Sample, weight: Array) -> Channels:
 
 
 def plan_plain(seen: Sample) -> Channels:
-    """Choose one step for all channels, which are neither centred nor scaled."""
+    """Choose one step for all channels, without centring or scaling."""
     width = len(seen.low)
     reach = max(float(np.abs(seen.low).max()), float(np.abs(seen.high).max()), 1e-4)
     return Channels(np.zeros(width, np.float32), np.ones(width, np.float32), reach / 127)
 
 
 def fold_weight(weight: Array, bias: Array, channels: Channels) -> tuple[Array, Array]:
-    """Return the weight and bias that give for centred and scaled rows what the given ones give for plain rows."""
+    """Return the equivalent weight and bias for centred and scaled rows."""
     return weight * channels.scale, bias + weight @ channels.centre
 
 
@@ -97,14 +117,14 @@ def quantise_once(graph: Graph, rows: str, channels: Channels) -> str:
 
 
 def quantise_twice(graph: Graph, rows: str, first: str, channels: Channels) -> Terms:
-    """Quantise what the first term of rows rounded off."""
+    """Quantise the rounding error of the first term of rows."""
     coarse = graph.node("DequantizeLinear", first, graph.constant(np.float32(channels.step)), _middle(graph))
     finer = graph.constant(np.float32(channels.step / SECOND_TERM))
     return Terms(first, graph.node("QuantizeLinear", graph.node("Sub", rows, coarse), finer, _middle(graph)))
 
 
 def repeat_columns(graph: Graph, rows: str, counts: Array) -> str:
-    """Repeat columns of int8 rows, so that column `i` stands `counts[i]` times."""
+    """Repeat columns of int8 rows: column `i` occurs `counts[i]` times."""
     places = np.repeat(np.arange(len(counts)), counts - 1)
     return graph.node("Concat", rows, graph.node("Gather", rows, graph.ints(*places), axis=1), axis=1)
 
@@ -118,7 +138,10 @@ def multiply(
     products: Array,
     counts: Array | None = None,
 ) -> str:
-    """Multiply int8 rows by a weight of shape `(out, in)`; with `counts`, rows are `repeat_columns`'s."""
+    """Multiply int8 rows by a weight of shape `(out, in)`.
+
+    With `counts`, the rows come from `repeat_columns`.
+    """
     if counts is None:
         counts = np.ones(weight.shape[1], dtype=np.int64)
     values, scales = round_weight(weight, products, counts)
@@ -126,7 +149,7 @@ def multiply(
 
 
 def multiply_terms(graph: Graph, terms: Terms, weight: Array, bias: Array, channels: Channels) -> str:
-    """Multiply rows in two terms by a weight in two terms, leaving out the product of the two second ones."""
+    """Multiply rows and a weight in two terms each, omitting the product of the second terms."""
     first, second, scales = quantise_terms(weight)
     scales = scales * np.float32(channels.step)
     coarse = _product(graph, terms.first, first, scales, bias)
@@ -136,7 +159,7 @@ def multiply_terms(graph: Graph, terms: Terms, weight: Array, bias: Array, chann
 
 
 def multiply_after_gelu(graph: Graph, value: str, weight: Array, products: Array) -> str:
-    """Multiply GELU's output, one scale a row, by a weight of shape `(out, in)`."""
+    """Multiply GELU's output by a weight of shape `(out, in)`, with one scale a row."""
     largest = graph.node("ReduceMax", value, graph.ints(1), keepdims=1)
     steps = graph.node("Mul", largest, graph.constant(1 / (255 - GELU_ZERO)))
     steps = graph.node("Max", steps, graph.constant(GELU_FLOOR / GELU_ZERO))
@@ -148,7 +171,10 @@ def multiply_after_gelu(graph: Graph, value: str, weight: Array, products: Array
 
 
 def count_copies(weight: Array, budget: int) -> Array:
-    """Choose how often each column of a weight stands, so that its rows get the finest scales; `budget` are added."""
+    """Choose how often each column of a weight is repeated, so that its rows get the finest scales.
+
+    `budget` columns are added; int64 of shape `(in,)`.
+    """
     counts = np.ones(weight.shape[1], dtype=np.int64)
     sizes = np.abs(weight)
     for _ in range(budget):
@@ -162,8 +188,8 @@ def count_copies(weight: Array, budget: int) -> Array:
 def round_weight(weight: Array, products: Array, counts: Array) -> tuple[Array, Array]:
     """Round a weight to integers, up to 127 for each copy of a column, with one scale a row.
 
-    What a column loses by rounding is made up for by the columns after it, as far as the sample's channels go together
-    (GPTQ, Frantar et al. 2022, arXiv 2210.17323).
+    Later columns compensate the rounding error of earlier ones, as far as their channels correlate in the sample (GPTQ,
+    Frantar et al. 2022, arXiv 2210.17323).
     """
     scales = (np.maximum((np.abs(weight) / counts).max(axis=1), 1e-12) / 127).astype(np.float32)
     order = np.argsort(-np.diagonal(products), kind="stable")
@@ -186,14 +212,14 @@ def round_weight(weight: Array, products: Array, counts: Array) -> tuple[Array, 
 
 
 def split_columns(values: Array, counts: Array) -> Array:
-    """Split each column of an integer weight into its copies: int8 of shape `(out, sum(counts))`.
+    """Split each column of an integer weight into its copies; int8 of shape `(out, sum(counts))`.
 
-    The first copies stand in the order of the columns, the others behind them.
+    The first copies come in the order of the columns, the others after them.
     """
     left, divisor = values.copy(), counts.copy()
     copies = []
     for column in (*range(len(counts)), *np.repeat(np.arange(len(counts)), counts - 1)):
-        # Copies share evenly, and what the last one takes is what is left.
+        # Even shares; the last copy takes the remainder.
         part = np.rint(left[:, column] / divisor[column])
         left[:, column] -= part
         divisor[column] -= 1
@@ -202,16 +228,24 @@ def split_columns(values: Array, counts: Array) -> Array:
 
 
 def quantise_terms(weight: Array) -> tuple[Array, Array, Array]:
-    """Quantise a weight to two int8 terms, the second `SECOND_TERM` times finer, with one scale a row."""
+    """Quantise a weight to two int8 terms with one scale a row; the second is `SECOND_TERM` times finer."""
     first, scales = quantise_rows(weight)
     left = weight / scales[:, None] - first
     return first, np.clip(np.rint(left * SECOND_TERM), -127, 127).astype(np.int8), scales
 
 
 def find_wide_neurons(seen: Sample) -> Array:
-    """Return the places of the widest input channels of the way out of a feed-forward layer."""
+    """Return the sorted indices of the widest inputs of a feed-forward layer's output projection."""
     reach = np.maximum(np.abs(seen.low), np.abs(seen.high))
     return np.sort(np.argsort(-reach, kind="stable")[:WIDE_NEURONS])
+
+
+def choose_factors(seen: Sample, weight: Array) -> Array:
+    """Choose the divisor of each input channel, float32 of shape `(in,)`; `weight` is `(out, in)`."""
+    reach = np.maximum(np.maximum(np.abs(seen.low), np.abs(seen.high)), 1e-4)
+    columns = np.maximum(np.abs(weight).max(axis=0), 1e-4)
+    factors: Array = (reach**LAYER_SMOOTHING / columns ** (1 - LAYER_SMOOTHING)).astype(np.float32)
+    return factors
 
 
 def _product(graph: Graph, rows: str, values: Array, scales: Array, bias: Array | None, zero: str | None = None) -> str:
@@ -224,34 +258,3 @@ def _product(graph: Graph, rows: str, values: Array, scales: Array, bias: Array 
 
 def _middle(graph: Graph) -> str:
     return graph.constant(np.uint8(128), np.uint8)
-
-
-# Between the input alone (1) and the weights alone (0), which of the two gets the even channels.
-LAYER_SMOOTHING = 0.5
-
-
-class Products:
-    """Writes products into a graph; `samples` holds, for int8, the inputs by the name of the first that has them."""
-
-    def __init__(self, graph: Graph, weights: Mapping[str, Array], samples: Mapping[str, Sample]) -> None:
-        self._graph, self._weights, self._samples = graph, weights, samples
-
-    def multiply(self, rows: str, *names: str) -> list[str]:
-        """Multiply rows, shape `(rows, in)`, by each of these weights, and add their biases where they have one."""
-        graph = self._graph
-        matrices = [self._weights[f"{name}.weight"] for name in names]
-        if names[0] in self._samples:
-            factors = choose_factors(self._samples[names[0]], np.concatenate(matrices))
-            rows = graph.node("Mul", rows, graph.constant(1 / factors))
-            matrices = [matrix * factors for matrix in matrices]
-        quantised = graph.quantise(rows)
-        biases = [self._weights.get(f"{name}.bias") for name in names]
-        return [graph.linear(quantised, matrix, bias) for matrix, bias in zip(matrices, biases, strict=True)]
-
-
-def choose_factors(seen: Sample, weight: Array) -> Array:
-    """Choose what each channel of an input is divided by, float32 of shape `(in,)`; `weight` is `(out, in)`."""
-    reach = np.maximum(np.maximum(np.abs(seen.low), np.abs(seen.high)), 1e-4)
-    columns = np.maximum(np.abs(weight).max(axis=0), 1e-4)
-    factors: Array = (reach**LAYER_SMOOTHING / columns ** (1 - LAYER_SMOOTHING)).astype(np.float32)
-    return factors

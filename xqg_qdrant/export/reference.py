@@ -1,6 +1,6 @@
-"""The reference that an export is checked against: the checkpoint run by transformers.
+"""Run a checkpoint in transformers, and check exported graphs against it.
 
-The only module that imports torch and transformers.
+This is the only module that imports torch and transformers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Reference:
         """Load a checkpoint.
 
         Raises:
-            InputError: weights of the architecture are missing in it.
+            InputError: transformers cannot load it, or it lacks weights of its architecture.
         """
         disable_progress_bar()
         self._model = _load_model(checkpoint)
@@ -47,7 +47,7 @@ class Reference:
         self.version = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
 
     def weights(self) -> dict[str, Array]:
-        """Return every weight by its name, the output projection of a generator as `lm_head.weight`."""
+        """Return every weight by name; a generator's output projection is `lm_head.weight`."""
         weights = {name: value.numpy() for name, value in self._model.state_dict().items()}
         head = self._model.get_output_embeddings()
         if head is not None:
@@ -55,12 +55,12 @@ class Reference:
         return weights
 
     def scales_head(self) -> bool:
-        """Tell whether hidden states are scaled before a T5's output projection, as in the original release."""
+        """Return whether a T5 scales hidden states before its output projection, as the original release does."""
         fallback = self.config["model_type"] == "t5" and self.config.get("tie_word_embeddings", True)
         return bool(self.config.get("scale_decoder_outputs", fallback))
 
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer itself."""
+        """Return the tokenizer, without padding and truncation."""
         return self._tokenizer
 
     def save_tokenizer(self, path: Path) -> None:
@@ -68,7 +68,7 @@ class Reference:
         self._tokenizer.save(str(path), pretty=False)
 
     def encode(self, texts: Sequence[str], max_tokens: int, head: Head) -> FloatArray:
-        """Encode texts one by one, with torch also behind the last layer; float32 of shape `(len(texts), dim)`."""
+        """Encode texts one by one, the head in torch too; float32 of shape `(len(texts), dim)`."""
         vectors = []
         with torch.no_grad():
             for text in texts:
@@ -89,9 +89,8 @@ class Reference:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def sample_encoder(self, texts: Sequence[str], max_tokens: int) -> dict[str, Sample]:
-        """Encode texts and return what the input of each product was, by the name of the product."""
-        # Query, key and value have one input, and so have both ways into a gated layer. BERT alone wants to know which
-        # channels go together.
+        """Encode texts and return statistics of each product's input, by the name of the product."""
+        # Query, key and value share an input, as do gate and up projection. Only BERT needs the products of channels.
         is_bert = self.config["model_type"] in bert.MODEL_TYPES
         berts = ("self.query", "output.dense", "intermediate.dense")
         others = ("q_proj", "o_proj", "gate_proj", "down_proj")
@@ -102,16 +101,16 @@ class Reference:
     def sample_generator(
         self, prompts: Sequence[str], start_ids: Sequence[int], max_input_tokens: int, max_new_tokens: int
     ) -> dict[str, Sample]:
-        """Decode greedily and return what the input of each product was, by the name of the first that has it."""
+        """Decode greedily and return statistics of each input, by the name of its first product."""
         with self._watched("Attention.q", "EncDecAttention.k", "Attention.o", "wi", "wi_0", "wo") as found:
             self.decode_greedily(prompts, start_ids, max_input_tokens, max_new_tokens)
         return found
 
     @contextmanager
     def _watched(self, *endings: str, products: bool = False) -> Iterator[dict[str, Sample]]:
-        """Watch the inputs of the products whose names end so, and fill the result in the end.
+        """Collect statistics of the inputs of linear layers with these name endings; they are filled in on exit.
 
-        The mean products of channels, a matrix for each, are left empty unless they are asked for.
+        The mean products of channels, a matrix for each input, are empty unless `products` is true.
         """
         counts: dict[str, int] = {}
         seen: dict[str, list[torch.Tensor]] = {}
@@ -144,7 +143,7 @@ class Reference:
     def decode_greedily(
         self, prompts: Sequence[str], start_ids: Sequence[int], max_input_tokens: int, max_new_tokens: int
     ) -> list[list[int]]:
-        """Return the greedy ids of each prompt, without the first and the end."""
+        """Return the greedy ids of each prompt, without start and end tokens."""
         outputs = []
         for prompt, start_id in zip(prompts, start_ids, strict=True):
             with torch.no_grad():
@@ -161,45 +160,14 @@ class Reference:
         return outputs
 
 
-def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
-    given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-    loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
-    if checkpoint.config["model_type"] in MODEL_TYPES and not hasattr(transformers, "GteModel"):
-        raise InputError(
-            f"{checkpoint.source} is of an architecture that transformers {transformers.__version__} does not have.",
-            "pip install --upgrade transformers",
-        )
-    if checkpoint.config["model_type"] == "new":
-        loader = transformers.GteModel
-        given["config"] = transformers.GteConfig(**translate_config(checkpoint.config))
-    try:
-        model, found = loader.from_pretrained(checkpoint.path, output_loading_info=True, **given)
-    except Exception as error:  # the library raises nothing narrower
-        raise InputError(
-            f"transformers cannot load {checkpoint.source}: {error}.", "look at its files, or download it again"
-        ) from error
-    # transformers draws missing weights at random; of a pooler none are used.
-    missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise InputError(
-            f"{checkpoint.source} lacks {len(missing)} weights of a {checkpoint.config['model_type']}, such as "
-            f"{missing[0]}.",
-            "export a checkpoint that is whole and of that architecture",
-        )
-    return model.eval()
+class Steps(NamedTuple):
+    """The steps that differ between exporting an encoder and a generator."""
 
-
-def _load_tokenizer(path: Path) -> Tokenizer:
-    file = path / TOKENIZER_FILE
-    tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
-    # transformers builds a tokenizer anew from its vocabulary, where others run the file as it is. But whether BERT's
-    # lowercases stands in another file, and that one counts.
-    if tokenizer is None or isinstance(tokenizer.model, WordPiece):
-        slow: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        tokenizer = slow.backend_tokenizer
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    reference: Reference
+    fields: dict[str, Any]
+    write_graphs: Callable[[Path, str], None]
+    measure: Callable[[Path], dict[str, Any]]
+    accept: Callable[[dict[str, Any]], None]
 
 
 def cosines(left: FloatArray, right: FloatArray) -> Array:
@@ -210,18 +178,11 @@ def cosines(left: FloatArray, right: FloatArray) -> Array:
     return result
 
 
-class Steps(NamedTuple):
-    """What differs between exporting an encoder and exporting a generator."""
-
-    reference: Reference
-    fields: dict[str, Any]
-    write_graphs: Callable[[Path, str], None]
-    measure: Callable[[Path], dict[str, Any]]
-    accept: Callable[[dict[str, Any]], None]
-
-
 def build_and_check(checkpoint: Checkpoint, temporary: Path, wanted: str, steps: Steps, inputs: int) -> dict[str, Any]:
-    """Build the fp32 graphs, check them, and leave the folder that was asked for in `final`."""
+    """Build the fp32 graphs, check them, and write the model folder in the wanted dtype to `final`.
+
+    Return the parity figures by dtype, with the versions and the number of inputs behind them.
+    """
     parity: dict[str, Any] = {
         "reference": steps.reference.version, "runtime": f"onnxruntime {runtime_version()}", "inputs": inputs
     }  # fmt: skip
@@ -246,3 +207,44 @@ def build_and_check(checkpoint: Checkpoint, temporary: Path, wanted: str, steps:
             steps.accept(parity[dtype])
         write_description(final, checkpoint.kind, {**about, "parity": parity})
     return parity
+
+
+def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
+    given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+    loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
+    if checkpoint.config["model_type"] in MODEL_TYPES and not hasattr(transformers, "GteModel"):
+        raise InputError(
+            f"transformers {transformers.__version__} lacks the architecture of {checkpoint.source}.",
+            "upgrade it: pip install --upgrade transformers",
+        )
+    if checkpoint.config["model_type"] == "new":
+        loader = transformers.GteModel
+        given["config"] = transformers.GteConfig(**translate_config(checkpoint.config))
+    try:
+        model, found = loader.from_pretrained(checkpoint.path, output_loading_info=True, **given)
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(
+            f"transformers cannot load {checkpoint.source}: {error}.", "check its files, or download it again"
+        ) from error
+    # transformers initialises missing weights at random. The pooler's are not used.
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise InputError(
+            f"{checkpoint.source} lacks {len(missing)} of the weights of a {checkpoint.config['model_type']}, such as "
+            f"{missing[0]}.",
+            "export a complete checkpoint of that architecture",
+        )
+    return model.eval()
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    file = path / TOKENIZER_FILE
+    tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
+    # transformers may rebuild a tokenizer from its vocabulary; other libraries run the file as it is, and so does this.
+    # Except for BERT's: whether it lowercases is in tokenizer_config.json, which takes precedence.
+    if tokenizer is None or isinstance(tokenizer.model, WordPiece):
+        slow: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = slow.backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

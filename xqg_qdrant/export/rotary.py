@@ -1,9 +1,7 @@
-"""Attention with rotary positions, as the graphs of the GTE kind and of decoders have it.
+"""Write attention with rotary positions, shared by GTE and decoders, and the graph of a GTE encoder.
 
-Source: Su et al. 2021 (arXiv 2104.09864); grouped heads: Ainslie et al. 2023 (2305.13245). A text's result does not
-depend on where it begins, so padding may stand on either side.
-
-Knows heads, positions, windows and what of them a graph computes once. Knows nothing of layers or of configurations.
+Rotary positions: Su et al. 2021 (arXiv 2104.09864); grouped heads: Ainslie et al. 2023 (2305.13245). A text's result
+does not depend on where the text begins, so padding may be on either side.
 """
 
 from __future__ import annotations
@@ -19,9 +17,19 @@ from xqg_qdrant.export.graph import HALVES, Array, Graph
 from xqg_qdrant.export.pooling import Head, write_vectors
 from xqg_qdrant.export.quantise import Products, Sample
 
+MODEL_TYPES = ("new", "gte")
+# Options of the published GTE code with the only value that transformers' own version supports.
+FIXED = {
+    "position_embedding_type": "rope",
+    "layer_norm_type": "layer_norm",
+    "pack_qkv": True,
+    "logn_attention_scale": False,
+}
+OURS = ("auto_map", "model_type", "architectures", "rope_scaling", "rope_theta", "rope_parameters", *FIXED)
+
 
 class Heads(NamedTuple):
-    """The heads of an attention: how many, for how many keys and values, of which size, and the scale of scores."""
+    """Attention heads: number for queries, number for keys and values, size, scale of scores."""
 
     queries: int
     keys: int
@@ -30,7 +38,7 @@ class Heads(NamedTuple):
 
 
 class Angles(NamedTuple):
-    """Cosines and sines of each place, `(tokens, head_size / 2)`, and the places of a batch, `(batch, tokens)`."""
+    """Cosines and sines of each position, `(tokens, head_size / 2)`; positions, `(batch, tokens)`."""
 
     cosines: str
     sines: str
@@ -41,18 +49,20 @@ def read_frequencies(parameters: Mapping[str, Any], head_size: int) -> Array:
     """Return the frequency of each pair of channels, float32 of shape `(head_size / 2,)`.
 
     Raises:
-        InputError: they are scaled in a way that is not supported.
+        InputError: their scaling is not supported.
     """
     kind = parameters.get("rope_type", "default")
     if kind not in ("default", "linear"):
-        raise InputError(f"rotary positions of type {kind!r} are not supported; default and linear are")
+        raise InputError(
+            f"unsupported rotary positions of type {kind!r}.", "export a checkpoint with rope_type default or linear"
+        )
     factor = parameters["factor"] if kind == "linear" else 1.0
     frequencies: Array = parameters["rope_theta"] ** -(np.arange(0, head_size, 2) / head_size) / factor
     return frequencies.astype(np.float32)
 
 
 def write_angles(graph: Graph, ids: str, frequencies: Array) -> Angles:
-    """Write the angles of every place of the input ids."""
+    """Write the angles of every position of the input ids."""
     places = graph.count(graph.node("Shape", ids, start=1, end=2))
     places_column = graph.node("Unsqueeze", graph.node("Cast", places, to=TensorProto.FLOAT), graph.ints(1))
     angles = graph.node("Mul", places_column, graph.constant(frequencies))
@@ -61,15 +71,16 @@ def write_angles(graph: Graph, ids: str, frequencies: Array) -> Angles:
 
 
 def write_visible(graph: Graph, ids: str, mask: str, window: int = 0, causal: bool = False) -> str:
-    """Write which keys each query may see, for `attend`: empty where it is all, or all before it.
+    """Write the mask of keys that each query attends to, for `attend`.
 
-    Of the input `attention_mask` padding is not seen; with a window, nothing that stands `window` or more away.
+    `mask` is the input `attention_mask`, which excludes padding, or empty. A window excludes keys `window` or more
+    tokens away. The result is empty if neither excludes anything.
     """
     length = graph.node("Shape", ids, start=1, end=2)
     visible = ""
     if mask:
         visible = graph.node("Cast", graph.node("Unsqueeze", mask, graph.ints(1, 2)), to=TensorProto.BOOL)
-        # The runtime's Attention broadcasts a mask over batch and heads, but not over the queries.
+        # The runtime's Attention broadcasts a mask over batch and heads, but not over queries.
         square = graph.node("Concat", graph.ints(1, 1), length, graph.ints(1), axis=0)
         visible = graph.node("Expand", visible, square)
     if window:
@@ -95,7 +106,10 @@ def attend(
     dtype: str,
     causal: bool = False,
 ) -> str:
-    """Write the attention of projections `(batch, tokens, heads * size)`, in half precision where `dtype` is one."""
+    """Write the attention of projections `(batch, tokens, heads * size)`.
+
+    It runs in half precision if `dtype` is float16 or bfloat16.
+    """
     query = graph.node("RotaryEmbedding", query, *angles, num_heads=heads.queries)
     key = graph.node("RotaryEmbedding", key, *angles, num_heads=heads.keys)
     attributes: dict[str, Any] = {"q_num_heads": heads.queries, "kv_num_heads": heads.keys, "scale": heads.scale}
@@ -108,32 +122,27 @@ def attend(
     return graph.node("Cast", attended, to=TensorProto.FLOAT) if dtype in HALVES else attended
 
 
-MODEL_TYPES = ("new", "gte")
-# What the published code can be told besides, and the only value that transformers' own version of it has.
-FIXED = {
-    "position_embedding_type": "rope",
-    "layer_norm_type": "layer_norm",
-    "pack_qkv": True,
-    "logn_attention_scale": False,
-}
-OURS = ("auto_map", "model_type", "architectures", "rope_scaling", "rope_theta", "rope_parameters", *FIXED)
-
-
 def translate_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration of model type `new` as transformers' own GTE takes it.
+    """Translate a configuration of model type `new` to transformers' own GTE.
 
     Raises:
-        InputError: it asks for what that does not have.
+        InputError: it has an option that transformers' GTE does not support.
     """
     for name, value in FIXED.items():
         if config.get(name, value) != value:
-            raise InputError(f"{name} {config[name]!r} is not supported in a model of type 'new'; {value!r} is")
+            raise InputError(
+                f"unsupported {name} {config[name]!r} in a model of type 'new'.",
+                f"export a checkpoint with {name} {value!r}",
+            )
     theta, scaling = config.get("rope_theta", 10_000.0), config.get("rope_scaling")
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": float(theta)}
     if scaling:
         if scaling.get("type") != "ntk" or scaling.get("mixed_b") is not None:
-            raise InputError(f"rope_scaling {scaling!r} is not supported in a model of type 'new'; type 'ntk' is")
-        # At any length: a base that is so many times as large, and frequencies divided by its share of a pair.
+            raise InputError(
+                f"unsupported rope_scaling {scaling!r} in a model of type 'new'.",
+                "export a checkpoint with rope_scaling of type 'ntk' and without mixed_b",
+            )
+        # NTK scaling, at any length: multiply the base by the factor, and divide frequencies by its share of a pair.
         factor = float(scaling["factor"])
         head_size = config["hidden_size"] // config["num_attention_heads"]
         parameters = {"rope_type": "linear", "rope_theta": theta * factor, "factor": factor ** (2 / head_size)}
@@ -148,15 +157,17 @@ def build_gte(
     dtype: str = "float32",
     samples: Mapping[str, Sample] | None = None,
 ) -> Graph:
-    """Write the encoder's graph; inputs, output and `samples` are those of `build_bert`.
+    """Write the encoder's graph; see `build_bert` for inputs, output and `samples`.
 
-    In half precision are products and attention, all else in fp32.
+    Half precision is for products and attention only.
 
     Raises:
-        InputError: the checkpoint has a part that this graph does not have.
+        InputError: the checkpoint has a part that this graph does not support.
     """
     if config["hidden_act"] != "gelu":
-        raise InputError(f"activation {config['hidden_act']!r} is not supported; known: gelu")
+        raise InputError(
+            f"unsupported activation {config['hidden_act']!r} in a gte.", "export a checkpoint with activation gelu"
+        )
     graph = Graph("encoder", dtype)
     size, eps = config["hidden_size"], config["layer_norm_eps"]
     heads_count = config["num_attention_heads"]
@@ -175,7 +186,7 @@ def build_gte(
     products = Products(graph, weights, samples or {})
     words = graph.look_up(graph.reshape(ids, -1), graph.table(weights["embeddings.word_embeddings.weight"]))
     if config["type_vocab_size"]:
-        # One row serves every token: a single segment.
+        # A single segment: one row serves every token.
         words = graph.node("Add", words, graph.constant(weights["embeddings.token_type_embeddings.weight"][0]))
     hidden = norm(words, "embeddings.LayerNorm")
     for layer in range(config["num_hidden_layers"]):

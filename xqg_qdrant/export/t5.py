@@ -1,11 +1,11 @@
-"""The graphs of a generator of the T5 kind (T5, T5 1.1, mT5), which share the file of the embedding table.
+"""Write the graphs of a generator (T5, T5 1.1, mT5), which share one file with the embedding table.
 
-The encoder graph ends in the keys and values of every decoder layer's cross-attention, so that they are computed once
-a passage. The decoder graph is one step: ids and caches → hidden states. All samples of a passage are folded into the
-query axis of the cross-attention (it has no causal mask), so its keys and values are never copied. The head graph turns
-hidden states into the next ids, which it samples: one for the whole vocabulary, and one for each restricted vocabulary.
+The encoder graph also computes the keys and values of every decoder layer's cross-attention, once a passage. The
+decoder graph is one step: ids and caches → hidden states. All samples of a passage are folded into the query axis of
+the cross-attention (it has no causal mask), so its keys and values are never copied. The head graph samples the next
+ids from hidden states; there is one for the whole vocabulary, and one for each restricted vocabulary.
 
-Source of the architecture: Raffel et al. 2020 (arXiv 1910.10683), Xue et al. 2021 (2010.11934).
+Architecture: Raffel et al. 2020 (arXiv 1910.10683), Xue et al. 2021 (2010.11934).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOP_K_CHUNKS = (256, 128, 64)
 
 
 class Model(NamedTuple):
-    """What the graphs are written from; `steps` of int8 inputs as `t5_smoothing` gives them, with its weights."""
+    """The source of the graphs; for int8, `weights` and input `steps` come from `smooth_t5`."""
 
     weights: Mapping[str, Array]
     config: Mapping[str, Any]
@@ -34,17 +34,17 @@ class Model(NamedTuple):
     steps: Mapping[str, float] = {}
 
     def graph(self, name: str) -> Graph:
-        """Begin a graph whose products are in the model's type."""
+        """Begin a graph with products in the model's dtype."""
         return Graph(name, self.dtype)
 
 
 def build_t5_encoder(model: Model) -> Graph:
     """Write the encoder's graph.
 
-    Inputs `input_ids` and `attention_mask` are int64 of shape `(batch, tokens)`. For every decoder layer `i` the
-    outputs are `cross_key_i` of shape `(batch, heads, head_dim, tokens)` and `cross_value_i` of shape
-    `(batch, heads, tokens, head_dim)`, both float32; or int8 with `cross_key_scale_i` and `cross_value_scale_i`,
-    float32 of shape `(batch, heads, 1, head_dim)`, one scale for each channel of a text.
+    Inputs `input_ids` and `attention_mask` are int64 of shape `(batch, tokens)`. Outputs for every decoder layer `i`
+    are `cross_key_i` of shape `(batch, heads, head_dim, tokens)` and `cross_value_i` of shape
+    `(batch, heads, tokens, head_dim)`. Both are float32. In an int8 model they are int8, with a scale for each channel
+    of a text: `cross_key_scale_i` and `cross_value_scale_i`, float32 of shape `(batch, heads, 1, head_dim)`.
     """
     graph, weights, config = model.graph("encoder"), model.weights, model.config
     heads, head_dim = config["num_heads"], config["d_kv"]
@@ -71,7 +71,7 @@ def build_t5_encoder(model: Model) -> Graph:
         update = _feed_forward(graph, model, normed, f"{name}.1.DenseReluDense")
         normed, hidden = _add_and_norm(graph, hidden, update, norms[layer + 1], config)
 
-    # The keys and values of padding become zeros, which in int8 move no scale.
+    # Zero the keys and values of padding, so that in int8 they affect no scale.
     visible = graph.reshape(graph.node("Cast", mask, to=TensorProto.FLOAT), -1, 1)
     normed = graph.node("Mul", normed, visible)
     rows = _quantise(graph, model, normed, "decoder.block.0.layer.1.EncDecAttention.k.weight")
@@ -85,9 +85,9 @@ def build_t5_encoder(model: Model) -> Graph:
 
 def _encoder_bias(graph: Graph, weights: Mapping[str, Array], config: Mapping[str, Any], tokens: str) -> str:
     """Return the position bias of every query and key, shape `(1, heads, tokens, tokens)`."""
-    # The bias of query i and key j depends on j - i alone. A line of 2n biases, those of distances 0 to n-1 and -n to
-    # -1, is repeated n times and cut into rows of 2n-1: each row starts one place earlier in the line. Looking every
-    # distance up takes ten times as long.
+    # The bias of query i and key j depends on j - i alone. Repeat a line of 2n biases, for distances 0 to n-1 and -n to
+    # -1, n times and cut it into rows of 2n-1: each row starts one place earlier in the line. Looking up every distance
+    # takes ten times as long.
     distances = np.arange(-LONGEST_INPUT, LONGEST_INPUT)
     table = graph.constant(_relative_bias(weights, config, "encoder", distances, bidirectional=True))
     middle, one = graph.ints(LONGEST_INPUT), graph.ints(1)
@@ -125,13 +125,19 @@ def _write_cross(graph: Graph, projected: str, label: str, layer: int, model: Mo
 def build_t5_decoder(model: Model, scaled_head: bool) -> Graph:
     """Write the graph of one decoder step up to the output projection.
 
-    A group is one encoder input, to which any number of rows belong. Inputs: `ids`, int64 of shape `(rows,)`; `step`,
-    int64 of shape `(1,)`, counted from 0; `places`, int64 of shape `(groups, width)`, the rows of each group, and any
-    row where a group has fewer; `row_places`, int64 of shape `(rows,)`, where in `places` each row stands;
-    `attention_mask`, int64 of shape `(groups, tokens)`; the encoder's outputs; `past_key_i` and `past_value_i`, float32
-    of shape `(rows, heads, capacity, head_dim)`, whose first `step` entries are used. Outputs: `hidden`, float32 of
-    shape `(rows, d_model)`, and `present_key_i`, `present_value_i`, which are the past ones with one more entry: bound
-    to the same memory they cost no copy.
+    A group is one encoder input with any number of rows. Inputs:
+
+    - `ids`, int64 of shape `(rows,)`;
+    - `step`, int64 of shape `(1,)`, counted from 0;
+    - `places`, int64 of shape `(groups, width)`: the rows of each group, padded with any row;
+    - `row_places`, int64 of shape `(rows,)`: the index of each row in `places`, flattened;
+    - `attention_mask`, int64 of shape `(groups, tokens)`;
+    - the encoder's outputs;
+    - `past_key_i` and `past_value_i`, float32 of shape `(rows, heads, capacity, head_dim)`, the first `step` entries
+      in use.
+
+    Outputs are `hidden`, float32 of shape `(rows, d_model)`, and `present_key_i` and `present_value_i`: the past ones
+    with one more entry. Bound to the same memory they cost no copy.
     """
     graph, weights, config = model.graph("decoder"), model.weights, model.config
     heads, head_dim, layers = config["num_heads"], config["d_kv"], config["num_decoder_layers"]
@@ -154,7 +160,7 @@ def build_t5_decoder(model: Model, scaled_head: bool) -> Graph:
     hidden = graph.look_up(ids, _shared_table(graph, weights))
     blocks = [f"decoder.block.{layer}.layer" for layer in range(layers)]
     norms = [weights[f"{name}.0.layer_norm.weight"] for name in blocks]
-    # A tied output projection is scaled; the last norm is where that costs nothing.
+    # Fold the scale of a tied output projection into the last norm, where it costs nothing.
     norms.append(
         weights["decoder.final_layer_norm.weight"] * np.float32(config["d_model"] ** -0.5 if scaled_head else 1)
     )
@@ -194,7 +200,7 @@ def build_t5_decoder(model: Model, scaled_head: bool) -> Graph:
 
 
 def _decoder_bias(graph: Graph, weights: Mapping[str, Array], config: Mapping[str, Any], step: str, keys: str) -> str:
-    """Return the position bias of the newest token and each place of the cache, shape `(1, heads, 1, capacity)`."""
+    """Return the position bias of the newest token and each cache entry, `(1, heads, 1, capacity)`."""
     distances = np.arange(-(LONGEST_OUTPUT - 1), LONGEST_OUTPUT)
     table = _relative_bias(weights, config, "decoder", distances, bidirectional=False)
     table[:, distances > 0] = MASKED
@@ -245,13 +251,12 @@ def _attend_int8(graph: Graph, query: str, bias: str, layer: int, config: Mappin
 def build_t5_head(model: Model, suppressed_ids: Sequence[int] = (), only_ids: Array | None = None) -> Graph:
     """Write the graph of the output projection and of the choice of the next ids.
 
-    Inputs: `hidden`, float32 of shape `(all_rows, d_model)`; `chosen_rows`, int64 of shape `(rows,)`, those to choose
-    ids for; `temperature`, a float32 scalar; `noise`, float32 of shape `(rows, top_k)`, Gumbel noise (zeros and
-    `top_k` 1 decode greedily). Output: `next_ids`, int64 of shape `(rows,)`. Adding Gumbel noise to the `top_k` best
-    logits and taking the best samples from their softmax (Gumbel-max).
+    Inputs: `hidden`, float32 of shape `(all_rows, d_model)`; `chosen_rows`, int64 of shape `(rows,)`, the rows to
+    choose ids for; `temperature`, a float32 scalar; `noise`, float32 of shape `(rows, top_k)`. Output: `next_ids`,
+    int64 of shape `(rows,)`. With Gumbel noise, the best of the `top_k` best logits is a sample from their softmax
+    (Gumbel-max). Zeros and `top_k` 1 decode greedily.
 
-    The ids in `suppressed_ids` are never chosen; with `only_ids`, sorted, no others than those are, as if all others
-    were suppressed, at the cost of those alone.
+    Ids in `suppressed_ids` are never chosen. With `only_ids`, sorted, all others are suppressed and not computed.
     """
     graph = model.graph("head")
     head = model.weights["lm_head.weight"]
@@ -262,7 +267,7 @@ def build_t5_head(model: Model, suppressed_ids: Sequence[int] = (), only_ids: Ar
     rows = graph.quantise(graph.node("Gather", hidden, chosen_rows, axis=0))
     if only_ids is None:
         tied = np.shares_memory(model.weights["shared.weight"], head)
-        # A row's scale does not change the order of its logits, so it waits until few are left.
+        # A row's scale does not change the order of its logits: apply it when few are left.
         logits = graph.product(rows, graph.transpose(_shared_table(graph, model.weights)) if tied else head)
         if suppressed_ids:
             bias = np.zeros(len(head), dtype=np.float32)
@@ -282,9 +287,9 @@ def build_t5_head(model: Model, suppressed_ids: Sequence[int] = (), only_ids: Ar
 
 
 def _top_k(graph: Graph, values: str, count: int, top_k: str) -> list[str]:
-    """Return the `top_k` best of each row of `count` values, and their places.
+    """Return the `top_k` best of each row of `count` values, and their indices.
 
-    The best lie in the `top_k` chunks with the best largest values: finding those takes one fast pass over all values.
+    They lie in the `top_k` chunks with the largest maxima; finding those takes one fast pass over all values.
     """
     chunk = next((size for size in TOP_K_CHUNKS if count % size == 0), 0)
     if not chunk:
@@ -301,7 +306,7 @@ def _top_k(graph: Graph, values: str, count: int, top_k: str) -> list[str]:
 
 
 def _shared_table(graph: Graph, weights: Mapping[str, Array]) -> Table:
-    """Add the embedding table, which all graphs that read it share as one file."""
+    """Add the embedding table, stored in a file that the graphs share."""
     return graph.table(weights["shared.weight"], file=EMBEDDING_FILE)
 
 
@@ -311,14 +316,14 @@ def _rms_norm(graph: Graph, value: str, weight: Array, config: Mapping[str, Any]
 
 
 def _add_and_norm(graph: Graph, hidden: str, update: str, weight: Array, config: Mapping[str, Any]) -> tuple[str, str]:
-    """Add an update to the residual stream; return the sum normed, and the sum."""
-    # Two nodes: the runtime's own one for both takes twice their time on a CPU.
+    """Add an update to the residual stream; return the normed sum and the sum."""
+    # Two nodes: on a CPU the runtime's fused node takes twice as long.
     hidden = graph.node("Add", hidden, update)
     return _rms_norm(graph, hidden, weight, config), hidden
 
 
 def _additive_mask(graph: Graph, mask: str) -> str:
-    """Return what hides padding when added to scores, shape `(batch, 1, 1, tokens)`."""
+    """Return the additive mask of padding for scores, shape `(batch, 1, 1, tokens)`."""
     hidden = graph.node("Sub", graph.constant(np.float32(1)), graph.node("Cast", mask, to=TensorProto.FLOAT))
     return graph.node("Unsqueeze", graph.node("Mul", hidden, graph.constant(MASKED)), graph.ints(1, 2))
 
@@ -332,7 +337,9 @@ def _feed_forward(graph: Graph, model: Model, value: str, name: str) -> str:
         gate = graph.node("Gelu", graph.linear(rows, model.weights[f"{name}.wi_0.weight"]), approximate="tanh")
         wide = graph.node("Mul", gate, graph.linear(rows, model.weights[f"{name}.wi_1.weight"]))
     else:
-        raise InputError(f"feed-forward {activation!r} is not supported; relu and gated-gelu are")
+        raise InputError(
+            f"unsupported feed-forward {activation!r}.", "export a checkpoint with feed_forward_proj relu or gated-gelu"
+        )
     return _linear(graph, model, wide, f"{name}.wo.weight")
 
 
@@ -341,7 +348,7 @@ def _linear(graph: Graph, model: Model, value: str, name: str) -> str:
 
 
 def _quantise(graph: Graph, model: Model, value: str, user: str) -> QuantisedRows:
-    """Make rows ready for the product with the weight of this name, and those that share its input."""
+    """Prepare rows for the product with the weight `user`, and others that share its input."""
     return graph.quantise(value, model.steps.get(user))
 
 
@@ -357,7 +364,7 @@ def _relative_bias(
 
 
 def relative_buckets(distances: Array, count: int, max_distance: int, bidirectional: bool) -> Array:
-    """Map distances (key minus query) to T5's buckets: half of them exact, the others logarithmic."""
+    """Map distances (key minus query) to T5's buckets, half exact and half logarithmic."""
     buckets = np.zeros_like(distances)
     if bidirectional:
         count //= 2
@@ -366,7 +373,7 @@ def relative_buckets(distances: Array, count: int, max_distance: int, bidirectio
     else:
         distances = -np.minimum(distances, 0)
     exact = count // 2
-    # float32 as in the reference: a boundary can fall the other way in float64
+    # float32 as in transformers: float64 can move a distance across a boundary.
     ratio = np.log(np.maximum(distances, 1).astype(np.float32) / np.float32(exact)) / np.float32(
         np.log(max_distance / exact)
     )

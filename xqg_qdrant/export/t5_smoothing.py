@@ -1,9 +1,9 @@
-"""A T5's weights, made ready for int8 with one fixed step for the input of each product.
+"""Prepare a T5's weights for int8 with one fixed step for the input of each product.
 
-A scale for each row of a product's input costs four passes over the input and one over the output; a fixed one costs
-none, if no channel is much wider than the others. So each channel is divided by a factor where it is made, which is
-exact, and multiplied where it is used (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438): in the norm before a product,
-in the values before an attention's output projection, in the way into a feed-forward layer before the way out of it.
+A scale for each row costs four passes over a product's input and one over its output. A fixed step costs none, but no
+channel may be much wider than the others. So each channel is divided by a factor where it is made, which is exact, and
+multiplied by it where it is used (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438). It is made by the norm before a
+product, by the values before an attention's output projection, or by a feed-forward layer's input projection.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import numpy as np
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.quantise import Sample
 
-# Between the input alone (1) and the weights alone (0), which of the two gets the even channels.
+# Which operand gets channels of even width: 1 the input, 0 the weights.
 SMOOTHING = 0.5
-# What a text beyond the sample may add to a channel's reach before it is cut off.
+# How far other texts may exceed the sample's range before a channel is clipped.
 HEADROOM = 1.1
 
 
 class Smoothed(NamedTuple):
-    """Weights that compute the same, and the step of the int8 input of each product by the name of its weight."""
+    """Equivalent weights, and the int8 step of each product's input by the name of its weight."""
 
     weights: dict[str, Array]
     steps: dict[str, float]
 
 
-class _Room(NamedTuple):
-    """An input of products: the weight that scales its channels, whether by rows, and the weights that use them."""
+class _Input(NamedTuple):
+    """An input of products: the weight that makes its channels (as rows or not), and the weights that use them."""
 
     maker: str
     makes_rows: bool
@@ -38,46 +38,46 @@ class _Room(NamedTuple):
 
 
 def smooth_t5(weights: Mapping[str, Array], config: Mapping[str, Any], seen: Mapping[str, Sample]) -> Smoothed:
-    """Scale the channels of every product's input but the output projection's.
+    """Scale the input channels of every product except the output projection.
 
-    `seen` holds what the inputs were on sample texts, by the name of the first weight that uses them.
+    `seen` describes the inputs on sample texts, by the name of the first weight that uses them.
     """
     smoothed = dict(weights)
     steps: dict[str, float] = {}
-    for room in _rooms(config):
-        sample = seen[room.users[0].removesuffix(".weight")]
+    for shared in _inputs(config):
+        sample = seen[shared.users[0].removesuffix(".weight")]
         reach = np.maximum(np.maximum(np.abs(sample.low), np.abs(sample.high)), 1e-6) * HEADROOM
-        columns = np.max([np.abs(weights[name]).max(axis=0) for name in room.users], axis=0)
+        columns = np.max([np.abs(weights[name]).max(axis=0) for name in shared.users], axis=0)
         factors = (reach**SMOOTHING / np.maximum(columns, 1e-6) ** (1 - SMOOTHING)).astype(np.float32)
-        maker = smoothed[room.maker]
-        smoothed[room.maker] = maker / (factors[:, None] if room.makes_rows else factors)
-        for name in room.users:
+        maker = smoothed[shared.maker]
+        smoothed[shared.maker] = maker / (factors[:, None] if shared.makes_rows else factors)
+        for name in shared.users:
             smoothed[name] = smoothed[name] * factors
             steps[name] = float((reach / factors).max()) / 127
     return Smoothed(smoothed, steps)
 
 
-def _rooms(config: Mapping[str, Any]) -> Iterator[_Room]:
+def _inputs(config: Mapping[str, Any]) -> Iterator[_Input]:
     gated = config["feed_forward_proj"].startswith("gated")
     for side, layers in (("encoder", config["num_layers"]), ("decoder", config["num_decoder_layers"])):
         for layer in range(layers):
             name = f"{side}.block.{layer}.layer"
-            yield _Room(
+            yield _Input(
                 f"{name}.0.layer_norm.weight", False, [f"{name}.0.SelfAttention.{part}.weight" for part in "qkv"]
             )
-            yield _Room(f"{name}.0.SelfAttention.v.weight", True, [f"{name}.0.SelfAttention.o.weight"])
+            yield _Input(f"{name}.0.SelfAttention.v.weight", True, [f"{name}.0.SelfAttention.o.weight"])
             if side == "decoder":
-                yield _Room(f"{name}.1.layer_norm.weight", False, [f"{name}.1.EncDecAttention.q.weight"])
-                yield _Room(f"{name}.1.EncDecAttention.v.weight", True, [f"{name}.1.EncDecAttention.o.weight"])
+                yield _Input(f"{name}.1.layer_norm.weight", False, [f"{name}.1.EncDecAttention.q.weight"])
+                yield _Input(f"{name}.1.EncDecAttention.v.weight", True, [f"{name}.1.EncDecAttention.o.weight"])
             wide = f"{name}.{2 if side == 'decoder' else 1}"
-            ways_in = ("wi_0", "wi_1") if gated else ("wi",)
-            yield _Room(
-                f"{wide}.layer_norm.weight", False, [f"{wide}.DenseReluDense.{part}.weight" for part in ways_in]
+            projections = ("wi_0", "wi_1") if gated else ("wi",)
+            yield _Input(
+                f"{wide}.layer_norm.weight", False, [f"{wide}.DenseReluDense.{part}.weight" for part in projections]
             )
-            yield _Room(f"{wide}.DenseReluDense.{ways_in[-1]}.weight", True, [f"{wide}.DenseReluDense.wo.weight"])
+            yield _Input(f"{wide}.DenseReluDense.{projections[-1]}.weight", True, [f"{wide}.DenseReluDense.wo.weight"])
     crosses = [
         f"decoder.block.{layer}.layer.1.EncDecAttention.{part}.weight"
         for layer in range(config["num_decoder_layers"])
         for part in "kv"
     ]
-    yield _Room("encoder.final_layer_norm.weight", False, crosses)
+    yield _Input("encoder.final_layer_norm.weight", False, crosses)

@@ -1,6 +1,6 @@
-"""The tokens that a language's writing can use, from a tokenizer and a sample of text.
+"""Find the tokens that a language's script can use, from a tokenizer and a sample of text.
 
-A T5's output projection over 250,000 tokens is most of a decoder step, and most of them are of other scripts.
+A T5's output projection over 250,000 tokens is most of a decoder step, and most of these tokens are of other scripts.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.languages import can_write
 
-# A language in Latin letters could use more tokens than are worth their time; tokenizers put the frequent ones first.
+# A language in Latin script could use more tokens than are worth their time. Tokenizers put frequent tokens first.
 LARGEST = 16_384
-# What the two-stage choice of the best tokens divides evenly; see `t5`.
+# `t5` finds the best tokens by chunks, which must divide the size evenly.
 MULTIPLE = 64
 WORD_START = "▁"
 
@@ -25,8 +25,8 @@ def restrict_vocabulary(
 ) -> Array:
     """Return the ids that a language may use, sorted, int64.
 
-    They are those in `always`, those that occur in the sample, and then, up to `LARGEST`, those whose every letter is
-    of the language's script (of the Latin script: occurs in the sample); none in `never`, and no special tokens. `size`
+    They are the ids in `always`, then those in the sample, then, up to `LARGEST`, those with letters of the language's
+    script only (for Latin script: letters of the sample only). Ids in `never` and special tokens are excluded. `size`
     is the number of rows of the output projection.
     """
     texts = list(sample)

@@ -115,7 +115,7 @@ def find_preset(name: str) -> Preset:
         InputError: there is none.
     """
     if name not in PRESETS:
-        raise InputError(f"there is no preset {name!r}; known are {', '.join(PRESETS)}")
+        raise InputError(f"unknown preset {name!r}.", "choose one that `xqg export --list` shows")
     return PRESETS[name]
 
 
