@@ -174,7 +174,7 @@ def test_status_without_a_collection_lists_them() -> None:
 def test_passages_are_deleted_by_id() -> None:
     ingest(*(row(number) for number in range(4)))
     result = xqg("delete", passage_id(0), "unknown", "--collection", "docs")
-    assert (result.exit_code, result.stdout) == (0, "1 passages deleted, 1 ids not stored\n")
+    assert (result.exit_code, result.stdout) == (0, "1 passage deleted, 1 id not stored\n")
     result = xqg("delete", "-", "--collection", "docs", stdin=f"{passage_id(1)}\r\n\n{passage_id(2)}")
     assert (result.exit_code, result.stdout) == (0, "2 passages deleted, 0 ids not stored\n")
     assert read_all("docs").keys() == {passage_id(3)}
@@ -184,10 +184,10 @@ def test_a_whole_collection_is_deleted_only_when_somebody_agrees() -> None:
     ingest(row(0))
     refused = xqg("delete", "--collection", "docs")
     assert refused.exit_code == 2
-    assert "Delete collection 'docs' in edge:xqg_data with its 1 passages? Give --yes" in refused.stderr
+    assert "Delete collection 'docs' in edge:xqg_data with its 1 passage? Give --yes" in refused.stderr
     assert len(read_all("docs")) == 1
     done = xqg("delete", "--collection", "docs", "--yes")
-    assert (done.exit_code, done.stdout) == (0, "collection 'docs' with 1 passages deleted\n")
+    assert (done.exit_code, done.stdout) == (0, "collection 'docs' with 1 passage deleted\n")
     assert xqg("status").stdout == "Collections in edge:xqg_data: 0\n"
     again = xqg("delete", "--collection", "docs", "--yes")
     assert again.exit_code == 2

@@ -406,7 +406,7 @@ def test_ctrl_c_finishes_the_batch_in_work_and_says_how_to_go_on(
     result = xqg("copy", "--collection", "docs", "--from", tmp_path / "here", "--to", tmp_path / "there")
     assert result.exit_code == 130
     assert "8 points written, 0 already there, 0 verified" in result.stderr
-    assert "Interrupted; the same command goes on from here." in result.stderr
+    assert "Interrupted; run the same command again to resume." in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -354,7 +354,7 @@ def test_ctrl_c_finishes_the_chunks_in_work_says_how_to_go_on_and_costs_no_work(
     process = interrupt_ingest(corpus, tmp_path / "store", seconds)
     _, errors = process.communicate()
     assert process.returncode == 130, errors
-    assert "the same command goes on from here" in errors
+    assert "run the same command again to resume" in errors
     stored = len(read_all(tmp_path / "store"))
     assert 0 < stored < len(expected)
     assert stored % CHUNK_SIZE == 0

@@ -173,7 +173,7 @@ def test_ctrl_c_finishes_the_chunks_in_work_and_the_same_command_goes_on(
     shown = [path for path in Path("/proc").glob("[0-9]*/cmdline") if KEY.encode() in read_if_there(path)]
     _, told = process.communicate(timeout=SECONDS)
     assert process.returncode == 130, told
-    assert "the same command goes on from here" in told
+    assert "run the same command again to resume" in told
     stored = read_points(server, "stopped")
     assert 0 < len(stored) < PASSAGES
     assert_same_points(stored, {passage_id: expected[passage_id] for passage_id in stored})
@@ -207,11 +207,11 @@ def test_what_a_worker_raises_ends_the_ingest_with_its_own_words(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--store", "edge:data"], "the store 'edge:data' takes one writer, and Ray's workers are several. Cure: "),
-        (["--store", "local:data"], "the store 'local:data' takes one writer"),
+        (["--store", "edge:data"], "--engine ray needs a store for several writers ('edge:data' takes one)"),
+        (["--store", "local:data"], "--engine ray needs a store for several writers ('local:data' takes one)"),
         (
             ["-", "--store", "http://localhost:1"],
-            "Ray's workers cannot read the standard input of this process. Cure: ",
+            "--engine ray cannot read standard input",
         ),
     ],
 )
@@ -220,6 +220,7 @@ def test_what_several_processes_cannot_do_is_refused_before_any_work(
 ) -> None:
     result = CliRunner().invoke(main, ["ingest", "a.jsonl", "--collection", "c", "--engine", "ray", *arguments])
     assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+    assert "\nCure: " in result.stderr
 
 
 MACHINE = {"CPU": 2.0, "memory": 1e9}

@@ -6,7 +6,6 @@ terminal.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, TypeAlias, overload
 
 from tqdm import tqdm
 
-from xqg_qdrant.augmentation.pipeline import Progress, Row
+from xqg_qdrant.augmentation.pipeline import Progress, Row, Totals
 from xqg_qdrant.augmentation.pipeline import ingest as ingest_chunks
 from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.corpus.inputs import CORPUS, Inputs
@@ -27,7 +26,7 @@ from xqg_qdrant.generation.lexicon import Lexicon
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle.status import EXACT_UP_TO
-from xqg_qdrant.records import Qrel, Query, ScoredPassage
+from xqg_qdrant.records import Qrel, Query, Reject, ScoredPassage
 from xqg_qdrant.retrieval import Hit, answer, answer_all, check_collection, check_rankings, search_runs
 from xqg_qdrant.stores import Store
 from xqg_qdrant.streams import count_workers
@@ -83,19 +82,19 @@ def ingest(
     else:
         rows = check_passages(corpus, id_field=id_field, queried=generator is None)
     workers = count_workers(encoder.device)
-    done = []
+    totals, rejects = Totals(), list[Reject]()
     with (
         tqdm(total=total, unit=" passages", disable=None) as bar,
         closing(ingest_chunks(rows, store, collection, encoder, generator, recipe, workers)) as steps,
     ):
         for progress in steps:
-            done.append(progress)
+            totals.add(progress)
+            rejects += progress.rejects
             bar.update(progress.rows)
-    result = _sum(done)
-    if result.stored:
+    if totals.stored:
         for _ in store.optimise(collection, EXACT_UP_TO):
             pass
-    return result
+    return totals.to_progress(rejects)
 
 
 @overload
@@ -200,21 +199,3 @@ def evaluate(
                 runs[name].update(found)
             bar.update(len(found))
     return evaluate_runs(queries, judgements, runs, test=test)
-
-
-def _sum(done: Sequence[Progress]) -> Progress:
-    asked, kept, wrong_script = Counter[str](), Counter[str](), Counter[str]()
-    for progress in done:
-        asked.update(progress.asked)
-        kept.update(progress.kept)
-        wrong_script.update(progress.wrong_script)
-    return Progress(
-        sum(progress.stored for progress in done),
-        sum(progress.unchanged for progress in done),
-        tuple(reject for progress in done for reject in progress.rejects),
-        asked,
-        kept,
-        sum(progress.bare for progress in done),
-        sum(progress.left_out for progress in done),
-        wrong_script,
-    )
