@@ -103,7 +103,8 @@ def test_sync_with_an_empty_corpus_deletes_nothing() -> None:
     ingest(row(0), row(1))
     result = xqg("sync", write(), "--collection", "docs", "--delete")
     assert result.exit_code == 2
-    assert "the corpus holds no passage, so all of 'docs' would be deleted. Cure: " in result.stderr
+    assert "the corpus holds no passage, so all of 'docs' would be deleted" in result.stderr
+    assert "\nCure: check the file, or use xqg delete --collection docs" in result.stderr
     assert len(read_all("docs")) == 2
 
 
@@ -113,9 +114,8 @@ def test_sync_needs_the_queries_of_a_collection_that_was_made_of_given_ones() ->
     ingest(*rows, options=["--queries", "corpus"])
     refused = xqg("sync", write(row(0)), "--collection", "docs")
     assert refused.exit_code == 4
-    assert (
-        "queries: stored 'given', now 'generated'\nCure: give this corpus's queries too (--queries)" in refused.stderr
-    )
+    assert "queries: stored 'given', now 'generated'\n" in refused.stderr
+    assert "\nCure: give this corpus's queries too (--queries)" in refused.stderr
     done = xqg("sync", write(*rows[:1], row(2, generated_queries=[])), "--collection", "docs", "--queries", "corpus")
     assert done.stdout == "1 new, 0 changed, 1 unchanged, 0 rejected rows, 1 stored that the corpus does not hold\n"
     assert len(read_all("docs")) == 3
