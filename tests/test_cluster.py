@@ -124,7 +124,7 @@ def test_a_collection_is_created_with_the_shards_that_are_asked_for(server: Serv
     params = server.client.get_collection(server.name("docs")).config.params
     assert (params.shard_number, params.replication_factor, params.write_consistency_factor) == (3, 1, 1)
     again = server.ingest("docs", range(3), "--shard-number", 3)
-    assert "1 passages stored, 2 unchanged" in again.stderr
+    assert "1 passage stored, 2 unchanged" in again.stderr
 
 
 @SCRIPTED
@@ -262,9 +262,9 @@ def test_an_alias_stands_for_its_collection_wherever_one_is_named(server: Server
     Path("corpus.jsonl").write_text("\n".join(map(row, range(1, 4))))
     synced = server.xqg("sync", "corpus.jsonl", "--collection", "@docs", "--queries", "corpus", "--delete")
     assert synced.exit_code == 0, synced.output
-    assert synced.stdout.endswith("1 passages deleted\n")
+    assert synced.stdout.endswith("1 passage deleted\n")
     assert server.xqg("retune", "--collection", "@docs", "--alpha", "0.3", "--fusion", "mean").exit_code == 0
-    assert server.xqg("delete", "p1", "--collection", "@docs").stdout.startswith("1 passages deleted")
+    assert server.xqg("delete", "p1", "--collection", "@docs").stdout.startswith("1 passage deleted")
     words = ["copy", "--collection", alias, "--from", server.url, "--to", "there", "--as", "docs"]
     copied = CliRunner().invoke(main, words)
     assert copied.exit_code == 0, copied.output
@@ -356,7 +356,7 @@ def test_the_local_mode_has_aliases(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = CliRunner().invoke(main, [*words, "--store", "local:here"])
     assert done.exit_code == 0, done.output
     listed = CliRunner().invoke(main, ["status", "--store", "local:here"]).stdout
-    assert listed.endswith("  docs: 1 passages\n  live: alias of docs\n")
+    assert listed.endswith("  docs: 1 passage\n  live: alias of docs\n")
 
 
 def test_a_collection_is_deleted_by_its_own_name_and_the_aliases_that_go_with_it_are_told(server: Server) -> None:

@@ -57,7 +57,7 @@ def test_every_command_takes_a_gpu_by_its_number(command: str) -> None:
     assert "No such option" in done.stderr
     done = CliRunner().invoke(main, [*command.split(), "--device", "gpu"])
     assert done.exit_code == 2
-    assert "'gpu' is none of auto, cpu, cuda, cuda:0, cuda:1" in done.stderr
+    assert "'gpu' is not one of auto, cpu, cuda, cuda:0, cuda:1" in done.stderr
 
 
 def test_each_gpu_has_workers_of_its_own() -> None:

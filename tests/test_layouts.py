@@ -219,7 +219,7 @@ def test_every_command_goes_on_with_such_a_collection(tmp_path: Path, monkeypatc
     write_corpus([*ROWS_AS_JSON[:2], {**ROWS_AS_JSON[2], "text": "Another text."}])
     synced = xqg("sync", "corpus.jsonl", "--queries", "corpus", "--delete")
     assert "0 new, 1 changed, 2 unchanged, 0 rejected rows, 1 stored that the corpus does not hold" in synced
-    assert "1 passages deleted" in synced
+    assert "1 passage deleted" in synced
     assert "3 unchanged" in xqg("ingest", "corpus.jsonl", "--queries", "corpus", "--sparse", "--payload-layout", "mcp")
     xqg("retune", "--alpha", "0.05")
     xqg("optimise")

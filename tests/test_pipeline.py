@@ -13,12 +13,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from xqg_qdrant.augmentation.pipeline import CHEAP_CHUNK_SIZE, CHUNK_SIZE, Progress, ingest
+from xqg_qdrant.augmentation.pipeline import CHEAP_CHUNK_SIZE, CHUNK_SIZE, Progress, Totals, ingest
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.errors import InputError, MismatchError, ModelError, StoreError
 from xqg_qdrant.generation.onnx import Generation, QueryGenerator, Sampling
 from xqg_qdrant.inference.encoder import Encoder
-from xqg_qdrant.printing import Totals
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, QueriedPassage, Reject
 from xqg_qdrant.stores import Store
 from xqg_qdrant.streams import ITEMS_IN_FLIGHT

@@ -207,11 +207,11 @@ def test_what_a_worker_raises_ends_the_ingest_with_its_own_words(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--store", "edge:data"], "the store 'edge:data' takes one writer, and Ray's workers are several.\nCure: "),
-        (["--store", "local:data"], "the store 'local:data' takes one writer"),
+        (["--store", "edge:data"], "--engine ray needs a store for several writers ('edge:data' takes one)"),
+        (["--store", "local:data"], "--engine ray needs a store for several writers ('local:data' takes one)"),
         (
             ["-", "--store", "http://localhost:1"],
-            "Ray's workers cannot read the standard input of this process.\nCure: ",
+            "--engine ray cannot read standard input",
         ),
     ],
 )
@@ -220,6 +220,7 @@ def test_what_several_processes_cannot_do_is_refused_before_any_work(
 ) -> None:
     result = CliRunner().invoke(main, ["ingest", "a.jsonl", "--collection", "c", "--engine", "ray", *arguments])
     assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+    assert "\nCure: " in result.stderr
 
 
 MACHINE = {"CPU": 2.0, "memory": 1e9}

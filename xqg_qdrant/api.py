@@ -5,7 +5,6 @@ The functions have the defaults of the commands of the same names. They print on
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, TypeAlias, overload
 
 from tqdm import tqdm
 
-from xqg_qdrant.augmentation.pipeline import Progress, Row
+from xqg_qdrant.augmentation.pipeline import Progress, Row, Totals
 from xqg_qdrant.augmentation.pipeline import ingest as ingest_chunks
 from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.corpus.inputs import CORPUS, Inputs
@@ -82,19 +81,19 @@ def ingest(
     else:
         rows = check_passages(corpus, id_field=id_field, queried=generator is None)
     workers = count_workers(encoder.device)
-    done = []
+    totals, rejects = Totals(), list[Reject]()
     with (
         tqdm(total=total, unit=" passages", disable=None) as bar,
         closing(ingest_chunks(rows, store, collection, encoder, generator, recipe, workers)) as steps,
     ):
         for progress in steps:
-            done.append(progress)
+            totals.add(progress)
+            rejects += progress.rejects
             bar.update(progress.rows)
-    result = _sum(done)
-    if result.stored:
+    if totals.stored:
         for _ in store.optimise(collection, EXACT_UP_TO):
             pass
-    return result
+    return totals.to_progress(rejects)
 
 
 @overload
@@ -197,21 +196,3 @@ def evaluate(
     with tqdm(total=len(queries), unit=" questions", disable=None) as bar:
         runs = search_runs(store, collection, encoder, queries, EVALUATION_DEPTH, rankings, bar.update)
     return evaluate_runs(queries, judgements, runs, test=test)
-
-
-def _sum(done: Sequence[Progress]) -> Progress:
-    asked, kept, wrong_script = Counter[str](), Counter[str](), Counter[str]()
-    for progress in done:
-        asked.update(progress.asked)
-        kept.update(progress.kept)
-        wrong_script.update(progress.wrong_script)
-    return Progress(
-        sum(progress.stored for progress in done),
-        sum(progress.unchanged for progress in done),
-        tuple(reject for progress in done for reject in progress.rejects),
-        asked,
-        kept,
-        sum(progress.bare for progress in done),
-        sum(progress.left_out for progress in done),
-        wrong_script,
-    )

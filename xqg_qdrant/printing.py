@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import fill, shorten
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from xqg_qdrant.augmentation.pipeline import Progress
+from xqg_qdrant.augmentation.pipeline import Totals
 from xqg_qdrant.fingerprint import RETUNING_FIELD, describe_retune
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import DEFAULT_PORT
-from xqg_qdrant.text import one_line
+from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
     from xqg_qdrant.doctor import Check
@@ -30,61 +29,29 @@ from xqg_qdrant.evaluation.comparison import Comparison, Report
 SNIPPET_CHARACTERS = 160
 
 
-class Totals:
-    """The sum of an ingest's progress."""
-
-    def __init__(self) -> None:
-        self.stored = self.unchanged = self.rejected = self.bare = self.left_out = 0
-        self.asked: Counter[str] = Counter()
-        self.kept: Counter[str] = Counter()
-        self.wrong_script: Counter[str] = Counter()
-
-    def add(self, progress: Progress) -> None:
-        """Add what one chunk came to."""
-        self.stored += progress.stored
-        self.unchanged += progress.unchanged
-        self.rejected += len(progress.rejects)
-        self.bare += progress.bare
-        self.left_out += progress.left_out
-        self.asked.update(progress.asked)
-        self.kept.update(progress.kept)
-        self.wrong_script.update(progress.wrong_script)
-
-    def yields(self) -> dict[str, dict[str, int]]:
-        """Return for each language how many queries were asked for, kept, and dropped for their script."""
-        return {
-            language: {"asked": asked, "kept": self.kept[language], "wrong_script": self.wrong_script[language]}
-            for language, asked in self.asked.items()
-        }
-
-    @property
-    def rows(self) -> int:
-        """Return how many rows there were."""
-        return self.stored + self.unchanged + self.rejected
-
-    def summary(self, seconds: float) -> str:
-        """Return what was done, and which part of the generated queries was kept in each language."""
-        lines = [
-            f"{self.stored} passages stored, {self.unchanged} unchanged, {self.rejected} rows rejected, "
-            f"in {format_seconds(seconds)}."
-        ]
-        if self.asked:
-            yields = "  ".join(f"{name} {100 * self.kept[name] / asked:.0f}%" for name, asked in self.asked.items())
-            rate = self.asked.total() / seconds
-            lines.append(
-                f"{self.kept.total()} of {self.asked.total()} generated queries kept ({rate:.0f} generated a second): "
-                f"{yields}"
-            )
-        elif self.kept:
-            counts = "  ".join(
-                f"{one_line(name) or 'of no language'} {count}" for name, count in sorted(self.kept.items())
-            )
-            lines.append(f"{self.kept.total()} given queries encoded: {counts}")
-        if self.left_out:
-            lines.append(format_left_out(self.left_out, self.kept.total()))
-        if self.bare:
-            lines.append(f"{self.bare} of the stored passages have no query.")
-        return "\n".join(lines)
+def format_totals(totals: Totals, seconds: float) -> str:
+    """Return what an ingest did, and which part of the generated queries was kept in each language."""
+    lines = [
+        f"{count_of(totals.stored, 'passage')} stored, {totals.unchanged} unchanged, "
+        f"{count_of(totals.rejected, 'row')} rejected, in {format_seconds(seconds)}."
+    ]
+    if totals.asked:
+        yields = "  ".join(f"{name} {100 * totals.kept[name] / asked:.0f}%" for name, asked in totals.asked.items())
+        rate = totals.asked.total() / seconds
+        lines.append(
+            f"{totals.kept.total()} of {totals.asked.total()} generated queries kept ({rate:.0f} generated a second): "
+            f"{yields}"
+        )
+    elif totals.kept:
+        counts = "  ".join(
+            f"{one_line(name) or 'of no language'} {count}" for name, count in sorted(totals.kept.items())
+        )
+        lines.append(f"{totals.kept.total()} given queries encoded: {counts}")
+    if totals.left_out:
+        lines.append(format_left_out(totals.left_out, totals.kept.total()))
+    if totals.bare:
+        lines.append(f"{totals.bare} of the stored passages have no query.")
+    return "\n".join(lines)
 
 
 def format_check(check: Check) -> str:

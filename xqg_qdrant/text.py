@@ -95,3 +95,8 @@ def is_blank(text: str) -> bool:
     if text[:1].isalnum():
         return False
     return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
+
+
+def count_of(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, such as `1 row` or `2 rows`; the plural is the noun with an s by default."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"

@@ -133,7 +133,7 @@ def test_every_row_is_stored_as_it_is_or_written_down_with_its_line_and_reason(w
     rejects = sum(bool(line.reason) for line in lines)
     passages = sum(line.stored is not None for line in lines)
     assert f"{passages} passages stored, 0 unchanged, {rejects} rows rejected" in result.stderr
-    assert f"{rejects} rejected rows, with their reasons, are in docs.rejected.jsonl" in result.stderr
+    assert f"docs.rejected.jsonl lists {rejects} rejected row" in result.stderr
     # All that is stored is shown, and steers no terminal.
     for options in ([], ["--json"]):
         shown = xqg("query", "--collection", "docs", "--limit", passages, *options, f"What is {ESCAPES}{TURNS}?")
@@ -297,8 +297,8 @@ def whole_files() -> Iterator[tuple[str, bytes, int, int, str]]:
     yield "mark.jsonl", b"\xef\xbb\xbf" + lines, 50, 0, "50 passages stored"
     yield "crlf.jsonl", lines.replace(b"\n", b"\r\n"), 50, 0, "50 passages stored"
     yield "no-end.jsonl", lines[:-1], 50, 0, "50 passages stored"
-    yield "cut.jsonl", lines[:-9], 49, 1, "49 passages stored, 0 unchanged, 1 rows rejected"
-    yield "cr.jsonl", lines.replace(b"\n", b"\r"), 0, 1, "1 rows rejected"
+    yield "cut.jsonl", lines[:-9], 49, 1, "49 passages stored, 0 unchanged, 1 row rejected"
+    yield "cr.jsonl", lines.replace(b"\n", b"\r"), 0, 1, "1 row rejected"
     yield (
         "long.jsonl",
         lines + b'{"id": "l", "text": "' + long + b'"}\n' + as_json(id="z", text="b"),
@@ -306,7 +306,7 @@ def whole_files() -> Iterator[tuple[str, bytes, int, int, str]]:
         1,
         "51 passages",
     )
-    yield "long-end.jsonl", lines + long, 50, 1, "50 passages stored, 0 unchanged, 1 rows rejected"
+    yield "long-end.jsonl", lines + long, 50, 1, "50 passages stored, 0 unchanged, 1 row rejected"
     yield "noise.jsonl", noise, 0, sum(1 for line in noise.split(b"\n") if line.strip()), "rows rejected"
     for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be", "utf-7", "cp037", "latin-1"):
         coded = lines.decode().encode(encoding)
@@ -332,7 +332,7 @@ def whole_files() -> Iterator[tuple[str, bytes, int, int, str]]:
     yield "twice.tsv", b"id\ttext\ttext\n1\ta\tb\n", -2, 0, "two columns are named 'text'"
     yield "no.parquet", lines, -2, 0, "not a readable Parquet file"
     yield "unknown.csv", lines, -2, 0, "unknown kind of file"
-    yield "first.jsonl", as_json(id="1", text="a", generated_queries=["q"]), 1, 0, "1 passages stored"
+    yield "first.jsonl", as_json(id="1", text="a", generated_queries=["q"]), 1, 0, "1 passage stored"
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,44 @@ class Progress(NamedTuple):
         return self.stored + self.unchanged + len(self.rejects)
 
 
+class Totals:
+    """The sum of an ingest's progress; rejected rows are counted, not kept."""
+
+    def __init__(self) -> None:
+        self.stored = self.unchanged = self.rejected = self.bare = self.left_out = 0
+        self.asked: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()
+        self.wrong_script: Counter[str] = Counter()
+
+    def add(self, progress: Progress) -> None:
+        """Add one chunk."""
+        self.stored += progress.stored
+        self.unchanged += progress.unchanged
+        self.rejected += len(progress.rejects)
+        self.bare += progress.bare
+        self.left_out += progress.left_out
+        self.asked.update(progress.asked)
+        self.kept.update(progress.kept)
+        self.wrong_script.update(progress.wrong_script)
+
+    def to_progress(self, rejects: Iterable[Reject]) -> Progress:
+        """Return the sum as one chunk, with the rejects of all chunks."""
+        counts = (self.asked, self.kept, self.bare, self.left_out, self.wrong_script)
+        return Progress(self.stored, self.unchanged, tuple(rejects), *counts)
+
+    def yields(self) -> dict[str, dict[str, int]]:
+        """Return how many queries of each language were asked for, kept, and dropped for their script."""
+        return {
+            language: {"asked": asked, "kept": self.kept[language], "wrong_script": self.wrong_script[language]}
+            for language, asked in self.asked.items()
+        }
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows there were."""
+        return self.stored + self.unchanged + self.rejected
+
+
 class Chunk(NamedTuple):
     """A chunk after the lookup in the store: its missing passages with their content hashes."""
 

@@ -1,6 +1,6 @@
 """The `xqg` command: parses, calls, prints. Data goes to stdout, progress and messages to stderr.
 
-Everything heavy is imported by the command that needs it, so that `xqg --help` starts at once.
+Each command imports what is heavy when it runs, so `xqg --help` starts at once.
 """
 
 from xqg_qdrant.cli import collections, compare, demo, evaluation, ingest, models, pilot, retrieval, sweep

@@ -1,10 +1,12 @@
-"""The commands about a collection as a whole."""
+"""The commands about a whole collection: `xqg optimise`, `status`, `delete`, `retune` and `copy`."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,49 +14,55 @@ import click
 
 from xqg_qdrant.cli.options import (
     DEFAULT_STORE,
+    add_options,
     collection_option,
     confirm,
     device_option,
     encoder_option,
     fusion_options,
     id_field_option,
+    json_option,
     quantisation_option,
     queries_option,
     store_option,
     workers_option,
     yes_option,
 )
-from xqg_qdrant.cli.shared import index_large, load_encoder, main, opened_store, tell_left_over
+from xqg_qdrant.cli.shared import (
+    GroupedCommand,
+    echo_unused_queries,
+    index_large,
+    load_encoder,
+    main,
+    opened_store,
+)
 from xqg_qdrant.cli.terminal import echo
-from xqg_qdrant.text import one_line
-
-if TYPE_CHECKING:
-    from xqg_qdrant.stores import Store
-
-
-from contextlib import ExitStack
+from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
     from xqg_qdrant.stores import Sharding, Store
 
-
 F = TypeVar("F", bound=Callable[..., Any])
+
+TARGET_KEY = "QDRANT_TARGET_API_KEY"
 
 
 def sharding_options(command: F) -> F:
     """Add --shard-number, --replication-factor and --write-consistency-factor, for `take_sharding`."""
     options = (
-        ("--shard-number", "Shards of a collection that is created on a server."),
-        ("--replication-factor", "Nodes that keep each shard of a collection that is created on a cluster."),
-        ("--write-consistency-factor", "Nodes of a cluster that have to confirm each write."),
+        ("--shard-number", "Shards of a new collection on a server."),
+        ("--replication-factor", "Nodes per shard of a new collection."),
+        ("--write-consistency-factor", "Nodes that must confirm a write."),
     )
-    for name, text in reversed(options):
-        command = click.option(name, type=click.IntRange(min=1), help=f"{text}  [default: the server's]")(command)
-    return command
+    at_least_one = click.IntRange(min=1)
+    return add_options(
+        [click.option(name, type=at_least_one, help=f"{text}  [default: the server's]") for name, text in options],
+        command,
+    )
 
 
 def take_sharding(settings: dict[str, Any]) -> Sharding:
-    """Take what `sharding_options` added out of a command's settings."""
+    """Remove what `sharding_options` added from a command's settings, and return it."""
     from xqg_qdrant.stores import Sharding
 
     return Sharding(*(settings.pop(name) for name in Sharding._fields))
@@ -62,33 +70,31 @@ def take_sharding(settings: dict[str, Any]) -> Sharding:
 
 def alias_option(command: F) -> F:
     """Add --alias."""
-    return click.option(
-        "--alias",
-        metavar="NAME",
-        help="Have this alias name the collection when all of it is stored; searches by the alias then go over to it.",
-    )(command)
+    return click.option("--alias", metavar="NAME", help="Alias to move to the collection once all of it is stored.")(
+        command
+    )
 
 
 def snapshot_option(command: F) -> F:
     """Add --no-snapshot."""
-    return click.option(
-        "--no-snapshot", is_flag=True, help="Do not have a server keep a snapshot of the collection before."
-    )(command)
+    return click.option("--no-snapshot", is_flag=True, help="Skip the server snapshot taken before deleting.")(command)
 
 
-def give_alias(store: Store, alias: str, collection: str, quiet: bool) -> None:
-    """Have an alias name a collection, and tell what it named before."""
+def move_alias(store: Store, alias: str, collection: str, quiet: bool) -> None:
+    """Make an alias name a collection, and print what it named before."""
     from xqg_qdrant.lifecycle.status import switch_alias
 
     switched = switch_alias(store, alias, collection)
     if quiet or switched is None:
         return
-    before = f"; before it named {switched.before!r} ({switched.passages_before} passages)" if switched.before else ""
-    echo(f"Alias {alias!r} now names {collection!r} ({switched.passages} passages){before}.", err=True)
+    counted = count_of(switched.passages, "passage")
+    before = count_of(switched.passages_before, "passage")
+    earlier = f"; before it named {switched.before!r} ({before})" if switched.before else ""
+    echo(f"Alias {alias!r} now names {collection!r} ({counted}){earlier}.", err=True)
 
 
 def keep_snapshot(store: Store, collection: str, no_snapshot: bool, quiet: bool) -> None:
-    """Have a server keep a collection of which something is about to be dropped, and tell how to get it back."""
+    """Have a server take a snapshot before something is deleted, and print how to restore it."""
     from xqg_qdrant.printing import format_snapshot
 
     snapshot = None if no_snapshot else store.create_snapshot(collection)
@@ -102,10 +108,10 @@ def keep_snapshot(store: Store, collection: str, no_snapshot: bool, quiet: bool)
 @quantisation_option
 @click.pass_obj
 def optimise(quiet: bool, /, collection: str, location: str, quantisation: str | None) -> None:
-    """Index a collection, and tell how many of the exact best passages a search then finds.
+    """Index a collection, and measure its recall against exact search.
 
-    xqg ingest indexes a collection of the embedded store by itself when it holds more than 50,000 passages. A server
-    indexes in the background, by itself: it is waited for.
+    In the embedded store, xqg ingest does this itself above 50,000 passages. A server indexes by itself, in the
+    background; this waits for it.
     """
     from xqg_qdrant.cli.progress import run_optimise
     from xqg_qdrant.lifecycle.status import measure_recall
@@ -120,10 +126,10 @@ def optimise(quiet: bool, /, collection: str, location: str, quantisation: str |
 @main.command()
 @collection_option()
 @store_option
-@click.option("--corpus", "file", help="Compare with this file: what is new, changed, or no longer in it.")
+@click.option("--corpus", "file", help="Compare with this file: what is new, changed, or gone from it.")
 @queries_option
 @id_field_option
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@json_option
 @click.pass_obj
 def status(
     quiet: bool,
@@ -135,9 +141,9 @@ def status(
     id_field: str | None,
     as_json: bool,
 ) -> None:
-    """Tell what is stored, by which recipe it was made, and what is missing against a corpus.
+    """Show what is stored, its recipe, and what differs from a corpus.
 
-    Without --collection the collections are listed.
+    Without --collection, list the collections.
     """
     from xqg_qdrant.cli.progress import run_compare, run_status
     from xqg_qdrant.corpus.inputs import Inputs
@@ -152,36 +158,30 @@ def status(
             _list_collections(store, as_json)
             return
         found = run_status(store, collection, quiet)
-        told = found.to_json()
+        report = found.to_json()
         lines = format_status(found)
         if file is not None:
             check_comparable(collection, found.fingerprint, given=queries is not None)
             inputs = Inputs([file], queries, id_field)
             total = None if quiet else inputs.count()
             compared = run_compare(inputs.read(), total, store, collection, found.fingerprint, TextSet(), quiet)
-            tell_left_over(inputs)
-            told["corpus"] = {"file": file, **compared._asdict()}
+            echo_unused_queries(inputs)
+            report["corpus"] = {"file": file, **compared._asdict()}
             lines += f"\nagainst {file}: {compared}"
-    echo(json.dumps(told, ensure_ascii=False, indent=2) if as_json else lines)
+    echo(json.dumps(report, ensure_ascii=False, indent=2) if as_json else lines)
 
 
 def _list_collections(store: Store, as_json: bool) -> None:
-    from xqg_qdrant.errors import MismatchError
+    from xqg_qdrant.lifecycle.status import count_collections
 
-    counts: dict[str, int | None] = {}
-    for name in store.collections():
-        try:
-            counts[name] = store.count(name)
-        except MismatchError:
-            counts[name] = None
-    aliases = store.read_aliases() or {}
+    counts, aliases = count_collections(store), store.read_aliases() or {}
     if as_json:
-        told = {"store": store.location, "collections": counts, "aliases": aliases}
-        echo(json.dumps(told, ensure_ascii=False, indent=2))
+        report = {"store": store.location, "collections": counts, "aliases": aliases}
+        echo(json.dumps(report, ensure_ascii=False, indent=2))
         return
     echo(f"Collections in {store.location}: {len(counts)}")
     for name, count in counts.items():
-        echo(f"  {one_line(name)}: " + ("not created by xqg" if count is None else f"{count} passages"))
+        echo(f"  {one_line(name)}: " + ("not created by xqg" if count is None else count_of(count, "passage")))
     for alias, name in aliases.items():
         echo(f"  {one_line(alias)}: alias of {one_line(name)}")
 
@@ -196,46 +196,39 @@ def _list_collections(store: Store, as_json: bool) -> None:
 def delete(
     quiet: bool, /, passage_ids: tuple[str, ...], collection: str, location: str, no_snapshot: bool, yes: bool
 ) -> None:
-    """Delete passages by their ids, or, where none is given, the whole collection.
+    """Delete passages by id, or without ids the whole collection.
 
-    With - in the place of the ids they are read from standard input, one a line.
+    With - as the only id, ids are read from standard input, one a line.
     """
+    from xqg_qdrant.lifecycle.status import delete_passages, list_aliases
     from xqg_qdrant.stores import read_existing_fingerprint
-    from xqg_qdrant.streams import batched
 
     with opened_store(location) as store:
-        read_existing_fingerprint(store, collection)
-        if not passage_ids:
-            count = store.count(collection)
-            named = ", ".join(repr(alias) for alias, name in (store.read_aliases() or {}).items() if name == collection)
-            lost = f", to which alias {named} leads" if named else ""
-            confirm(f"Delete collection {collection!r} in {store.location} with its {count} passages{lost}?", yes)
-            keep_snapshot(store, collection, no_snapshot, quiet)
-            store.delete_collection(collection)
-            echo(f"collection {collection!r} with {count} passages deleted")
+        snapshot = partial(keep_snapshot, store, collection, no_snapshot, quiet)
+        if passage_ids:
+            lines = (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+            given: Iterable[str] = lines if passage_ids == ("-",) else passage_ids
+            deleted = delete_passages(store, collection, given, snapshot)
+            echo(f"{count_of(deleted.passages, 'passage')} deleted, {count_of(deleted.unknown, 'id')} not stored")
             return
-        given: Iterable[str] = passage_ids
-        if passage_ids == ("-",):
-            given = (line.rstrip("\r\n") for line in sys.stdin if line.strip())
-        deleted = unknown = 0
-        for batch in batched(given, 1000):
-            stored = store.read_content_hashes(collection, batch)
-            if stored and not deleted:
-                keep_snapshot(store, collection, no_snapshot, quiet)
-            store.delete(collection, list(stored))
-            deleted += len(stored)
-            unknown += len(set(batch)) - len(stored)
-    echo(f"{deleted} passages deleted, {unknown} ids not stored")
+        read_existing_fingerprint(store, collection)
+        counted = count_of(store.count(collection), "passage")
+        aliases = ", ".join(map(repr, list_aliases(store, collection)))
+        lost = f", to which alias {aliases} leads" if aliases else ""
+        confirm(f"Delete collection {collection!r} in {store.location} with its {counted}{lost}?", yes)
+        snapshot()
+        store.delete_collection(collection)
+        echo(f"collection {collection!r} with {counted} deleted")
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @collection_option(required=True)
 @store_option
 @encoder_option
 @fusion_options
-@click.option("--no-min-score", is_flag=True, help="Let all stored queries take part again.")
-@click.option("--languages", help="Keep the queries in these languages alone, such as ar,ja; the others are dropped.")
-@click.option("--queries-per-language", type=int, help="Keep so many queries a language; the others are dropped.")
+@click.option("--no-min-score", is_flag=True, help="Let all stored queries count again.")
+@click.option("--languages", help="Keep only the queries in these languages, such as ar,ja.")
+@click.option("--queries-per-language", type=int, help="Keep only this many queries per language.")
 @snapshot_option
 @yes_option
 @device_option
@@ -255,11 +248,11 @@ def retune(
     threads: int,
     **settings: Any,
 ) -> None:
-    """Give a stored collection another recipe, as if it had been ingested with it.
+    """Change the recipe of a stored collection, as if it had been ingested with it.
 
-    What is not named stays as it is. Passages are not encoded again and no query is generated, so there can be fewer
-    queries and languages, not more. Searches go on meanwhile. Interrupted, it is finished by the same command, or
-    by one that names no setting.
+    Settings that are not given stay as they are. Passages are not encoded again and no query is generated, so the
+    queries and languages can become fewer, not more. Searches work meanwhile. To resume after an interruption, run the
+    same command again, or one without settings.
     """
     from xqg_qdrant.cli.progress import run_retune
     from xqg_qdrant.languages import LANGUAGES, parse_languages
@@ -273,22 +266,15 @@ def retune(
     if languages is not None:
         changes["languages"] = parse_languages(languages, tuple(LANGUAGES))
     with opened_store(location) as store:
-        # One thread an operator: the workers are the threads.
+        # One thread inside an operator: the workers are the threads.
         encoder = load_encoder(encoder_folder, device, 1)
         plan = plan_retune(store, collection, encoder, changes)
-        before, after = plan.asked
-        if after < before and not plan.begun:
-            confirm(
-                f"This drops {before - after} of the {before} queries that were generated for each of {plan.passages} "
-                "passages, for good?",
-                yes,
-            )
+        if plan.dropped:
+            dropped, counted = f"{plan.dropped} of the {plan.asked[0]}", count_of(plan.passages, "passage")
+            confirm(f"Drop {dropped} queries generated for each of {counted}, for good?", yes)
             keep_snapshot(store, collection, no_snapshot, quiet)
         run_retune(store, plan, encoder, threads, quiet)
         index_large(store, collection, quiet)
-
-
-TARGET_KEY = "QDRANT_TARGET_API_KEY"
 
 
 @main.command()
@@ -299,25 +285,24 @@ TARGET_KEY = "QDRANT_TARGET_API_KEY"
     envvar=["XQG_STORE", "QDRANT_URL"],
     default=DEFAULT_STORE,
     show_default=True,
-    help="Where the collection lives: a directory (embedded), edge:DIR, local:DIR, or a server's URL (with its key in "
-    "QDRANT_API_KEY).",
+    help="Source: DIR, local:DIR or URL, its key in QDRANT_API_KEY.",
 )
 @click.option(
     "--to",
     "target_location",
     required=True,
-    help=f"Where the copy goes, written in the same way. Copying from server to server, its key is in {TARGET_KEY}.",
+    help=f"Target; its key is in {TARGET_KEY} when both are servers.",
 )
-@click.option("--as", "name", metavar="NAME", help="The copy's name.  [default: the collection's]")
+@click.option("--as", "name", metavar="NAME", help="Name of the copy.  [default: the collection's]")
 @sharding_options
 @click.pass_obj
 def copy(
     quiet: bool, /, collection: str, source_location: str, target_location: str, name: str | None, **settings: Any
 ) -> None:
-    """Copy a collection into another store, vectors and payload as they are.
+    """Copy a collection to another store, vectors and payload as they are.
 
-    Nothing is embedded or generated again. Interrupted and run again, it goes on where it stopped; run on a source that
-    grew, it copies what is new. At the end the copy is read back and compared with the source, point by point.
+    Nothing is encoded or generated again. At the end the copy is read back and compared with the source, point by
+    point. Run the same command again to resume, or to copy what was added to the source.
     """
     from xqg_qdrant.cli.progress import run_copy
     from xqg_qdrant.stores import is_same_place, is_server

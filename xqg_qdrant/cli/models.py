@@ -1,4 +1,4 @@
-"""The commands about models."""
+"""The commands about models: `xqg export`, `presets`, `describe`, and `xqg doctor`."""
 
 from __future__ import annotations
 
@@ -57,17 +57,16 @@ def _list_presets(context: click.Context, _parameter: click.Parameter, wanted: b
     type=click.Choice(["float32", "int8", "float16", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="int8 for CPUs, float16 and bfloat16 for GPUs. xqg.json holds the measured loss.",
+    help="int8 for CPUs, 16 bits for GPUs; xqg.json holds the loss.",
 )
 @encoder_settings_options
-@click.option("--task", help="Encoder: what {task} in the query prefix stands for.")
+@click.option("--task", help="Encoder: text for {task} in the query prefix.")
 @generator_settings_options
 @click.option(
     "--restrict-vocabulary",
     type=click.Path(path_type=Path, exists=True),
     metavar="SAMPLE",
-    help="Generator: also write an output projection for each language, of the tokens that its writing can use; much "
-    "faster where the vocabulary is large. SAMPLE: some hundred questions in each, as for `xqg evaluate`.",
+    help="Generator: add a smaller output projection for each language of SAMPLE.",
 )
 @click.pass_obj
 def export(
@@ -84,13 +83,16 @@ def export(
     """Export a Hugging Face CHECKPOINT (local folder or hub id) to a model FOLDER, by default onnx/NAME.
 
     Encoders: BERT, MiniLM, XLM-R, GTE, Qwen3 and Gemma 3, with the layers that sentence-transformers adds. Generators:
-    T5, mT5. With --preset CHECKPOINT may be left out. The result is checked against transformers; a model that does not
-    compute the same leaves no folder behind. Needs: pip install 'xqg-qdrant[export]'
+    T5, mT5. With --preset, CHECKPOINT is optional. The result is checked against transformers; a model that computes
+    something else leaves no folder behind. Needs: pip install 'xqg-qdrant[export]'
+
+    --restrict-vocabulary limits each language to the tokens that its script uses, which is much faster with a large
+    vocabulary. SAMPLE holds some hundred questions per language, as for `xqg evaluate`.
     """
     try:
         from xqg_qdrant.export import export_checkpoint
     except ModuleNotFoundError as error:
-        raise InputError(f"xqg export needs {error.name}: install it with: pip install 'xqg-qdrant[export]'") from error
+        raise InputError(f"xqg export needs {error.name}", "pip install 'xqg-qdrant[export]'") from error
     from xqg_qdrant.languages import LANGUAGES, parse_languages
 
     given["languages"] = parse_languages(languages, tuple(LANGUAGES)) if languages is not None else None
@@ -117,14 +119,14 @@ def export(
     help="Model folder of the generator.  [default: the demo generator]",
 )
 @device_option
-@click.option("--json", "as_json", is_flag=True, help="All checks as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print all checks as one JSON object.")
 def doctor(
     location: str, encoder_folder: Path | None, generator_folder: Path | None, device: str, as_json: bool
 ) -> None:
-    """Check that everything works here: versions, memory, disk, models, devices, the store, and one passage's way.
+    """Check versions, memory, disk, models, devices, the store, and one passage end to end.
 
-    Each part is really used: a batch through each model, a scratch collection that is written, searched and deleted.
-    The exit code is 0, or that of the first failure; warnings do not fail.
+    Each part is really used: each model runs a batch; a scratch collection is written, searched and deleted. The exit
+    code is 0, or that of the first failure; warnings do not fail.
     """
     import json
 
@@ -141,11 +143,11 @@ def doctor(
             echo(format_check(check))
     exit_code = next((check.exit_code for check in checks if check.state == FAILED), 0)
     if as_json:
-        told = {
+        report = {
             "exit_code": exit_code,
             "checks": [{**check._asdict(), "seconds": dict(check.seconds)} for check in checks],
         }
-        echo(json.dumps(told, ensure_ascii=False, indent=2))
+        echo(json.dumps(report, ensure_ascii=False, indent=2))
     sys.exit(exit_code)
 
 
@@ -157,24 +159,24 @@ def doctor(
     metavar="NAME",
     help="Options of a known checkpoint, from `xqg export --list`; other options override them.",
 )
-@click.option("--graph", help="Encoder: the graph, where FOLDER holds several, such as onnx/model_quantized.onnx.")
+@click.option("--graph", help="Encoder: graph in FOLDER, such as onnx/model_quantized.onnx.")
 @encoder_settings_options
 @generator_settings_options
-def describe(folder: Path, preset: str | None, languages: str | None, **told: Any) -> None:
-    """Write the xqg.json of a model FOLDER that optimum, sentence-transformers or fastembed laid out.
+def describe(folder: Path, preset: str | None, languages: str | None, **settings: Any) -> None:
+    """Write the xqg.json of a model FOLDER made by optimum, sentence-transformers or fastembed.
 
-    An encoder's folder is used as it is where sentence-transformers' files tell all. What they do not tell, and what no
-    file tells of a generator, its prompt and languages, is said here; what is not given is read in the folder. From
-    then on the checksums of its files are verified, too.
+    An encoder folder needs none if sentence-transformers' files are complete. Give what they lack, and for a generator
+    its prompt and languages, which no file states; the rest is read from the folder. From then on, the checksums of its
+    files are verified too.
     """
     import json
 
     from xqg_qdrant.languages import LANGUAGES, parse_languages
     from xqg_qdrant.model_folders import describe_in_place
 
-    told["languages"] = parse_languages(languages, tuple(LANGUAGES)) if languages is not None else None
+    settings["languages"] = parse_languages(languages, tuple(LANGUAGES)) if languages is not None else None
     known = preset_options(preset) if preset is not None else {}
-    given = {name: value for name, value in told.items() if value is not None}
+    given = {name: value for name, value in settings.items() if value is not None}
     description = describe_in_place(folder, **{**known, **given})
     shown = {name: value for name, value in description.items() if name not in ("format", "kind", "files")}
     echo(f"{folder / 'xqg.json'}: {json.dumps(shown, ensure_ascii=False)}")

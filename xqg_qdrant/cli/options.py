@@ -1,4 +1,4 @@
-"""The options that several commands share."""
+"""The options that several commands share, and the groups in which the help shows them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_STORE = "./xqg_data"
 EVALUATION_DEPTH = 100
 
+# Heading in the help → the parameters below it, for `GroupedCommand`.
+OPTION_GROUPS: dict[str, tuple[str, ...]] = {
+    "Source": ("text_field", "title_field", "id_field", "dead_letters", "delete", "dry_run"),
+    "Models": ("encoder_folder", "generator_folder"),
+    "Queries": (
+        *("queries", "languages", "queries_per_language", "top_k", "temperature"),
+        *("max_new_tokens", "vocabulary", "seed"),
+    ),
+    "Vectors": ("fusion", "alpha", "renormalise", "min_score", "no_min_score", "sparse", "quantisation"),
+    "Store": (
+        *("collection", "location", "out", "payload_layout", "alias", "no_snapshot"),
+        *("shard_number", "replication_factor", "write_consistency_factor"),
+    ),
+    "Engine": ("device", "threads", "engine", "address", "num_workers"),
+}
+
 
 def add_options(options: Sequence[Callable[[F], F]], command: F) -> F:
-    """Add options, which the help shows in this order."""
+    """Add options, in the order in which the help shows them."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -33,23 +49,22 @@ def store_option(command: F) -> F:
         envvar=["XQG_STORE", "QDRANT_URL"],
         default=DEFAULT_STORE,
         show_default=True,
-        help="Where the collection lives: a directory (embedded), edge:DIR, local:DIR, :memory:, or a server's URL "
-        "(with its key in QDRANT_API_KEY).",
+        help="DIR, local:DIR, :memory: or URL, its key in QDRANT_API_KEY.",
     )(command)
 
 
 def collection_option(**settings: Any) -> Callable[[F], F]:
-    """Return what adds --collection."""
-    return click.option("--collection", metavar="NAME", help="The collection's name.", **settings)
+    """Return a decorator that adds --collection."""
+    return click.option("--collection", metavar="NAME", help="Name of the collection.", **settings)
 
 
 def encoder_settings_options(command: F) -> F:
-    """Add how an encoder turns tokens into a vector, and what it puts before a text."""
+    """Add the pooling, prefixes and lengths of an encoder."""
     options = (
         click.option(
-            "--pooling", type=click.Choice(["cls", "mean", "last"]), help="Encoder: pooling, where no file tells it."
+            "--pooling", type=click.Choice(["cls", "mean", "last"]), help="Encoder: pooling.  [default: the files']"
         ),
-        click.option("--normalise/--no-normalise", default=None, help="Encoder: vectors of length 1."),
+        click.option("--normalise/--no-normalise", default=None, help="Encoder: scale vectors to length 1."),
         click.option("--query-prefix", help="Encoder: text before each query, such as 'query: '."),
         click.option("--passage-prefix", help="Encoder: text before each passage, such as 'passage: '."),
         click.option("--max-query-tokens", type=click.IntRange(4), help="Encoder: longest query."),
@@ -59,13 +74,11 @@ def encoder_settings_options(command: F) -> F:
 
 
 def generator_settings_options(command: F) -> F:
-    """Add how a generator is asked and how it samples by default."""
-    prompt = "Generator: template with {text}, and if the model wants them {title} and {language}."
-    languages = "Generator: the languages it writes, such as ar,bn,fi,ja,ko,ru,te."
+    """Add the prompt, languages and sampling defaults of a generator."""
     above_zero = click.FloatRange(min=0, min_open=True)
     options = (
-        click.option("--prompt", help=prompt),
-        click.option("--languages", help=languages),
+        click.option("--prompt", help="Generator: template with {text}; {title} and {language} are optional."),
+        click.option("--languages", help="Generator: languages it writes, such as ar,bn,fi,ja,ko,ru,te."),
         click.option("--max-input-tokens", type=click.IntRange(4), help="Generator: longest prompt.  [default: 256]"),
         click.option("--top-k", type=click.IntRange(1), help="Generator: sampling default.  [default: 10]"),
         click.option("--temperature", type=above_zero, help="Generator: sampling default.  [default: 1]"),
@@ -90,8 +103,7 @@ def generator_option(command: F) -> F:
         "--generator",
         "generator_folder",
         type=click.Path(path_type=Path),
-        help="Model folder of the generator, or a lexicon: a file of lines of language, words and translation with "
-        "tabs between.  [default: the demo generator]",
+        help="Model folder of the generator, or a lexicon file.  [default: the demo generator]",
     )(command)
 
 
@@ -100,8 +112,7 @@ def queries_option(command: F) -> F:
     return click.option(
         "--queries",
         metavar="corpus|PATH",
-        help="Generate none, take queries that are there: corpus for the field generated_queries of FILE, or a JSONL "
-        "file of rows {id, language, text} in any order.",
+        help="Use queries from FILE (corpus) or from a JSONL file instead of generating them.",
     )(command)
 
 
@@ -111,7 +122,7 @@ def questions_option(command: F) -> F:
         "--questions",
         type=click.Path(path_type=Path),
         multiple=True,
-        help="Questions: a file of any format told in the docs, a BEIR folder, or ir_datasets:ID. May be given again.",
+        help="Questions: a file, a BEIR folder, or ir_datasets:ID. Repeatable.",
     )(command)
 
 
@@ -120,23 +131,20 @@ def qrels_option(command: F) -> F:
     return click.option(
         "--qrels",
         type=click.Path(path_type=Path),
-        help="Judgements, or the file of the same questions in the passages' language.  "
-        "[default: those in or beside the questions]",
+        help="Judgements, or questions in the passages' language.  [default: with the questions]",
     )(command)
 
 
 def language_option(command: F) -> F:
     """Add --language."""
     return click.option(
-        "--language", default="", help="Language of what is read, where neither its rows nor the file's name tell it."
+        "--language", default="", help="Language of the input, where neither rows nor file name state it."
     )(command)
 
 
 def id_field_option(command: F) -> F:
     """Add --id-field."""
-    return click.option("--id-field", help="Field of the passage id, where it is none of id, _id, passage_id, docid.")(
-        command
-    )
+    return click.option("--id-field", help="Field of the passage id.  [default: id, _id, passage_id or docid]")(command)
 
 
 def dead_letters_option(command: F) -> F:
@@ -144,39 +152,41 @@ def dead_letters_option(command: F) -> F:
     return click.option(
         "--dead-letters",
         type=click.Path(path_type=Path),
-        help="File for the rows that were rejected, rewritten by each run.  [default: ./NAME.rejected.jsonl]",
+        help="File of rejected rows, rewritten by each run.  [default: ./NAME.rejected.jsonl]",
     )(command)
 
 
 def fusion_options(command: F) -> F:
-    """Add --fusion, --alpha, --renormalise and --min-score, each None where it is not given."""
-    fusion = click.option(
-        "--fusion",
-        type=click.Choice(["sum", "mean"]),
-        help="sum is as published; mean makes alpha independent of the number of queries.",
+    """Add --fusion, --alpha, --renormalise and --min-score, each None by default."""
+    options = (
+        click.option(
+            "--fusion",
+            type=click.Choice(["sum", "mean"]),
+            help="sum is the paper's; with mean, alpha does not depend on the number of queries.",
+        ),
+        click.option(
+            "--alpha",
+            type=float,
+            help="Weight of the queries, 0 to 1; the paper's is 0.01; with mean, try 0.2.",
+        ),
+        click.option(
+            "--renormalise/--no-renormalise",
+            default=None,
+            help="Keep the plain vector's length, for cosine encoders. Not in the paper.",
+        ),
+        click.option(
+            "--min-score",
+            type=float,
+            help="Exclude queries whose dot product with the passage is lower; still stored.",
+        ),
     )
-    alpha = click.option(
-        "--alpha",
-        type=float,
-        help="Weight of the generated queries, from 0 to 1: 0.01 as published; with --fusion mean try 0.2.",
-    )
-    renormalise = click.option(
-        "--renormalise/--no-renormalise",
-        default=None,
-        help="Give augmented vectors the length of the plain ones; for encoders made for cosine. Not so published.",
-    )
-    min_score = click.option(
-        "--min-score",
-        type=float,
-        help="Queries whose dot product with their passage's vector is below this are stored, but take no part.",
-    )
-    return fusion(alpha(renormalise(min_score(command))))
+    return add_options(options, command)
 
 
 def languages_option(command: F) -> F:
     """Add --languages."""
     return click.option(
-        "--languages", help="Languages to generate queries in, such as ar,ja,ru.  [default: all the generator's]"
+        "--languages", help="Languages of generated queries, such as ar,ja,ru.  [default: the generator's]"
     )(command)
 
 
@@ -184,22 +194,26 @@ def recipe_options(command: F) -> F:
     """Add the options of a recipe, by the names of its settings."""
     options = (
         languages_option,
-        click.option("--queries-per-language", type=int, help="Queries generated a language.  [default: 5]"),
+        click.option("--queries-per-language", type=int, help="Generated queries per language.  [default: 5]"),
         fusion_options,
         click.option(
-            "--top-k", type=int, help="Sample among the k most probable tokens; 1 is greedy.  [default: the model's]"
+            "--top-k", type=int, help="Sample among the k likeliest tokens; 1 is greedy.  [default: the model's]"
         ),
         click.option("--temperature", type=float, help="Sampling temperature.  [default: the model's]"),
         click.option("--max-new-tokens", type=int, help="Longest query, in tokens.  [default: the model's]"),
         click.option(
             "--vocabulary",
             type=click.Choice(["full", "restricted"]),
-            help="Draw from all tokens, or from those that the language is written in, where the generator was "
-            "exported with --restrict-vocabulary.  [default: restricted, where it was]",
+            help="Sample from all tokens, or the language's.  [default: restricted, if exported]",
         ),
         click.option("--seed", type=int, help="Seed of the sampling.  [default: 0]"),
     )
     return add_options(options, command)
+
+
+def sparse_option(command: F) -> F:
+    """Add --sparse."""
+    return click.option("--sparse", is_flag=True, help="Also store terms, for --rank hybrid.")(command)
 
 
 def quantisation_option(command: F) -> F:
@@ -207,13 +221,13 @@ def quantisation_option(command: F) -> F:
     return click.option(
         "--quantisation",
         type=click.Choice(["int8"]),
-        help="Index int8 codes, a quarter of the size; the best are scored again with the stored vectors.",
+        help="Index 8-bit codes, a quarter of the size; rescore the best with full vectors.",
     )(command)
 
 
 def _check_device(_context: click.Context, _parameter: click.Parameter, device: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", device):
-        raise click.BadParameter(f"{device!r} is none of auto, cpu, cuda, cuda:0, cuda:1, …")
+        raise click.BadParameter(f"{device!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, …")
     return device
 
 
@@ -225,7 +239,7 @@ def device_option(command: F) -> F:
         callback=_check_device,
         default="auto",
         show_default=True,
-        help="Where the models run: auto, cpu, cuda for all GPUs, cuda:N for one; cuda fails rather than fall back.",
+        help="Where models run: cuda is all GPUs, cuda:N one, both without fallback.",
     )(command)
 
 
@@ -236,12 +250,12 @@ def device_options(command: F) -> F:
 
 
 def workers_option(command: F) -> F:
-    """Add --threads of an ingest, whose workers are the threads."""
+    """Add --threads for commands that process one chunk of passages per thread."""
     return click.option(
         "--threads",
         type=click.IntRange(min=0),
         default=0,
-        help="CPU threads: as many chunks of passages are in work at once.  [default: one a core]",
+        help="Chunks of passages in work at once.  [default: one a core]",
     )(command)
 
 
@@ -252,14 +266,13 @@ def test_option(command: F) -> F:
         type=click.Choice(["randomisation", "t", "mcnemar"]),
         default="randomisation",
         show_default=True,
-        help="Paired test of a difference: randomisation, Student's t as in the paper, or McNemar's for hits and "
-        "misses.",
+        help="Paired test; t is the paper's, mcnemar for hits and misses.",
     )(command)
 
 
 def json_option(command: F) -> F:
     """Add --json, as `as_json`."""
-    return click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def save_option(command: F) -> F:
@@ -268,25 +281,25 @@ def save_option(command: F) -> F:
         "--save",
         type=click.Path(path_type=Path),
         metavar="FOLDER",
-        help="Keep the figures, the runs and what made them in this folder, for xqg compare and xqg report.",
+        help="Save figures, runs and settings here, for xqg compare and xqg report.",
     )(command)
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask before what cannot be undone; `yes` is the answer that --yes gives.
+    """Ask before an irreversible step, unless --yes was given.
 
     Raises:
-        UsageError: there is nobody to ask.
+        UsageError: standard input is no terminal, so nobody can answer.
         Abort: the answer is no.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{question} Give --yes to go on without being asked.")
+        raise click.UsageError(f"{question} Give --yes to confirm.")
     if not ask(question):
         raise click.Abort
 
 
 def yes_option(command: F) -> F:
     """Add --yes."""
-    return click.option("--yes", is_flag=True, help="Do not ask.")(command)
+    return click.option("--yes", is_flag=True, help="Do not ask for confirmation.")(command)

@@ -1,11 +1,10 @@
-"""Run the command line's long loops with progress bars, and handle Ctrl-C. All output goes to stderr."""
+"""The long loops of the command line: their progress bars and summaries, on stderr, and Ctrl-C."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -16,7 +15,7 @@ from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from xqg_qdrant.augmentation.pipeline import PointStore, Progress, Row, ingest
+from xqg_qdrant.augmentation.pipeline import PointStore, Progress, Row, Totals, ingest
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.corpus.dead_letters import DeadLetters
@@ -34,12 +33,13 @@ from xqg_qdrant.lifecycle.copying import copy_collection
 from xqg_qdrant.lifecycle.retune import Plan, retune
 from xqg_qdrant.lifecycle.status import Status, read_status
 from xqg_qdrant.lifecycle.sync import Comparison, compare, delete_left
-from xqg_qdrant.printing import Totals, format_left_out, format_seconds
+from xqg_qdrant.printing import format_left_out, format_seconds, format_totals
 from xqg_qdrant.records import Passage, Query, ScoredPassage
 from xqg_qdrant.retrieval import search_runs
 from xqg_qdrant.stores import Store, read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Indexing
 from xqg_qdrant.streams import count_workers
+from xqg_qdrant.text import count_of
 
 T = TypeVar("T")
 
@@ -56,10 +56,10 @@ def run_ingest(
     dead_letters: DeadLetters,
     quiet: bool,
 ) -> Totals:
-    """Ingest with a progress bar and a summary; write rejected rows to the dead-letter file as they come.
+    """Ingest with a progress bar and a summary; write rejected rows to the dead-letter file at once.
 
     Raises:
-        SystemExit: 130 after Ctrl-C, once the chunks in flight are stored.
+        SystemExit: 130, after Ctrl-C, once the chunks in work are stored.
     """
     workers = count_workers(encoder.device, threads)
     begin = partial(ingest, rows, store, collection, encoder, generator, recipe, workers)
@@ -69,14 +69,14 @@ def run_ingest(
 def run_engine(
     begin: Callable[[Event], Generator[Progress, None, None]], total: int | None, dead_letters: DeadLetters, quiet: bool
 ) -> Totals:
-    """Run any engine as `run_ingest` does; `begin` starts it with an event that Ctrl-C sets."""
+    """Run any engine as `run_ingest` does; `begin` starts it with the event that Ctrl-C sets."""
     totals, start = Totals(), time.perf_counter()
     try:
         with (
             dead_letters,
-            Interruption() as asked,
+            Interruption() as interrupted,
             _make_bar(total, " passages", quiet) as bar,
-            closing(begin(asked)) as steps,
+            closing(begin(interrupted)) as steps,
         ):
             for progress in steps:
                 totals.add(progress)
@@ -86,24 +86,22 @@ def run_engine(
                 bar.set_postfix_str(f"{queries / (time.perf_counter() - start):.0f} queries/s", refresh=False)
             dead_letters.write(())
     finally:
-        # Also after an error: the rows before it are stored or rejected.
+        # Also after an error: everything before it is stored or rejected.
         if not quiet and (totals.rows or sys.exc_info()[0] is None):
-            echo(totals.summary(time.perf_counter() - start), err=True)
-    if asked.is_set():
-        echo("Interrupted; run the same command again to resume.", err=True)
-        sys.exit(INTERRUPTED_EXIT_CODE)
+            echo(format_totals(totals, time.perf_counter() - start), err=True)
+    _exit_if(interrupted)
     return totals
 
 
 def run_optimise(store: Store, collection: str, above: int, quiet: bool) -> bool:
-    """Index a collection of more than `above` points with a clock; return whether anything changed."""
+    """Index a collection of more than `above` points, with a clock; return whether anything changed."""
     last = Indexing(0)
     points = store.count(collection)
-    with _make_bar(None, "", quiet, f"Indexing {points} points: {{elapsed}}") as bar:
+    with _make_bar(None, "", quiet, f"Indexing {count_of(points, 'point')}: {{elapsed}}") as bar:
         for last in store.optimise(collection, above):  # noqa: B007
             bar.update(0)
     if last.changed and not quiet:
-        echo(f"{points} points indexed in {format_seconds(last.seconds)}.", err=True)
+        echo(f"{count_of(points, 'point')} indexed in {format_seconds(last.seconds)}.", err=True)
     return last.changed
 
 
@@ -134,7 +132,7 @@ def run_compare(
 
 
 def run_delete_left(store: Store, collection: str, seen: TextSet, total: int, quiet: bool) -> int:
-    """Delete passages that left the corpus with a progress bar; return their number."""
+    """Delete what left the corpus, with a progress bar; return how many passages that is."""
     deleted = 0
     with _make_bar(total, " passages deleted", quiet) as bar:
         for count in delete_left(store, collection, seen):
@@ -147,17 +145,17 @@ def run_copy(source: Store, collection: str, target: Store, name: str, quiet: bo
     """Copy a collection with progress bars and a summary.
 
     Raises:
-        SystemExit: 130 after Ctrl-C, once the current batch is stored.
+        SystemExit: 130, after Ctrl-C, once the batch in work is stored.
     """
     start = time.perf_counter()
     read = written = verified = rounded = 0
     read_existing_fingerprint(source, collection)
     total = source.count(collection)
     with (
-        Interruption() as asked,
+        Interruption() as interrupted,
         _make_bar(total, " points", quiet) as copying,
         _make_bar(total, " points verified", quiet) as verifying,
-        closing(copy_collection(source, collection, target, name, asked)) as steps,
+        closing(copy_collection(source, collection, target, name, interrupted)) as steps,
     ):
         for step in steps:
             read, written = read + step.read, written + step.written
@@ -165,63 +163,64 @@ def run_copy(source: Store, collection: str, target: Store, name: str, quiet: bo
             copying.update(step.read)
             verifying.update(step.verified)
     if not quiet:
-        counts = f"{written} points written, {read - written} already there"
+        counts = f"{count_of(written, 'point')} written, {read - written} already there"
         echo(f"{counts}, {verified} verified, in {format_seconds(time.perf_counter() - start)}.", err=True)
-    if asked.is_set():
-        echo("Interrupted; run the same command again to resume.", err=True)
-        sys.exit(INTERRUPTED_EXIT_CODE)
+    _exit_if(interrupted)
     if rounded:
-        echo(
-            f"Qdrant changed the last digit of numbers with more than 15 digits in the payload of {rounded} points.",
-            err=True,
-        )
+        points = count_of(rounded, "point")
+        echo(f"Qdrant changed the last digit of numbers of more than 15 digits in the payload of {points}.", err=True)
 
 
 def run_retune(store: Store, plan: Plan, encoder: Encoder, threads: int, quiet: bool) -> None:
     """Retune with a progress bar and a summary.
 
     Raises:
-        SystemExit: 130 after Ctrl-C, once the chunks in flight are stored.
+        SystemExit: 130, after Ctrl-C, once the chunks in work are stored.
     """
     passages = queries = left_out = 0
     start = time.perf_counter()
     with (
-        Interruption() as asked,
+        Interruption() as interrupted,
         _make_bar(plan.passages, " passages", quiet) as bar,
-        closing(retune(store, plan, encoder, count_workers(encoder.device, threads), asked)) as steps,
+        closing(retune(store, plan, encoder, count_workers(encoder.device, threads), interrupted)) as steps,
     ):
         for done in steps:
             passages, queries, left_out = passages + done.passages, queries + done.queries, left_out + done.left_out
             bar.update(done.passages)
     if not quiet:
         took = format_seconds(time.perf_counter() - start)
-        echo(f"{passages} passages retuned, {queries} queries encoded, in {took}.", err=True)
+        encoded = count_of(queries, "query", "queries")
+        echo(f"{count_of(passages, 'passage')} retuned, {encoded} encoded, in {took}.", err=True)
         if left_out:
             echo(format_left_out(left_out, queries), err=True)
-    if asked.is_set():
-        echo(f"Interrupted; finish it with: xqg retune --collection {plan.collection}", err=True)
+    _exit_if(interrupted, f"finish it with: xqg retune --collection {plan.collection}")
+
+
+def _exit_if(interrupted: Event, cure: str = "run the same command again to resume.") -> None:
+    if interrupted.is_set():
+        echo(f"Interrupted; {cure}", err=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
 
 
 class Interruption:
-    """A context whose event the first Ctrl-C sets; a second one ends the process and loses the chunks in flight."""
+    """The first Ctrl-C sets an event; a second one ends the process at once and loses the chunks in work."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self._event = Event()
 
-    def __enter__(self) -> threading.Event:
+    def __enter__(self) -> Event:
         self._previous = signal.signal(signal.SIGINT, self._remember)
-        return self._asked
+        return self._event
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
     def _remember(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._asked.is_set():
-            # An exception would wait for the workers' threads. A kill is safe at any moment and costs the same.
+        if self._event.is_set():
+            # An exception would wait for the computing threads. A kill loses no more, and is safe at any moment.
             echo("Interrupted.", err=True)
             os._exit(INTERRUPTED_EXIT_CODE)
-        self._asked.set()
+        self._event.set()
         echo("\nFinishing the chunks in work; press Ctrl-C again to stop at once.", err=True)
 
 
@@ -256,7 +255,7 @@ def read_vectors(
 
 
 def run_sweep(bench: Bench, seed: int, quiet: bool) -> Sweep:
-    """Measure every setting with a progress bar."""
+    """Measure every setting of a sweep, with a progress bar."""
     trial = Trial(bench, seed)
     with _make_bar(trial.settings, " settings", quiet) as bar:
         for _ in trial.run():
@@ -265,7 +264,7 @@ def run_sweep(bench: Bench, seed: int, quiet: bool) -> Sweep:
 
 
 def count_read(rows: Iterable[T], total: int | None, quiet: bool) -> Iterator[T]:
-    """Yield the rows of a corpus with a progress bar."""
+    """Yield the rows of a corpus, with a progress bar."""
     with _make_bar(total, " rows read", quiet) as bar:
         for row in rows:
             yield row
@@ -283,15 +282,14 @@ def run_sample(
     seconds: float | None,
     quiet: bool,
 ) -> tuple[int, float]:
-    """Ingest passages for a number of seconds, but one chunk at least.
+    """Ingest passages, with a progress bar; return how many were stored, and the seconds it took.
 
-    Returns:
-        The number of passages stored, and the seconds it took.
+    With `seconds` given, stop after that time, but not before one chunk is stored.
 
     Raises:
         InputError: no passage could be stored.
     """
-    stored, start, stop = 0, time.perf_counter(), threading.Event()
+    stored, start, stop = 0, time.perf_counter(), Event()
     workers = count_workers(encoder.device, threads)
     with (
         _make_bar(len(passages), " passages", quiet) as bar,
@@ -304,7 +302,7 @@ def run_sample(
                 stop.set()
     if not stored:
         raise InputError(
-            f"none of {len(passages)} passages could be stored.", "ingest a few of them with xqg ingest to see why"
+            f"no passage of {len(passages)} could be stored", "ingest a few of them with xqg ingest to see why"
         )
     return stored, time.perf_counter() - start
 
@@ -312,7 +310,7 @@ def run_sample(
 def run_robustness(
     store: Store, collection: str, encoder: Encoder, pairs: Sequence[Pair], quiet: bool
 ) -> Iterator[Agreement]:
-    """Yield the agreement of each pair's rankings, with a progress bar."""
+    """Yield the agreement of the rankings of each pair, with a progress bar."""
     with _make_bar(len(pairs), " pairs", quiet) as bar:
         for agreement in compare_rankings(store, collection, encoder, pairs):
             bar.update()
@@ -320,6 +318,6 @@ def run_robustness(
 
 
 def _make_bar(total: int | None, unit: str, quiet: bool, bar_format: str | None = None) -> tqdm[NoReturn]:
-    """Make a bar that appears after two seconds; if stderr is a log, it writes a line every half minute."""
+    """Return a bar that appears after two seconds; where stderr is a log, it writes a line every half minute."""
     seconds = 0.1 if sys.stderr.isatty() else 30
     return tqdm(total=total, unit=unit, disable=quiet, delay=2, mininterval=seconds, bar_format=bar_format)

@@ -1,4 +1,4 @@
-"""`xqg query`: questions to a collection."""
+"""`xqg query` and `xqg serve`: questions to a collection, in the terminal and in a browser."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ from xqg_qdrant.errors import InputError
 @collection_option(required=True)
 @store_option
 @encoder_option
-@click.option("--limit", type=click.IntRange(min=1), default=5, show_default=True, help="Passages for each question.")
+@click.option("--limit", type=click.IntRange(min=1), default=5, show_default=True, help="Passages per question.")
 @click.option(
     "--rank",
     "ranking",
     type=click.Choice(["xqg", "passage", "hybrid", "max-sim"]),
     default="xqg",
     show_default=True,
-    help="By the augmented vectors, by the plain ones to compare, by augmented vectors and terms (hybrid), or by the "
-    "nearest of passage and queries (max-sim).",
+    help="Augmented or plain vectors, vectors and terms, or the nearest query.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line for each question.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per question, a line each.")
 @device_options
 def query(
     questions: tuple[str, ...],
@@ -43,9 +42,12 @@ def query(
     device: str,
     threads: int,
 ) -> None:
-    """Find the passages that answer a QUESTION, asked in any language.
+    """Find the passages that answer a QUESTION in any language.
 
-    With - in its place, questions are read from standard input, one a line.
+    With - as the only QUESTION, questions are read from standard input, one a line.
+
+    --rank xqg searches the augmented vectors, passage the plain ones for comparison, hybrid the augmented vectors and
+    the terms, max-sim by the nearest of a passage and its queries.
     """
     from xqg_qdrant.printing import format_hits, hits_to_json
     from xqg_qdrant.retrieval import check_collection, search_hits
@@ -65,7 +67,7 @@ def _decode_line(line: bytes) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"standard input is not UTF-8: {line!r}; convert it with iconv") from error
+        raise InputError(f"standard input is not UTF-8 ({line!r})", "convert it with iconv") from error
 
 
 @main.command()
@@ -73,14 +75,18 @@ def _decode_line(line: bytes) -> str:
 @store_option
 @encoder_option
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Of this machine; 0 is any free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port; 0 for a free one.",
 )
 @click.option(
     "--allow-host",
     "names",
     metavar="NAME",
     multiple=True,
-    help="Another name to be asked by than localhost, such as that of a proxy before it. May be given again.",
+    help="Host name to accept besides localhost, such as a proxy's. Repeatable.",
 )
 @device_options
 def serve(
@@ -92,9 +98,9 @@ def serve(
     device: str,
     threads: int,
 ) -> None:
-    """Show what a question finds with and without the augmentation, on a page and as JSON, until Ctrl-C.
+    """Serve a page that compares searches with and without the augmentation, until Ctrl-C.
 
-    The page is at http://127.0.0.1:8000/, for nobody but this machine. The JSON is at /api/search?q=QUESTION&limit=5.
+    The page is at http://127.0.0.1:8000/, for this machine only. JSON is at /api/search?q=QUESTION&limit=5.
     """
     from xqg_qdrant.pages.search import Finder, choose_collection
     from xqg_qdrant.pages.server import ADDRESS, listen, make_app, make_server
@@ -104,7 +110,7 @@ def serve(
         finder = Finder(store, collection or choose_collection(store), encoder)
         app = make_app(finder, names)
         url = f"http://{ADDRESS}:{listening.getsockname()[1]}/"
-        echo(f"Serving {finder.collection!r} at {url} - Ctrl-C ends it.", err=True)
-        # The server has ended well when it hands the signal on.
+        echo(f"Serving {finder.collection!r} at {url} (Ctrl-C to stop)", err=True)
+        # The server passes the signal on after a clean end.
         with suppress(KeyboardInterrupt):
             make_server(app).run([listening])

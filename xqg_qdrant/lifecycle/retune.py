@@ -68,6 +68,12 @@ class Plan(NamedTuple):
         before, after = (_count_queries(read_recipe(fingerprint)) for fingerprint in (self.before, self.after))
         return before, after
 
+    @property
+    def dropped(self) -> int:
+        """Return how many stored queries each passage loses for good; 0 where an earlier run has begun that."""
+        before, after = self.asked
+        return 0 if self.begun else max(before - after, 0)
+
 
 class Retuned(NamedTuple):
     """The result of one write: passages, their encoded queries, and how many of those the filter excludes."""

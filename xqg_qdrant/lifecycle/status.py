@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xqg_qdrant.errors import InputError
+from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_recipe
 from xqg_qdrant.records import XQG_VECTOR
 from xqg_qdrant.stores import read_existing_fingerprint
@@ -84,6 +84,55 @@ def read_status(store: Store, collection: str) -> Iterator[Status]:
     for batch in batched(store.scroll_stored(collection), BATCH):
         recipes.update(stored.recipe for stored in batch)
         yield Status(store.location, collection, fingerprint, recipes, aliases)
+
+
+def count_collections(store: Store) -> dict[str, int | None]:
+    """Return the number of passages of each collection; None for one that xqg did not create."""
+    counts: dict[str, int | None] = {}
+    for name in store.collections():
+        try:
+            counts[name] = store.count(name)
+        except MismatchError:
+            counts[name] = None
+    return counts
+
+
+def list_aliases(store: Store, collection: str) -> list[str]:
+    """Return the aliases that name a collection."""
+    return [alias for alias, name in (store.read_aliases() or {}).items() if name == collection]
+
+
+class Deleted(NamedTuple):
+    """How many passages were deleted, and how many of the given ids are not stored."""
+
+    passages: int
+    unknown: int
+
+
+def delete_passages(
+    store: Store, collection: str, passage_ids: Iterable[str], before_first: Callable[[], object]
+) -> Deleted:
+    """Delete passages by their ids.
+
+    Args:
+        store: where the collection is.
+        collection: its name.
+        passage_ids: read once, in batches.
+        before_first: called once, before the first passage is deleted.
+
+    Raises:
+        InputError: there is no such collection.
+    """
+    read_existing_fingerprint(store, collection)
+    deleted = unknown = 0
+    for batch in batched(passage_ids, BATCH):
+        stored = store.read_content_hashes(collection, batch)
+        if stored and not deleted:
+            before_first()
+        store.delete(collection, list(stored))
+        deleted += len(stored)
+        unknown += len(set(batch)) - len(stored)
+    return Deleted(deleted, unknown)
 
 
 class Switch(NamedTuple):

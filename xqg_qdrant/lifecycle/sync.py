@@ -49,6 +49,16 @@ class Comparison(NamedTuple):
         """Return the number of corpus rows compared."""
         return self.new + self.changed + self.unchanged + self.rejected
 
+    @property
+    def differs(self) -> bool:
+        """Return whether an ingest of the corpus has anything to store or reject."""
+        return self.rows > self.unchanged
+
+    @property
+    def deletable(self) -> bool:
+        """Return whether passages left the corpus; false while rows are rejected, which may be those passages."""
+        return self.left > 0 and not self.rejected
+
     def __str__(self) -> str:
         return (
             f"{self.new} new, {self.changed} changed, {self.unchanged} unchanged, {self.rejected} rejected rows, "
