@@ -30,9 +30,10 @@ from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout, Reject
 from xqg_qdrant.retrieval import answer
 from xqg_qdrant.stores import open_foreign_store, open_store
-from xqg_qdrant.stores.server.client import FINGERPRINT_KEY, ClientStore
+from xqg_qdrant.stores.server.client import ClientStore
 from xqg_qdrant.stores.server.foreign import ForeignStore
 from xqg_qdrant.stores.server.foreign_points import get_field
+from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY
 
 CLI = Path(__file__).parent.parent / "cli.py"
 LAYOUT = PayloadLayout("document", "heading", "meta.doc_id")

@@ -13,6 +13,7 @@ import re
 import ssl
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
@@ -123,6 +124,30 @@ class Wire:
         # What a server sent back may hold the key; all that is of use in it is said above.
         explained.__cause__ = None if self._remote else error
         return explained
+
+
+def connect(location: str, api_key: str | None, seconds: int) -> QdrantClient:
+    """Return the client of a server or of the local mode; its requests time out after so many seconds."""
+    if location == ":memory:":
+        return QdrantClient(location=":memory:")
+    if location.startswith("local:"):
+        directory = Path(location.removeprefix("local:")).expanduser()
+        return QdrantClient(path=str(directory), force_disable_check_same_thread=True)
+    with warnings.catch_warnings():
+        # The command line warns about a key that travels unencrypted.
+        warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
+        # The client's own version check would open a thread and a connection before the first request.
+        client = QdrantClient(
+            url=location,
+            api_key=api_key,
+            timeout=seconds,
+            check_compatibility=False,
+            grpc_port=GRPC_PORT,
+            grpc_options=read_authorities(),
+        )
+    client.http.client.add_middleware(keep_retry_after)
+    client.http.client.add_middleware(wait_for_snapshots)
+    return client
 
 
 def keep_retry_after(request: httpx.Request, send: Callable[[httpx.Request], httpx.Response]) -> httpx.Response:
