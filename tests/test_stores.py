@@ -233,7 +233,7 @@ def test_points_and_searches_must_agree_with_the_collection_about_terms(place: P
     with pytest.raises(StoreError, match="the collection has none"):
         store.upsert(place.collection, [make_point("a", np.ones(DIM), terms=(1,))])
     store.create_collection(f"{place.collection}-sparse", DIM, SPARSE)
-    with pytest.raises(StoreError, match="it lacks the collection's"):
+    with pytest.raises(StoreError, match="lacks the collection's sparse vector"):
         store.upsert(f"{place.collection}-sparse", [make_point("a", np.ones(DIM))])
     with pytest.raises(StoreError, match="at least 1"):
         store.search_terms(f"{place.collection}-sparse", [(1,)], 0)

@@ -141,10 +141,9 @@ class ClientStore:
         """Return for each query vector the `limit` best passages, best first."""
         opened = self._open(collection, also_foreign=True)
         check_search(vectors, opened.dim, vector_name, limit)
-        strict = opened.strict
-        limits.check_search(f"collection {collection!r} in {self.location}", strict, limit, exact)
+        limits.check_search(f"collection {collection!r} in {self.location}", opened.strict, limit, exact)
         # The local mode is always exact, and warns about every parameter that it ignores.
-        params = limits.make_search_params(strict, exact) if self._remote else None
+        params = limits.make_search_params(opened.strict, exact) if self._remote else None
 
         def fetch(batch: Sequence[FloatArray], count: int) -> list[list[models.ScoredPoint]]:
             return self._fetch(collection, [vector.tolist() for vector in batch], using, count, params)
@@ -152,7 +151,7 @@ class ClientStore:
         using = opened.names.get(vector_name, vector_name)
         theirs = opened.layout
         read = partial(read_foreign_hit, layout=theirs) if theirs else partial(read_hit, names=opened.names)
-        return search_in_batches(fetch, vectors, limit, limits.fit_searches(strict), read)
+        return search_in_batches(fetch, vectors, limit, limits.fit_searches(opened.strict), read)
 
     def search_terms(self, collection: str, terms: Sequence[Sequence[int]], limit: int) -> list[list[ScoredPassage]]:
         """Return for each query's terms the `limit` best passages, best first."""
@@ -370,9 +369,7 @@ class ClientStore:
         """
         where, ours = f"collection {collection!r} in {self.location}", limits.read_ours(info)
         if ours is None:
-            raise MismatchError(
-                f"{where} was not created by xqg. Nothing was changed.", "choose another collection name"
-            )
+            raise MismatchError(f"{where} was not created by xqg. Nothing was changed.", "choose another name")
         check_sharding(where, info, self._sharding)
         return ours
 
