@@ -371,7 +371,9 @@ def test_other_fields_another_recipe_and_a_collection_of_ours_are_refused_each_w
         demo.augment(other)
     assert "layout.text: stored 'document', now 'body'\n  layout.id: stored 'meta.doc_id', now ''" in str(caught.value)
     assert "Cure: name the fields that it was augmented by (--text-field" in str(caught.value)
-    with pytest.raises(MismatchError, match=r"recipe\.alpha: stored 0\.01, now 0\.5\nCure: repeat the setting"):
+    with pytest.raises(
+        MismatchError, match=r"recipe\.alpha: stored 0\.01, now 0\.5\nNothing was changed\.\nCure: repeat the setting"
+    ):
         Models(demo.encoder, demo.generator, demo.recipe._replace(alpha=0.5)).augment(memory)
     ours = ClientStore(":memory:")
     ours._client = client
