@@ -56,8 +56,8 @@ def ask_ours(store: EdgeStore, encoder: Encoder, question: str) -> float:
 
 
 def ask_direct(store: EdgeStore, encoder: Encoder, question: str) -> float:
-    """Return the seconds of one question with tokenizer, session and engine, payloads included."""
-    shard, _ = store._open("docs")
+    """Return the seconds of one question by tokenizer, session and engine, hits with their payload."""
+    shard = store._open("docs").shard
     start = time.perf_counter()
     ids = np.array([encoder._tokenizer.encode(question).ids], dtype=np.int64)
     [[vector]] = encoder._session.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})

@@ -157,7 +157,7 @@ def test_more_replicas_than_nodes_are_refused_before_anything_is_made(rest: Rest
     for nodes in (1, 2):
         rest.nodes = nodes
         with open_store(rest.url, sharding=Sharding(replication_factor=3)) as store:
-            with pytest.raises(InputError, match=rf"3 replicas want as many nodes, and http\S+ has {nodes}\. Cure: "):
+            with pytest.raises(InputError, match=rf"3 replicas need as many nodes, and http\S+ has {nodes}\. Cure: "):
                 store.create_collection("docs", DIM, FINGERPRINT)
             assert store.collections() == []
 
@@ -166,9 +166,8 @@ def test_a_collection_that_is_spread_otherwise_is_refused_with_both_values(serve
     assert server.ingest("docs", range(2), "--shard-number", 2).exit_code == 0
     refused = server.ingest("docs", range(4), "--shard-number", 3, "--write-consistency-factor", 2)
     assert refused.exit_code == MismatchError.exit_code
-    assert (
-        "has shard_number 2, not 3, write_consistency_factor 1, not 2. Cure: leave these options out" in refused.stderr
-    )
+    differences = "has shard_number 2, not 3, write_consistency_factor 1, not 2. Nothing was changed.\n"
+    assert differences + "Cure: leave these options out" in refused.stderr
     assert server.client.count(server.name("docs")).count == 2
 
 
@@ -180,7 +179,7 @@ def test_only_a_server_has_shards(location: str, option: str, tmp_path: Path, mo
     words = ["ingest", "corpus.jsonl", "--collection", "docs", "--store", location, option, "2"]
     refused = CliRunner().invoke(main, words)
     assert refused.exit_code == InputError.exit_code
-    assert f"only a server has shards and replicas, and {location!r} is none. Cure: " in refused.stderr
+    assert f"only a server has shards and replicas ({location!r}).\nCure: " in refused.stderr
     assert os.listdir() == ["corpus.jsonl"]
 
 
@@ -324,7 +323,7 @@ def test_a_name_that_is_taken_cannot_be_an_alias(server: Server) -> None:
         (
             "docs",
             "@new",
-            f"{server.name('docs')!r} in {server.url} is itself an alias, of {server.name('blue')!r}. Cure: ",
+            f"{server.name('docs')!r} in {server.url} is itself an alias, of {server.name('blue')!r}.\nCure: ",
         ),
     ):
         refused = server.ingest(collection, range(2), "--alias", alias)
@@ -332,7 +331,7 @@ def test_a_name_that_is_taken_cannot_be_an_alias(server: Server) -> None:
         assert message in refused.stderr
     refused = server.ingest("green", range(2), "--alias", "a/b")
     assert refused.exit_code == StoreError.exit_code
-    assert "'/' is not allowed" in refused.stderr
+    assert "contains '/'" in refused.stderr
     assert server.aliases() == {server.name("docs"): server.name("blue")}
     assert server.name("green") not in [one.name for one in server.client.get_collections().collections]
 
@@ -343,7 +342,7 @@ def test_the_embedded_engine_has_no_aliases(tmp_path: Path, monkeypatch: pytest.
     words = ["ingest", "corpus.jsonl", "--collection", "docs", "--queries", "corpus", "--alias", "live"]
     refused = CliRunner().invoke(main, [*words, "--store", "here"])
     assert refused.exit_code == InputError.exit_code
-    assert "edge:here has no aliases. Cure: leave out --alias, or use a Qdrant server" in refused.stderr
+    assert "edge:here has no aliases.\nCure: leave out --alias, or use a Qdrant server" in refused.stderr
     assert not Path("here").exists()
     with open_store("here") as store, pytest.raises(StoreError, match="'live' cannot name 'docs'"):
         store.switch_alias("live", "docs")
@@ -363,8 +362,8 @@ def test_a_collection_is_deleted_by_its_own_name_and_the_aliases_that_go_with_it
     server.ingest("blue", range(2), "--alias", "@docs")
     refused = server.xqg("delete", "--collection", "@docs", "--yes", "--no-snapshot")
     assert refused.exit_code == InputError.exit_code
-    cure = f"Cure: delete the collection by its own name: --collection {server.name('blue')}."
-    assert f"is an alias of collection {server.name('blue')!r}. {cure}" in refused.stderr
+    cure = f"Cure: delete the collection by its own name (--collection {server.name('blue')})."
+    assert f"is an alias of collection {server.name('blue')!r}.\n{cure}" in refused.stderr
     assert server.client.count(server.name("blue")).count == 2
     asked = server.xqg("delete", "--collection", "@blue")
     assert f"with its 2 passages, to which alias {server.name('docs')!r} leads? Give --yes" in asked.stderr
@@ -473,7 +472,8 @@ def test_where_no_snapshot_can_be_taken_nothing_is_dropped(
     monkeypatch.setattr(rest, "keep_snapshot", fail)
     refused = server.xqg(*words, "--collection", "docs")
     assert refused.exit_code == StoreError.exit_code
-    assert "HTTP 500: no space left on device. Cure: make one by the server's own means, or go on" in refused.stderr
+    assert "HTTP 500: no space left on device. Nothing was changed.\n" in refused.stderr
+    assert "Cure: take one by the server's own means, or go on" in refused.stderr
     assert asked == ["docs"]  # a second request would begin a second snapshot
     assert server.client.count("docs").count == 3
 
@@ -504,7 +504,7 @@ def test_a_snapshot_of_one_node_is_taken_where_that_has_every_shard(rest: RestQd
     refused = server.xqg("delete", "p0", "--collection", "part")
     assert refused.exit_code == StoreError.exit_code
     assert f"a snapshot is of one node, and {server.url} holds 2 of the 3 shards of collection 'part'" in refused.stderr
-    assert "Cure: take one on every node, as docs/how-to/cluster.md says, and give --no-snapshot" in refused.stderr
+    assert "Cure: take one on every node, as docs/how-to/cluster.md says, and pass --no-snapshot" in refused.stderr
     assert server.client.count("part").count == 2
     assert server.xqg("delete", "p0", "--collection", "part", "--no-snapshot").exit_code == 0
     assert (len(server.snapshots("whole")), server.snapshots("part")) == (1, [])

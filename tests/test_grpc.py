@@ -92,8 +92,7 @@ class GrpcQdrant:
 def pair(rest: RestQdrant, beside: GrpcQdrant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the ports of the two those that Qdrant comes with."""
     monkeypatch.setattr(grpc_upserts, "REST_PORT", rest.server_address[1])
-    for module in ("grpc_upserts", "client"):
-        monkeypatch.setattr(f"xqg_qdrant.stores.{module}.GRPC_PORT", beside.port)
+    monkeypatch.setattr(grpc_upserts, "GRPC_PORT", beside.port)
 
 
 @pytest.fixture

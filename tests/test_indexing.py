@@ -50,7 +50,7 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 
 def read_indexed(folder: Path) -> int:
     store = EdgeStore(folder)
-    indexed = store._open("docs")[0].info().indexed_vectors_count
+    indexed = store._open("docs").shard.info().indexed_vectors_count
     assert store.count("docs") == POINTS
     vectors = make_vectors()[:20]
     assert [hits[0].passage.passage_id for hits in store.search("docs", vectors, "xqg", 1)] == [*map(str, range(20))]
@@ -149,7 +149,7 @@ def test_a_collection_that_could_not_be_opened_is_left_to_others(folder: Path, m
 
     store = EdgeStore(folder)
     with monkeypatch.context() as patch:
-        patch.setattr("xqg_qdrant.stores.edge._load", fail)
+        patch.setattr("xqg_qdrant.stores.edge.load_shard", fail)
         with pytest.raises(StoreError):
             store.count("docs")
     assert read_indexed(folder) == 0

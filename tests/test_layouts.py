@@ -201,7 +201,7 @@ def test_the_vector_of_mcp_is_named_after_the_model(model: str, vector: str) -> 
 
 
 def test_a_layout_that_there_is_not_is_named() -> None:
-    with pytest.raises(InputError, match=r"no payload layout 'page'\. Cure: use mcp or haystack"):
+    with pytest.raises(InputError, match=r"unknown payload layout 'page'\. Cure: use mcp or haystack"):
         make_names("page", "demo-encoder")
 
 

@@ -139,7 +139,7 @@ def test_an_answer_that_was_cut_off_is_asked_for_again(rest: RestQdrant, store: 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b'{"result": null}', b'{"result": {"collections": [{"nom": 1}]}}'])
 def test_an_answer_of_another_kind_is_told_at_once(rest: RestQdrant, store: Store, body: bytes) -> None:
     rest.script = [lambda _: (200, {}, body)]
-    with pytest.raises(StoreError, match=r"the answer is not one that qdrant-client knows.*Cure: upgrade"):
+    with pytest.raises(StoreError, match=r"qdrant-client cannot read the answer.*Cure: upgrade"):
         store.collections()
     assert len(rest.requests) == 1
 
@@ -147,7 +147,7 @@ def test_an_answer_of_another_kind_is_told_at_once(rest: RestQdrant, store: Stor
 def test_a_redirect_is_told_and_not_followed(rest: RestQdrant) -> None:
     with closing(RestQdrant()) as other, closing(open_store(rest.url, "some-key")) as store:
         rest.script = [lambda _: (308, {"Location": f"{other.url}/collections"}, b"")]
-        with pytest.raises(StoreError, match=rf"HTTP 308: it points to '{other.url}/collections'\. Cure: give --store"):
+        with pytest.raises(StoreError, match=rf"HTTP 308: redirected to '{other.url}/collections'\. Cure: set --store"):
             store.collections()
         assert other.requests == []
 
@@ -190,7 +190,7 @@ def test_a_restart_of_two_minutes_is_survived_and_a_longer_absence_is_told(monke
 def test_a_server_that_was_never_reached_is_given_up_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(wire_module, "time", clock)
-    with pytest.raises(StoreError, match=r"Cure: check that the server runs, and its URL and port"):
+    with pytest.raises(StoreError, match=r"Cure: check that the server runs, and check its URL and port"):
         wire_module.Wire("http://host", None, remote=True).ask("ask", refuse_until(clock, 10**6))
     assert clock.now <= 3
 
@@ -579,7 +579,10 @@ def test_a_file_of_certificates_that_is_none_is_named(
     if content is not None:
         path.write_text(content)
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
-    with pytest.raises(StoreError, match=r"cannot open the store in https://host:6333: .*Cure: let SSL_CERT_FILE name"):
+    with pytest.raises(
+        StoreError,
+        match=r"cannot open the store in https://host:6333: .*Cure: set SSL_CERT_FILE to a file of certificates",
+    ):
         open_store("https://host:6333", "some-key")
 
 

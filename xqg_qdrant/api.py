@@ -25,7 +25,7 @@ from xqg_qdrant.generation.lexicon import Lexicon
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle.status import EXACT_UP_TO
-from xqg_qdrant.records import Qrel, Query
+from xqg_qdrant.records import Qrel, Query, Reject
 from xqg_qdrant.retrieval import Hit, check_collection, check_rankings, search_hits, search_runs
 from xqg_qdrant.stores import Store
 from xqg_qdrant.streams import count_workers

@@ -208,7 +208,7 @@ def test_an_ingest_that_gives_up_says_so_and_ends_rightly_when_it_is_run_again(
     assert time.monotonic() - started < 10
     assert result.exit_code == 5, result.output
     assert f" in {proxy.url}: " in result.stderr
-    assert " Cure: " in result.stderr
+    assert "\nCure: " in result.stderr
     proxy.plan.clear()
     result = xqg_ingest(corpus, proxy.url)
     assert (result.exit_code, result.exception) == (0, None), result.stderr
@@ -232,7 +232,8 @@ def test_an_older_server_is_refused_before_any_work_and_a_newer_one_works(
     proxy.always = answer_version(older)
     result = xqg_ingest(corpus, proxy.url)
     assert result.exit_code == 5
-    assert f"{proxy.url} is Qdrant {older}; fingerprints need 1.16 or later. Cure: upgrade the server" in result.stderr
+    refusal = f"{proxy.url} is Qdrant {older}; fingerprints need 1.16 or later.\nCure: upgrade the server"
+    assert refusal in result.stderr
     assert {method for method, _, _ in rest.requests} == {"GET"}
     newer = chance.choice(["1.16.0-dev", f"1.{chance.randint(16, 99)}.{chance.randint(0, 9)}", "2.0.0"])
     proxy.always = answer_version(newer)

@@ -103,7 +103,7 @@ def test_a_real_file_system_that_is_full_is_told_and_costs_nothing(tmp_path: Pat
         code, said = disk.run(folder)
         assert code == 5, said
         assert "is nearly full: 4" in said, said
-        assert "Cure: make room" in said, said
+        assert "Cure: free space on the disk" in said, said
         (folder / "ballast").unlink()
         code, said = disk.run(folder)
         assert code == SCENARIOS["ingest"].exit_code, said

@@ -1,6 +1,6 @@
-"""A server that speaks Qdrant's REST, over a socket, answered by qdrant-client's own in-memory emulation.
+"""A server that speaks Qdrant's REST API over a socket, backed by qdrant-client's in-memory emulation.
 
-It proves what travels and what is sent again, not what a real Qdrant does. No binary of Qdrant can be had in the tests.
+It shows which requests are sent and repeated, not what a real Qdrant does: the tests have no Qdrant binary.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Script: TypeAlias = Callable[["RestQdrant"], tuple[int, dict[str, str], bytes]]
 
 
 def answer(status: int, reason: str, **headers: str) -> Script:
-    """Answer a request with an error, as Qdrant words it, before anything is done."""
+    """Answer a request with an error in Qdrant's format, without carrying it out."""
     body = json.dumps({"status": {"error": reason}, "time": 0.0}).encode()
     return lambda _: (status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
 
 
 def hang(rest: RestQdrant) -> tuple[int, dict[str, str], bytes]:
-    """Answer only when the server is closed."""
+    """Answer only when the server closes."""
     rest.closing.wait(30)
     return 503, {}, b""
 
@@ -48,24 +48,24 @@ class BadInputError(Exception):
 
 
 class ServerError(Exception):
-    """Something that goes wrong in the server: a 500."""
+    """A failure inside the server: a 500."""
 
 
 @dataclass
 class Settings:
-    """What of a collection the emulation does not keep."""
+    """The settings of a collection that the emulation does not store."""
 
     strict_mode: models.StrictModeConfigOutput | None
     sharding: dict[str, int] = field(default_factory=dict)
     indexing_threshold: int | None = 10_000
     prevent_unoptimized: bool | None = None
     indexes: dict[str, models.PayloadIndexInfo] = field(default_factory=dict)
-    # What the next descriptions give as status; none left means green.
+    # The statuses of the next descriptions; green once they are used up.
     statuses: list[str] = field(default_factory=list)
 
 
 class RestQdrant(ThreadingHTTPServer):
-    """The few endpoints that we use, over a socket, answered by the client's in-memory emulation."""
+    """The endpoints that we use, answered by the client's in-memory emulation."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -73,15 +73,15 @@ class RestQdrant(ThreadingHTTPServer):
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("127.0.0.1", 0), RestHandler)
         if tls is not None:
-            # The handshake belongs to the thread of the connection: a client that breaks it off must not block others.
+            # Each connection's thread does its handshake: a client that breaks it off must not block others.
             self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.client = QdrantClient(":memory:")
-        # A collection may also be made behind our back, through `client`.
+        # Tests may also create a collection directly through `client`.
         self.settings: defaultdict[str, Settings] = defaultdict(lambda: Settings(self.strict_mode))
-        self.strict_mode: models.StrictModeConfigOutput | None = None  # of collections that are created
+        self.strict_mode: models.StrictModeConfigOutput | None = None  # of new collections
         self.version = "1.16.0"
         self.nodes = 1  # of the cluster, of which this is the first
-        # What was kept of a collection: how it was created, and its points.
+        # By location: the body that created the collection, and its points.
         self.snapshots: dict[str, tuple[Json, list[models.Record]]] = {}
         self.script: list[Script] = []
         self.lose_answers = 0
@@ -129,7 +129,7 @@ class RestQdrant(ThreadingHTTPServer):
         return created
 
     def change_aliases(self, actions: list[Json]) -> bool:
-        """Do one after the other, as the server does: what comes before one that fails stays done."""
+        """Apply one action after another, as the server does: those before a failing one stay applied."""
         for action in TypeAdapter(list[models.AliasOperations]).validate_python(actions):
             created = action.create_alias if isinstance(action, models.CreateAliasOperation) else None
             if created and created.collection_name not in list_collections(self.client):
@@ -150,7 +150,7 @@ class RestQdrant(ThreadingHTTPServer):
         }
 
     def describe_shards(self, name: str) -> Json:
-        """Describe shards whose replicas lie on as many nodes in turn."""
+        """Describe shards whose replicas are spread over the nodes in turn."""
         sharding = self.settings[name].sharding
         shards = range(sharding.get("shard_number", self.nodes))
         replicas = min(self.nodes, sharding.get("replication_factor", 1))
@@ -181,7 +181,7 @@ class RestQdrant(ThreadingHTTPServer):
         return {"name": snapshot, "creation_time": "2026-11-21T12:00:00", "size": 1, "checksum": None}
 
     def recover(self, name: str, location: str) -> bool:
-        """Bring back the points; the metadata only with a collection that is not there."""
+        """Restore the points; restore the metadata only if the collection does not exist."""
         if location not in self.snapshots:
             raise BadInputError(f"Snapshot file {location} does not exist")
         body, records = self.snapshots[location]
@@ -265,7 +265,7 @@ class RestQdrant(ThreadingHTTPServer):
         if rest == "points/query":
             return client.query_points(name, **body)
         assert rest == "points/query/batch", path
-        # The emulation warns of parameters that it does not need; in a test that would break the connection off.
+        # The emulation warns about parameters it does not need; in a test the warning would break the connection.
         searches = [{**search, "params": None} for search in body["searches"]]
         return client.query_batch_points(name, TypeAdapter(list[models.QueryRequest]).validate_python(searches))
 

@@ -1,4 +1,4 @@
-"""What a collection holds, for tests that compare two of them."""
+"""Read and compare the points of collections."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where points live: one `Store` protocol, an embedded engine, a server.
+"""Open stores by location: an embedded engine, or a Qdrant server, behind one `Store` protocol.
 
-Knows how a location is written. The engines are imported when one is opened.
+An engine is imported only when one of its stores is opened.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ FORMS = "edge:DIR, DIR, local:DIR, :memory:, http://HOST:PORT or https://HOST:PO
 
 
 def open_store(location: str, api_key: str | None = None, sharding: Sharding | None = None) -> Store:
-    """Open the store at a location; a server is not asked anything before the first method is called.
+    """Open the store at a location; a server gets no request before the first method call.
 
     Args:
         location: `edge:DIR` or a bare path (the embedded engine), `local:DIR` or `:memory:` (the client's local mode),
             `http(s)://HOST:PORT` (a server or a cluster).
-        api_key: what the server wants as a key; the other places have none.
-        sharding: how a server spreads the collections that are created; one that is spread otherwise is refused.
+        api_key: the server's key; other stores ignore it.
+        sharding: how a server spreads new collections; existing ones must match it.
 
     Raises:
-        InputError: the location has none of these forms, or is not that of a server and a sharding is given.
+        InputError: the location has another form, or a sharding is given without a server.
         StoreError: the directory of `local:` cannot be opened.
     """
     if sharding and any(sharding) and not is_server(location):
         raise InputError(
-            f"only a server has shards and replicas, and {location!r} is none.",
-            "leave out --shard-number, "
-            "--replication-factor and --write-consistency-factor, or name a server (--store, or --to of xqg copy).",
+            f"only a server has shards and replicas ({location!r}).",
+            "leave out --shard-number, --replication-factor and --write-consistency-factor, or name a server (--store, "
+            "or --to of xqg copy)",
         )
     if find_directory(location) is None or location.startswith(LOCAL):
         from xqg_qdrant.stores.server.client import ClientStore
@@ -65,24 +65,24 @@ def open_store(location: str, api_key: str | None = None, sharding: Sharding | N
 
 
 def find_directory(location: str) -> Path | None:
-    """Return the directory of a store on this machine, None for one that is elsewhere or in memory.
+    """Return the directory of a local store, None for a server or a store in memory.
 
     Raises:
-        InputError: the location has none of the forms that `open_store` knows.
+        InputError: `open_store` accepts no such location.
     """
     if location == ":memory:" or re.match(r"https?://.", location):
         return None
     directory = location.removeprefix(LOCAL).removeprefix(EDGE)
-    # A typing error must not become a directory named `htp:`; one letter before a colon is a Windows drive.
+    # A typo must not create a directory named `htp:`; a single letter before a colon is a Windows drive.
     if not directory or (directory == location and re.match(r":|[A-Za-z][\w+.-]+:", location)):
-        # With a typing error in the scheme this may still be a URL with a password.
-        shown = "given" if any(char in location for char in "@?#") else repr(location)
-        raise InputError(f"the store {shown} is none that xqg knows.", f"write {FORMS}.")
+        # With a typo in the scheme this may still be a URL with a password.
+        shown = "" if any(char in location for char in "@?#") else f" {location!r}"
+        raise InputError(f"unknown store{shown}.", f"write {FORMS}")
     return Path(directory).expanduser()
 
 
 def sends_key_in_clear(location: str, api_key: str | None) -> bool:
-    """Tell whether a key would cross a network unencrypted."""
+    """Return whether a key would cross a network unencrypted."""
     parts = urlsplit(location) if location.startswith("http://") else None
     if parts is None or not (api_key or "").strip():
         return False
@@ -94,18 +94,19 @@ def sends_key_in_clear(location: str, api_key: str | None) -> bool:
 
 
 def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout) -> ForeignStore:
-    """Open the store at a location for collections that another program made.
+    """Open the store at a location for collections of another program.
 
     Raises:
-        InputError: the location has none of the forms, or is that of an embedded store, or no field holds the text.
+        InputError: the location has an unknown form or is an embedded store, or the layout names no text field.
         StoreError: the directory of `local:` cannot be opened.
     """
     if not layout.text:
-        raise InputError("the field that holds the text has no name.", "name it with --text-field.")
+        raise InputError("the field that holds the text has no name.", "name it with --text-field")
     if find_directory(location) is not None and not location.startswith(LOCAL):
         raise InputError(
-            f"the store {location!r} is embedded: only on a server and in local:DIR xqg adds to collections of others.",
-            "name one of these (--store), or write the passages to a file and use xqg ingest.",
+            f"the store {location!r} is embedded: xqg adds to other programs' collections only on a server or in "
+            "local:DIR.",
+            "name one of these (--store), or write the passages to a file and use xqg ingest",
         )
     from xqg_qdrant.stores.server.foreign import ForeignStore
 
@@ -113,12 +114,12 @@ def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout
 
 
 def is_server(location: str) -> bool:
-    """Tell whether a location is that of a server."""
+    """Return whether a location is a server's URL."""
     return location.startswith(("http://", "https://"))
 
 
 def is_same_place(left: str, right: str) -> bool:
-    """Tell whether two locations are one, written differently; two names of one server are not noticed."""
+    """Return whether two locations mean the same store; two host names of one server count as different."""
     return _normalise(left) == _normalise(right)
 
 
@@ -131,16 +132,16 @@ def _normalise(location: str) -> tuple[object, ...]:
 
 
 def read_existing_fingerprint(store: Store, collection: str) -> Fingerprint:
-    """Return the fingerprint of a collection that must be there.
+    """Return the fingerprint of a collection that must exist.
 
     Raises:
-        InputError: it is not; names the collections that are.
+        InputError: there is no such collection; names the existing ones.
     """
     fingerprint = store.read_fingerprint(collection)
     if fingerprint is None:
         others = ", ".join(store.collections()) or "none"
         raise InputError(
-            f"there is no collection {collection!r} in {store.location} (there: {others}). "
-            f"Make it with: xqg ingest FILE --collection {collection}"
+            f"there is no collection {collection!r} in {store.location} (there: {others}).",
+            f"check the name, or create it with: xqg ingest FILE --collection {collection}",
         )
     return fingerprint

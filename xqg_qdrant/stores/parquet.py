@@ -1,9 +1,9 @@
-"""Points as a folder of Parquet files, in the columns that Qdrant's Spark connector makes the same points of.
+"""Points as a folder of Parquet files that Qdrant's Spark connector loads as the same points.
 
-    DIR/part-00000.parquet, …   some thousand points each, in the order of the corpus; there whole, or not at all
-    DIR/_xqg/                   the fingerprint, and who is writing; Spark passes over names that begin with `_`
+    DIR/part-00000.parquet, …   a few thousand points each, in corpus order; a part is written whole or not at all
+    DIR/_xqg/                   the fingerprint and the lock; Spark skips names that begin with `_`
 
-A folder is one ingest's: it can be gone on with, not changed. Knows Parquet. Knows nothing of Spark and of servers.
+A folder belongs to one ingest, which can be resumed but not changed.
 """
 
 from __future__ import annotations
@@ -23,32 +23,39 @@ import pyarrow.parquet
 from xqg_qdrant.corpus.formats import PASSAGE_COLUMNS
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import AugmentedPassage, Passage
-from xqg_qdrant.stores.edge.index import SIDECAR, hold, read_sidecar, release, sync_directory, write_sidecar
+from xqg_qdrant.stores.edge.index import (
+    SIDECAR,
+    lock_collection,
+    read_sidecar,
+    release_lock,
+    sync_directory,
+    write_sidecar,
+)
 from xqg_qdrant.stores.points import VECTOR_NAMES, check_points
 from xqg_qdrant.streams import batched
 
 OURS = "_xqg"
 UNFINISHED = "_unfinished.parquet"
 POINT_ID = "point_id"
-# What a kill costs: the points of the part that is being filled.
+# A kill loses the points of the unwritten part, so parts are limited in size and age.
 PART_POINTS = 4096
 PART_SECONDS = 300.0
 READ_BATCH = 1000
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
-# The type of a JSON value: a name, the fields of an object, the type of a list's items; None of what is empty so far.
+# The type of a JSON value: a name, an object's fields, or a list holding its item type; None while all are empty.
 Kind = Any
 
 
 class ParquetFolder:
-    """Where `pipeline.ingest` can put points, in the place of a store; to be closed, which writes the last part."""
+    """A write-only stand-in for a store in `pipeline.ingest`."""
 
     def __init__(self, folder: Path, metadata: Kind, sparse: bool) -> None:
-        """Open a folder, or name one that is to be created.
+        """Prepare a folder, which need not exist yet.
 
         Args:
-            folder: where the parts are.
-            metadata: the type of the metadata of all passages, of `find_metadata_kind`.
+            folder: the folder of the parts.
+            metadata: the metadata type of all passages, from `find_metadata_kind`.
             sparse: whether the points have terms.
         """
         self._folder = folder
@@ -56,31 +63,31 @@ class ParquetFolder:
         self._points: list[AugmentedPassage] = []
         self._since = time.monotonic()
         self._lock: int | None = None
-        # In a nameless file, which is gone with the connection: what is written already may be millions.
+        # A temporary file, as millions of points may be written already; SQLite deletes it with the connection.
         self._written = sqlite3.connect("", isolation_level=None)
         self._written.execute("CREATE TABLE points (id TEXT PRIMARY KEY, hash TEXT) WITHOUT ROWID")
 
     def read_fingerprint(self, _name: str) -> dict[str, Any] | None:
-        """Return what made the points that are there, None where there is no folder.
+        """Return the fingerprint of the points, None if there is no folder.
 
         Raises:
-            InputError: there is one, but it is not of ours.
+            InputError: the folder holds other files.
         """
         if (self._folder / OURS / SIDECAR).exists():
             return read_sidecar(self._folder / OURS)[1]
         if self._folder.exists() and any(path.name != OURS for path in self._folder.iterdir()):
-            raise InputError(f"{self._folder} holds something else.", "name a new folder.")
+            raise InputError(f"{self._folder} holds something else.", "name a new folder")
         return None
 
     def create_collection(self, _name: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
-        """Create the folder."""
+        """Create the folder with its sidecar."""
         (self._folder / OURS).mkdir(parents=True, exist_ok=True)
         write_sidecar(self._folder / OURS, dim, fingerprint)
 
     @contextmanager
     def bulk_load(self, _name: str, fast: bool) -> Iterator[None]:
-        """Hold the folder, find out what is written, and in the end write what is left, whatever happens."""
-        self._lock = hold(self._folder / OURS)
+        """Lock the folder, load what is already written, and flush the last part on exit."""
+        self._lock = lock_collection(self._folder / OURS)
         try:
             self._read_written()
             yield
@@ -88,10 +95,10 @@ class ParquetFolder:
             try:
                 self._write_part()
             finally:
-                release(self._lock)
+                release_lock(self._lock)
 
     def read_content_hashes(self, _name: str, passage_ids: Sequence[str]) -> dict[str, str]:
-        """Return the content hash of each of these passages that is written."""
+        """Return the content hash of each written passage."""
         found: dict[str, str] = {}
         for ids in batched(passage_ids, READ_BATCH):
             marks = ",".join("?" * len(ids))
@@ -99,17 +106,17 @@ class ParquetFolder:
         return found
 
     def upsert(self, _name: str, points: Sequence[AugmentedPassage]) -> None:
-        """Take points; they are on the disk when their part is full, old, or the last.
+        """Collect points; write them to disk once their part is full or old.
 
         Raises:
-            InputError: a passage was written before, with other content.
+            InputError: a passage was written before with other content.
         """
         known = self.read_content_hashes(_name, [point.passage.passage_id for point in points])
         if known:
             raise InputError(
                 f"passage {next(iter(known))!r} changed since it was written to {self._folder}, where nothing can be "
                 "replaced.",
-                "name a new folder.",
+                "name a new folder",
             )
         self._points += points
         if len(self._points) >= PART_POINTS or time.monotonic() - self._since > PART_SECONDS:
@@ -119,8 +126,7 @@ class ParquetFolder:
         for path in self._parts():
             with pyarrow.parquet.ParquetFile(path) as file:
                 if not file.schema_arrow.equals(self._schema):
-                    cure = "name a new folder"
-                    raise InputError(f"{path} has other columns than the passages now need.", cure)
+                    raise InputError(f"the columns differ from those of these passages ({path}).", "name a new folder")
                 for batch in file.iter_batches(columns=["passage_id", "content_hash"]):
                     rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
                     self._written.executemany("INSERT OR REPLACE INTO points VALUES (?, ?)", rows)
@@ -143,7 +149,7 @@ class ParquetFolder:
         for point_id, (point, payload) in check_points(points, dim, points[0].terms is not None).items():
             row = {POINT_ID: point_id, **payload, **point.vectors, "metadata": payload["metadata"] or None}
             if point.terms is not None:
-                # Spark has no unsigned integers; its connector hands the same 32 bits on as unsigned.
+                # Spark has no unsigned integers; its connector passes the same 32 bits on as unsigned.
                 row["terms_indices"] = np.array(point.terms, np.uint32).view(np.int32)
                 row["terms_values"] = np.ones(len(point.terms), np.float32)
             yield row
@@ -153,10 +159,10 @@ class ParquetFolder:
 
 
 def find_metadata_kind(passages: Iterable[Passage]) -> Kind:
-    """Return the one type that the metadata of all passages have in Parquet, which has no other way.
+    """Return the type of the metadata of all passages; a Parquet column has only one.
 
     Raises:
-        InputError: a field has values of types that do not go together; names both, and the passage.
+        InputError: a field has values of incompatible types; names both and the passage.
     """
     kind: Kind = None
     for passage in passages:
@@ -165,14 +171,14 @@ def find_metadata_kind(passages: Iterable[Passage]) -> Kind:
 
 
 def to_arrow(kind: Kind) -> pyarrow.DataType | None:
-    """Return a type as Parquet has it; None of what is empty everywhere, which Parquet cannot hold."""
+    """Return the Arrow type of a kind, None if it is empty everywhere, which Parquet cannot hold."""
     if isinstance(kind, list):
         item = to_arrow(kind[0])
         return None if item is None else pyarrow.list_(item)
     if isinstance(kind, dict):
         fields = [(name, to_arrow(value)) for name, value in kind.items()]
-        held = [(name, value) for name, value in fields if value is not None]
-        return pyarrow.struct(held) if held else None
+        filled = [(name, value) for name, value in fields if value is not None]
+        return pyarrow.struct(filled) if filled else None
     simple = {"int": pyarrow.int64(), "float": pyarrow.float64(), "bool": pyarrow.bool_(), "str": pyarrow.string()}
     return simple.get(kind)
 
@@ -196,7 +202,7 @@ def _merge(kind: Kind, value: object, where: str) -> Kind:
     if kind in (None, found) and (found != "int" or MIN_INTEGER <= int(str(value)) <= MAX_INTEGER):
         return found
     before = "an object" if isinstance(kind, dict) else "a list" if isinstance(kind, list) else kind
-    cure = "give the field values of one type everywhere, or leave it out"
+    cure = "give the field values of one type, or remove it"
     raise InputError(f"{where} is {value!r:.80}, and was {before} before: Parquet wants one type.", cure)
 
 

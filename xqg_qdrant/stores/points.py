@@ -1,7 +1,4 @@
-"""What every store does alike with points, as pure functions: ids, payloads, what may be written.
-
-Knows the layout of a point. Knows nothing of engines, files or the network.
-"""
+"""Ids, names, payloads and checks of points, the same for every store, as pure functions."""
 
 from __future__ import annotations
 
@@ -32,85 +29,91 @@ from xqg_qdrant.records import (
 VECTOR_NAMES = (XQG_VECTOR, PASSAGE_VECTOR)
 PAYLOAD_FIELDS = frozenset({"passage_id", "text", "title", "metadata", "generated_queries", "content_hash", "recipe"})
 
-# Changing this constant would give every stored passage a second point.
+# Changing this constant would create a second point for every stored passage.
 POINT_NAMESPACE = uuid.UUID("6a8f2c1e-94d7-5b36-8e0a-d1c75f3b20e9")
 
-# Of quantised vectors so many times the limit are scored again with the stored ones: recall@10 0.94 → 1.00 for 43,000.
+# Of quantised vectors, rescore this many times the limit with the stored ones: recall@10 0.94 → 1.00 for 43,000.
 OVERSAMPLING = 2.0
 
 FORBIDDEN_IN_NAMES = frozenset('<>:"/\\|?*') | {chr(code) for code in (*range(32), 127)}
 MAX_NAME_BYTES = 255
 
 QUERY_FIELDS = itemgetter("language", "text", "number")
-# What GeneratedQuery(…) does, without Python: a search makes hundreds of them.
+# GeneratedQuery(…) without Python code, as a search makes hundreds of them.
 MAKE_QUERY = partial(tuple.__new__, GeneratedQuery)
 
 T = TypeVar("T")
 
 NAMES_FIELD = "recipe.names"
-OUR_NAMES: Names = MappingProxyType({})
 LAYOUTS = ("mcp", "haystack")
+# From each name that a collection exchanges to the other one, in both directions; see `read_names`.
+Names: TypeAlias = Mapping[str, str]
+OUR_NAMES: Names = MappingProxyType({})
 
 
 def make_point_id(passage_id: str) -> str:
-    """Return the UUID under which a passage is stored, in every store and for ever the same.
+    """Return the UUID of a passage's point, the same in every store and forever.
 
     Raises:
-        StoreError: the id is no text that can be written down.
+        StoreError: the id holds half of a surrogate pair.
     """
     try:
         return str(uuid.uuid5(POINT_NAMESPACE, passage_id))
     except UnicodeEncodeError as error:
-        cure = "read the file as UTF-8, or give another id"
+        cure = "read the file as UTF-8, or change the id"
         raise StoreError(f"passage {passage_id!r}: the id holds half of a surrogate pair.", cure) from error
 
 
 def check_collection_name(collection: str) -> None:
-    """Refuse a name that Qdrant refuses, or that would leave the store's directory.
+    """Check a name against Qdrant's rules, so that it also cannot leave the store's directory.
 
     Raises:
-        StoreError: names the character and the cure.
+        StoreError: names the forbidden character.
     """
     cure = "use letters, digits, '-' and '_'"
     if not collection or collection[0] == "." or collection[-1] in ". ":
-        raise StoreError(f"a collection cannot be named {collection!r}: empty, or a dot or a space at its end.", cure)
+        what = "is empty, or begins with a dot, or ends with a dot or a space"
+        raise StoreError(f"the collection name {collection!r} {what}.", cure)
     forbidden = [char for char in collection if char in FORBIDDEN_IN_NAMES or "\ud800" <= char <= "\udfff"]
     if forbidden:
-        raise StoreError(f"a collection cannot be named {collection!r}: {forbidden[0]!r} is not allowed.", cure)
+        raise StoreError(f"the collection name {collection!r} contains {forbidden[0]!r}.", cure)
     if len(collection.encode()) > MAX_NAME_BYTES:
         raise StoreError(f"the collection name {collection[:40]!r}… is longer than {MAX_NAME_BYTES} bytes.", cure)
 
 
 def check_creation(collection: str, dim: int, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fingerprint as JSON keeps it, for a collection that is about to be created.
+    """Check a new collection; return its fingerprint as JSON values.
 
     Raises:
-        StoreError: the vectors have no length, or the fingerprint is no JSON.
+        StoreError: the dimension is below 1, or the fingerprint is not JSON.
     """
     if dim < 1:
-        raise StoreError(f"the vectors of {collection!r} cannot have length {dim}.", "give the encoder's dimension.")
+        raise StoreError(f"the vectors of {collection!r} cannot have length {dim}.", "pass the encoder's dimension")
     return dict(to_json(fingerprint, f"the fingerprint of {collection!r}"))
 
 
 def check_points(
     points: Iterable[AugmentedPassage], dim: int, sparse: bool = False, names: Names = OUR_NAMES
 ) -> dict[str, tuple[AugmentedPassage, dict[str, Any]]]:
-    """Return each point with its payload by point id, the last one where a passage occurs twice.
+    """Return each point with its payload by point id; of a repeated passage, the last.
 
-    The fields of the payload and the vectors are called as the collection calls them.
+    Payload fields and vectors have the collection's names.
 
     Raises:
-        StoreError: a point cannot be stored; names the passage, what is wrong, and the cure.
+        StoreError: a point cannot be stored; names the passage.
     """
     checked = {}
     for point in points:
         payload = make_payload(point)
         where = f"passage {point.passage.passage_id!r}"
         if set(point.vectors) != set(VECTOR_NAMES):
-            raise StoreError(f"{where} has the vectors {sorted(point.vectors)}.", f"give {' and '.join(VECTOR_NAMES)}.")
+            cure = f"pass {' and '.join(VECTOR_NAMES)}"
+            raise StoreError(f"{where} has the vectors {sorted(point.vectors)}.", cure)
         if (point.terms is not None) != sparse:
-            lacks = "the collection has none" if point.terms is not None else "it lacks the collection's"
-            raise StoreError(f"{where} and the sparse vector do not agree: {lacks}.", "ingest it by its recipe.")
+            what = (
+                "has a sparse vector, the collection has none" if not sparse else "lacks the collection's sparse vector"
+            )
+            raise StoreError(f"{where} {what}.", "ingest with the recipe of the collection")
         for name, vector in point.vectors.items():
             check_vector(vector, (dim,), f"vector {name!r} of {where}")
         if names:
@@ -120,31 +123,31 @@ def check_points(
 
 
 def check_vector(vector: FloatArray, shape: tuple[int, ...], where: str) -> None:
-    """Refuse an array that is not float32, of this shape, finite, and not zero: Edge stores all without a word.
+    """Check that an array is float32, has this shape, and is finite and not zero; Edge stores anything.
 
     Raises:
-        StoreError: says which, and where.
+        StoreError: the array fails a check; names `where`.
     """
     if vector.dtype != np.float32:
-        raise StoreError(f"{where} is {vector.dtype}.", "convert it with .astype(np.float32).")
+        raise StoreError(f"{where} is {vector.dtype}.", "convert it with .astype(np.float32)")
     if vector.shape != shape:
         cure = "use the encoder that the collection was made with, or a new collection"
-        raise StoreError(f"{where} has shape {vector.shape}, the collection wants {shape}.", cure)
+        raise StoreError(f"{where} has shape {vector.shape}, the collection needs {shape}.", cure)
     if not np.isfinite(vector).all():
-        raise StoreError(f"{where} holds NaN or infinity.", "look at what the encoder makes of this text.")
+        raise StoreError(f"{where} holds NaN or infinity.", "check the encoder's output for this text")
     if not vector.any(axis=-1).all():
-        raise StoreError(f"{where} holds a vector of zeros.", "look at what the encoder makes of this text.")
+        raise StoreError(f"{where} holds a vector of zeros.", "check the encoder's output for this text")
 
 
 def make_payload(point: AugmentedPassage) -> dict[str, Any]:
-    """Return the payload of a point: JSON values only, which every engine gives back as they were.
+    """Return the payload of a point, with only JSON values that every engine returns unchanged.
 
     Raises:
-        StoreError: a value cannot be stored; names the passage, the field, and the cure.
+        StoreError: a value cannot be stored; names the passage and the field.
     """
     passage = point.passage
     if not passage.passage_id:
-        raise StoreError(f"a passage has an empty id, its text begins {passage.text[:40]!r}.", "give it an id.")
+        raise StoreError(f"a passage has an empty id, its text begins {passage.text[:40]!r}.", "give it an id")
     payload: dict[str, Any] = {
         "passage_id": passage.passage_id,
         "text": passage.text,
@@ -159,7 +162,7 @@ def make_payload(point: AugmentedPassage) -> dict[str, Any]:
     texts = [passage.passage_id, passage.text, passage.title, point.content_hash, point.recipe]
     queries = chain.from_iterable((query.language, query.text) for query in point.generated_queries)
     try:
-        # All texts at once: looking at each of a hundred took a fifth of the time of an upsert.
+        # All texts at once: checking each of a hundred took a fifth of an upsert's time.
         "".join(chain(texts, queries)).encode()
     except (TypeError, UnicodeEncodeError):
         return others | {field: to_json(value, where + field) for field, value in payload.items()}
@@ -171,10 +174,10 @@ def read_payload(payload: Mapping[str, Any]) -> tuple[Passage, tuple[GeneratedQu
     """Return the passage and the generated queries of a payload.
 
     Raises:
-        MismatchError: the payload is not one of ours.
+        MismatchError: xqg did not write the payload.
     """
     try:
-        # Points that Spark loaded have none where it is empty.
+        # Points loaded by Spark lack this field if it is empty.
         metadata = payload.get("metadata") or {}
         passage = Passage(payload["passage_id"], payload["text"], payload["title"], metadata)
         return passage, tuple(map(MAKE_QUERY, map(QUERY_FIELDS, payload["generated_queries"])))
@@ -183,43 +186,43 @@ def read_payload(payload: Mapping[str, Any]) -> tuple[Passage, tuple[GeneratedQu
 
 
 def foreign_point(payload: Mapping[str, Any]) -> MismatchError:
-    """Return what to raise for a payload that xqg did not write."""
+    """Return the error for a payload that xqg did not write."""
     cure = "delete the points that other programs added, or use another collection"
     return MismatchError(f"a point was not written by xqg, its payload has {sorted(payload)}.", cure)
 
 
 def list_vectors(sparse: bool, names: Names) -> list[str]:
-    """Return how a collection calls the vectors of a point."""
+    """Return a collection's names of a point's vectors."""
     return [names.get(name, name) for name in ((*VECTOR_NAMES, TERMS_VECTOR) if sparse else VECTOR_NAMES)]
 
 
 def read_point(
     payload: Mapping[str, Any], vectors: object, sparse: bool = False, names: Names = OUR_NAMES
 ) -> AugmentedPassage:
-    """Return a stored point as the record that it was made of.
+    """Return a stored point as the record it was made from.
 
     Raises:
-        MismatchError: the point is not one of ours.
+        MismatchError: xqg did not write the point, or it lacks a vector.
     """
     if names:
         payload, vectors = rename(payload, names), rename(vectors, names) if isinstance(vectors, Mapping) else vectors
     passage, queries = read_payload(payload)
     if not isinstance(vectors, Mapping) or set(vectors) - {TERMS_VECTOR} != set(VECTOR_NAMES):
-        cure = "ingest it again"
-        raise MismatchError(f"passage {passage.passage_id!r} lacks one of the vectors {', '.join(VECTOR_NAMES)}.", cure)
+        what = f"passage {passage.passage_id!r} lacks one of the vectors {', '.join(VECTOR_NAMES)}."
+        raise MismatchError(what, "ingest it again")
     arrays = {name: np.asarray(vectors[name], dtype=np.float32) for name in VECTOR_NAMES}
     others = {name: value for name, value in payload.items() if name not in PAYLOAD_FIELDS}
-    # An engine may give an empty sparse vector back as none.
+    # An engine may return an empty sparse vector as a missing one.
     stored = vectors[TERMS_VECTOR].indices if TERMS_VECTOR in vectors else ()
     terms = tuple(sorted(map(int, stored))) if sparse else None
     return AugmentedPassage(passage, queries, arrays, payload["content_hash"], payload["recipe"], others, terms)
 
 
 def read_stored_passage(payload: Mapping[str, Any]) -> StoredPassage:
-    """Return what a point's payload says of what made it.
+    """Return the passage id, the content hash and the recipe of a payload.
 
     Raises:
-        MismatchError: the payload is not one of ours.
+        MismatchError: xqg did not write the payload.
     """
     try:
         return StoredPassage(*(payload[field] for field in StoredPassage._fields))
@@ -227,16 +230,13 @@ def read_stored_passage(payload: Mapping[str, Any]) -> StoredPassage:
         raise foreign_point(payload) from error
 
 
-Names: TypeAlias = Mapping[str, str]
-
-
 def make_names(payload_layout: str, model: str) -> dict[str, str]:
-    """Return how a layout calls what xqg calls otherwise.
+    """Return a layout's names for the fields and vectors that it renames.
 
     Args:
         payload_layout: one of `LAYOUTS`.
-        model: the encoder's source, such as `intfloat/multilingual-e5-small`; mcp-server-qdrant looks for the vector
-            by the name of its own model.
+        model: the encoder's source, such as `intfloat/multilingual-e5-small`; mcp-server-qdrant names the vector
+            after its model.
 
     Raises:
         InputError: there is no such layout.
@@ -245,17 +245,17 @@ def make_names(payload_layout: str, model: str) -> dict[str, str]:
         return {"text": "document", XQG_VECTOR: f"fast-{model.rstrip('/').split('/')[-1].lower()}"}
     if payload_layout == "haystack":
         return {"text": "content", "metadata": "meta", XQG_VECTOR: "text-dense"}
-    raise InputError(f"there is no payload layout {payload_layout!r}.", f"use {' or '.join(LAYOUTS)}.")
+    raise InputError(f"unknown payload layout {payload_layout!r}.", f"use {' or '.join(LAYOUTS)}")
 
 
 def read_names(fingerprint: Mapping[str, Any]) -> Names:
-    """Return for each name that a collection exchanges the other one, in both directions."""
+    """Return a collection's renamed fields and vectors, from our names to its names and back."""
     names = fingerprint.get(NAMES_FIELD) or OUR_NAMES
     return {**names, **{theirs: ours for ours, theirs in names.items()}}
 
 
 def rename(fields: Mapping[str, T], names: Names) -> dict[str, T]:
-    """Return the fields by their other names; doing it twice gives them back.
+    """Return the fields under their other names; renaming twice restores them.
 
     >>> rename({"text": 1, "title": 2}, {"text": "document", "document": "text"})
     {'document': 1, 'title': 2}

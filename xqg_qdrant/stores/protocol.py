@@ -1,7 +1,4 @@
-"""What every place that can hold a collection promises.
-
-Knows records. Knows nothing of Qdrant: `edge` and `client` do.
-"""
+"""The `Store` protocol, and the searches that every store shares."""
 
 from __future__ import annotations
 
@@ -17,14 +14,14 @@ from xqg_qdrant.streams import batched
 
 
 class Indexing(NamedTuple):
-    """How far an index is: the seconds it took so far, and in the end whether anything `changed`."""
+    """Progress of an index: seconds so far, and at the end whether anything `changed`."""
 
     seconds: float
     changed: bool = False
 
 
 class Sharding(NamedTuple):
-    """How a server spreads the collections that it creates over its nodes; what is None is left to the server."""
+    """How a server spreads new collections over its nodes; None leaves a setting to the server."""
 
     shard_number: int | None = None
     replication_factor: int | None = None
@@ -32,14 +29,14 @@ class Sharding(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """A collection as it was, kept by the server: `name` is that of a file, `collection` never an alias."""
+    """A snapshot kept by the server: `name` is a file name, `collection` is never an alias."""
 
     name: str
     collection: str
 
 
 class Store(Protocol):
-    """Collections of passages; every method raises `StoreError` when the engine cannot do what was asked."""
+    """Collections of passages; every method raises `StoreError` if the engine fails."""
 
     location: str
 
@@ -49,134 +46,136 @@ class Store(Protocol):
     def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
         """Create an empty collection with the named vectors `xqg` and `passage` (dot product, float32).
 
-        Where the fingerprint says so it also has the sparse vector `terms`.
+        It also has the sparse vector `terms` if the fingerprint says so.
 
-        The fingerprint (JSON values) is kept with the collection. Raises `StoreError` where it already exists.
+        The fingerprint (JSON values) is stored with the collection.
+
+        Raises:
+            StoreError: also if the collection already exists.
         """
 
     def read_fingerprint(self, collection: str) -> dict[str, Any] | None:
-        """Return the fingerprint that the collection was created with, None where there is no such collection.
+        """Return the fingerprint of a collection, None if there is no such collection.
 
         Raises:
-            MismatchError: there is a collection of this name, but xqg did not create it.
+            MismatchError: xqg did not create the collection.
         """
 
     def write_fingerprint(self, collection: str, fingerprint: Mapping[str, Any]) -> None:
-        """Replace the fingerprint of a collection, wholly or not at all."""
+        """Replace the fingerprint of a collection atomically."""
 
     def read_dim(self, collection: str) -> int:
-        """Return the length of a collection's vectors."""
+        """Return the dimension of a collection's vectors."""
 
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
-        """Return the content hash of each of these passages that is stored."""
+        """Return the content hash of each stored passage, by id; omit the others."""
 
     def upsert(self, collection: str, points: Sequence[AugmentedPassage]) -> None:
-        """Store the points; when this returns they survive a kill. An existing point is replaced whole.
+        """Store the points, replacing existing ones; once this returns they survive a kill.
 
         Raises:
-            StoreError: also for a vector that is not finite or has another length; then nothing is written.
+            StoreError: also if a vector is not finite or has another length; then nothing is written.
         """
 
     def search(
         self, collection: str, vectors: FloatArray, vector_name: str, limit: int, exact: bool = False
     ) -> list[list[ScoredPassage]]:
-        """Return for each query vector, shape `(n, dim)`, the `limit` best passages, best first.
+        """Return the `limit` best passages for each query vector, shape `(n, dim)`, best first.
 
-        Scores that the engine gives as equal are ordered by passage id. `exact` compares with every stored vector,
-        also where the engine has an index that is faster and nearly as good.
+        Equal scores are ordered by passage id. `exact` compares with every stored vector instead of using an index,
+        which is faster and nearly as good.
         """
 
     def search_terms(self, collection: str, terms: Sequence[Sequence[int]], limit: int) -> list[list[ScoredPassage]]:
-        """Return for each query, the ids of its terms, the `limit` best passages that share any with it, best first.
+        """Return the `limit` best passages for each query's term ids, best first.
 
-        A passage's score is the sum over the shared terms of `ln(1 + (n - d + 0.5) / (d + 0.5))`, where d of the n
-        passages hold the term. Equal scores are ordered by passage id; where the limit would cut between some, none of
-        these is returned.
+        Only passages that share a term are returned. A passage's score is the sum over the shared terms of
+        `ln(1 + (n - d + 0.5) / (d + 0.5))`, where d of the n passages hold the term. Equal scores are ordered by
+        passage id; if the limit falls inside a tie, the whole tie is left out.
 
         Raises:
-            StoreError: also where the collection has no sparse vector.
+            StoreError: also if the collection has no sparse vector.
         """
 
     def bulk_load(self, collection: str, fast: bool) -> AbstractContextManager[None]:
-        """Make a collection ready for many upserts, and end them well whatever happens.
+        """Prepare a collection for many upserts; restore it on exit.
 
-        What a server's limits would refuse later is refused here. Where points come `fast` and the collection is
-        empty, a server indexes none before all are there. The other stores need nothing.
+        Raises early what a server's limits would refuse later. If points come `fast` and the collection is empty, a
+        server starts to index only when all points are stored. Other stores need no preparation.
         """
 
     def optimise(self, collection: str, above: int = 0) -> Iterator[Indexing]:
-        """Index a collection of more than `above` points; yield while it goes on.
+        """Index a collection of more than `above` points; yield progress meanwhile.
 
-        Servers index by themselves, and are waited for; the client's local mode has no index.
+        For servers, which index by themselves, this only waits. The client's local mode has no index.
         """
 
     def quantise(self, collection: str) -> None:
-        """Have the index made over int8 codes of the vectors, from the next time that it is made; cannot be undone.
+        """Build the index from int8 codes from the next indexing on; cannot be undone.
 
-        The vectors stay: the best candidates by code are scored again with them. The client's local mode takes no
-        notice.
+        The vectors stay: they rescore the best candidates by code. The client's local mode ignores the setting.
         """
 
     def read_points(self, collection: str, passage_ids: Sequence[str]) -> dict[str, AugmentedPassage]:
-        """Return each of these passages that is stored, with its vectors."""
+        """Return each stored passage with its vectors, by id; omit the others."""
 
     def scroll(self, collection: str) -> Iterator[AugmentedPassage]:
-        """Yield every point with its vectors, in the order of the point ids.
+        """Yield every point with its vectors, ordered by point id.
 
         Points may be replaced meanwhile.
         """
 
     def scroll_stored(self, collection: str) -> Iterator[StoredPassage]:
-        """Yield what made each point, in the order of the point ids; reads no vector and no text.
+        """Yield the id, content hash and recipe of each point, ordered by point id; read no vectors and no texts.
 
         Points may be deleted meanwhile.
         """
 
     def delete(self, collection: str, passage_ids: Sequence[str]) -> None:
-        """Delete the points of these passages, where they are; when this returns they are gone for good."""
+        """Delete the points of these passages, if stored; once this returns they are gone for good."""
 
     def delete_collection(self, collection: str) -> None:
         """Delete a collection that xqg created, with all its points.
 
         Raises:
-            StoreError: there is none, or another process uses it.
+            StoreError: there is no such collection, or another process uses it.
         """
 
     def count(self, collection: str) -> int:
         """Return the exact number of points."""
 
     def read_aliases(self) -> dict[str, str] | None:
-        """Return the collection that each alias names, None where the engine has no aliases.
+        """Return each alias with the collection it names, None if the engine has no aliases.
 
-        Where it has some, an alias may stand in the place of a collection's name, but to create or to delete it.
+        An alias can replace a collection's name everywhere except in creation and deletion.
         """
 
     def switch_alias(self, alias: str, collection: str) -> None:
-        """Have an alias name this collection, and no other one any more, from one moment to the next."""
+        """Point an alias at this collection atomically, taking it from any other."""
 
     def create_snapshot(self, collection: str) -> Snapshot | None:
-        """Have the collection kept as it is now, None where the engine does not do that.
+        """Take a snapshot of the collection; return None if the engine cannot.
 
         Raises:
-            StoreError: it could not be, or not the whole of it.
+            StoreError: the snapshot failed or would be incomplete.
         """
 
     def __enter__(self) -> Store:
-        """Return the store, which is closed when the block ends."""
+        """Return the store; the end of the block closes it."""
 
     def __exit__(self, *_: object) -> None:
         """Close the store."""
 
     def close(self) -> None:
-        """Release what is held; the store cannot be used afterwards."""
+        """Release locks and connections; the store cannot be used afterwards."""
 
 
-# A tie wider than this is cut where the engine cuts it; looking for its end could read a whole collection.
+# A wider tie is cut where the engine cuts it; finding its end could read a whole collection.
 MAX_TIES = 10_000
 
 
 class RawHit(Protocol):
-    """A hit as a store's engine gives it."""
+    """A hit as an engine returns it."""
 
     @property
     def score(self) -> float:
@@ -193,41 +192,37 @@ Fetch: TypeAlias = Callable[[Sequence[Q], int], Sequence[Sequence[H]]]
 
 
 def check_limit(limit: int) -> None:
-    """Refuse a search for nothing.
-
-    Raises:
-        StoreError: says what is possible.
-    """
+    """Raise a StoreError if the limit of a search is below 1."""
     if limit < 1:
-        raise StoreError(f"the limit of a search must be at least 1, was {limit}.", "ask for 1 or more.")
+        raise StoreError(f"the limit of a search must be at least 1, was {limit}.", "ask for 1 or more")
 
 
 def check_term_search(collection: str, sparse: bool, limit: int) -> None:
-    """Refuse a search for terms in a collection that has none.
+    """Check a search for terms.
 
     Raises:
-        StoreError: says so, and the cure.
+        StoreError: the collection has no sparse vector, or the limit is below 1.
     """
     check_limit(limit)
     if not sparse:
         cure = "ingest into a new collection with --sparse"
-        raise StoreError(f"collection {collection!r} has no sparse vector, which a search for terms needs.", cure)
+        raise StoreError(f"collection {collection!r} has no sparse vector, which term search needs.", cure)
 
 
 def check_search(vectors: FloatArray, dim: int, vector_name: str, limit: int) -> None:
-    """Refuse a search that no collection of ours can answer.
+    """Check the arguments of a vector search.
 
     Raises:
-        StoreError: names the argument, its value, and what is possible.
+        StoreError: names the bad argument and its value.
     """
     if vector_name not in VECTOR_NAMES:
-        raise StoreError(f"there is no vector {vector_name!r}.", f"search {' or '.join(VECTOR_NAMES)}.")
+        raise StoreError(f"no vector {vector_name!r}.", f"search {' or '.join(VECTOR_NAMES)}")
     check_limit(limit)
     check_vector(vectors, (len(vectors), dim), "the array of query vectors")
 
 
 def read_hit(hit: RawHit, names: Names = OUR_NAMES) -> ScoredPassage:
-    """Return a search engine's hit as a record."""
+    """Return an engine's hit as a record."""
     payload = hit.payload or {}
     passage, queries = read_payload(rename(payload, names) if names else payload)
     return ScoredPassage(passage, hit.score, queries)
@@ -240,10 +235,10 @@ def search_terms_in_batches(
     batch_size: int,
     read: Callable[[H], ScoredPassage] = read_hit,
 ) -> list[list[ScoredPassage]]:
-    """Return the at most `limit` best hits of each query's terms, equal scores ordered by passage id.
+    """Return up to `limit` best hits for each query's terms, equal scores ordered by passage id.
 
-    Of hits with equal scores all are returned or none: terms that more passages share than can be returned do not tell
-    which of them are meant, and looking for the end of such a tie could read a whole collection.
+    Of hits with equal scores, all are returned or none. Terms shared by more passages than the limit cannot rank
+    them, and finding the end of such a tie could read a whole collection.
     """
     found = []
     for queries in batched(terms, batch_size):
@@ -260,21 +255,21 @@ def search_in_batches(
     """Return the `limit` best hits of each query, equal scores ordered by passage id, also across the limit.
 
     Args:
-        fetch: asks the engine for some queries' hits, best first.
-        vectors: the queries: vectors of shape `(dim,)`, or the ids of their terms.
-        limit: how many hits are wanted for each query.
-        batch_size: how many queries are asked at once.
-        read: makes a record of a hit.
+        fetch: asks the engine for the hits of some queries, best first.
+        vectors: the queries, as vectors of shape `(dim,)` or as term ids.
+        limit: the number of hits per query.
+        batch_size: the number of queries per call of `fetch`.
+        read: turns a hit into a record.
     """
     found = []
     for queries in batched(vectors, batch_size):
         for query, hits in zip(queries, fetch(queries, limit + 1), strict=True):
             asked = limit + 1
-            # The hit after the last one ties with it: which of them belong to the result only their ids can say.
+            # The hit after the last one ties with it: fetch the whole tie, as ids decide which hits are returned.
             while len(hits) == asked and hits[limit - 1].score == hits[-1].score and asked < limit + MAX_TIES:
                 asked *= 2
                 [hits] = fetch([query], asked)
-            # Of the others the payloads are not worth reading.
+            # Reading the payloads of lower hits would be wasted.
             lowest = hits[limit - 1].score if len(hits) >= limit else -math.inf
             best = [read(hit) for hit in hits if hit.score >= lowest]
             found.append(sorted(best, key=lambda hit: (-hit.score, hit.passage.passage_id))[:limit])

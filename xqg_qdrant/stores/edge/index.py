@@ -1,10 +1,8 @@
-"""Builds the index of an embedded collection, in a child process.
+"""The files of an embedded collection: its sidecar and lock, the engine's settings, and the index.
 
-The engine holds Python's GIL until the index is built, which takes minutes: in this process no progress would be shown
-and no Ctrl-C heard. Whenever either process is killed the collection is what it was: the engine builds aside, and puts
-the new segments into place at once.
-
-Run as a program it is that child.
+The index is built in a child process. The engine holds Python's GIL until the index is built, which takes minutes: in
+this process it would block progress bars and Ctrl-C. Killing either process leaves the collection unchanged: the
+engine builds new segments separately and swaps them in at once.
 """
 
 from __future__ import annotations
@@ -21,95 +19,41 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import qdrant_edge as engine
 
 from xqg_qdrant.errors import StoreError
+from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage
+from xqg_qdrant.stores.points import VECTOR_NAMES, Names, rename
 from xqg_qdrant.stores.protocol import Indexing
-
-POLL_SECONDS = 0.2
-NOTHING_TO_DO_EXIT_CODE = 3
-NOTHING_LOST = "Nothing was lost: the points are stored and found without the index, only slower."
-CURE = "give the disk as much free space as the collection takes, and run xqg optimise"
-
-
-def build_index(path: Path) -> Iterator[Indexing]:
-    """Index what is not yet indexed; yield several times a second, at last with what came of it.
-
-    The collection must be closed meanwhile. When the iterator is closed before its end, the child is killed.
-
-    Raises:
-        StoreError: says what the engine said, and the cure.
-    """
-    # The child must find this package and the engine wherever this process found them.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-    command = [sys.executable, "-P", "-m", __name__, str(path), str(os.getpid())]
-    started = time.monotonic()
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, env=environment
-        ) as child,
-    ):
-        try:
-            while child.poll() is None:
-                yield Indexing(time.monotonic() - started)
-                try:
-                    child.wait(POLL_SECONDS)
-                except subprocess.TimeoutExpired:
-                    continue
-        finally:
-            child.kill()
-        said.seek(0)
-        message = said.read().decode(errors="replace").strip()
-    if child.returncode not in (0, NOTHING_TO_DO_EXIT_CODE):
-        how = f"ended by signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
-        what = message or f"the process that did it was {how}"
-        raise StoreError(f"cannot index {path}: {what}. {NOTHING_LOST}", CURE)
-    yield Indexing(time.monotonic() - started, changed=child.returncode == 0)
-
-
-def main(path: str, parent: str) -> None:
-    """Index the collection at `path` for the process `parent`, and exit with the code that says what came of it."""
-    import qdrant_edge as engine
-
-    # Python would hear Ctrl-C only when the engine has done.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _end_with_parent(int(parent))
-    try:
-        shard = engine.EdgeShard.load(path)
-        changed = shard.optimize()
-        shard.close()
-    except BaseException as error:
-        # The engine raises bare Exceptions, and panics of a type without a home.
-        sys.exit(str(error))
-    sys.exit(0 if changed else NOTHING_TO_DO_EXIT_CODE)
-
-
-def _end_with_parent(parent: int) -> None:
-    """Let Linux kill this process with its parent: left alone, it would keep the collection locked for minutes."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit("the process that asked for the index is gone")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
-
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where the engine's own lock has to do
+except ImportError:  # on Windows only the engine's own lock protects a collection
     fcntl = None  # type: ignore[assignment]
 
 SIDECAR = "collection.json"
 UNFINISHED_SIDECAR = "collection.json.unfinished"
 HOLDER = "holder.json"
+POLL_SECONDS = 0.2
+NOTHING_TO_DO_EXIT_CODE = 3
+
+
+class Hit(NamedTuple):
+    """A search hit that converts its payload to Python only on access."""
+
+    score: float
+    record: engine.Record
+
+    @property
+    def payload(self) -> Mapping[str, Any] | None:
+        """Return the point's payload."""
+        return self.record.payload
 
 
 def read_sidecar(path: Path) -> tuple[int, dict[str, Any]]:
-    """Return the length of the vectors and the fingerprint of the collection in a directory.
+    """Return the vector dimension and the fingerprint of the collection in a directory.
 
     Raises:
         StoreError: the file is damaged.
@@ -123,7 +67,7 @@ def read_sidecar(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def write_sidecar(path: Path, dim: int, fingerprint: Mapping[str, Any]) -> None:
-    """Write the file or replace it; what is there when the power fails is the old one or the new one."""
+    """Write or replace the sidecar; a power failure leaves the old file or the new one."""
     with (path / UNFINISHED_SIDECAR).open("w", encoding="utf-8") as file:
         json.dump({"dim": dim, "fingerprint": fingerprint}, file, ensure_ascii=False, allow_nan=False, indent=1)
         file.flush()
@@ -133,7 +77,7 @@ def write_sidecar(path: Path, dim: int, fingerprint: Mapping[str, Any]) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Have the names in a directory survive a power failure."""
+    """Flush a directory's entries to disk, so they survive a power failure."""
     if os.name == "posix":  # elsewhere a directory cannot be opened
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -142,13 +86,16 @@ def sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
-def hold(path: Path) -> int:
-    """Lock the collection in a directory for this process, and note who has it; return the lock, for `release`.
+def lock_collection(path: Path) -> int:
+    """Lock the collection in a directory for this process and record the holder.
 
-    The engine's own lock comes too late: it has opened, and may have changed, every segment by then.
+    The engine's own lock comes too late: by then it has opened, and may have changed, every segment.
+
+    Returns:
+        The lock, for `release_lock`.
 
     Raises:
-        StoreError: somebody else holds it.
+        StoreError: another process holds it.
     """
     lock = os.open(path / HOLDER, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -156,7 +103,7 @@ def hold(path: Path) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise in_use(path) from error
+        raise _make_in_use_error(path) from error
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
     note = {"pid": os.getpid(), "host": socket.gethostname(), "command": command, "since": time.time()}
     with suppress(OSError):
@@ -165,21 +112,120 @@ def hold(path: Path) -> int:
     return lock
 
 
-def release(lock: int) -> None:
-    """Let others have the collection; the file stays, as another process may be about to lock it."""
+def release_lock(lock: int) -> None:
+    """Release a collection's lock; the file stays, as another process may be about to lock it."""
     with suppress(OSError):
         os.truncate(lock, 0)
     os.close(lock)
 
 
-def in_use(path: Path) -> StoreError:
-    """Return what to raise where somebody else holds a collection."""
-    cure = "wait for it or end it, or use a Qdrant server, which many can share"
-    return StoreError(f"collection {path.name!r} in edge:{path.parent} is in use by {describe_holder(path)}.", cure)
+def load_shard(path: Path) -> engine.EdgeShard:
+    """Load the engine of the collection in a directory.
+
+    Raises:
+        StoreError: another process has loaded it.
+    """
+    try:
+        return engine.EdgeShard.load(str(path))
+    except Exception as error:
+        if "WouldBlock" in str(error):
+            raise _make_in_use_error(path) from error
+        raise
 
 
-def describe_holder(path: Path) -> str:
-    """Return who has the collection open, for a message."""
+def make_config(dim: int, sparse: bool, names: Names, quantised: bool = False) -> engine.EdgeConfig:
+    """Return the engine's configuration for a collection."""
+    vector = engine.EdgeVectorParams(size=dim, distance=engine.Distance.Dot)
+    codes = engine.ScalarQuantizationConfig(engine.ScalarType.Int8) if quantised else None
+    vectors = rename(dict.fromkeys(VECTOR_NAMES, vector), names)
+    terms = {TERMS_VECTOR: engine.EdgeSparseVectorParams(modifier=engine.Modifier.Idf)} if sparse else None
+    return engine.EdgeConfig(vectors=vectors, sparse_vectors=terms, quantization_config=codes, wal_enabled=True)
+
+
+def make_vectors(point: AugmentedPassage) -> dict[str, Any]:
+    """Return a point's vectors by name, as the engine takes them."""
+    vectors: dict[str, Any] = {name: vector.tolist() for name, vector in point.vectors.items()}
+    if point.terms is not None:
+        vectors[TERMS_VECTOR] = engine.SparseVector(list(point.terms), [1.0] * len(point.terms))
+    return vectors
+
+
+def build_index(path: Path) -> Iterator[Indexing]:
+    """Index the points that are not indexed yet; yield progress several times a second.
+
+    The collection must be closed meanwhile. Closing the iterator early kills the child process. The last value says
+    whether anything changed.
+
+    Raises:
+        StoreError: the engine failed; holds its message.
+    """
+    # The child must find this package and the engine where this process found them.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    # Not -m, which warns on standard error that the package has imported this module already.
+    program = f"import sys; from {__name__} import main; main(*sys.argv[1:])"
+    command = [sys.executable, "-P", "-c", program, str(path), str(os.getpid())]
+    started = time.monotonic()
+    with (
+        tempfile.TemporaryFile() as output,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output, env=environment
+        ) as child,
+    ):
+        try:
+            while child.poll() is None:
+                yield Indexing(time.monotonic() - started)
+                try:
+                    child.wait(POLL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            child.kill()
+        output.seek(0)
+        message = output.read().decode(errors="replace").strip()
+    code = child.returncode
+    if code not in (0, NOTHING_TO_DO_EXIT_CODE):
+        ending = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        raise StoreError(
+            f"cannot index {path}: {message or f'the indexing process {ending}'}. Nothing was lost: the points are "
+            "stored, and searches work without the index, only slower.",
+            "free as much disk space as the collection takes, then run xqg optimise",
+        )
+    yield Indexing(time.monotonic() - started, changed=code == 0)
+
+
+def main(path: str, parent: str) -> None:
+    """Index the collection at `path`, then exit; the child process of `build_index`.
+
+    Exits with 0 if anything changed, `NOTHING_TO_DO_EXIT_CODE` if not, 1 with the engine's message on failure.
+    """
+    # Python would handle Ctrl-C only after the engine is done.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _end_with_parent(int(parent))
+    try:
+        shard = engine.EdgeShard.load(path)
+        changed = shard.optimize()
+        shard.close()
+    except BaseException as error:
+        # The engine raises bare Exceptions, and panics of a type that cannot be imported.
+        sys.exit(str(error))
+    sys.exit(0 if changed else NOTHING_TO_DO_EXIT_CODE)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let Linux kill this process with its parent; an orphan would lock the collection for minutes."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit("the parent process is gone")
+
+
+def _make_in_use_error(path: Path) -> StoreError:
+    cure = "wait for it or end it, or use a Qdrant server, which processes can share"
+    return StoreError(f"collection {path.name!r} in edge:{path.parent} is in use by {_describe_holder(path)}.", cure)
+
+
+def _describe_holder(path: Path) -> str:
     try:
         note = json.loads((path / HOLDER).read_text(encoding="utf-8"))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(note["since"]))

@@ -1,1 +1,1 @@
-"""A Qdrant server, or what qdrant-client opens in its place."""
+"""Stores behind qdrant-client: a server, a cluster, or the client's local mode."""

@@ -1,11 +1,11 @@
-"""Collections that another program made, to which vectors and generated queries are added in place.
+"""Collections of other programs, to which vectors and generated queries are added in place.
 
-    vectors    xqg and passage, beside whatever vectors the points have
+    vectors    xqg and passage, beside the points' other vectors
     payload    one field xqg: {generated_queries, content_hash, recipe}
-    metadata   the fingerprint, with the layout of the payload
+    metadata   the fingerprint, with the payload layout
 
-No point is ever upserted, which would drop what is not sent. A passage's id is here that of its point; the field that
-names it for the user is read when it is found. Knows which of another program's points are passages, and why not.
+Points are never upserted: that would drop every field not sent. Here a passage's id is its point's id; searches read
+the id that users see from its payload field.
 """
 
 from __future__ import annotations
@@ -19,33 +19,27 @@ from qdrant_client import models
 
 from xqg_qdrant.errors import MismatchError, StoreError
 from xqg_qdrant.fingerprint import LAYOUT_PREFIX, describe_layout, refuse_mismatch
-from xqg_qdrant.records import (
-    XQG_VECTOR,
-    AugmentedPassage,
-    Passage,
-    PayloadLayout,
-    Reject,
-)
+from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, Passage, PayloadLayout, Reject
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.points import VECTOR_NAMES
-from xqg_qdrant.stores.server.client import FINGERPRINT_KEY, READ_BATCH, SCROLL_BATCH, ClientStore
+from xqg_qdrant.stores.server.client import READ_BATCH, SCROLL_BATCH, ClientStore
 from xqg_qdrant.stores.server.foreign_points import FOREIGN_KEY, find_problem, get_field, parse_point_id
-from xqg_qdrant.stores.server.limits import fit, split_points
+from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, describe_collection, fit, split_points
 from xqg_qdrant.streams import batched
 
-FIRST_VERSION = (1, 18)  # the first server that adds vectors to a collection that exists
+FIRST_VERSION = (1, 18)  # of the server, for adding vectors to an existing collection
 OUR_FIELDS = ("generated_queries", "content_hash", "recipe")
 
 
 class ForeignStore(ClientStore):
-    """What an ingest into another program's collections needs; of what else a `Store` does, searches and counts."""
+    """A store for ingests into other programs' collections; of the other `Store` methods only search and count work."""
 
     def __init__(self, location: str, api_key: str | None, payload_layout: PayloadLayout) -> None:
         super().__init__(location, api_key)
         self._payload_layout = payload_layout
 
     def read_passages(self, collection: str) -> Iterator[Passage | Reject]:
-        """Yield the passages of all points, with a `Reject` in the place of each point that holds none."""
+        """Yield the passage of each point, or a `Reject` if the point holds none."""
         payload = models.PayloadSelectorExclude(exclude=[f"{FOREIGN_KEY}.generated_queries"])
         for record in self._scroll(collection, SCROLL_BATCH, payload, False):
             fields = record.payload or {}
@@ -59,33 +53,34 @@ class ForeignStore(ClientStore):
                 yield Passage(str(record.id), text, title or "")
 
     def read_fingerprint(self, collection: str) -> dict[str, Any] | None:
-        """Return by which models and recipe the collection was augmented, None where it was not.
+        """Return the models and the recipe that augmented the collection, None if it was not augmented.
 
         Raises:
             StoreError: there is no such collection, or the server cannot add vectors.
-            MismatchError: it is one of xqg's own, was augmented by other fields, or has a vector of one of our names.
+            MismatchError: xqg created it, it was augmented from other fields, or it has a vector named like ours.
         """
         info = self._require_info(collection)
         stored = (info.config.metadata or {}).get(FINGERPRINT_KEY)
-        there = _vector_names(info) & set(VECTOR_NAMES)
+        found = _vector_names(info) & set(VECTOR_NAMES)
         if isinstance(stored, dict):
             refuse_mismatch(collection, stored, describe_layout(self._payload_layout), part=LAYOUT_PREFIX.rstrip("."))
-            if len(there) == len(VECTOR_NAMES):
+            if len(found) == len(VECTOR_NAMES):
                 return {name: value for name, value in stored.items() if not name.startswith(LAYOUT_PREFIX)}
-        elif there:
+        elif found:
             raise MismatchError(
-                f"collection {collection!r} in {self.location} has a vector {min(there)!r} that xqg did not add.",
-                "ingest its passages into a collection of xqg's own. Nothing was changed.",
+                f"collection {collection!r} in {self.location} has a vector {min(found)!r} that xqg did not add. "
+                "Nothing was changed.",
+                "ingest its passages into a collection of xqg's own",
             )
         if self._remote:
             self._load.require_version("vectors that are added to a collection", FIRST_VERSION)
-        # Also where a run before this one ended while they were added.
+        # Also after a run that ended while it added the vectors.
         return None
 
     def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
-        """Add the named vectors, and the fingerprint to the metadata, whose other keys stay.
+        """Add the fingerprint to the metadata, keeping its other keys, then the named vectors.
 
-        The fingerprint comes first: by it another run knows the vectors as ours.
+        The fingerprint comes first: it shows a later run that the vectors are ours.
         """
         kept = layout.check_creation(collection, dim, {**fingerprint, **describe_layout(self._payload_layout)})
         action = f"add vectors to collection {collection!r}"
@@ -93,7 +88,7 @@ class ForeignStore(ClientStore):
         self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
         config = models.DenseVectorNameConfig(dense=models.DenseVectorConfig(size=dim, distance=models.Distance.DOT))
         for name in VECTOR_NAMES:
-            # Where it is there, of the same length, the server does nothing.
+            # If the vector exists with the same length, the server does nothing.
             self._wire.ask(
                 action,
                 self._client.create_vector_name,
@@ -101,20 +96,20 @@ class ForeignStore(ClientStore):
                 vector_name=name,
                 vector_name_config=config,
             )
-        if not set(VECTOR_NAMES) <= _vector_names(self._require_info(collection)):
-            raise StoreError(f"{self.location} did not {action}.", "run the same again.")
-        self._dims[collection] = dim
+        info = self._require_info(collection)
+        if not set(VECTOR_NAMES) <= _vector_names(info):
+            raise StoreError(f"{self.location} did not {action}.", "run the same command again")
+        self._opened[collection] = describe_collection(info, *self._read_ours(collection, info))
 
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
-        """Return the content hash of each of these points that has both of our vectors.
+        """Return the content hash of each point that has both of our vectors.
 
-        The program that the points belong to may have replaced them by their payload and its own vectors.
+        The program that owns the points may have replaced them, keeping their payload and only its own vectors.
         """
         vectors = [models.HasVectorCondition(has_vector=name) for name in VECTOR_NAMES]
         field = f"{FOREIGN_KEY}.content_hash"
         hashes: dict[str, str] = {}
-        self._read_dim(collection, also_foreign=True)
-        strict = self._strict[collection]
+        strict = self._open(collection, also_foreign=True).strict
         for ids in batched(passage_ids, fit(READ_BATCH, strict.max_query_limit, strict.read_rate_limit)):
             records, _ = self._wire.ask(
                 f"read collection {collection!r}",
@@ -130,29 +125,25 @@ class ForeignStore(ClientStore):
 
     @contextmanager
     def bulk_load(self, collection: str, fast: bool) -> Iterator[None]:
-        """Leave the collection's settings as they are: its own program searches it meanwhile."""
+        """Do nothing: the collection's own program searches it meanwhile."""
         yield
 
     def upsert(self, collection: str, points: Sequence[AugmentedPassage]) -> None:
-        """Add to points what is ours, the hash that calls them done at last; those that were deleted stay so."""
-        dim = self._read_dim(collection, also_foreign=True)
+        """Add our vectors and fields to existing points; skip points deleted meanwhile.
+
+        The payload comes last: its content hash marks a point as done.
+        """
+        opened = self._open(collection, also_foreign=True)
         ours = {
             parse_point_id(point.passage.passage_id): (
                 point,
                 {FOREIGN_KEY: {name: payload[name] for name in OUR_FIELDS}},
             )
-            for point, payload in layout.check_points(points, dim).values()
+            for point, payload in layout.check_points(points, opened.dim).values()
         }
         action = f"write to collection {collection!r}"
-        for batch in split_points(ours, dim, self._strict[collection]):
-            alive = self._wire.ask(
-                action,
-                self._client.retrieve,
-                collection_name=collection,
-                ids=[point.id for point in batch],
-                with_payload=False,
-                with_vectors=False,
-            )
+        for batch in split_points(ours, opened.dim, opened.strict):
+            alive = self._retrieve(collection, [point.id for point in batch], False, False)
             ids = {str(record.id) for record in alive}
             kept = [point for point in batch if str(point.id) in ids]
             if not kept:
@@ -177,13 +168,13 @@ class ForeignStore(ClientStore):
                 self._check_applied(result, collection)
 
     def _read_ours(self, collection: str, info: models.CollectionInfo) -> tuple[dict[str, Any], int]:
-        """Let everything that this class does not do itself find a collection that is not ours."""
+        """Return the payload layout as the fingerprint, so that inherited methods see a foreign collection."""
         vectors = info.config.params.vectors
         params = vectors.get(XQG_VECTOR) if isinstance(vectors, dict) else None
         return describe_layout(self._payload_layout), params.size if params else 0
 
 
 def _vector_names(info: models.CollectionInfo) -> set[str]:
-    """Return the names of all vectors; the one without a name is called nothing."""
+    """Return the names of all vectors, leaving out an unnamed one."""
     vectors = info.config.params.vectors
     return {*(vectors if isinstance(vectors, dict) else ()), *(info.config.params.sparse_vectors or ())}

@@ -1,7 +1,4 @@
-"""Points that another program wrote, as pure functions: where in their payload a passage stands, and whether one does.
-
-Knows layouts, and the one field that is ours. Knows nothing of engines, files or the network.
-"""
+"""Read passages from the points of other programs, as pure functions."""
 
 from __future__ import annotations
 
@@ -27,12 +24,12 @@ class RawForeignHit(RawHit, Protocol):
 
 
 def parse_point_id(passage_id: str) -> int | str:
-    """Return the id of the point that a passage was read from: a number, or a UUID with its hyphens."""
+    """Return the point id of a passage: a number, or a UUID with hyphens."""
     return int(passage_id) if passage_id.isdecimal() else passage_id
 
 
 def get_field(payload: Mapping[str, Any], name: str) -> Json:
-    """Return a field of a payload by its name, or by the names on the way to it with dots between; else None."""
+    """Return a payload field by its name or its dotted path, None if it is missing."""
     if not name or name in payload:
         return payload[name] if name else None
     value: Json = payload
@@ -44,9 +41,9 @@ def get_field(payload: Mapping[str, Any], name: str) -> Json:
 def read_foreign_payload(
     point_id: int | str, payload: Mapping[str, Any], layout: PayloadLayout
 ) -> tuple[Passage, tuple[GeneratedQuery, ...]]:
-    """Return the passage and the generated queries of a point that another program wrote, whatever state it is in.
+    """Return the passage and the generated queries of another program's point, even a malformed one.
 
-    What is neither text, title, id nor ours is the metadata.
+    The metadata is every field except the text, the title, the id and ours.
     """
     used = {FOREIGN_KEY, *filter(None, layout)}
     text, title = get_field(payload, layout.text), get_field(payload, layout.title)
@@ -68,13 +65,13 @@ def read_foreign_payload(
 
 
 def read_foreign_hit(hit: RawForeignHit, layout: PayloadLayout) -> ScoredPassage:
-    """Return a search engine's hit in another program's collection as a record."""
+    """Return an engine's hit in another program's collection as a record."""
     passage, queries = read_foreign_payload(hit.id, hit.payload or {}, layout)
     return ScoredPassage(passage, hit.score, queries)
 
 
 def find_problem(fields: Mapping[str, Any], payload_layout: PayloadLayout) -> str:
-    """Say why a point holds no passage; empty where it does."""
+    """Return why a point holds no passage, empty if it holds one."""
     text, title = (get_field(fields, name) for name in (payload_layout.text, payload_layout.title))
     if text is None:
         return f"no field {payload_layout.text}"

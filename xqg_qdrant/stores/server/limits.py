@@ -1,42 +1,78 @@
-"""What fits into one request to a server: what it takes anyway, and less where its strict mode says so.
+"""The shape and the limits of a collection on a server.
 
-Knows the fields of strict mode, and what each request costs of them. Sends nothing.
+A request must fit the server's own limits and those of the collection's strict mode.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from qdrant_client import models
 
 from xqg_qdrant.errors import StoreError
-from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage
+from xqg_qdrant.fingerprint import is_sparse, read_layout
+from xqg_qdrant.records import TERMS_VECTOR, XQG_VECTOR, AugmentedPassage, PayloadLayout
+from xqg_qdrant.stores.points import OVERSAMPLING, VECTOR_NAMES, Names, read_names, rename
 
+FINGERPRINT_KEY = "xqg_fingerprint"  # in a collection's metadata
+SEARCH_BATCH = 32
 UPSERT_BATCH = 256
-UPSERT_BYTES = 16 * 2**20  # half of what a server takes in one request
+UPSERT_BYTES = 16 * 2**20  # half of what a server accepts in one request
 FLOAT_BYTES = 24  # the longest float32 in JSON, with its comma
-TERM_BYTES = 15  # the same of an index and the value 1.0
+TERM_BYTES = 15  # the longest term index and its value 1.0 in JSON, with commas
 STORED_FLOAT_BYTES = 4
 
 
+class OpenCollection(NamedTuple):
+    """A collection as it was when first used; `layout` is None unless another program made the collection."""
+
+    dim: int
+    sparse: bool
+    names: Names
+    layout: PayloadLayout | None
+    strict: models.StrictModeConfigOutput
+
+
+def read_ours(info: models.CollectionInfo) -> tuple[dict[str, Any], int] | None:
+    """Return the fingerprint and the vector dimension of a collection, None if xqg did not create it."""
+    fingerprint = (info.config.metadata or {}).get(FINGERPRINT_KEY)
+    vectors = info.config.params.vectors
+    if isinstance(fingerprint, dict) and isinstance(vectors, dict):
+        ours = rename(vectors, read_names(fingerprint))
+        if set(VECTOR_NAMES) <= set(ours):
+            return fingerprint, ours[XQG_VECTOR].size
+    return None
+
+
+def describe_collection(info: models.CollectionInfo, fingerprint: Mapping[str, Any], dim: int) -> OpenCollection:
+    """Return the record of a collection with this fingerprint and vector dimension."""
+    own = is_sparse(fingerprint), read_names(fingerprint), read_layout(fingerprint)
+    return OpenCollection(dim, *own, read_strict_mode(info))
+
+
 def read_strict_mode(info: models.CollectionInfo) -> models.StrictModeConfigOutput:
-    """Return a collection's strict mode, without any limit where it is not enabled."""
+    """Return a collection's strict mode, without limits if it is not enabled."""
     strict = info.config.strict_mode_config
     return strict if strict is not None and strict.enabled else models.StrictModeConfigOutput()
 
 
 def fit(wanted: int, *limits: int | None) -> int:
-    """Return the least of what is wanted and what is allowed, at least 1: what a request of nothing does not help."""
+    """Return the smallest of the wanted size and the limits, at least 1: an empty request would not help."""
     return max(1, min([wanted, *(limit for limit in limits if limit is not None)]))
 
 
+def fit_searches(strict: models.StrictModeConfigOutput) -> int:
+    """Return how many searches go into one request."""
+    return fit(SEARCH_BATCH, strict.search_max_batchsize, strict.read_rate_limit)
+
+
 def check_write(where: str, info: models.CollectionInfo, dim: int, indexed_fields: frozenset[str]) -> None:
-    """Refuse a collection that a limit closes to new points, or to the payload indexes that we need.
+    """Check that strict mode allows new points and the payload indexes that we need.
 
     Raises:
-        StoreError: names the limit, its value, and what it would have to be.
+        StoreError: names the limit, its value, and the value needed.
     """
     strict = read_strict_mode(info)
     points = info.points_count or 0
@@ -55,29 +91,36 @@ def check_write(where: str, info: models.CollectionInfo, dim: int, indexed_field
         ("max_payload_index_count", strict.max_payload_index_count, indexes, "lacks an index that xqg needs"),
     ):
         if limit is not None and limit < needed:
-            cure = f"let the owner of the server raise {field} to {needed} or more"
+            cure = f"ask the owner of the server to raise {field} to {needed} or more"
             raise StoreError(f"{where} {what}: its strict mode sets {field} to {limit}.", cure)
 
 
 def check_search(where: str, strict: models.StrictModeConfigOutput, limit: int, exact: bool) -> None:
-    """Refuse a search that a limit forbids.
+    """Check that strict mode allows a search.
 
     Raises:
-        StoreError: names the limit, its value, and the cure.
+        StoreError: names the limit and its value.
     """
     most = strict.max_query_limit
     if most is not None and limit > most:
-        what = f"{where} does not give {limit} passages at once: its strict mode sets max_query_limit to {most}"
-        raise StoreError(f"{what}.", f"ask for at most {most}.")
+        what = f"{where} does not return {limit} passages at once: its strict mode sets max_query_limit to {most}."
+        raise StoreError(what, f"ask for at most {most}")
     if exact and strict.search_allow_exact is False:
-        cure = "search without exact comparison, or let the owner of the server allow it"
+        cure = "search without exact comparison, or ask the owner of the server to allow it"
         raise StoreError(f"{where} has no exact search: its strict mode sets search_allow_exact to false.", cure)
+
+
+def make_search_params(strict: models.StrictModeConfigOutput, exact: bool) -> models.SearchParams:
+    """Return the parameters that rescore quantised vectors, or compare with every vector if `exact`."""
+    oversampling = min(OVERSAMPLING, strict.search_max_oversampling or OVERSAMPLING)
+    rescoring = models.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=oversampling)
+    return models.SearchParams(exact=exact, quantization=rescoring)
 
 
 def split_points(
     points: Mapping[Any, tuple[AugmentedPassage, dict[str, Any]]], dim: int, strict: models.StrictModeConfigOutput
 ) -> Iterator[list[models.PointStruct]]:
-    """Yield the points, given by their ids, in lists that are short and small enough for one request."""
+    """Yield points, keyed by id, in lists that each fit one request."""
     length = fit(UPSERT_BATCH, strict.upsert_max_batchsize, strict.write_rate_limit)
     batch: list[models.PointStruct] = []
     filled = 0

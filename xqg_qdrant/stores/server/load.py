@@ -1,8 +1,7 @@
-"""Before and after a load: the server's version and limits, payload indexes, when it indexes vectors.
+"""A server's settings around a load (version, limits, indexes), and its cluster (nodes, aliases, snapshots).
 
-While an empty collection is filled the server indexes nothing, and afterwards as before, whatever happens: the former
-threshold is kept with the collection, so where a process was killed meanwhile the next one that writes restores it.
-Knows a collection's settings. Knows nothing of points.
+The server indexes nothing while an empty collection is filled, and as before afterwards. The former threshold is
+stored with the collection: if a process is killed meanwhile, the next one that writes restores it.
 """
 
 from __future__ import annotations
@@ -25,13 +24,15 @@ THRESHOLD = "indexing_threshold"
 INDEXED_FIELDS = {"passage_id": models.PayloadSchemaType.KEYWORD}
 
 POLL_SECONDS = 1.0
-# Until its optimiser has looked at the collection, a server calls it green although there is work.
+# A server reports green until its optimiser has looked at the collection, although there is work.
 GREEN_IN_A_ROW = 2
 STUCK_SECONDS = 900.0
 
+WITHOUT_SNAPSHOT = "take one by the server's own means, or go on without one (--no-snapshot)"
+
 
 class ServerLoad:
-    """What a server needs besides the points themselves."""
+    """The settings of a server and its collections around a load."""
 
     def __init__(self, wire: Wire, client: QdrantClient, location: str) -> None:
         self._wire = wire
@@ -40,23 +41,23 @@ class ServerLoad:
         self._prepared: set[str] = set()
 
     def require_version(self, feature: str, first: tuple[int, int]) -> None:
-        """Refuse a server that is older than what a feature needs.
+        """Check that a server is new enough for a feature.
 
         Raises:
-            StoreError: names both versions, and the cure.
+            StoreError: the server is older; names both versions.
         """
-        told = self._wire.ask("read the version", self._client.info).version
-        version = re.match(r"(\d{1,3})\.(\d{1,3})(\.\d{1,3})?\b", told)
+        answer = self._wire.ask("read the version", self._client.info).version
+        version = re.match(r"(\d{1,3})\.(\d{1,3})(\.\d{1,3})?\b", answer)
         if version is None or (int(version[1]), int(version[2])) < first:
             cure = "upgrade the server, or use the embedded store edge:DIR"
             found, needed = version[0] if version else "of an unknown version", ".".join(map(str, first))
             raise StoreError(f"{self._location} is Qdrant {found}; {feature} need {needed} or later.", cure)
 
     def prepare(self, collection: str, dim: int) -> None:
-        """Make a collection ready for writing, once: its limits, its payload indexes, what a killed load left.
+        """Prepare a collection for writing, once: check limits, add payload indexes, undo a killed load.
 
         Raises:
-            StoreError: a limit closes the collection to new points.
+            StoreError: a limit forbids new points.
         """
         if collection in self._prepared:
             return
@@ -76,16 +77,16 @@ class ServerLoad:
         self._prepared.add(collection)
 
     def forget(self, collection: str) -> None:
-        """Prepare a collection of this name again: it was deleted."""
+        """Forget a deleted collection, so that a new one of this name is prepared again."""
         self._prepared.discard(collection)
 
     @contextmanager
     def paused(self, collection: str) -> Iterator[None]:
-        """Have nothing indexed for a while, where the server tells what to restore."""
+        """Pause indexing, if the server reports a threshold to restore."""
         action = f"pause the indexing of {collection!r}"
         try:
             config = self._read(action, collection).config.optimizer_config
-            # With prevent_unoptimized a write waits for the index, which would never come.
+            # With prevent_unoptimized a write would wait forever for the index.
             if config.indexing_threshold and not getattr(config, "prevent_unoptimized", None):
                 self._update(action, collection, metadata={BULK_LOAD_KEY: {THRESHOLD: config.indexing_threshold}})
                 self._update(action, collection, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0))
@@ -94,7 +95,7 @@ class ServerLoad:
             self.resume(collection)
 
     def resume(self, collection: str) -> None:
-        """Restore what `paused` changed, also that of a process that did not come to it."""
+        """Restore what `paused` changed, here or in a process that was killed."""
         action = f"restore the indexing of {collection!r}"
         try:
             info = self._read(action, collection)
@@ -107,21 +108,21 @@ class ServerLoad:
             self._update(action, collection, metadata={BULK_LOAD_KEY: None})
 
     def watch(self, collection: str) -> Iterator[Indexing]:
-        """Yield until the server has indexed what it wants to.
+        """Yield progress until the server has finished indexing.
 
         Raises:
-            StoreError: it failed, or makes no headway.
+            StoreError: indexing failed, or made no progress for `STUCK_SECONDS`.
         """
         action = f"index collection {collection!r}"
-        started = last_headway = time.monotonic()
+        started = last_progress = time.monotonic()
         indexed, green, changed = -1, 0, False
         while True:
             info = self._read(action, collection)
             now = time.monotonic()
             if info.status == models.CollectionStatus.RED:
-                raise StoreError(f"the server cannot {action}.", "look at the server's log.")
+                raise StoreError(f"the server cannot {action}.", "look at the server's log")
             if info.status == models.CollectionStatus.GREY:
-                # After a restart it waits for a change of its settings; this one changes nothing.
+                # A restarted server waits for a change of settings; this one changes nothing.
                 self._update(action, collection, optimizers_config=models.OptimizersConfigDiff())
             green = green + 1 if info.status == models.CollectionStatus.GREEN else 0
             changed = changed or not green
@@ -129,8 +130,8 @@ class ServerLoad:
             if green == GREEN_IN_A_ROW:
                 return
             if info.indexed_vectors_count != indexed:
-                indexed, last_headway = info.indexed_vectors_count or 0, now
-            if now - last_headway > STUCK_SECONDS:
+                indexed, last_progress = info.indexed_vectors_count or 0, now
+            if now - last_progress > STUCK_SECONDS:
                 cure = "look at the server's log, then run xqg optimise; the points are stored"
                 raise StoreError(f"the server has indexed nothing of {collection!r} for {STUCK_SECONDS:.0f} s.", cure)
             time.sleep(POLL_SECONDS)
@@ -142,11 +143,8 @@ class ServerLoad:
         self._wire.ask(action, self._client.update_collection, collection_name=collection, **settings)
 
 
-WITHOUT = "make one by the server's own means, or go on without (--no-snapshot)"
-
-
 class Cluster:
-    """A server, of one node or of several."""
+    """A server of one node or several."""
 
     def __init__(self, wire: Wire, client: QdrantClient, location: str) -> None:
         self._wire = wire
@@ -154,10 +152,10 @@ class Cluster:
         self._location = location
 
     def check_nodes(self, wanted: Sharding) -> None:
-        """Refuse more replicas than there are nodes: a server would promise them, and keep fewer.
+        """Check that there is a node for each replica: a server would promise more but keep fewer.
 
         Raises:
-            InputError: says how many nodes there are.
+            InputError: names the number of nodes.
         """
         if wanted.replication_factor is None or wanted.replication_factor < 2:
             return
@@ -165,17 +163,17 @@ class Cluster:
         nodes = len(status.peers) if isinstance(status, models.ClusterStatusOneOf1) else 1
         if nodes < wanted.replication_factor:
             raise InputError(
-                f"{wanted.replication_factor} replicas want as many nodes, and {self._location} has {nodes}.",
-                f"a --replication-factor of at most {nodes}, or more nodes.",
+                f"{wanted.replication_factor} replicas need as many nodes, and {self._location} has {nodes}.",
+                f"set --replication-factor to at most {nodes}, or add nodes",
             )
 
     def read_aliases(self) -> dict[str, str]:
-        """Return the collection that each alias names."""
+        """Return each alias with the collection it names."""
         answer = self._wire.ask("list the aliases", self._client.get_aliases)
         return {description.alias_name: description.collection_name for description in answer.aliases}
 
     def switch_alias(self, alias: str, collection: str) -> None:
-        """Take the alias from the collection that has it, and give it to this one, in one request."""
+        """Move the alias from any other collection to this one, in one request."""
         created = models.CreateAlias(alias_name=alias, collection_name=collection)
         self._wire.ask(
             f"have alias {alias!r} name collection {collection!r}",
@@ -187,10 +185,10 @@ class Cluster:
         )
 
     def create_snapshot(self, collection: str) -> Snapshot:
-        """Have the node that answers keep its shards of a collection, where these are all of them.
+        """Take a snapshot on the node that answers, if it holds all shards of the collection.
 
         Raises:
-            StoreError: they are not, or it cannot.
+            StoreError: the node lacks shards, or the snapshot failed.
         """
         action = f"take a snapshot of collection {collection!r}"
         shards = self._wire.ask(action, self._client.collection_cluster_info, collection_name=collection)
@@ -199,27 +197,27 @@ class Cluster:
             shard.shard_id for shard in shards.remote_shards
         }
         if here != everywhere:
-            cure = "take one on every node, as docs/how-to/cluster.md says, and give --no-snapshot"
             raise StoreError(
                 f"a snapshot is of one node, and {self._location} holds {len(here)} of the {len(everywhere)} shards of "
                 f"collection {collection!r}. Nothing was changed.",
-                cure,
+                "take one on every node, as docs/how-to/cluster.md says, and pass --no-snapshot",
             )
         named = self.read_aliases().get(collection, collection)
         try:
             made = self._wire.ask_once(action, self._client.create_snapshot, collection_name=collection, wait=True)
         except StoreError as error:
-            raise StoreError(f"{error.message} Nothing was changed.", WITHOUT) from None
+            raise StoreError(f"{error.message} Nothing was changed.", WITHOUT_SNAPSHOT) from None
         if made is None:
-            raise StoreError(f"cannot {action} in {self._location}: it names none. Nothing was changed.", WITHOUT)
+            what = f"cannot {action} in {self._location}: the server names no snapshot. Nothing was changed."
+            raise StoreError(what, WITHOUT_SNAPSHOT)
         return Snapshot(made.name, named)
 
 
 def check_sharding(where: str, info: models.CollectionInfo, wanted: Sharding) -> None:
-    """Refuse a collection that is spread otherwise than wanted.
+    """Check that a collection is sharded as wanted.
 
     Raises:
-        MismatchError: names each setting with both values, and the cure.
+        MismatchError: names each setting that differs, with both values.
     """
     params = info.config.params
     found = Sharding(params.shard_number, params.replication_factor, params.write_consistency_factor)
@@ -229,5 +227,5 @@ def check_sharding(where: str, info: models.CollectionInfo, wanted: Sharding) ->
         if value is not None and value != found._asdict()[name]
     ]
     if differences:
-        cure = "leave these options out, or ingest into a new collection (with --alias, searches go over to it)"
+        cure = "leave these options out, or ingest into a new collection (--alias moves searches to it)"
         raise MismatchError(f"{where} has {', '.join(differences)}. Nothing was changed.", cure)
