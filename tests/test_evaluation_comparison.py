@@ -14,11 +14,11 @@ from xqg_qdrant.evaluation import xor_retrieve as official
 from xqg_qdrant.evaluation.comparison import (
     Difference,
     evaluate_runs,
-    predictions_of_run,
     report_predictions,
 )
 from xqg_qdrant.evaluation.files import Prediction, read_qrels
 from xqg_qdrant.evaluation.measures import per_query_values
+from xqg_qdrant.evaluation.runs import predictions_of_run
 from xqg_qdrant.evaluation.significance import paired_randomisation_test
 from xqg_qdrant.printing import format_table
 from xqg_qdrant.records import Passage, Qrel, Query, ScoredPassage

@@ -258,7 +258,7 @@ def test_a_store_that_fails_is_said_with_its_cure(tmp_path: Path, demo_encoder: 
     assert (answer.status, page.status) == (503, 503)
     error = error_of(answer)
     assert "was closed" in error["what"]
-    assert error["cure"] == "open the store again."
+    assert error["cure"] == "open the store again"
     assert error["where"] == f"collection 'docs' in edge:{tmp_path / 'store'}"
     assert "was closed" in page.body
 

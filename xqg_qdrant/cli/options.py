@@ -15,7 +15,6 @@ from xqg_qdrant.cli.terminal import ask
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_STORE = "./xqg_data"
-EVALUATION_DEPTH = 100
 
 
 def add_options(options: Sequence[Callable[[F], F]], command: F) -> F:

@@ -8,15 +8,14 @@ it out. Knows nothing of how the runs came about.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import xor_retrieve as official
-from xqg_qdrant.evaluation.files import Prediction, ranked, read_predictions, read_run
+from xqg_qdrant.evaluation.files import Prediction
 from xqg_qdrant.evaluation.measures import per_query_values
 from xqg_qdrant.evaluation.significance import (
     TESTS,
@@ -27,7 +26,7 @@ from xqg_qdrant.evaluation.significance import (
     percentile_interval,
 )
 from xqg_qdrant.evaluation.xor_retrieve import Found, find_answer_hits, note_short_results
-from xqg_qdrant.records import Passage, Qrel, Query, ScoredPassage
+from xqg_qdrant.records import Qrel, Query
 
 UNKNOWN_LANGUAGE = "und"
 """Where the file names no language; the code that BCP 47 has for it."""
@@ -252,13 +251,17 @@ def compare_values(
         for number, (language, query_ids) in enumerate(grouped.items())
     }
     if tested:
-        adjusted = adjust_by_holm([found.p for found in per_language.values() if found.p is not None])
-        per_language = {
-            language: found._replace(p_holm=p)
-            for (language, found), p in zip(per_language.items(), adjusted, strict=True)
-        }
+        per_language = adjust_languages(per_language)
     overall = difference(second.macro - first.macro, list(first.per_query), percentile_interval(means.mean(axis=0)))
     return Comparison(overall, per_language)
+
+
+def adjust_languages(per_language: Mapping[str, Difference]) -> dict[str, Difference]:
+    """Return tested differences with p-values corrected for the number of languages by Holm."""
+    adjusted = adjust_by_holm([found.p for found in per_language.values() if found.p is not None])
+    return {
+        language: found._replace(p_holm=p) for (language, found), p in zip(per_language.items(), adjusted, strict=True)
+    }
 
 
 def average(per_query: Mapping[str, float], languages: Mapping[str, str]) -> Values:
@@ -280,66 +283,6 @@ def _by_language(query_ids: Iterable[str], languages: Mapping[str, str]) -> dict
     for query_id in query_ids:
         grouped.setdefault(languages[query_id], []).append(query_id)
     return dict(sorted(grouped.items()))
-
-
-SystemRun: TypeAlias = dict[str, list[ScoredPassage]]
-
-
-def read_system_run(path: Path, query_ids: Collection[str]) -> SystemRun:
-    """Read a TREC run.
-
-    Raises:
-        InputError: The file cannot be used, or holds nothing for any of the questions.
-    """
-    found = {query_id: results for query_id, results in read_run(path).items() if query_id in query_ids}
-    try:
-        run = {
-            query_id: [ScoredPassage(Passage(passage_id, ""), score) for passage_id, score in ranked(results, query_id)]
-            for query_id, results in found.items()
-        }
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return _checked(path, run)
-
-
-def read_system_predictions(path: Path, query_ids: Collection[str]) -> SystemRun:
-    """Read predictions of XOR-Retrieve; the order of the contexts is the ranking.
-
-    Raises:
-        InputError: The file cannot be used, holds nothing for any of the questions, or two predictions for one.
-    """
-    run: SystemRun = {}
-    for query_id, _, contexts in read_predictions(path):
-        if query_id in run:
-            raise InputError(
-                f"{path}: two predictions for question {query_id!r}.",
-                "remove one, or score the file with --gold, which counts both as the official script does.",
-            )
-        if query_id in query_ids:
-            run[query_id] = [ScoredPassage(Passage("", text), 1 / rank) for rank, text in enumerate(contexts, start=1)]
-    return _checked(path, run)
-
-
-def with_passages(run: SystemRun, passages: Mapping[str, Passage]) -> SystemRun:
-    """Return a run with the titles and texts of the passages that are known."""
-    return {
-        query_id: [ScoredPassage(passages.get(hit.passage.passage_id, hit.passage), hit.score) for hit in found]
-        for query_id, found in run.items()
-    }
-
-
-def _checked(path: Path, run: SystemRun) -> SystemRun:
-    if not run:
-        raise InputError(f"{path}: holds nothing for any of the questions.", "check that the ids of both files agree.")
-    return run
-
-
-def predictions_of_run(queries: Iterable[Query], run: Found) -> list[Prediction]:
-    """Return what a run found as predictions for XOR-Retrieve: the passages' texts, without their titles."""
-    return [
-        Prediction(query.query_id, query.language, tuple(found.passage.text for found in run.get(query.query_id, ())))
-        for query in queries
-    ]
 
 
 def report_predictions(
