@@ -153,7 +153,7 @@ def test_what_made_the_two_differ_is_told() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["old.trec", "new.trec"], "is no results folder"),
+        (["old.trec", "new.trec"], "is not a results folder"),
         (["old.trec", "nowhere.trec", "--questions", "q.jsonl"], "nowhere.trec: there is no such file"),
         (["old.trec", "old.trec", "--questions", "q.jsonl", "--qrels", "qrels.txt"], "are one file"),
         (["a", "b", "--qrels", "qrels.txt"], "--qrels goes with --questions"),

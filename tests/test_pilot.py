@@ -128,7 +128,7 @@ def test_questions_are_chosen_whose_passages_fit_into_the_sample() -> None:
     assert keep_answered(chosen, qrels, [Passage(next(iter(wanted)), "text")]) == [
         query for query in chosen if Qrel(query.query_id, next(iter(wanted)), 1) in qrels
     ]
-    with pytest.raises(InputError, match=r"no relevant passage is known for any of the 20 questions.*Cure: give"):
+    with pytest.raises(InputError, match=r"no question has a relevant passage \(20 given\).*Cure: give"):
         choose_questions(queries, [Qrel("q1", "p1", 0)], 10, 0)
 
 

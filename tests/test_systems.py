@@ -103,7 +103,7 @@ def test_runs_of_two_systems_are_measured_and_compared_and_what_they_lack_is_a_m
     assert "R@2kt" not in found["x"]
     table = xqg("score", "--questions", "q.jsonl", "--qrels", "qrels.txt", "--run", "bm25.trec").stdout
     assert "Note: bm25: 2 of the 4 questions have no results and count as misses." in table
-    assert "texts of its passages are not known" in table
+    assert "texts of its passages are unknown" in table
 
 
 @needs_nltk
@@ -123,7 +123,7 @@ def test_predictions_count_missing_questions_as_misses_beside_questions_and_leav
     assert lenient["cora"]["R@2kt"] == ours["cora"]["R@2kt"]
     assert lenient["cora"]["lenient@2kt"] == {"macro": 75, "per_language": {"ar": 50, "ko": 100}}
     table = xqg("score", *files, "--gold", "q.jsonl").stdout
-    assert "Note: cora: 1 questions have no prediction and are not counted, as in the official script." in table
+    assert "Note: cora: 1 question has no prediction and is not counted, as in the official script." in table
 
 
 def test_the_test_is_chosen_by_its_name() -> None:
@@ -198,4 +198,4 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_read() -> None
     Path("mine/thesis.txt").write_text("")
     result = xqg("score", "--questions", "q.jsonl", "--run", "nowhere.trec", "--save", "mine")
     assert result.exit_code == 2
-    assert "mine: is there, and holds no results of xqg" in result.stderr
+    assert "mine exists and is not a results folder of xqg" in result.stderr

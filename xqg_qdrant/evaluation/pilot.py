@@ -186,7 +186,7 @@ def choose_questions(
     )
     if not judged:
         raise InputError(
-            f"no relevant passage is known for any of the {len(queries)} questions, so no sample can be chosen.",
+            f"no question has a relevant passage ({len(queries)} given), so no sample can be chosen.",
             "give their judgements with --qrels, or leave out --questions",
         )
     chosen, wanted = [], set[str]()

@@ -8,7 +8,7 @@ test and interval are those of DeLong, DeLong and Clarke-Pearson 1988.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -37,7 +37,10 @@ PAIRS_FILE = "test_2k.tsv"
 NOT_TRANSLATED = "NS"
 PAIRS_AT_ONCE = 32
 VECTORS = ("passage", "xqg")
-AGREEMENTS = {"RBO": rank_biased_overlap, f"overlap@{OVERLAP_AT}": overlap}
+AGREEMENTS: Mapping[str, Callable[[Sequence[str], Sequence[str]], float]] = {
+    "RBO": rank_biased_overlap,
+    f"overlap@{OVERLAP_AT}": overlap,
+}
 AREA = "AUC of "
 KINDS = {True: "of paraphrases", False: "of near-misses"}
 
