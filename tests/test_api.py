@@ -23,7 +23,6 @@ from xqg_qdrant import (
     Query,
     QueryGenerator,
     Store,
-    api,
     evaluate,
     format_table,
     ingest,
@@ -31,7 +30,6 @@ from xqg_qdrant import (
     search,
 )
 from xqg_qdrant.cli import main
-from xqg_qdrant.cli.options import EVALUATION_DEPTH
 from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_qrels, read_demo_queries
 
 ROWS = [
@@ -159,7 +157,6 @@ def test_an_evaluation_gives_the_figures_of_the_command(tmp_path: Path, filled: 
     place = ["--collection", "docs", "--store", tmp_path / "filled"]
     told = xqg("evaluate", *place, "--questions", DEMO_FOLDER, "--json")
     assert report.to_json() == json.loads(told)
-    assert api.EVALUATION_DEPTH == EVALUATION_DEPTH
     assert "MRR@10" in format_table(report)
 
 

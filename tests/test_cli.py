@@ -187,7 +187,7 @@ def test_evaluate_writes_a_trec_run_and_the_official_predictions(store: Path) ->
     predictions = json.loads(Path("predictions.json").read_text())
     assert len(predictions) == len(read_demo_queries())
     assert set(predictions[0]) == {"id", "lang", "ctxs"}
-    scored = xqg("evaluate", "--predictions", "predictions.json", "--gold", DEMO_FOLDER / "queries.jsonl", "--json")
+    scored = xqg("score", "--predictions", "predictions.json", "--gold", DEMO_FOLDER / "queries.jsonl", "--json")
     assert scored.exit_code == 0, scored.stderr
     assert set(json.loads(scored.stdout)) == {"R@2kt", "R@5kt"}
 
@@ -199,7 +199,7 @@ def test_predictions_are_scored_by_the_word_rules_asked_for() -> None:
     scores = {}
     for rules in ("installed", "published"):
         options = ("--predictions", "predictions.json", "--gold", "gold.jsonl", "--word-rules", rules, "--json")
-        scores[rules] = json.loads(xqg("evaluate", *options).stdout)["R@2kt"]["macro"]
+        scores[rules] = json.loads(xqg("score", *options).stdout)["R@2kt"]["macro"]
     assert scores == {"installed": 0, "published": 100}
 
 
@@ -283,8 +283,8 @@ def test_passages_are_read_from_stdin() -> None:
         (["query", "--collection", "nothing"], 2, ["Missing argument"]),
         (["query", "--collection", "c", "--store", "http://127.0.0.1:9", "question"], 5, ["127.0.0.1:9", "Cure"]),
         (["evaluate", "--collection", "docs"], 2, ["--questions"]),
-        (["evaluate"], 2, ["--collection and --questions"]),
-        (["evaluate", "--predictions", "p.json"], 2, ["--gold"]),
+        (["evaluate"], 2, ["--collection", "xqg score"]),
+        (["score", "--predictions", "p.json"], 2, ["--questions", "--gold"]),
         (["export", "no/checkpoint/here"], 2, ["no/checkpoint/here"]),
         (["nonsense"], 2, ["No such command"]),
     ],

@@ -35,7 +35,7 @@ def xqg(*arguments: object) -> Result:
 
 def save(folder: str, run: str, *options: str, questions: str = "q.jsonl") -> None:
     given = ("--questions", questions, "--qrels", "qrels.txt", "--run", f"xqg={run}", "--save", folder)
-    result = xqg("evaluate", *given, *options)
+    result = xqg("score", *given, *options)
     assert result.exit_code == 0, result.output
 
 
@@ -93,10 +93,13 @@ def test_questions_won_and_lost_are_listed_with_their_hits() -> None:
 
 def test_runs_of_a_folder_are_chosen_by_their_names() -> None:
     given = ("--questions", "q.jsonl", "--qrels", "qrels.txt")
-    assert xqg("evaluate", *given, "--run", "old.trec", "--run", "new.trec", "--save", "r").exit_code == 0
+    assert xqg("score", *given, "--run", "old.trec", "--run", "new.trec", "--save", "r").exit_code == 0
     found = compared("r", "r", "--runs", "old,new")
     assert list(found) == ["old", "new", "comparison"]
-    for runs, message in (("old,x", "has no run 'x'. Cure: name one of old, new"), ("new,new", "with itself. Cure")):
+    for runs, message in (
+        ("old,x", "no run 'x'.\nCure: choose from old, new."),
+        ("new,new", "with itself.\nCure: name two"),
+    ):
         result = xqg("compare", "r", "r", "--runs", runs)
         assert (result.exit_code, message in result.stderr) == (2, True)
 
@@ -104,7 +107,7 @@ def test_runs_of_a_folder_are_chosen_by_their_names() -> None:
 def test_the_augmented_run_is_compared_where_no_other_is_named() -> None:
     given = ("--questions", "q.jsonl", "--qrels", "qrels.txt", "--run", "xqg=old.trec", "--run", "new.trec")
     for folder in ("a", "b"):
-        assert xqg("evaluate", *given, "--save", folder).exit_code == 0
+        assert xqg("score", *given, "--save", folder).exit_code == 0
     assert list(compared("a", "b")) == ["a/xqg", "b/xqg", "comparison"]
 
 
@@ -150,12 +153,12 @@ def test_what_made_the_two_differ_is_told() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["old.trec", "new.trec"], "is no results folder"),
+        (["old.trec", "new.trec"], "is not a results folder"),
         (["old.trec", "nowhere.trec", "--questions", "q.jsonl"], "nowhere.trec: there is no such file"),
         (["old.trec", "old.trec", "--questions", "q.jsonl", "--qrels", "qrels.txt"], "are one file"),
         (["a", "b", "--qrels", "qrels.txt"], "--qrels goes with --questions"),
         (["a", "b", "--runs", "x,y", "--questions", "q.jsonl"], "--questions is for files"),
-        (["a", "b", "--runs", "x"], "two names parted by a comma"),
+        (["a", "b", "--runs", "x"], "two names separated by a comma"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(arguments: list[str], message: str) -> None:
@@ -170,4 +173,7 @@ def test_results_of_another_kind_have_no_runs_to_compare() -> None:
     Path("monday/manifest.json").write_text(json.dumps(manifest))
     Path("monday/values.json").unlink()
     result = xqg("compare", "monday", "monday")
-    assert "monday: holds the results of a sweep. Cure: give those of xqg evaluate --save." in result.stderr
+    assert (
+        "monday: holds the results of a sweep, which has no runs.\nCure: give a folder written by xqg evaluate"
+        in result.stderr
+    )

@@ -122,7 +122,7 @@ def test_xquad_is_judged_by_its_file_in_the_language_of_the_passages(write: Writ
 
 def test_judgements_of_other_questions_are_an_error(write: Write) -> None:
     questions = write(lines_of({"id": "1", "text": "a"}), "q.jsonl")
-    with pytest.raises(InputError, match=r"qrels\.tsv: judges none of the 1 questions\. Cure: "):
+    with pytest.raises(InputError, match=r"qrels\.tsv: no judgement is for any of the questions \(1 given\)\. Cure: "):
         read_judged_questions([questions], write("2\td\t1\n", "qrels.tsv"))
 
 

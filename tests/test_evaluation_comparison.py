@@ -14,11 +14,11 @@ from xqg_qdrant.evaluation import xor_retrieve as official
 from xqg_qdrant.evaluation.comparison import (
     Difference,
     evaluate_runs,
-    predictions_of_run,
     report_predictions,
 )
 from xqg_qdrant.evaluation.files import Prediction, read_qrels
 from xqg_qdrant.evaluation.measures import per_query_values
+from xqg_qdrant.evaluation.runs import predictions_of_run
 from xqg_qdrant.evaluation.significance import paired_randomisation_test
 from xqg_qdrant.printing import format_table
 from xqg_qdrant.records import Passage, Qrel, Query, ScoredPassage
@@ -176,7 +176,7 @@ def test_without_the_tokenizer_the_token_measures_are_left_out_with_a_note(monke
 
 
 def test_nothing_to_measure_by_is_an_error() -> None:
-    with pytest.raises(InputError, match="none of the 1 questions has anything to be measured by"):
+    with pytest.raises(InputError, match=r"no question has judgements or answers \(1 given\)"):
         evaluate_runs([Query("z", "?")], QRELS, {"xqg": AUGMENTED})
 
 
@@ -247,7 +247,7 @@ def test_a_run_without_texts_has_no_answers_to_look_for_and_one_without_ids_no_r
     }
     assert report.values["predicted"]["R@2kt"] == report.values["passage"]["R@2kt"]
     assert report.values["trec"]["recall@1"] == report.values["passage"]["recall@1"]
-    assert "trec: R@kt is left out, because the texts of its passages are not known" in report.notes
+    assert "trec: R@kt is left out, because the texts of its passages are unknown" in report.notes
     assert list(report.comparisons["predicted"]) == ["R@2kt"]
     rows = [line for line in format_table(report).splitlines() if " trec " in line]
     assert len(rows) == 1
@@ -280,7 +280,7 @@ def test_results_of_too_few_tokens_are_noted() -> None:
     report = evaluate_runs(QUERIES, [], {"xqg": run_of(a1="oulu", a3="turku")}, token_budgets=[2000])
     assert report.notes == (
         "xqg: 3 of the 5 questions have no results and count as misses",
-        "R@2kt of xqg: 3 of the questions missed have results of fewer than 2,000 tokens; search with a higher limit",
+        "R@2kt of xqg: 3 missed questions have results of fewer than 2,000 tokens; search with a higher limit",
     )
 
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Container, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import pytest
 from click.testing import CliRunner, Result
 from writing import lines_of
 
+from xqg_qdrant.augmentation.pipeline import ingest
 from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.cli import main
-from xqg_qdrant.cli import pilot as pilot_command
-from xqg_qdrant.cli.progress import run_sample
+from xqg_qdrant.cli.progress import make_bars
 from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_qrels, read_demo_queries
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.evaluation import pilot as pilots
 from xqg_qdrant.evaluation.comparison import Difference
 from xqg_qdrant.evaluation.pilot import (
     Cost,
@@ -28,6 +30,7 @@ from xqg_qdrant.evaluation.pilot import (
     draw_sample,
     format_bytes,
     hold_back,
+    ingest_sample,
     judge_held_back,
     keep_answered,
     measure_disk,
@@ -107,7 +110,7 @@ def test_what_is_judged_relevant_is_in_the_sample() -> None:
 
 
 def test_a_corpus_without_a_usable_passage_is_refused() -> None:
-    with pytest.raises(InputError, match=r"holds no passage that can be used \(2 rows rejected\)\. Cure: "):
+    with pytest.raises(InputError, match=r"holds no usable passage \(2 rows rejected\)\. Cure: "):
         draw_sample([REJECT, REJECT], 10, 0)
 
 
@@ -125,7 +128,7 @@ def test_questions_are_chosen_whose_passages_fit_into_the_sample() -> None:
     assert keep_answered(chosen, qrels, [Passage(next(iter(wanted)), "text")]) == [
         query for query in chosen if Qrel(query.query_id, next(iter(wanted)), 1) in qrels
     ]
-    with pytest.raises(InputError, match=r"none of the 20 questions has a passage that is judged relevant.*Cure: give"):
+    with pytest.raises(InputError, match=r"no question has a relevant passage \(20 given\).*Cure: give"):
         choose_questions(queries, [Qrel("q1", "p1", 0)], 10, 0)
 
 
@@ -196,12 +199,13 @@ def test_a_sample_is_ingested_for_no_longer_than_asked(
 ) -> None:
     recipe = make_recipe(demo_generator, ("fi",), queries_per_language=1, max_new_tokens=4)
     passages = [Passage(f"{number}", "It is.") for number in range(4000)]
+    begin = partial(ingest, encoder=demo_encoder, generator=demo_generator, recipe=recipe, workers=1)
     store = open_store(f"edge:{tmp_path}")
     try:
-        stored, seconds = run_sample(passages, store, "docs", demo_encoder, demo_generator, recipe, 1, 0.5, True)
+        stored, seconds = ingest_sample(passages, store, "docs", begin, 0.5, make_bars(True))
         assert 0 < stored == store.count("docs") < 4000
         assert seconds > 0.5
-        stored, _ = run_sample(passages[:20], store, "all", demo_encoder, demo_generator, recipe, 1, None, True)
+        stored, _ = ingest_sample(passages[:20], store, "all", begin, None, make_bars(True))
         assert stored == store.count("all") == 20
     finally:
         store.close()
@@ -213,7 +217,7 @@ def test_a_sample_is_ingested_for_no_longer_than_asked(
 def test_estimate_really_ingests_and_leaves_nothing_behind(
     corpus: Path, no_trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pilot_command, "PASSAGES_OF_A_MINUTE", 8)
+    monkeypatch.setattr(pilots, "PASSAGES_OF_A_MINUTE", 8)
     result = xqg("estimate", corpus, *FEW, "--price-per-hour", 3600, "--json")
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout)
@@ -223,7 +227,7 @@ def test_estimate_really_ingests_and_leaves_nothing_behind(
     assert told["bytes"] > 5 * told["measured"]["bytes"] > 5 * 8 * 2 * 384 * 4
     assert list(no_trace.iterdir()) == []
     shown = xqg("-q", "estimate", corpus, *FEW)
-    assert f"{corpus}: 40 passages, 1 rows rejected" in shown.stdout
+    assert f"{corpus}: 40 passages, 1 row rejected" in shown.stdout
     assert "measured: 8 of them" in shown.stdout
     assert "costs" not in shown.stdout
 
@@ -280,7 +284,7 @@ def test_a_pilot_without_questions_asks_generated_ones_that_no_vector_holds_and_
     assert html.escape(told["verdict"]) in page.read_text(encoding="utf-8")
     shown = xqg("-q", "pilot", corpus, *options, "--threads", 1)
     assert shown.exit_code == 0, shown.stderr
-    assert "No questions were given, so generated ones are asked" in shown.stdout
+    assert "No questions were given, so generated queries are asked" in shown.stdout
     assert "held-back questions gain" in shown.stdout.lower().replace("\n", " ")
     assert "xqg ingest" not in shown.stdout
     assert list(no_trace.iterdir()) == []

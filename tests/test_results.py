@@ -138,9 +138,9 @@ def test_results_are_replaced_by_results_and_nothing_else_ever_is(tmp_path: Path
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "manifest.json").write_text('{"kind": "extension"}')
     for name in ("mine", "file", "link", "other"):
-        with pytest.raises(InputError, match=f"{name}: is there, and holds no results of xqg. Cure: "):
+        with pytest.raises(InputError, match=f"{name} exists and is not a results folder of xqg. Cure: "):
             check_folder(tmp_path / name)
-        with pytest.raises(InputError, match="holds no results"):
+        with pytest.raises(InputError, match="is not a results folder"):
             save(tmp_path / name)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "link", "mine", "other", "r"]
@@ -190,9 +190,9 @@ def test_the_manifest_tells_what_made_the_figures(tmp_path: Path) -> None:
     ("file", "text", "reason"),
     [
         ("manifest.json", "{", "is damaged"),
-        ("manifest.json", '{"kind": "poem"}', "tells no kind of results"),
+        ("manifest.json", '{"kind": "poem"}', "the kind of results is missing or unknown"),
         ("questions.jsonl", '{"id": "a1"}\n', "questions or values are damaged"),
-        ("questions.jsonl", '{"id": \n', "line 1: is damaged"),
+        ("questions.jsonl", '{"id": \n', "line 1 is damaged"),
         ("values.json", '{"xqg": {"recall@1": {"unknown": 1}}}', "questions or values are damaged"),
         ("values.json", "[]", "questions or values are damaged"),
     ],
@@ -200,10 +200,10 @@ def test_the_manifest_tells_what_made_the_figures(tmp_path: Path) -> None:
 def test_damaged_results_are_refused_with_the_cure(tmp_path: Path, file: str, text: str, reason: str) -> None:
     save(tmp_path / "r")
     (tmp_path / "r" / file).write_text(text)
-    with pytest.raises(InputError, match=f"{reason}.*Cure: make the results again"):
+    with pytest.raises(InputError, match=f"{reason}.*Cure: run the command again with --save"):
         read_results(tmp_path / "r")
 
 
 def test_a_folder_of_something_else_is_no_results(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no results folder, it has no manifest\.json\. Cure: "):
+    with pytest.raises(InputError, match=r"is not a results folder: there is no manifest\.json\. Cure: "):
         read_results(tmp_path)

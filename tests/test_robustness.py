@@ -11,18 +11,17 @@ from writing import Write
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import DEMO_FOLDER
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.evaluation.measures import overlap, rank_biased_overlap
 from xqg_qdrant.evaluation.results import make_manifest, read_results
 from xqg_qdrant.evaluation.robustness import (
     Agreement,
     Pair,
     compare_areas,
-    overlap,
-    place,
-    rank_biased_overlap,
     read_pairs,
     report_agreements,
     save_robustness,
 )
+from xqg_qdrant.evaluation.significance import place
 from xqg_qdrant.records import Query
 
 MEASURES = ("RBO", "overlap@10")
@@ -63,7 +62,7 @@ def test_a_pair_that_cannot_be_used_is_an_error_with_its_line(write: Write, row:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(HEAD, "holds no pairs"), ("1\ta\tb\t1\n", "the first line names no id and text columns")]
+    ("content", "reason"), [(HEAD, "no pairs"), ("1\ta\tb\t1\n", "the first line names no id and text columns")]
 )
 def test_a_file_without_pairs_is_an_error(write: Write, content: str, reason: str) -> None:
     with pytest.raises(InputError, match=rf"p\.tsv: {reason}.* Cure: "):
@@ -243,5 +242,5 @@ def test_rankings_are_compared_in_a_collection(tmp_path: Path, monkeypatch: pyte
 
 
 def test_without_pairs_there_is_no_report() -> None:
-    with pytest.raises(InputError, match=r"all 4 are NS\. Cure: "):
+    with pytest.raises(InputError, match=r"all 4 are NS, not translated\. Cure: "):
         report_agreements([], 4)

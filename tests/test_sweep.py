@@ -319,7 +319,9 @@ def test_the_halves_are_alike_in_their_languages_and_a_question_is_in_one_of_the
     assert [sum(id_.isdigit() for id_ in half) for half in (first, second)] == [2, 2]
     assert halve(queries[::-1], 0) == (first, second)
     assert len({tuple(halve(queries, seed)[0]) for seed in range(10)}) > 1
-    with pytest.raises(InputError, match=r"the 2 questions .* have no two halves alike\. Cure: give more questions"):
+    with pytest.raises(
+        InputError, match=r"the 2 questions .* cannot be split into two halves\. Cure: give at least two questions"
+    ):
         halve([queries[0], queries[-1]], 0)
 
 
@@ -437,7 +439,7 @@ def test_a_measure_is_named_as_in_a_report(name: str, expected: tuple[str, int, 
 
 @pytest.mark.parametrize("name", ["", "R@2", "recall", "recall@0", "mrr@10", "R@0kt", "nDCG@10 "])
 def test_an_unknown_measure_is_refused_with_those_that_are_known(name: str) -> None:
-    with pytest.raises(InputError, match=r"unknown measure .*Cure: name one such as R@2kt, recall@10"):
+    with pytest.raises(InputError, match=r"unknown measure .*Cure: give one such as R@2kt, recall@10"):
         parse_measure(name, 100)
 
 
@@ -452,9 +454,8 @@ def test_where_there_are_answers_token_budget_recall_decides() -> None:
 
 def test_questions_that_cannot_be_measured_are_refused(demo_encoder: Encoder, vectors: StoredVectors) -> None:
     queries, qrels = questions()
-    with pytest.raises(
-        InputError, match=r"1 of \d+ questions have a judgement, as recall@5 wants\. Cure: give --qrels"
-    ):
+    reason = r"recall@5 needs two questions with judgements, but only 1 of \d+ can be used\. Cure: give --qrels"
+    with pytest.raises(InputError, match=reason):
         make_bench(vectors, Recipe(), demo_encoder, queries, qrels[:1], "recall@5", 100)
 
 
@@ -467,12 +468,15 @@ def test_an_empty_collection_and_one_that_is_being_retuned_are_refused(
     steps = retune(edge, plan_retune(edge, "docs", demo_encoder, {"alpha": 0.3}), demo_encoder)
     next(steps)
     steps.close()
-    with pytest.raises(InputError, match=r"'docs' is being retuned.* Cure: finish it: xqg retune --collection docs"):
+    with pytest.raises(
+        InputError,
+        match=r"retune of collection 'docs' is unfinished.* Cure: finish it with: xqg retune --collection docs",
+    ):
         check_sweepable(edge, "docs", demo_encoder)
     edge.delete("docs", [row.passage_id for row in rows() if isinstance(row, Passage)])
     fingerprint = edge.read_fingerprint("docs") or {}
     edge.write_fingerprint("docs", {name: value for name, value in fingerprint.items() if name != "retuning"})
-    with pytest.raises(InputError, match=r"'docs' holds no passages\. Cure: ingest first"):
+    with pytest.raises(InputError, match=r"'docs' holds no passages\. Cure: run: xqg ingest FILE --collection docs"):
         check_sweepable(edge, "docs", demo_encoder)
     edge.write_fingerprint("docs", {**fingerprint, "encoder.sha256": "other"})
     with pytest.raises(MismatchError, match=r"encoder\.sha256"):
@@ -487,7 +491,9 @@ def test_vectors_that_do_not_fit_on_the_disk_are_refused_before_anything_is_enco
     free = shutil.disk_usage("/")._replace(free=4 * vectors.distinct_queries * demo_encoder.dim - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     monkeypatch.setattr(demo_encoder, "encode_queries", None)
-    with pytest.raises(InputError, match=r"the vectors of 12 queries take .* Cure: set TMPDIR to a larger disk"):
+    with pytest.raises(
+        InputError, match=r"the vectors of 12 queries need .* Cure: set TMPDIR to a folder on a larger disk"
+    ):
         list(vectors.encode(demo_encoder, 1))
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from xqg_qdrant.cli import main
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import xor_retrieve as official
-from xqg_qdrant.evaluation.comparison import read_system_predictions, read_system_run, with_passages
+from xqg_qdrant.evaluation.runs import read_system_predictions, read_system_run, with_passages
 from xqg_qdrant.records import Passage, ScoredPassage
 
 needs_nltk = pytest.mark.skipif(not official.is_available(), reason="the tokenizer of R@kt is not installed")
@@ -43,7 +43,7 @@ def xqg(*arguments: object) -> Result:
 
 
 def measured(*arguments: object) -> dict[str, Any]:
-    result = xqg("evaluate", "--json", *arguments)
+    result = xqg("score", "--json", *arguments)
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)
     return found
@@ -77,13 +77,13 @@ def test_what_cannot_be_a_systems_results_is_an_error_with_the_file() -> None:
     Path("twice.trec").write_text("1 Q0 oulu 1 9 t\n1 Q0 oulu 2 8 t\n")
     with pytest.raises(InputError, match=r"twice\.trec: query '1': a passage occurs twice"):
         read_system_run(Path("twice.trec"), {"1"})
-    with pytest.raises(InputError, match=r"bm25\.trec: holds nothing for any of the questions\. Cure: "):
+    with pytest.raises(InputError, match=r"bm25\.trec: no results for any of the questions\. Cure: "):
         read_system_run(Path("bm25.trec"), {"a"})
     predict("twice.json", ("1", "ar", ["a"]), ("1", "ar", ["b"]))
-    with pytest.raises(InputError, match=r"twice\.json: two predictions for question '1'\. Cure: .* --gold"):
+    with pytest.raises(InputError, match=r"twice\.json: two predictions for question '1'\. Cure: .* xqg score --gold"):
         read_system_predictions(Path("twice.json"), {"1"})
     predict("none.json", ("99", "ar", ["a"]))
-    with pytest.raises(InputError, match=r"none\.json: holds nothing for any of the questions"):
+    with pytest.raises(InputError, match=r"none\.json: no results for any of the questions"):
         read_system_predictions(Path("none.json"), {"1"})
 
 
@@ -101,9 +101,9 @@ def test_runs_of_two_systems_are_measured_and_compared_and_what_they_lack_is_a_m
     # One of two questions is won: drawn twice, it is 0, 50 or 100, and half of it in the macro average.
     assert difference["interval"] == [0, 50]
     assert "R@2kt" not in found["x"]
-    table = xqg("evaluate", "--questions", "q.jsonl", "--qrels", "qrels.txt", "--run", "bm25.trec").stdout
+    table = xqg("score", "--questions", "q.jsonl", "--qrels", "qrels.txt", "--run", "bm25.trec").stdout
     assert "Note: bm25: 2 of the 4 questions have no results and count as misses." in table
-    assert "texts of its passages are not known" in table
+    assert "texts of its passages are unknown" in table
 
 
 @needs_nltk
@@ -122,8 +122,8 @@ def test_predictions_count_missing_questions_as_misses_beside_questions_and_leav
     lenient = measured(*files, "--questions", "q.jsonl", "--lenient")
     assert lenient["cora"]["R@2kt"] == ours["cora"]["R@2kt"]
     assert lenient["cora"]["lenient@2kt"] == {"macro": 75, "per_language": {"ar": 50, "ko": 100}}
-    table = xqg("evaluate", *files, "--gold", "q.jsonl").stdout
-    assert "Note: cora: 1 questions have no prediction and are not counted, as in the official script." in table
+    table = xqg("score", *files, "--gold", "q.jsonl").stdout
+    assert "Note: cora: 1 question has no prediction and is not counted, as in the official script." in table
 
 
 def test_the_test_is_chosen_by_its_name() -> None:
@@ -144,21 +144,39 @@ def test_the_test_is_chosen_by_its_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "bm25.trec"], "Missing option '--questions'."),
+        ([], "Missing option '--run' or '--predictions'."),
+        (["--run", "bm25.trec"], "Missing option '--questions', or '--gold'."),
         (["--predictions", "p.json"], "Missing option '--questions', or '--gold'."),
-        (["--gold", "q.jsonl"], "--gold goes with --predictions alone"),
+        (["--gold", "q.jsonl"], "Missing option '--run' or '--predictions'."),
+        (["--gold", "q.jsonl", "--predictions", "p.json", "--questions", "q.jsonl"], "--gold goes with --predictions"),
+        (["--gold", "q.jsonl", "--predictions", "p.json", "--qrels", "qrels.txt"], "--gold goes with --predictions"),
         (["--gold", "q.jsonl", "--predictions", "p.json", "--run", "bm25.trec"], "--gold goes with --predictions"),
         (["--gold", "q.jsonl", "--predictions", "p.json", "--lenient"], "--gold goes with --predictions alone"),
         (["--gold", "q.jsonl", "--predictions", "p.json", "--save", "r"], "--gold goes with --predictions alone"),
-        (["--questions", "q.jsonl", "--run", "bm25.trec", "--write-run", "r"], "give --collection"),
-        (["--questions", "q.jsonl", "--run", "bm25.trec", "--run", "bm25.trec"], "Two runs are called 'bm25'"),
-        (["--questions", "q.jsonl", "--run", "../x=bm25.trec"], "'../x' cannot be the name of a run"),
-        (["--questions", "q.jsonl", "--run", "comparison=bm25.trec"], "cannot be called 'comparison' here"),
-        (["--questions", "q.jsonl", "--run", "xqg=bm25.trec", "--collection", "c"], "cannot be called 'xqg' here"),
+        (["--questions", "q.jsonl", "--run", "bm25.trec", "--run", "bm25.trec"], "The name 'bm25' is taken"),
+        (["--questions", "q.jsonl", "--run", "bm25.trec", "--predictions", "bm25.json"], "The name 'bm25' is taken"),
+        (["--questions", "q.jsonl", "--run", "../x=bm25.trec"], "'../x' cannot name a run"),
+        (["--questions", "q.jsonl", "--run", "comparison=bm25.trec"], "The name 'comparison' is taken"),
         (["--questions", "q.jsonl", "--run", "nowhere.trec"], "nowhere.trec: there is no such file"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: list[str], message: str) -> None:
+    result = xqg("score", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--questions", "q.jsonl", "--run", "bm25.trec"], "Missing option '--collection'. To measure files without"),
+        (["--collection", "c", "--run", "bm25.trec"], "Missing option '--questions'."),
+        (["--collection", "c", "--gold", "q.jsonl"], "--gold"),
+        (["--questions", "q.jsonl", "--run", "xqg=bm25.trec", "--collection", "c"], "The name 'xqg' is taken"),
+        (["--questions", "q.jsonl", "--run", "nowhere.trec", "--collection", "c"], "nowhere.trec: there is no such"),
+    ],
+)
+def test_evaluate_refuses_what_does_not_go_with_a_collection(arguments: list[str], message: str) -> None:
     result = xqg("evaluate", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
@@ -166,9 +184,9 @@ def test_what_does_not_go_together_is_refused(arguments: list[str], message: str
 
 def test_runs_of_other_systems_are_saved_with_their_files_checksums() -> None:
     given = ("--questions", "q.jsonl", "--qrels", "qrels.txt", "--run", "bm25.trec", "--run", "x=other.trec")
-    assert xqg("evaluate", *given, "--save", "r").exit_code == 0
+    assert xqg("score", *given, "--save", "r").exit_code == 0
     manifest = json.loads(Path("r/manifest.json").read_text())
-    assert manifest["command"] == ["xqg", "evaluate", *given, "--save", "r"]
+    assert manifest["command"] == ["xqg", "score", *given, "--save", "r"]
     assert manifest["data"]["questions"]["rows"] == 4
     assert manifest["data"]["run x"]["path"] == "other.trec"
     assert len(manifest["data"]["run x"]["sha256"]) == 64
@@ -178,6 +196,6 @@ def test_runs_of_other_systems_are_saved_with_their_files_checksums() -> None:
 def test_a_folder_of_something_else_is_refused_before_anything_is_read() -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("")
-    result = xqg("evaluate", "--questions", "q.jsonl", "--run", "nowhere.trec", "--save", "mine")
+    result = xqg("score", "--questions", "q.jsonl", "--run", "nowhere.trec", "--save", "mine")
     assert result.exit_code == 2
-    assert "mine: is there, and holds no results of xqg" in result.stderr
+    assert "mine exists and is not a results folder of xqg" in result.stderr

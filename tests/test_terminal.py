@@ -91,7 +91,7 @@ def test_an_error_of_click_cannot_steer_the_terminal() -> None:
         ["ingest", f"{CLEAR}.jsonl", "--collection", "c"],
         ["ingest", f"corpus{CLEAR}.jsonl", "--collection", "c", "--languages", CLEAR],
         ["ingest", f"corpus{CLEAR}.jsonl", "--collection", "c", "--fusion", CLEAR],
-        ["evaluate", "--predictions", CLEAR, "--gold", CLEAR],
+        ["score", "--predictions", CLEAR, "--gold", CLEAR],
         ["export", CLEAR],
     ],
 )

@@ -18,6 +18,7 @@ from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.corpus.inputs import CORPUS, Inputs
 from xqg_qdrant.corpus.passages import check_passages
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.evaluation import EVALUATION_DEPTH
 from xqg_qdrant.evaluation.comparison import Report, evaluate_runs
 from xqg_qdrant.evaluation.files import read_judged_questions, read_qrels
 from xqg_qdrant.evaluation.significance import TestName
@@ -31,8 +32,6 @@ from xqg_qdrant.stores import Store
 from xqg_qdrant.streams import count_workers
 
 Corpus: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
-
-EVALUATION_DEPTH = 100
 
 
 def ingest(

@@ -1,7 +1,4 @@
-"""What the command line prints, as strings: hits, yields, summaries.
-
-Knows records and plain text. Prints nothing itself.
-"""
+"""Format what the command line prints as strings: hits, yields, summaries, reports."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from xqg_qdrant.augmentation.pipeline import Totals
+from xqg_qdrant.evaluation.comparison import Comparison, Report
 from xqg_qdrant.fingerprint import RETUNING_FIELD, describe_retune
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.retrieval import Hit
@@ -23,10 +21,8 @@ if TYPE_CHECKING:
     from xqg_qdrant.doctor import Check
     from xqg_qdrant.stores.protocol import Snapshot
 
-
-from xqg_qdrant.evaluation.comparison import Comparison, Report
-
 SNIPPET_CHARACTERS = 160
+DIFFERENCE_ROWS = ("difference", "95% from", "95% to", "p, Holm")
 
 
 def format_totals(totals: Totals, seconds: float) -> str:
@@ -55,20 +51,20 @@ def format_totals(totals: Totals, seconds: float) -> str:
 
 
 def format_check(check: Check) -> str:
-    """Return a check as one line: its state, what was found, how long its steps took, and the cure."""
+    """Return a check as one line: its state, its finding, the duration of its steps, and the cure."""
     times = ", ".join(f"{step} {1000 * seconds:.0f} ms" for step, seconds in check.seconds.items())
     line = f"{check.state:<8} {check.name:<10} {check.detail}{f'; {times}' if times else ''}"
-    line = one_line(line)  # it may repeat what a server says
+    line = one_line(line)  # it may quote a server
     return f"{line.removesuffix('.')}. Cure: {check.cure.removesuffix('.')}." if check.cure else line
 
 
 def format_left_out(left_out: int, queries: int) -> str:
-    """Return what the filter did."""
-    return f"{left_out} of the {queries} queries score below --min-score, and take no part."
+    """Return how many queries the filter excludes."""
+    return f"{left_out} of the {queries} queries score below --min-score and are excluded; they are still stored."
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration for people: `8.1 s`, `2 min 05 s`, `3 h 12 min`."""
+    """Return a duration with its units: `8.1 s`, `2 min 05 s`, `3 h 12 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -76,7 +72,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_status(status: Status) -> str:
-    """Return what a collection holds, and the fields of its fingerprint, one a line."""
+    """Return the contents of a collection and the fields of its fingerprint, one per line."""
     lines = [f"collection {status.collection!r} in {status.store}: {status.passages} passages"]
     lines += [f"  alias {alias!r} names {named!r}" for alias, named in status.aliases.items()]
     if status.retuned is not None:
@@ -92,30 +88,30 @@ def format_status(status: Status) -> str:
 
 
 def format_snapshot(location: str, snapshot: Snapshot) -> str:
-    """Return the name of a snapshot, and the command that makes a collection of it."""
-    # Beside the collection that it is of: a server restores no metadata, hence no fingerprint, into one that is there.
+    """Return the name of a snapshot and the command that restores it."""
+    # As a new collection: into an existing one a server restores no metadata, hence no fingerprint.
     restored = quote(f"{snapshot.collection}-restored", safe="")
     body = {
         "location": f"file:///qdrant/snapshots/{quote(snapshot.collection)}/{quote(snapshot.name)}",
-        "priority": "snapshot",  # and not the empty replicas on the other nodes
+        "priority": "snapshot",  # not the empty replicas on the other nodes
     }
     words = ["curl", "-X", "PUT", f"{_with_port(location)}/collections/{restored}/snapshots/recover"]
     command = shlex.join([*words, "-H", "Content-Type: application/json", "-d", json.dumps(body)])
     return (
-        f"Snapshot {one_line(snapshot.name)} taken. Where the server keeps snapshots as its image does, this restores "
-        # Without a key curl leaves the header out.
-        f'it:\n  {one_line(command)} -H "api-key: $QDRANT_API_KEY"'
+        f"Snapshot {one_line(snapshot.name)} taken. If the server keeps snapshots where its image does, restore it with"
+        # Without a key curl omits the header.
+        f':\n  {one_line(command)} -H "api-key: $QDRANT_API_KEY"'
     )
 
 
 def _with_port(location: str) -> str:
-    """Return a server's URL with the port that qdrant-client takes where none is given."""
+    """Return a server's URL with a port; the default is that of qdrant-client."""
     parts = urlsplit(location.rstrip("/"))
     return parts.geturl() if parts.port else parts._replace(netloc=f"{parts.netloc}:{DEFAULT_PORT}").geturl()
 
 
 def format_hits(hits: Sequence[Hit]) -> str:
-    """Return one paragraph a hit: rank, score, title, snippet, and the generated query that matched best."""
+    """Return one paragraph per hit: rank, score, title, snippet, and the generated query that matched best."""
     if not hits:
         return "  nothing found: the collection is empty"
     paragraphs = []
@@ -123,7 +119,7 @@ def format_hits(hits: Sequence[Hit]) -> str:
         passage = found.passage
         passage_id = one_line(passage.passage_id)
         lines = [f"{rank:>3}  {found.score:.4f}  {one_line(passage.title) or passage_id}  [{passage_id}]"]
-        # Of a megabyte the beginning is enough.
+        # Shortening a whole megabyte would be slow.
         lines.append(f"     {shorten(passage.text[: 10 * SNIPPET_CHARACTERS], SNIPPET_CHARACTERS, placeholder=' …')}")
         if best_query is not None:
             language = f"  ({one_line(best_query.language)})" if best_query.language else ""
@@ -133,7 +129,7 @@ def format_hits(hits: Sequence[Hit]) -> str:
 
 
 def format_change(change: Mapping[str, Any]) -> str:
-    """Return a question that was won or lost, as `find_changes` gives it, with what both runs found first."""
+    """Return a question won or lost, from `find_changes`, with the first hits of both runs."""
     verdict = "won " if change["after"] > change["before"] else "lost"
     language = f" ({one_line(change['lang'])})" if change["lang"] else ""
     lines = [
@@ -154,7 +150,7 @@ def format_change(change: Mapping[str, Any]) -> str:
 
 
 def hits_to_json(question: str, ranking: str, hits: Sequence[Hit]) -> str:
-    """Return one line of JSON for a question and its hits."""
+    """Return a question and its hits as one line of JSON."""
     return json.dumps(
         {
             "question": question,
@@ -179,11 +175,8 @@ def hit_to_json(rank: int, hit: Hit) -> dict[str, Any]:
     }
 
 
-DIFFERENCE_ROWS = ("difference", "95% from", "95% to", "p, Holm")
-
-
 def format_table(report: Report) -> str:
-    """Set a report as a plain table; a run that is compared has its difference to the first run below it."""
+    """Return a report as a plain table; below each compared run is its difference from the first."""
     languages = list(report.questions)
     measure_width = max(10, *map(len, report.measures))
     width = max(map(len, (*DIFFERENCE_ROWS, *report.values)))
@@ -210,7 +203,7 @@ def format_table(report: Report) -> str:
 
 
 def _compared(comparison: Comparison, languages: Iterable[str]) -> tuple[str, str, str, str]:
-    """Return the cells of the rows that tell of a difference."""
+    """Return the cells of `DIFFERENCE_ROWS`."""
     overall = comparison.overall
     found = [comparison.per_language.get(language) for language in languages]
     tail = f"{overall.won:>6}{overall.lost:>6}" + _p(overall.p)

@@ -1,9 +1,8 @@
-"""`xqg compare`: two runs that were made before."""
+"""`xqg compare`, `xqg report` and `xqg robustness`: compare saved runs, show results, compare paraphrases."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +23,7 @@ from xqg_qdrant.cli.shared import describe_searched, echo_report, given_command,
 from xqg_qdrant.cli.terminal import echo
 
 if TYPE_CHECKING:
-    from xqg_qdrant.evaluation.pairing import Pair
     from xqg_qdrant.evaluation.significance import TestName
-    from xqg_qdrant.records import Qrel, Query
 
 
 @main.command()
@@ -35,13 +32,13 @@ if TYPE_CHECKING:
 @click.option(
     "--runs",
     metavar="NAME,NAME",
-    help="Which run of the first folder, and which of the second.  [default: xqg, or the last]",
+    help="Run of the first folder, and of the second.  [default: xqg, else the last]",
 )
 @click.option(
     "--questions",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Questions, where FIRST and SECOND are TREC runs or prediction files (.json). May be given again.",
+    help="Questions, if FIRST and SECOND are TREC runs or prediction files (.json); repeatable.",
 )
 @qrels_option
 @language_option
@@ -50,7 +47,7 @@ if TYPE_CHECKING:
     "--list",
     "as_list",
     is_flag=True,
-    help="Also each question won or lost in the first measure, with the passages that both runs found first.",
+    help="Also list each question won or lost in the first measure, with the first passages of both runs.",
 )
 @json_option
 def compare(
@@ -66,26 +63,27 @@ def compare(
 ) -> None:
     """Compare SECOND with FIRST: two folders of xqg evaluate --save, or two files of any systems with --questions.
 
-    For each language and on average: the difference with its 95% interval, questions won and lost, and whether it
-    could be chance.
+    For each language and on average: the difference with its 95% interval, the questions won and lost, and the p-value.
     """
-    from xqg_qdrant.evaluation.pairing import pair_results
+    from xqg_qdrant.evaluation.files import read_judged_questions
     from xqg_qdrant.evaluation.results import find_changes, read_results
+    from xqg_qdrant.evaluation.runs import Rules, pair_files, pair_results
     from xqg_qdrant.printing import format_change
 
     if not questions:
         if qrels is not None:
-            raise click.UsageError("--qrels goes with --questions; a results folder has its own.")
+            raise click.UsageError("--qrels goes with --questions; a results folder has its own judgements.")
         names = tuple(runs.split(",")) if runs is not None else None
         if names is not None and len(names) != 2:
-            raise click.UsageError("--runs takes two names parted by a comma, such as passage,xqg.")
+            raise click.UsageError("--runs takes two names separated by a comma, such as passage,xqg.")
         results = read_results(first)
         pair = pair_results(results, read_results(second), names, test)
         queries, judgements = results.queries, results.qrels
     else:
         if runs is not None:
-            raise click.UsageError("--runs names runs of results folders; --questions is for files.")
-        pair, queries, judgements = _pair_files(first, second, questions, qrels, language, test)
+            raise click.UsageError("--runs is for results folders, --questions is for files.")
+        queries, judgements = read_judged_questions(questions, qrels, language)
+        pair = pair_files(first, second, queries, judgements, Rules(test=test))
     changes = list(find_changes(queries, judgements, pair.report, pair.runs)) if as_list else []
     if as_json and as_list:
         echo(json.dumps(pair.report.to_json() | {"changes": changes}, ensure_ascii=False, indent=2))
@@ -95,25 +93,6 @@ def compare(
         echo("\n" + format_change(change))
 
 
-def _pair_files(
-    first: Path, second: Path, questions: Sequence[Path], qrels: Path | None, language: str, test: TestName
-) -> tuple[Pair, list[Query], list[Qrel]]:
-    from xqg_qdrant.evaluation.comparison import evaluate_runs, read_system_predictions, read_system_run
-    from xqg_qdrant.evaluation.files import read_judged_questions
-    from xqg_qdrant.evaluation.pairing import Pair
-
-    queries, judgements = read_judged_questions(questions, qrels, language)
-    query_ids = {query.query_id for query in queries}
-    runs = {}
-    for path in (first, second):
-        read = read_system_predictions if path.name.endswith((".json", ".json.gz")) else read_system_run
-        name = path.name if first.name != second.name else str(path)
-        if name in runs:
-            raise click.UsageError("FIRST and SECOND are one file.")
-        runs[name] = read(path, query_ids)
-    return Pair(evaluate_runs(queries, judgements, runs, test=test), runs), queries, judgements
-
-
 @main.command()
 @click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -121,14 +100,14 @@ def _pair_files(
     type=click.Path(path_type=Path),
     default="report.html",
     show_default=True,
-    help="The file to write; one that is there is replaced.",
+    help="File to write; an existing one is replaced.",
 )
 @click.pass_obj
 def report(quiet: bool, folders: tuple[Path, ...], output: Path) -> None:
-    """Show saved results as one HTML file: tables, charts, questions won and lost, and how to repeat it all.
+    """Write saved results as one HTML file: tables, charts, questions won and lost, and the commands to repeat it.
 
-    Each FOLDER is what `--save` of a command wrote; several evaluations of the same questions are set side by side.
-    The file needs nothing else, neither network nor scripts.
+    Each FOLDER was written by the --save of a command. Evaluations of the same questions are shown side by side. The
+    page needs no network, no scripts and no other files.
     """
     from xqg_qdrant.evaluation.results import read_results
     from xqg_qdrant.pages.report import render_report, write_page
@@ -145,7 +124,7 @@ def report(quiet: bool, folders: tuple[Path, ...], output: Path) -> None:
     type=click.Path(path_type=Path),
     multiple=True,
     required=True,
-    help="TSV file of id, sentence1, sentence2 and label, as PAWS-X has it. May be given again.",
+    help="TSV file of id, sentence1, sentence2 and label, as in PAWS-X; repeatable.",
 )
 @language_option
 @store_option
@@ -166,17 +145,17 @@ def robustness(
     device: str,
     threads: int,
 ) -> None:
-    """Tell whether paraphrases find the same passages, and near-misses others; plain against augmented vectors.
+    """Measure whether paraphrases find the same passages and near-misses others, by plain and augmented vectors.
 
-    Both sentences of each pair are searched for. How far the rankings agree is measured by rank-biased overlap
-    (p = 0.9, 100 passages) and by the share of passages among the first ten of both; how well paraphrases (label 1) and
-    near-misses (label 0) are told apart, by the area under the ROC curve of that agreement.
+    Both sentences of each pair are searched for. The agreement of two rankings is their rank-biased overlap (p = 0.9,
+    100 passages), and the share of passages among the first ten of both. The area under the ROC curve of the agreement
+    measures how well it separates paraphrases (label 1) from near-misses (label 0).
     """
     from xqg_qdrant.cli.progress import run_robustness
+    from xqg_qdrant.evaluation.measures import PERSISTENCE
     from xqg_qdrant.evaluation.results import check_folder, describe_sources, make_manifest
     from xqg_qdrant.evaluation.robustness import (
         PAIRS_FILE,
-        PERSISTENCE,
         RANKED,
         read_pairs,
         report_agreements,

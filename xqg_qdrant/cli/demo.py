@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xqg_qdrant.cli.options import (
-    EVALUATION_DEPTH,
     collection_option,
     device_options,
     json_option,
@@ -70,7 +69,7 @@ def demo(
 ) -> None:
     """Ingest the demo corpus with the shipped models, search it, and measure what the augmentation gave."""
     from xqg_qdrant.augmentation.recipe import make_recipe
-    from xqg_qdrant.cli.progress import run_ingest, search_all
+    from xqg_qdrant.cli.progress import make_bars, run_ingest
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.demo import (
         DEMO_FOLDER,
@@ -80,8 +79,10 @@ def demo(
         read_demo_queries,
         write_demo,
     )
+    from xqg_qdrant.evaluation import EVALUATION_DEPTH
     from xqg_qdrant.evaluation.comparison import evaluate_runs
     from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest, save_evaluation
+    from xqg_qdrant.evaluation.runs import search_all
 
     if folder is not None:
         for what, path in write_demo(folder).items():
@@ -113,7 +114,7 @@ def demo(
         for language in DEMO_LANGUAGES_SHOWN:
             question = next(query for query in queries if query.language == language)
             tell(_show_question(store, collection, encoder, question, rankings))
-        runs = search_all(store, collection, encoder, queries, EVALUATION_DEPTH, list(rankings), quiet)
+        runs = search_all(store, collection, encoder, queries, EVALUATION_DEPTH, list(rankings), make_bars(quiet))
         searched = describe_searched(store, collection, encoder)
     report = evaluate_runs(queries, qrels, runs, recall_at=(1, 10))
     if save:

@@ -1,16 +1,17 @@
-"""`xqg evaluate`: how good the results for a set of questions are."""
+"""`xqg evaluate` and `xqg score`: how good search results for a set of questions are."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from xqg_qdrant.cli.options import (
-    EVALUATION_DEPTH,
+    F,
+    add_options,
     collection_option,
     device_options,
     encoder_option,
@@ -31,16 +32,55 @@ from xqg_qdrant.cli.shared import (
     match_by,
     opened_store,
 )
+from xqg_qdrant.evaluation import EVALUATION_DEPTH
 
 if TYPE_CHECKING:
-    from xqg_qdrant.evaluation.comparison import SystemRun
+    from xqg_qdrant.evaluation.runs import RunFiles
     from xqg_qdrant.evaluation.significance import TestName
     from xqg_qdrant.evaluation.xor_retrieve import WordRules
-    from xqg_qdrant.records import Passage
-    from xqg_qdrant.stores import Store
 
-RECALL_AT = (1, 5, 10, 20, 100)
-PASSAGES_AT_ONCE = 1000
+
+def files_options(command: F) -> F:
+    """Add --run and --predictions, as `run_files` and `prediction_files`."""
+    options = (
+        click.option(
+            "--run",
+            "run_files",
+            multiple=True,
+            metavar="[NAME=]FILE",
+            help="TREC run of any system; repeatable. R@kt needs the texts of its passages, which evaluate takes from "
+            "the collection.",
+        ),
+        click.option(
+            "--predictions",
+            "prediction_files",
+            multiple=True,
+            metavar="[NAME=]FILE",
+            help="Prediction file of any system in XOR-Retrieve's format; repeatable.",
+        ),
+    )
+    return add_options(options, command)
+
+
+def rules_options(command: F) -> F:
+    """Add --word-rules, --lenient and --test."""
+    options = (
+        click.option(
+            "--word-rules",
+            type=click.Choice(["installed", "published"]),
+            default="installed",
+            show_default=True,
+            help="Tokenizer of R@kt: the installed NLTK, or the rules of NLTK up to 3.9.2, as in the paper.",
+        ),
+        click.option(
+            "--lenient",
+            is_flag=True,
+            help="Also measure lenient@2kt and so on, with answers tokenised like the texts, so that $5 is found. Not "
+            "in the paper.",
+        ),
+        test_option,
+    )
+    return add_options(options, command)
 
 
 @main.command()
@@ -48,26 +88,7 @@ PASSAGES_AT_ONCE = 1000
 @questions_option
 @qrels_option
 @language_option
-@click.option(
-    "--run",
-    "run_files",
-    multiple=True,
-    metavar="[NAME=]FILE",
-    help="A TREC run of any system, measured too; may be given several times. R@kt needs its passages' texts, from the "
-    "--collection.",
-)
-@click.option(
-    "--predictions",
-    "prediction_files",
-    multiple=True,
-    metavar="[NAME=]FILE",
-    help="A prediction file in XOR-Retrieve's format, measured too; may be given several times.",
-)
-@click.option(
-    "--gold",
-    type=click.Path(path_type=Path),
-    help="Questions with answers: score the --predictions exactly as the official script does, and nothing else.",
-)
+@files_options
 @store_option
 @encoder_option
 @click.option(
@@ -77,8 +98,8 @@ PASSAGES_AT_ONCE = 1000
     multiple=True,
     default=["passage", "xqg"],
     show_default=True,
-    help="A run to measure: by plain vectors, by augmented ones, by these and terms (hybrid), or by the nearest of "
-    "passage and queries (max-sim). Repeat it to compare each run with the first.",
+    help="Ranking to measure: plain vectors, augmented vectors, augmented vectors and terms (hybrid), or the nearest "
+    "of passage and queries (max-sim). Repeatable; each is compared with the first.",
 )
 @click.option(
     "--limit",
@@ -87,35 +108,22 @@ PASSAGES_AT_ONCE = 1000
     show_default=True,
     help="Passages for each question.",
 )
-@click.option(
-    "--word-rules",
-    type=click.Choice(["installed", "published"]),
-    default="installed",
-    show_default=True,
-    help="Words of R@kt: as the installed NLTK splits them, or as NLTK did up to 3.9.2, to compare with the paper.",
-)
-@click.option(
-    "--lenient",
-    is_flag=True,
-    help="Also R@kt with the answers split into words as the texts are, as lenient@2kt: $5 is found then. Not so "
-    "published.",
-)
-@test_option
+@rules_options
 @json_option
-@click.option("--write-run", type=click.Path(path_type=Path), help="Write the TREC run (the last one, of several).")
-@click.option("--write-predictions", type=click.Path(path_type=Path), help="Write the run in XOR-Retrieve's format.")
+@click.option("--write-run", type=click.Path(path_type=Path), help="Write the last --rank as a TREC run.")
+@click.option("--write-predictions", type=click.Path(path_type=Path), help="Write the last --rank as predictions.")
 @save_option
 @device_options
 @click.pass_obj
 def evaluate(
     quiet: bool,
+    /,
     collection: str | None,
     questions: tuple[Path, ...],
     qrels: Path | None,
     language: str,
     run_files: tuple[str, ...],
     prediction_files: tuple[str, ...],
-    gold: Path | None,
     location: str,
     encoder_folder: Path | None,
     rankings: tuple[str, ...],
@@ -132,113 +140,128 @@ def evaluate(
 ) -> None:
     """Measure retrieval: R@2kt and R@5kt where there are answers, recall, MRR and nDCG where there are judgements.
 
-    Search a --collection with --questions, or measure what any system found for them: each --run and --predictions is
-    compared with the first run, and a question without a result is a miss. Or score files of --predictions against
-    their --gold questions exactly as the official XOR-Retrieve script does, which leaves such questions out.
+    Search a --collection with --questions. Each --rank, --run and --predictions is compared with the first ranking; a
+    question without a result is a miss. To measure files alone, use xqg score.
     """
-    from xqg_qdrant.cli.progress import search_all
-    from xqg_qdrant.corpus.questions import read_queries
+    from xqg_qdrant.cli.progress import make_bars
     from xqg_qdrant.evaluation import files
-    from xqg_qdrant.evaluation.comparison import (
-        evaluate_runs,
+    from xqg_qdrant.evaluation.results import check_folder, describe_asked
+    from xqg_qdrant.evaluation.runs import (
+        Rules,
+        add_texts,
+        measure_runs,
         predictions_of_run,
-        read_system_predictions,
-        read_system_run,
-        report_predictions,
-        with_passages,
-    )
-    from xqg_qdrant.evaluation.files import read_judged_questions
-    from xqg_qdrant.evaluation.results import (
-        check_folder,
-        describe_asked,
-        describe_file,
-        make_manifest,
-        save_evaluation,
+        save_runs,
+        scores_of_run,
+        search_all,
     )
     from xqg_qdrant.retrieval import check_collection
 
-    trec, predicted = _name_files(run_files), _name_files(prediction_files)
-    if gold is not None:
-        if not predicted or collection or questions or qrels or trec or lenient or save:
-            raise click.UsageError("--gold goes with --predictions alone; to compare them, give --questions instead.")
-        found = {name: files.read_predictions(path) for name, path in predicted.items()}
-        echo_report(report_predictions(found, read_queries(gold), word_rules), as_json)
-        return
-    if not (collection or trec or predicted):
-        raise click.UsageError("Give --collection and --questions, or --predictions and --gold.")
+    if collection is None:
+        raise click.UsageError("Missing option '--collection'. To measure files without one, use xqg score.")
     if not questions:
-        raise click.UsageError("Missing option '--questions'" + (", or '--gold'." if predicted else "."))
-    if collection is None and (write_run or write_predictions):
-        raise click.UsageError("--write-run and --write-predictions write what a search found: give --collection.")
-    searched = [] if collection is None else list(rankings)
-    _check_names([*searched, *trec, *predicted])
-    queries, judgements = read_judged_questions(questions, qrels, language)
+        raise click.UsageError("Missing option '--questions'.")
+    others = _name_files(run_files, prediction_files, rankings)
     if save:
         check_folder(save)
-    query_ids = {query.query_id for query in queries}
-    others: dict[str, SystemRun] = {name: read_system_run(path, query_ids) for name, path in trec.items()}
-    texts: dict[str, SystemRun] = {name: read_system_predictions(path, query_ids) for name, path in predicted.items()}
-    runs: dict[str, SystemRun] = {}
-    made_by: dict[str, Any] = {}
-    match_queries = None
-    if collection is not None:
-        with opened_store(location) as store:
-            encoder = load_encoder(encoder_folder, device, threads)
-            check_collection(store, collection, encoder)
-            runs = search_all(store, collection, encoder, queries, limit, searched, quiet)
-            passages = _read_passages(store, collection, others)
-            made_by = describe_searched(store, collection, encoder)
-        others = {name: with_passages(run, passages) for name, run in others.items()}
-        match_queries = match_by(encoder)
-    written = dict(runs)
-    runs |= others | texts
-    depth = max(len(found) for run in runs.values() for found in run.values())
-    recall_at = [k for k in RECALL_AT if k <= (max(limit, depth) if collection else depth)]
-    report = evaluate_runs(queries, judgements, runs, recall_at=recall_at, rules=word_rules, lenient=lenient, test=test)
+    queries, judgements = files.read_judged_questions(questions, qrels, language)
+    read, rules = others.read(queries), Rules(word_rules, lenient, test)
+    with opened_store(location) as store:
+        encoder = load_encoder(encoder_folder, device, threads)
+        check_collection(store, collection, encoder)
+        found = search_all(store, collection, encoder, queries, limit, rankings, make_bars(quiet))
+        runs = found | add_texts(read, store, collection)
+        searched = describe_searched(store, collection, encoder)
+    report = measure_runs(queries, judgements, runs, rules, limit)
     if write_run:
-        found_ids = {
-            id_: [(hit.passage.passage_id, hit.score) for hit in hits] for id_, hits in written[searched[-1]].items()
-        }
-        files.write_run(write_run, found_ids)
+        files.write_run(write_run, scores_of_run(found[rankings[-1]]))
     if write_predictions:
-        files.write_predictions(write_predictions, predictions_of_run(queries, written[searched[-1]]))
+        files.write_predictions(write_predictions, predictions_of_run(queries, found[rankings[-1]]))
     if save:
         data = describe_asked(questions, queries, qrels, judgements)
-        data |= {f"run {name}": describe_file(path, len(runs[name])) for name, path in (trec | predicted).items()}
-        settings = {"limit": limit, "word_rules": word_rules, "lenient": lenient, "test": test}
-        manifest = make_manifest("evaluation", given_command(), data, settings, **made_by)
-        save_evaluation(save, manifest, queries, judgements, report, runs, match_queries)
+        asked = (data, queries, judgements)
+        save_runs(save, given_command(), *asked, runs, report, others, rules, limit, match_by(encoder), **searched)
     echo_report(report, as_json)
 
 
-def _name_files(values: Sequence[str]) -> dict[str, Path]:
-    """Read `NAME=FILE`; without a name a file is called as it is without what follows its first dot."""
-    named: dict[str, Path] = {}
-    for value in values:
-        name, equals, path = value.partition("=")
-        if not equals or Path(value).exists():
-            name, path = Path(value).name.split(".")[0], value
-        if not re.fullmatch(r"\w[\w+@.-]*", name):
-            raise click.UsageError(
-                f"{name!r} cannot be the name of a run. Give it one of letters and digits: NAME={path}"
-            )
-        if name in named:
-            raise click.UsageError(f"Two runs are called {name!r}. Give them names: NAME={path}")
-        named[name] = Path(path)
-    return named
+@main.command()
+@questions_option
+@qrels_option
+@language_option
+@files_options
+@click.option(
+    "--gold",
+    type=click.Path(path_type=Path),
+    help="Questions with answers: score the --predictions as the official script does, without comparing them.",
+)
+@rules_options
+@json_option
+@save_option
+def score(
+    questions: tuple[Path, ...],
+    qrels: Path | None,
+    language: str,
+    run_files: tuple[str, ...],
+    prediction_files: tuple[str, ...],
+    gold: Path | None,
+    word_rules: WordRules,
+    lenient: bool,
+    test: TestName,
+    as_json: bool,
+    save: Path | None,
+) -> None:
+    """Measure TREC runs and prediction files of any systems, without a collection.
+
+    With --questions, the files are measured as by xqg evaluate and compared with the first; a question without a result
+    is a miss. With --gold, --predictions are scored exactly as by the official XOR-Retrieve script, which leaves such
+    questions out.
+    """
+    from xqg_qdrant.corpus.questions import read_queries
+    from xqg_qdrant.evaluation.comparison import report_predictions
+    from xqg_qdrant.evaluation.files import read_judged_questions, read_predictions
+    from xqg_qdrant.evaluation.results import check_folder, describe_asked
+    from xqg_qdrant.evaluation.runs import Rules, measure_runs, save_runs
+
+    refusals = {
+        "Missing option '--run' or '--predictions'.": not (run_files or prediction_files),
+        "Missing option '--questions', or '--gold'.": not (questions or gold),
+        "--gold goes with --predictions alone; to compare them, give --questions instead.": gold
+        and any((questions, qrels, run_files, lenient, save)),
+    }
+    for message, refused in refusals.items():
+        if refused:
+            raise click.UsageError(message)
+    others = _name_files(run_files, prediction_files)
+    if gold:
+        found = {name: read_predictions(path) for name, path in others.predictions.items()}
+        echo_report(report_predictions(found, read_queries(gold), word_rules), as_json)
+        return
+    if save:
+        check_folder(save)
+    queries, judgements = read_judged_questions(questions, qrels, language)
+    runs, rules = others.read(queries), Rules(word_rules, lenient, test)
+    report = measure_runs(queries, judgements, runs, rules)
+    if save:
+        asked = (describe_asked(questions, queries, qrels, judgements), queries, judgements)
+        save_runs(save, given_command(), *asked, runs, report, others, rules, EVALUATION_DEPTH)
+    echo_report(report, as_json)
 
 
-def _check_names(names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1 or name == "comparison":
-            raise click.UsageError(f"A run cannot be called {name!r} here. Give it another name: NAME=FILE")
+def _name_files(runs: Sequence[str], predictions: Sequence[str], rankings: Sequence[str] = ()) -> RunFiles:
+    """Read `NAME=FILE`; the default name is the file's up to its first dot."""
+    from xqg_qdrant.evaluation.runs import RunFiles
 
-
-def _read_passages(store: Store, collection: str, runs: Mapping[str, SystemRun]) -> dict[str, Passage]:
-    """Return the passages of runs that are in a collection."""
-    ids = list({hit.passage.passage_id: None for run in runs.values() for found in run.values() for hit in found})
-    passages: dict[str, Passage] = {}
-    for start in range(0, len(ids), PASSAGES_AT_ONCE):
-        points = store.read_points(collection, ids[start : start + PASSAGES_AT_ONCE])
-        passages |= {passage_id: point.passage for passage_id, point in points.items()}
-    return passages
+    taken = {*rankings, "comparison"}
+    named: tuple[dict[str, Path], dict[str, Path]] = ({}, {})
+    for values, paths in zip((runs, predictions), named, strict=True):
+        for value in values:
+            name, equals, path = value.partition("=")
+            if not equals or Path(value).exists():
+                name, path = Path(value).name.split(".")[0], value
+            if not re.fullmatch(r"\w[\w+@.-]*", name):
+                raise click.UsageError(f"{name!r} cannot name a run. Use letters and digits: NAME={path}")
+            if name in taken:
+                raise click.UsageError(f"The name {name!r} is taken. Give the run another one: NAME={path}")
+            taken.add(name)
+            paths[name] = Path(path)
+    return RunFiles(*named)

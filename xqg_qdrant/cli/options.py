@@ -15,7 +15,6 @@ from xqg_qdrant.cli.terminal import ask
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_STORE = "./xqg_data"
-EVALUATION_DEPTH = 100
 
 # Heading in the help → the parameters below it, for `GroupedCommand`.
 OPTION_GROUPS: dict[str, tuple[str, ...]] = {

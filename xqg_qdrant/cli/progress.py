@@ -20,11 +20,9 @@ from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.corpus.dead_letters import DeadLetters
 from xqg_qdrant.corpus.seen_ids import TextSet
-from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InputError
+from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
+from xqg_qdrant.evaluation import Bars
 from xqg_qdrant.evaluation.robustness import Agreement, Pair, compare_rankings
-from xqg_qdrant.evaluation.sweep.bench import Bench
-from xqg_qdrant.evaluation.sweep.trial import Sweep, Trial
-from xqg_qdrant.evaluation.sweep.vectors import StoredVectors
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generation.lexicon import Lexicon
 from xqg_qdrant.generation.onnx import QueryGenerator
@@ -34,8 +32,6 @@ from xqg_qdrant.lifecycle.retune import Plan, retune
 from xqg_qdrant.lifecycle.status import Status, read_status
 from xqg_qdrant.lifecycle.sync import Comparison, compare, delete_left
 from xqg_qdrant.printing import format_left_out, format_seconds, format_totals
-from xqg_qdrant.records import Passage, Query, ScoredPassage
-from xqg_qdrant.retrieval import search_runs
 from xqg_qdrant.stores import Store, read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Indexing
 from xqg_qdrant.streams import count_workers
@@ -224,43 +220,9 @@ class Interruption:
         echo("\nFinishing the chunks in work; press Ctrl-C again to stop at once.", err=True)
 
 
-def search_all(
-    store: Store,
-    collection: str,
-    encoder: Encoder,
-    queries: Sequence[Query],
-    limit: int,
-    rankings: Sequence[str],
-    quiet: bool,
-) -> dict[str, dict[str, list[ScoredPassage]]]:
-    """Return the run of each ranking, with a progress bar."""
-    with _make_bar(len(queries), " questions", quiet) as bar:
-        return search_runs(store, collection, encoder, queries, limit, rankings, bar.update)
-
-
-def read_vectors(
-    vectors: StoredVectors, store: Store, collection: str, encoder: Encoder, threads: int, quiet: bool
-) -> None:
-    """Read a collection and encode its queries for a sweep, with progress bars."""
-    with _make_bar(store.count(collection), " passages read", quiet) as bar:
-        for count in vectors.read(store, collection):
-            bar.update(count)
-    workers = count_workers(encoder.device, threads)
-    with (
-        _make_bar(vectors.distinct_queries, " queries", quiet) as bar,
-        closing(vectors.encode(encoder, workers)) as steps,
-    ):
-        for count in steps:
-            bar.update(count)
-
-
-def run_sweep(bench: Bench, seed: int, quiet: bool) -> Sweep:
-    """Measure every setting of a sweep, with a progress bar."""
-    trial = Trial(bench, seed)
-    with _make_bar(trial.settings, " settings", quiet) as bar:
-        for _ in trial.run():
-            bar.update(1)
-    return trial.conclude()
+def make_bars(quiet: bool) -> Bars:
+    """Return what opens a progress bar for a total and a unit."""
+    return partial(_make_bar, quiet=quiet)
 
 
 def count_read(rows: Iterable[T], total: int | None, quiet: bool) -> Iterator[T]:
@@ -269,42 +231,6 @@ def count_read(rows: Iterable[T], total: int | None, quiet: bool) -> Iterator[T]
         for row in rows:
             yield row
             bar.update(1)
-
-
-def run_sample(
-    passages: Sequence[Passage],
-    store: Store,
-    collection: str,
-    encoder: Encoder,
-    generator: QueryGenerator | Lexicon,
-    recipe: Recipe,
-    threads: int,
-    seconds: float | None,
-    quiet: bool,
-) -> tuple[int, float]:
-    """Ingest passages, with a progress bar; return how many were stored, and the seconds it took.
-
-    With `seconds` given, stop after that time, but not before one chunk is stored.
-
-    Raises:
-        InputError: no passage could be stored.
-    """
-    stored, start, stop = 0, time.perf_counter(), Event()
-    workers = count_workers(encoder.device, threads)
-    with (
-        _make_bar(len(passages), " passages", quiet) as bar,
-        closing(ingest(passages, store, collection, encoder, generator, recipe, workers, stop)) as steps,
-    ):
-        for progress in steps:
-            stored += progress.stored
-            bar.update(progress.rows)
-            if seconds is not None and time.perf_counter() - start >= seconds:
-                stop.set()
-    if not stored:
-        raise InputError(
-            f"no passage of {len(passages)} could be stored", "ingest a few of them with xqg ingest to see why"
-        )
-    return stored, time.perf_counter() - start
 
 
 def run_robustness(

@@ -1,4 +1,4 @@
-"""`xqg sweep`: which settings of the fusion are best for a collection and its questions."""
+"""`xqg sweep`: find the best settings of the fusion for a collection and its questions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import click
 
 from xqg_qdrant.cli.options import (
     DEFAULT_STORE,
-    EVALUATION_DEPTH,
     collection_option,
     device_option,
     encoder_option,
@@ -24,6 +23,7 @@ from xqg_qdrant.cli.options import (
 )
 from xqg_qdrant.cli.shared import describe_searched, echo_report, given_command, load_encoder, main, opened_store
 from xqg_qdrant.cli.terminal import echo
+from xqg_qdrant.evaluation import EVALUATION_DEPTH
 
 
 @main.command()
@@ -33,10 +33,10 @@ from xqg_qdrant.cli.terminal import echo
 @language_option
 @click.option(
     "--measure",
-    help="Choose by this: R@2kt, R@5kt, recall@10, MRR@10, nDCG@10 or the like.  [default: R@2kt where there are "
-    "answers and its tokenizer, else MRR@10]",
+    help="Measure to choose by: R@2kt, R@5kt, recall@10, MRR@10, nDCG@10 or similar.  [default: R@2kt if there are "
+    "answers and its tokenizer is installed, else MRR@10]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides which half a question falls into.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split into halves.")
 @store_option
 @encoder_option
 @json_option
@@ -61,18 +61,20 @@ def sweep(
 ) -> None:
     """Find the best settings for a collection: alpha, fusion, number of queries, languages, filter.
 
-    The stored queries and the questions are encoded once; then every setting is what an ingest with it would store,
-    searched exactly. Nothing is generated and the collection stays as it is. The best setting is chosen on one half of
-    the questions, told against the plain vectors on the other half, and with it the xqg retune that applies it.
+    The stored queries and the questions are encoded once. Each setting is then measured by an exact search of the
+    vectors that an ingest with it would store. Nothing is generated, and the collection does not change. The best
+    setting is chosen on one half of the questions and compared with the plain vectors on the other half; the xqg retune
+    that applies it is printed.
 
-    The passages, their queries' texts and three vectors each have to fit into memory; the queries' vectors lie in a
-    temporary file (TMPDIR) of four bytes a dimension for each different query.
+    The passages, their queries' texts and three vectors per passage must fit into memory. The queries' vectors are in a
+    temporary file (TMPDIR) of four bytes per dimension and distinct query.
     """
-    from xqg_qdrant.cli.progress import read_vectors, run_sweep
+    from xqg_qdrant.cli.progress import make_bars
     from xqg_qdrant.evaluation.files import read_judged_questions
     from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest
     from xqg_qdrant.evaluation.sweep.bench import make_bench
     from xqg_qdrant.evaluation.sweep.summary import describe, format_points, judge, make_options, save_sweep
+    from xqg_qdrant.evaluation.sweep.trial import run_sweep
     from xqg_qdrant.evaluation.sweep.vectors import check_sweepable, opened_vectors
 
     if save:
@@ -80,15 +82,15 @@ def sweep(
     if not questions:
         raise click.UsageError("Missing option '--questions'.")
     queries, judgements = read_judged_questions(questions, qrels, language)
-    # One thread an operator: the workers are the threads.
+    # One thread per operator: the workers are the threads.
     encoder = load_encoder(encoder_folder, device, 1)
     with opened_vectors() as vectors:
         with opened_store(location) as store:
             recipe = check_sweepable(store, collection, encoder)
             searched = describe_searched(store, collection, encoder)
-            read_vectors(vectors, store, collection, encoder, threads, quiet)
+            vectors.load(store, collection, encoder, threads, make_bars(quiet))
         bench = make_bench(vectors, recipe, encoder, queries, judgements, measure, EVALUATION_DEPTH)
-        found = run_sweep(bench, seed, quiet)
+        found = run_sweep(bench, seed, make_bars(quiet))
     if save:
         manifest = make_manifest(
             "sweep",
@@ -104,18 +106,18 @@ def sweep(
         return
     chosen_on, reported_on = map(len, found.halves)
     echo(
-        f"{len(vectors.passages)} passages with {vectors.distinct_queries} different queries; "
+        f"{len(vectors.passages)} passages with {vectors.distinct_queries} distinct queries; "
         f"{len(found.points)} settings on {chosen_on} questions:\n"
     )
     echo(format_points(found))
     echo(f"\nBest: {describe(found.chosen)}.")
     if found.points[found.chosen].values.macro <= found.plain.values.macro:
-        echo("It is not better than the plain vectors even there.")
-    echo(f"On the other {reported_on} questions, which nothing was chosen on (xqg is the best, passage is plain):\n")
+        echo("Even on these questions it is not better than the plain vectors.")
+    echo(f"On the other {reported_on} questions, not used for the choice (xqg is the best, passage is plain):\n")
     echo_report(found.report, as_json=False)
     echo(f"\n{judge(found.measure, found.gained, reported_on)}")
     options = make_options(found.chosen, found.base)
     places = [] if location == DEFAULT_STORE else ["--store", location]
     models = [] if encoder_folder is None else ["--encoder", str(encoder_folder)]
     command = shlex.join(["xqg", "retune", "--collection", collection, *places, *models, *options])
-    echo(f"To apply it: {command}" if options else f"The collection {collection!r} has this setting already.")
+    echo(f"To apply it: {command}" if options else f"The collection {collection!r} already has this setting.")

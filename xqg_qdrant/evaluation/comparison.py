@@ -1,22 +1,20 @@
-"""The comparison of runs: each measure for each language, with what was won and lost and whether it could be chance.
+"""Compare runs: each measure by language, with questions won and lost, intervals and p-values.
 
-Knows questions, judgements and what searches found, and puts the measures together. All values are percentages. A
-question for which a run holds nothing counts as a miss; only the official score (`official.score_predictions`) leaves
-it out. Knows nothing of how the runs came about.
+All values are percentages. A question without results counts as a miss; only the official score
+(`report_predictions`) leaves it out.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import xor_retrieve as official
-from xqg_qdrant.evaluation.files import Prediction, ranked, read_predictions, read_run
+from xqg_qdrant.evaluation.files import Prediction
 from xqg_qdrant.evaluation.measures import per_query_values
 from xqg_qdrant.evaluation.significance import (
     TESTS,
@@ -27,10 +25,10 @@ from xqg_qdrant.evaluation.significance import (
     percentile_interval,
 )
 from xqg_qdrant.evaluation.xor_retrieve import Found, find_answer_hits, note_short_results
-from xqg_qdrant.records import Passage, Qrel, Query, ScoredPassage
+from xqg_qdrant.records import Qrel, Query
 
 UNKNOWN_LANGUAGE = "und"
-"""Where the file names no language; the code that BCP 47 has for it."""
+"""The BCP 47 code for an undetermined language."""
 
 
 class Values(NamedTuple):
@@ -42,16 +40,16 @@ class Values(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A run against the first: points gained, questions won, lost and tied, and whether it could be chance.
+    """A run against the first.
 
     Attributes:
         points: The difference of the means; over all languages, of the macro averages.
-        won: On how many questions the run is better.
-        lost: On how many it is worse.
-        tied: On how many it is neither.
+        won: The number of questions on which the run is better.
+        lost: The number on which it is worse.
+        tied: The number on which both are equal.
         interval: The 95% bootstrap interval of `points`, from low to high.
-        p: The p-value over the questions; None where the test does not apply to the measure.
-        p_holm: For one language among several, the p-value that allows for their number (Holm).
+        p: The p-value over the questions; None if the test does not apply to the measure.
+        p_holm: For one of several languages, the p-value corrected for their number by Holm.
     """
 
     points: float
@@ -63,7 +61,7 @@ class Difference(NamedTuple):
     p_holm: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the difference as JSON values."""
         fields = self._asdict() | {"interval": list(self.interval)}
         return {"difference": fields.pop("points"), **fields}
 
@@ -77,13 +75,14 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Runs on the same questions.
+    """The measures of runs on the same questions.
 
     Attributes:
-        questions: How many questions there are in each language.
-        values: For each run, by its name, and each measure that it has, by its name, the values.
-        comparisons: For each run but the first, and each measure that both have, the run against the first.
-        notes: What a reader of the figures should know.
+        questions: The number of questions in each language.
+        values: The values by run and measure.
+        comparisons: Each run against the first, by run and measure; the first run and measures that either of the two
+            lacks are left out.
+        notes: Remarks for readers of the figures.
     """
 
     questions: Mapping[str, int]
@@ -93,13 +92,13 @@ class Report:
 
     @property
     def measures(self) -> list[str]:
-        """Return the names of the measures that any run has, in their order."""
+        """Return the names of all measures, in the order of the runs."""
         return list({name: None for measures in self.values.values() for name in measures})
 
     def to_json(self) -> dict[str, Any]:
-        """Return `{measure: {macro, per_language}}`; for several runs one of these under each name, and `comparison`.
+        """Return `{measure: {macro, per_language}}`; several runs have one of these each, and `comparison`.
 
-        `comparison` has for each run but the first `{measure: {difference, …, per_language}}`.
+        `comparison` has `{measure: {difference, …, per_language}}` for each run but the first.
         """
         runs = {
             run: {name: {"macro": v.macro, "per_language": dict(v.per_language)} for name, v in measures.items()}
@@ -130,26 +129,26 @@ def evaluate_runs(
     lenient: bool = False,
     test: TestName = "randomisation",
 ) -> Report:
-    """Measure runs, and what each gains over the first.
+    """Measure runs, and compare each with the first.
 
     Recall, MRR and nDCG are measured on the questions with judgements, R@kt on those with an answer other than `yes`
     and `no`, from the passages' texts without their titles.
 
     Args:
-        queries: The questions. Judgements and results of others are passed over.
+        queries: The questions. Judgements and results of others are ignored.
         qrels: The judgements; may be empty.
-        runs: What each run found, by its name such as `passage` or `xqg`. One that tells no passage ids has no recall,
-            one that tells no texts has no R@kt.
+        runs: The runs, by a name such as `passage` or `xqg`. One without passage ids has no recall, one without texts
+            has no R@kt.
         recall_at: The ranks k for recall@k.
         mrr_at: The ranks k for MRR@k.
         ndcg_at: The ranks k for nDCG@k.
-        token_budgets: The numbers of tokens for R@kt; empty leaves it out.
-        rules: The word rules of the tokenizer; see `official`.
-        lenient: Also measure R@kt with answers that are split into tokens as the texts are, as `lenient@2kt`.
-        test: The paired test that the p-values are of.
+        token_budgets: The numbers of tokens for R@kt; empty skips it.
+        rules: The word rules of the tokenizer; see `xor_retrieve`.
+        lenient: Also measure `lenient@2kt` and so on: R@kt with answers tokenised like the texts.
+        test: The paired test of the p-values.
 
     Raises:
-        InputError: No question has a judgement, nor an answer that could be looked for.
+        InputError: No question has a judgement or an answer to search for.
     """
     languages = languages_of(queries)
     judged = [qrel for qrel in qrels if qrel.query_id in languages]
@@ -159,12 +158,15 @@ def evaluate_runs(
         notes.append(f"R@kt is left out: its tokenizer is not installed; install it with: {official.INSTALL}")
         answerable = []
     if not judged and not answerable:
-        reason = notes[0] if notes else "give judgements or answers, and check that their ids agree with the questions'"
-        raise InputError(f"none of the {len(languages)} questions has anything to be measured by: {reason}")
+        lacking = "judgements, and the tokenizer of R@kt is not installed" if notes else "judgements or answers"
+        raise InputError(
+            f"no question has {lacking} ({len(languages)} given).",
+            official.INSTALL if notes else "give --qrels or questions with answers, and check that their ids agree",
+        )
     values: dict[str, dict[str, Values]] = {}
     for name, run in runs.items():
-        if missing := sum(1 for query_id in languages if not run.get(query_id)):
-            notes.append(f"{name}: {missing} of the {len(languages)} questions have no results and count as misses")
+        if without := sum(1 for query_id in languages if not run.get(query_id)):
+            notes.append(f"{name}: {without} of the {len(languages)} questions have no results and count as misses")
         passages = [hit.passage for found in run.values() for hit in found]
         has_ids = all(passage.passage_id for passage in passages)
         figures: dict[str, dict[str, float]] = {}
@@ -174,7 +176,7 @@ def evaluate_runs(
             if lenient:
                 figures |= find_answer_hits(answerable, run, token_budgets, rules, lenient=True)
         elif answerable:
-            notes.append(f"{name}: R@kt is left out, because the texts of its passages are not known")
+            notes.append(f"{name}: R@kt is left out, because the texts of its passages are unknown")
         if judged and has_ids:
             plain = {
                 query_id: [(hit.passage.passage_id, hit.score) for hit in found] for query_id, found in run.items()
@@ -186,7 +188,7 @@ def evaluate_runs(
                     f"{name}: no question has more than {longest} results, so figures beyond that rank are too low"
                 )
         elif judged:
-            notes.append(f"{name}: recall, MRR and nDCG are left out, because it does not tell the ids of its passages")
+            notes.append(f"{name}: recall, MRR and nDCG are left out, because the ids of its passages are unknown")
         percent = {name: {id_: 100 * value for id_, value in of.items()} for name, of in figures.items()}
         values[name] = {measure: average(per_query, languages) for measure, per_query in percent.items()}
     return make_report(languages, values, test, notes)
@@ -202,9 +204,9 @@ def make_report(
 
     Args:
         languages: The language of each question, by its id.
-        values: For each run, by its name, and each measure, by its name, the values.
-        test: The paired test that the p-values are of.
-        notes: What a reader of the figures should know.
+        values: The values by run and measure.
+        test: The paired test of the p-values.
+        notes: Remarks for readers of the figures.
     """
     first, *others = values
     comparisons = {
@@ -222,7 +224,7 @@ def make_report(
         if overall.p is None
     }
     if untested:
-        notes = [*notes, f"McNemar's test is of hits and misses; {', '.join(untested)} have values between and no p"]
+        notes = [*notes, f"McNemar's test needs hits and misses; {', '.join(untested)} have other values, so no p"]
     return Report(dict(sorted(Counter(languages.values()).items())), values, comparisons, tuple(notes))
 
 
@@ -252,13 +254,17 @@ def compare_values(
         for number, (language, query_ids) in enumerate(grouped.items())
     }
     if tested:
-        adjusted = adjust_by_holm([found.p for found in per_language.values() if found.p is not None])
-        per_language = {
-            language: found._replace(p_holm=p)
-            for (language, found), p in zip(per_language.items(), adjusted, strict=True)
-        }
+        per_language = adjust_languages(per_language)
     overall = difference(second.macro - first.macro, list(first.per_query), percentile_interval(means.mean(axis=0)))
     return Comparison(overall, per_language)
+
+
+def adjust_languages(per_language: Mapping[str, Difference]) -> dict[str, Difference]:
+    """Return tested differences with p-values corrected for the number of languages by Holm."""
+    adjusted = adjust_by_holm([found.p for found in per_language.values() if found.p is not None])
+    return {
+        language: found._replace(p_holm=p) for (language, found), p in zip(per_language.items(), adjusted, strict=True)
+    }
 
 
 def average(per_query: Mapping[str, float], languages: Mapping[str, str]) -> Values:
@@ -282,72 +288,12 @@ def _by_language(query_ids: Iterable[str], languages: Mapping[str, str]) -> dict
     return dict(sorted(grouped.items()))
 
 
-SystemRun: TypeAlias = dict[str, list[ScoredPassage]]
-
-
-def read_system_run(path: Path, query_ids: Collection[str]) -> SystemRun:
-    """Read a TREC run.
-
-    Raises:
-        InputError: The file cannot be used, or holds nothing for any of the questions.
-    """
-    found = {query_id: results for query_id, results in read_run(path).items() if query_id in query_ids}
-    try:
-        run = {
-            query_id: [ScoredPassage(Passage(passage_id, ""), score) for passage_id, score in ranked(results, query_id)]
-            for query_id, results in found.items()
-        }
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return _checked(path, run)
-
-
-def read_system_predictions(path: Path, query_ids: Collection[str]) -> SystemRun:
-    """Read predictions of XOR-Retrieve; the order of the contexts is the ranking.
-
-    Raises:
-        InputError: The file cannot be used, holds nothing for any of the questions, or two predictions for one.
-    """
-    run: SystemRun = {}
-    for query_id, _, contexts in read_predictions(path):
-        if query_id in run:
-            raise InputError(
-                f"{path}: two predictions for question {query_id!r}.",
-                "remove one, or score the file with --gold, which counts both as the official script does.",
-            )
-        if query_id in query_ids:
-            run[query_id] = [ScoredPassage(Passage("", text), 1 / rank) for rank, text in enumerate(contexts, start=1)]
-    return _checked(path, run)
-
-
-def with_passages(run: SystemRun, passages: Mapping[str, Passage]) -> SystemRun:
-    """Return a run with the titles and texts of the passages that are known."""
-    return {
-        query_id: [ScoredPassage(passages.get(hit.passage.passage_id, hit.passage), hit.score) for hit in found]
-        for query_id, found in run.items()
-    }
-
-
-def _checked(path: Path, run: SystemRun) -> SystemRun:
-    if not run:
-        raise InputError(f"{path}: holds nothing for any of the questions.", "check that the ids of both files agree.")
-    return run
-
-
-def predictions_of_run(queries: Iterable[Query], run: Found) -> list[Prediction]:
-    """Return what a run found as predictions for XOR-Retrieve: the passages' texts, without their titles."""
-    return [
-        Prediction(query.query_id, query.language, tuple(found.passage.text for found in run.get(query.query_id, ())))
-        for query in queries
-    ]
-
-
 def report_predictions(
     predictions: Mapping[str, Iterable[Prediction]], gold: Sequence[Query], rules: official.WordRules = "installed"
 ) -> Report:
-    """Report the official score of systems' predictions, by the systems' names; questions that have none are left out.
+    """Report the official score of each system's predictions; questions without one are left out.
 
-    As each system may leave out others, nothing is compared.
+    Systems may leave out different questions, so they are not compared.
     """
     scores = {name: official.score_predictions(found, gold, rules=rules) for name, found in predictions.items()}
     values = {
@@ -357,10 +303,10 @@ def report_predictions(
     counted = {name: next(iter(scored.values()))["questions"] for name, scored in scores.items()}
     expected = sum(1 for query in gold if official.span_answers(query))
     notes = tuple(
-        f"{name}: {expected - sum(questions.values())} questions have no prediction and are not counted, "
-        "as in the official script"
+        f"{name}: {missing} {'question has' if missing == 1 else 'questions have'} no prediction and "
+        f"{'is' if missing == 1 else 'are'} not counted, as in the official script"
         for name, questions in counted.items()
-        if expected > sum(questions.values())
+        if (missing := expected - sum(questions.values())) > 0
     )
     languages = sorted({language for questions in counted.values() for language in questions})
     most = {language: max(questions.get(language, 0) for questions in counted.values()) for language in languages}

@@ -1,7 +1,6 @@
-"""Judgements, runs and predictions: what an evaluation reads from files and writes to them.
+"""Read and write judgements, runs and predictions, in the formats of TREC, BEIR and XOR-Retrieve.
 
-Knows the formats of TREC, BEIR and XOR-Retrieve. A row that cannot be used is an error, because a figure over half a
-file looks like a figure. Knows nothing of measures.
+An unusable row is an error, because a figure over half a file looks like any other figure.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import Qrel, Query
 
 Run = dict[str, list[tuple[str, float]]]
-"""What a search found: for each query id the passage ids and scores, best first."""
-
+"""The results of a search: for each query id the passage ids and scores, best first."""
 
 LARGEST_SCORE = 1e38
+QRELS = ("qrels/test.tsv", "qrels/test.tsv.gz")
 
 
 class Prediction(NamedTuple):
-    """What a system retrieved for a question of XOR-Retrieve: the texts of passages, best first, without titles."""
+    """The results for a question of XOR-Retrieve: the texts of passages, best first, without titles."""
 
     query_id: str
     language: str
@@ -37,9 +36,9 @@ class Prediction(NamedTuple):
 
 
 def read_qrels(path: str | Path) -> list[Qrel]:
-    """Read judgements: three columns as BEIR has them, or four as TREC has them, with a header line or without.
+    """Read judgements in three columns (BEIR) or four (TREC), with or without a header line.
 
-    In a BEIR folder this is `qrels/test.tsv`. The columns are separated by tabs or, where a line has none, by spaces.
+    The file of a BEIR folder is `qrels/test.tsv`. Columns are separated by tabs, or by spaces in a line without tabs.
 
     Raises:
         InputError: The file or one of its rows cannot be used, or two judgements contradict each other.
@@ -48,24 +47,29 @@ def read_qrels(path: str | Path) -> list[Qrel]:
     qrels: dict[tuple[str, str], Qrel] = {}
     for line, cells in _table(file):
         if len(cells) not in (3, 4):
-            raise InputError(f"{file}, line {line}: {len(cells)} columns; give query id, passage id and relevance")
+            raise InputError(f"{file}, line {line}: {len(cells)} columns.", "give query id, passage id and relevance")
         try:
             qrel = Qrel(cells[0], cells[-2], int(cells[-1]))
         except ValueError:
             if line == 1:
                 continue  # the header
-            raise InputError(f"{file}, line {line}: the relevance {cells[-1]!r} is not a whole number") from None
+            raise InputError(
+                f"{file}, line {line}: the relevance {cells[-1]!r} is not a whole number.",
+                "write it as 0, 1, 2 and so on",
+            ) from None
         if qrels.setdefault(qrel[:2], qrel) != qrel:
-            raise InputError(f"{file}, line {line}: contradicts an earlier judgement of {cells[-2]!r}; remove one")
+            raise InputError(
+                f"{file}, line {line}: contradicts an earlier judgement of {cells[-2]!r}.", "remove one of the two"
+            )
     if not qrels:
-        raise InputError(f"{file}: holds no judgements; give lines of query id, passage id and relevance")
+        raise InputError(f"{file}: no judgements.", "give lines of query id, passage id and relevance")
     return list(qrels.values())
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
     """Read predictions in the format of XOR-Retrieve: one JSON list of `{"id", "lang", "ctxs": [text, ...]}`.
 
-    Nothing is normalised: languages and texts are scored as they stand.
+    Languages and texts are not normalised.
 
     Raises:
         InputError: The file is not such a list.
@@ -75,9 +79,9 @@ def read_predictions(path: str | Path) -> list[Prediction]:
         with opened_file(file) as opened:  # one line, however long
             items = json.loads(opened.read())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not valid JSON ({error}); give one JSON list of predictions") from error
+        raise InputError(f"{file}: not valid JSON ({error}).", "give one JSON list of predictions") from error
     if not isinstance(items, list):
-        raise InputError(f"{file}: holds no JSON list; give one list of {{id, lang, ctxs}}")
+        raise InputError(f"{file}: not a JSON list.", "give one list of {id, lang, ctxs}")
     predictions = []
     for number, item in enumerate(items, start=1):
         match item:
@@ -86,12 +90,15 @@ def read_predictions(path: str | Path) -> list[Prediction]:
             ):
                 predictions.append(Prediction(str(id_), language, tuple(contexts)))
             case _:
-                raise InputError(f"{file}, prediction {number}: give an id, a lang, and ctxs as a list of texts")
+                raise InputError(
+                    f"{file}, prediction {number}: id, lang or ctxs is missing or has the wrong type.",
+                    "give an id, a lang, and ctxs as a list of texts",
+                )
     return predictions
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
-    """Write predictions in the format of XOR-Retrieve, gzipped where the name ends in `.gz`."""
+    """Write predictions in the format of XOR-Retrieve, gzipped if the name ends in `.gz`."""
     items = [{"id": p.query_id, "lang": p.language, "ctxs": list(p.contexts)} for p in predictions]
     with _created(path) as file:
         json.dump(items, file, ensure_ascii=False)
@@ -99,21 +106,24 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> No
 
 
 def ranked(results: Sequence[tuple[str, float]], query_id: str = "") -> list[tuple[str, float]]:
-    """Order passage ids by falling score, and give them scores that fall strictly in single precision.
+    """Order passage ids by descending score, and make the scores strictly descending in single precision.
 
-    Equal scores keep their order. Scorers hold scores in single precision and reorder ties by passage id, each in its
-    own way; with strictly falling scores they all see the same ranking.
+    Equal scores keep their order. Scorers store scores in single precision and break ties by passage id, each in its
+    own way; with strictly descending scores they all see the same ranking.
 
     Raises:
         InputError: A passage occurs twice, or a score is not a number or too large for single precision.
     """
     if len({passage_id for passage_id, _ in results}) < len(results):
-        raise InputError(f"query {query_id!r}: a passage occurs twice in its results; remove the second")
+        raise InputError(f"query {query_id!r}: a passage occurs twice in its results.", "remove one of the two")
     ordered: list[tuple[str, float]] = []
     previous = np.float32(np.inf)
     for passage_id, score in sorted(results, key=lambda result: -result[1]):
         if not abs(score) < LARGEST_SCORE:
-            raise InputError(f"query {query_id!r}: the score of {passage_id!r} is {score}; no scorer can hold it")
+            raise InputError(
+                f"query {query_id!r}: the score of {passage_id!r} is {score}.",
+                f"use scores between -{LARGEST_SCORE:g} and {LARGEST_SCORE:g}",
+            )
         previous = min(np.float32(score), np.nextafter(previous, np.float32(-np.inf)))
         ordered.append((passage_id, float(previous)))
     return ordered
@@ -125,12 +135,12 @@ def write_run(
     tag: str = "xqg",
     separator: Literal[" ", "\t"] = " ",
 ) -> None:
-    """Write a run as TREC has it: query id, `Q0`, passage id, rank from 1, score, tag; see `ranked` for the scores.
+    """Write a TREC run: query id, `Q0`, passage id, rank from 1, score, tag; see `ranked` for the scores.
 
-    Parted by tabs, ids may hold spaces; `read_run` reads both, other programs may not.
+    With tabs as separators, ids may contain spaces; `read_run` reads both, other programs may not.
 
     Raises:
-        InputError: An id holds white space, which the format cannot carry.
+        InputError: An id contains white space that the format cannot represent.
     """
     white = None if separator == " " else separator
     with _created(path) as file:
@@ -138,13 +148,13 @@ def write_run(
             for rank, (passage_id, score) in enumerate(ranked(results, query_id), start=1):
                 for name in (query_id, passage_id):
                     if name.split(white) != [name] or name != name.strip() or not name or "\n" in name:
-                        raise InputError(f"{path}: the id {name!r} holds white space; a run cannot carry it, rename it")
+                        raise InputError(f"{path}: a run cannot hold the white space in the id {name!r}.", "rename it")
                 cells = (query_id, "Q0", passage_id, str(rank), f"{score:.9g}", tag)
                 file.write(separator.join(cells) + "\n")
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a run as TREC has it; the best score comes first, and equal scores follow the ranks of the file.
+    """Read a TREC run, best score first; equal scores follow the ranks of the file.
 
     Raises:
         InputError: The file or one of its rows cannot be used.
@@ -155,47 +165,50 @@ def read_run(path: str | Path) -> Run:
             query_id, _, passage_id, rank, score, *_ = cells
             rows.setdefault(query_id, []).append((-float(score), int(rank), passage_id))
         except ValueError:
-            raise InputError(f"{path}, line {line}: give query id, Q0, passage id, rank, score and tag") from None
+            raise InputError(
+                f"{path}, line {line}: not a line of a TREC run.",
+                "give query id, Q0, passage id, rank, score and tag",
+            ) from None
     return {query_id: [(name, -score) for score, _, name in sorted(found)] for query_id, found in rows.items()}
 
 
 def _created(path: str | Path) -> IO[str]:
-    """Open a text file to write, gzipped where its name ends in `.gz`."""
+    """Open a text file for writing, gzipped if its name ends in `.gz`."""
     if str(path).endswith(".gz"):
         return cast("IO[str]", gzip.open(path, "wt", encoding="utf-8"))
     return Path(path).open("w", encoding="utf-8")
 
 
 def _table(path: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line number and the cells of each line that is not blank; tabs part them or, without any, spaces."""
+    """Yield the number and the cells of each line that is not blank, split at tabs, or at spaces if it has no tabs."""
     for number, line in enumerate(file_lines(path), start=1):
         if is_cut(line):
-            raise InputError(f"{path}, line {number}: a line of {len(line):,} bytes or more.", "check the file.")
+            raise InputError(
+                f"{path}, line {number}: the line has {len(line):,} bytes or more.",
+                "check that this is the right file, with one row per line",
+            )
         try:
             text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}, line {number}: {error}; save the file as UTF-8") from error
+            raise InputError(f"{path}, line {number}: {error}.", "save the file as UTF-8") from error
         if text.strip():
             yield number, [cell.strip() for cell in text.split("\t")] if "\t" in text else text.split()
-
-
-QRELS = ("qrels/test.tsv", "qrels/test.tsv.gz")
 
 
 def read_judged_questions(
     sources: Sequence[str | Path], qrels: str | Path | None = None, language: str = ""
 ) -> tuple[list[Query], list[Qrel]]:
-    """Read questions as `read_questions` does, and their judgements; there may be none.
+    """Read questions as `read_questions` does, and their judgements, if any.
 
     Args:
         sources: The files of questions.
-        qrels: The judgements: as `read_qrels` takes them, `ir_datasets:` and an id, or a file of the same questions by
-            id, which brings their answers, too. Without it they are those that the files of questions hold, or that
-            lie in the same BEIR folder.
-        language: The language of questions for which nothing else has one.
+        qrels: The judgements: a file for `read_qrels`, `ir_datasets:` and an id, or a file of questions with the same
+            ids, which replaces their answers too. The default is the judgements in the files of questions and in their
+            BEIR folder.
+        language: The language of questions whose file names none.
 
     Raises:
-        InputError: A file cannot be used, or none of the judgements is of one of the questions.
+        InputError: A file cannot be used, or no judgement belongs to a question.
     """
     found = read_questions(sources, language)
     if qrels is None:
@@ -221,7 +234,7 @@ def read_judged_questions(
     ]
     if not of_these:
         raise InputError(
-            f"{qrels}: judges none of the {len(queries)} questions.",
-            "give the judgements of these questions, and check that the ids agree.",
+            f"{qrels}: no judgement is for any of the questions ({len(queries)} given).",
+            "give the judgements of these questions, and check that the ids agree",
         )
     return queries, of_these

@@ -1,7 +1,6 @@
-"""Recall, MRR and nDCG of a run, for each question, through trec_eval.
+"""Measure rankings: recall, MRR and nDCG by trec_eval, and how much two rankings agree.
 
-Knows runs and judgements; values are between 0 and 1. A judged question that the run lacks scores zero and is counted.
-Knows nothing of languages or texts.
+All values are between 0 and 1.
 """
 
 from __future__ import annotations
@@ -12,6 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from xqg_qdrant.evaluation.files import ranked
 from xqg_qdrant.records import Qrel
 
+PERSISTENCE = 0.9
+"""The weight of a rank in rank-biased overlap relative to the rank before; the first ten have 86% of the total."""
+OVERLAP_AT = 10
+
 
 def per_query_values(
     qrels: Iterable[Qrel],
@@ -21,10 +24,10 @@ def per_query_values(
     mrr_at: Sequence[int] = (),
     ndcg_at: Sequence[int] = (),
 ) -> dict[str, dict[str, float]]:
-    """Measure a run on each judged question.
+    """Measure a run on each judged question; a question that the run lacks scores zero.
 
     Args:
-        qrels: Judgements; a relevance of 1 or more is relevant, and nDCG takes it as the gain.
+        qrels: The judgements; a relevance of 1 or more is relevant, and is the gain in nDCG.
         run: For each query id the passage ids and scores. Equal scores rank in the order given.
         recall_at: The ranks k for recall@k: the share of the relevant passages among the first k.
         mrr_at: The ranks k for MRR@k: one over the rank of the first relevant passage, 0 beyond k.
@@ -33,7 +36,7 @@ def per_query_values(
     Returns:
         For each measure, by its name, the value of each judged question.
     """
-    # Loading it takes longer than most commands run.
+    # Importing it takes longer than most commands run.
     import pytrec_eval
 
     judged: dict[str, dict[str, int]] = defaultdict(dict)
@@ -53,6 +56,39 @@ def per_query_values(
         name: {query_id: _cut(results.get(query_id, {}).get(key, 0.0), k) for query_id in judged}
         for name, (key, k) in names.items()
     }
+
+
+def rank_biased_overlap(first: Sequence[str], second: Sequence[str], persistence: float = PERSISTENCE) -> float:
+    """Return how much two rankings of equal length agree, with the most weight on the first ranks.
+
+    This is the extrapolated form, RBO_ext: the agreement is assumed to stay the same beyond the last rank. See Webber,
+    Moffat and Zobel 2010, "A similarity measure for indefinite rankings".
+
+    >>> round(rank_biased_overlap(["a", "b", "c"], ["a", "c", "b"]), 6)
+    0.955
+    """
+    if not first:
+        return 1.0
+    seen: tuple[set[str], set[str]] = (set(), set())
+    shared, weight, total, agreement = 0, 1.0, 0.0, 0.0
+    for depth, (one, other) in enumerate(zip(first, second, strict=True), start=1):
+        seen[0].add(one)
+        seen[1].add(other)
+        shared += (one in seen[1]) + (other in seen[0]) - (one == other)
+        agreement = shared / depth
+        total += weight * agreement
+        weight *= persistence
+    return (1 - persistence) * total + weight * agreement
+
+
+def overlap(first: Sequence[str], second: Sequence[str], k: int = OVERLAP_AT) -> float:
+    """Return the share of passages among the first k of both rankings.
+
+    >>> overlap(["a", "b", "c"], ["c", "d", "a"], 2)
+    0.0
+    """
+    k = min(k, len(first))
+    return len(set(first[:k]) & set(second[:k])) / k if k else 1.0
 
 
 def _cut(value: float, k: int) -> float:

@@ -1,20 +1,56 @@
-"""A random sample of a corpus that is read once, in whatever order it comes.
-
-Knows passages and questions. Knows nothing of files and models.
-"""
+"""Try xQG on a random sample of a corpus: what it gains, and what the whole corpus would cost."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Container, Iterable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from threading import Event
+from typing import Any, NamedTuple, TypeAlias
 
+from xqg_qdrant.augmentation.pipeline import Progress
+from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.evaluation import EVALUATION_DEPTH, Bars
 from xqg_qdrant.evaluation.comparison import Difference
-from xqg_qdrant.evaluation.sweep.summary import describe_gain, is_sure
+from xqg_qdrant.evaluation.results import make_manifest
+from xqg_qdrant.evaluation.sweep.bench import Bench, make_bench
+from xqg_qdrant.evaluation.sweep.summary import describe_gain, is_sure, judge, save_sweep
+from xqg_qdrant.evaluation.sweep.trial import Sweep, run_sweep
+from xqg_qdrant.evaluation.sweep.vectors import opened_vectors
+from xqg_qdrant.fingerprint import Fingerprint
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
+from xqg_qdrant.stores import Store, open_store
+
+TRIAL = "trial"
+"""The name of the temporary collection."""
+
+# A GPU may ingest this many in a minute; in memory they are some tens of megabytes.
+PASSAGES_OF_A_MINUTE = 20_000
+MINUTE = 60.0
+
+# The engine's journal grows with the points to two files of 32 MiB at most, and is emptied again and again.
+JOURNAL = "wal"
+LARGEST_JOURNAL = 64 << 20
+BLOCK_BYTES = 512
+
+HELD_BACK = """\
+No questions were given, so generated queries are asked: the last query of each passage and language is left out of the
+vectors and asked as a question, whose only right answer is its passage. Such questions flatter the augmentation: the
+model that wrote them also wrote the queries in the vectors, in the same words and with the same mistakes. People ask
+differently. So a gain here shows little, and the best alpha here is likely too large for people. No gain shows more."""
+
+SMALL = (
+    "Passages are found more easily in a sample than in the whole corpus, so all figures are higher here than there."
+)
+
+Ingest: TypeAlias = Callable[..., Generator[Progress, None, None]]
+"""`ingest` with all arguments set but the rows, the store, the collection and `stop`."""
 
 
 class Sample(NamedTuple):
@@ -25,81 +61,8 @@ class Sample(NamedTuple):
     rejected: int
 
 
-def draw_sample(rows: Iterable[Passage | Reject], size: int, seed: int, wanted: Container[str] = ()) -> Sample:
-    """Draw passages at random, those that are wanted before all others.
-
-    Which ones are drawn, and in which order, depends on their ids and the seed alone. In memory are at most `size`.
-
-    Raises:
-        InputError: the corpus holds no passage that can be used.
-    """
-    corpus = rejected = 0
-    drawn: list[tuple[bool, int, str, Passage]] = []  # a heap, with the first to be dropped on top
-    for row in rows:
-        if isinstance(row, Reject):
-            rejected += 1
-            continue
-        corpus += 1
-        item = (row.passage_id in wanted, -_shuffle(row.passage_id, seed), row.passage_id, row)
-        if len(drawn) < size:
-            heapq.heappush(drawn, item)
-        elif item > drawn[0]:
-            heapq.heapreplace(drawn, item)
-    if not drawn:
-        raise InputError(f"the corpus holds no passage that can be used ({rejected} rows rejected).", "look at it.")
-    # Whoever measures the first of them, where none is wanted, shall measure any.
-    return Sample(tuple(passage for *_, passage in sorted(drawn, reverse=True)), corpus, rejected)
-
-
-def choose_questions(
-    queries: Sequence[Query], qrels: Iterable[Qrel], passages: int, seed: int
-) -> tuple[list[Query], set[str]]:
-    """Choose questions at random whose relevant passages fit into a sample of this size; return these passages, too.
-
-    Raises:
-        InputError: no question has a relevant passage.
-    """
-    relevant: dict[str, set[str]] = {}
-    for qrel in qrels:
-        if qrel.relevance > 0:
-            relevant.setdefault(qrel.query_id, set()).add(qrel.passage_id)
-    judged = sorted(
-        (query for query in queries if query.query_id in relevant), key=lambda query: _shuffle(query.query_id, seed)
-    )
-    if not judged:
-        raise InputError(
-            f"none of the {len(queries)} questions has a passage that is judged relevant, so nobody knows what belongs "
-            "into a sample.",
-            "give --qrels for these questions, or no questions.",
-        )
-    chosen, wanted = [], set[str]()
-    for query in judged:
-        together = wanted | relevant[query.query_id]
-        if len(together) <= passages:
-            chosen.append(query)
-            wanted = together
-    return chosen, wanted
-
-
-def keep_answered(queries: Sequence[Query], qrels: Iterable[Qrel], passages: Iterable[Passage]) -> list[Query]:
-    """Return the questions of which a relevant passage is in the sample: others may be of another corpus."""
-    ids = {passage.passage_id for passage in passages}
-    answered = {qrel.query_id for qrel in qrels if qrel.relevance > 0 and qrel.passage_id in ids}
-    return [query for query in queries if query.query_id in answered]
-
-
-def _shuffle(name: str, seed: int) -> int:
-    return int.from_bytes(blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest(), "big")
-
-
-# The engine's journal grows with the points to two files of 32 MiB at most, and is emptied again and again.
-JOURNAL = "wal"
-LARGEST_JOURNAL = 64 << 20
-BLOCK_BYTES = 512
-
-
 class Cost(NamedTuple):
-    """A corpus of so many passages, and what so many of them took: seconds, bytes on the disk, and in its journal."""
+    """The size of a corpus, and what ingesting part of it took: seconds, bytes on disk, bytes in the journal."""
 
     corpus: int
     measured: int
@@ -114,16 +77,16 @@ class Cost(NamedTuple):
 
     @property
     def total_bytes(self) -> int:
-        """Return what the whole collection takes on the disk, without an index."""
+        """Return the size of the whole collection on disk, without an index."""
         larger = self.corpus / self.measured
         return round(self.stored_bytes * larger + min(self.journal_bytes * larger, LARGEST_JOURNAL))
 
     def price(self, price_per_hour: float) -> float:
-        """Return what the whole corpus costs on a machine of this price."""
+        """Return the price of ingesting the whole corpus on a machine of this price."""
         return self.total_seconds / 3600 * price_per_hour
 
     def to_json(self, price_per_hour: float | None) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Return the cost as JSON values."""
         price = None if price_per_hour is None else self.price(price_per_hour)
         return {
             "passages": self.corpus,
@@ -134,8 +97,277 @@ class Cost(NamedTuple):
         }
 
 
+class Pilot(NamedTuple):
+    """The outcome of a pilot.
+
+    Attributes:
+        held_back: Whether the questions are generated queries that were held back.
+        verdict: Whether xQG is worth it, as text.
+        cost: The cost of ingesting the sample.
+        bench: The questions and the vectors of the sample.
+        sweep: The settings tried on the sample.
+        fingerprint: The fingerprint of the temporary collection.
+        recipe: The recipe that the sample was ingested with.
+    """
+
+    held_back: bool
+    verdict: str
+    cost: Cost
+    bench: Bench
+    sweep: Sweep
+    fingerprint: Fingerprint | None
+    recipe: Recipe
+
+    def to_json(self, price_per_hour: float | None) -> dict[str, Any]:
+        """Return the pilot as JSON values."""
+        return {
+            "held_back": self.held_back,
+            "verdict": self.verdict,
+            "cost": self.cost.to_json(price_per_hour),
+            "sweep": self.sweep.to_json(),
+        }
+
+
+def draw_sample(rows: Iterable[Passage | Reject], size: int, seed: int, wanted: Container[str] = ()) -> Sample:
+    """Draw passages at random, the wanted ones before all others.
+
+    The choice and its order depend on the ids and the seed alone. At most `size` passages are in memory.
+
+    Raises:
+        InputError: The corpus holds no usable passage.
+    """
+    corpus = rejected = 0
+    drawn: list[tuple[bool, int, str, Passage]] = []  # a heap, with the first to be dropped on top
+    for row in rows:
+        if isinstance(row, Reject):
+            rejected += 1
+            continue
+        corpus += 1
+        item = (row.passage_id in wanted, -_shuffle(row.passage_id, seed), row.passage_id, row)
+        if len(drawn) < size:
+            heapq.heappush(drawn, item)
+        elif item > drawn[0]:
+            heapq.heapreplace(drawn, item)
+    if not drawn:
+        raise InputError(
+            f"the corpus holds no usable passage ({count_rejected(rejected)}).",
+            "check the file, or name its id field with --id-field",
+        )
+    # In this order any prefix is a random sample too, where no passage is wanted.
+    return Sample(tuple(passage for *_, passage in sorted(drawn, reverse=True)), corpus, rejected)
+
+
+def count_rejected(rejected: int) -> str:
+    """Return the number of rejected rows as text.
+
+    >>> count_rejected(1)
+    '1 row rejected'
+    """
+    return f"{rejected} {'row' if rejected == 1 else 'rows'} rejected"
+
+
+def choose_questions(
+    queries: Sequence[Query], qrels: Iterable[Qrel], passages: int, seed: int
+) -> tuple[list[Query], set[str]]:
+    """Choose random questions whose relevant passages fit into a sample of this size.
+
+    Returns:
+        The questions, and the ids of their relevant passages.
+
+    Raises:
+        InputError: No question has a relevant passage.
+    """
+    relevant: dict[str, set[str]] = {}
+    for qrel in qrels:
+        if qrel.relevance > 0:
+            relevant.setdefault(qrel.query_id, set()).add(qrel.passage_id)
+    judged = sorted(
+        (query for query in queries if query.query_id in relevant), key=lambda query: _shuffle(query.query_id, seed)
+    )
+    if not judged:
+        raise InputError(
+            f"no question has a relevant passage ({len(queries)} given), so no sample can be chosen.",
+            "give their judgements with --qrels, or leave out --questions",
+        )
+    chosen, wanted = [], set[str]()
+    for query in judged:
+        together = wanted | relevant[query.query_id]
+        if len(together) <= passages:
+            chosen.append(query)
+            wanted = together
+    return chosen, wanted
+
+
+def keep_answered(queries: Sequence[Query], qrels: Iterable[Qrel], passages: Iterable[Passage]) -> list[Query]:
+    """Return the questions with a relevant passage in the sample; the others may be of another corpus."""
+    ids = {passage.passage_id for passage in passages}
+    answered = {qrel.query_id for qrel in qrels if qrel.relevance > 0 and qrel.passage_id in ids}
+    return [query for query in queries if query.query_id in answered]
+
+
+def hold_back(
+    passages: Sequence[Passage], queries: Sequence[Sequence[GeneratedQuery]], number: int
+) -> tuple[list[Query], list[Qrel]]:
+    """Return the queries of this number as questions, each with its own passage as the relevant one."""
+    questions, qrels = [], []
+    for passage, generated in zip(passages, queries, strict=True):
+        for query in generated:
+            if query.number == number:
+                question = Query(f"{passage.passage_id}-{query.language}", query.text, query.language)
+                questions.append(question)
+                qrels.append(Qrel(question.query_id, passage.passage_id, 1))
+    return questions, qrels
+
+
+def judge_held_back(measure: str, gained: Difference, found_plain: float) -> str:
+    """Return what a gain on held-back questions is worth, as text.
+
+    Args:
+        measure: The name of the measure.
+        gained: The gain over the plain vectors.
+        found_plain: The percentage of the questions that the plain vectors answer among the first ten.
+    """
+    gain = describe_gain(measure, gained)
+    own = (
+        f"The plain vectors find the passage of {found_plain:.0f}% of these questions among the first ten. A low "
+        "figure means that the generator's queries have little to do with their passages."
+    )
+    if is_sure(gained) and gained.points > 0:
+        return (
+            f"Held-back questions gain: {gain}. Only people's questions can show whether they gain too: give some "
+            f"hundred with --questions and --qrels. {own}"
+        )
+    return f"Not even held-back questions gain: {gain}. xQG is hardly worth it here. {own}"
+
+
+def estimate_cost(sample: Sample, ingest: Ingest, bars: Bars) -> Cost:
+    """Ingest the sample for up to a minute into a temporary collection, and return the cost.
+
+    Raises:
+        InputError: No passage could be stored.
+    """
+    with _ingested(sample, ingest, MINUTE, bars) as (_, cost):
+        return cost
+
+
+def run_pilot(
+    sample: Sample,
+    asked: tuple[Sequence[Query], Sequence[Qrel]] | None,
+    ingest: Ingest,
+    recipe: Recipe,
+    encoder: Encoder,
+    threads: int,
+    measure: str | None,
+    seed: int,
+    bars: Bars,
+) -> Pilot:
+    """Ingest the sample into a temporary collection and sweep the settings over it.
+
+    Args:
+        sample: The passages.
+        asked: The questions and their judgements; None asks the last generated query of each language.
+        ingest: Ingests with the encoder and the recipe.
+        recipe: The recipe. Without questions, one query per language fewer goes into the vectors.
+        encoder: The encoder.
+        threads: The number of CPU threads; 0 is one per core.
+        measure: The measure that settings are compared by; None is `default_measure`.
+        seed: Decides which half of the sweep a question falls into.
+        bars: Opens progress bars.
+
+    Raises:
+        InputError: No passage could be stored, or too few questions can be measured.
+    """
+    with _ingested(sample, ingest, None, bars) as (store, cost), opened_vectors() as vectors:
+        vectors.load(store, TRIAL, encoder, threads, bars)
+        fingerprint = store.read_fingerprint(TRIAL)
+        if asked is None:
+            recipe = recipe._replace(queries_per_language=recipe.queries_per_language - 1)
+            queries, qrels = hold_back(vectors.passages, vectors.queries, recipe.queries_per_language)
+        else:
+            qrels = list(asked[1])
+            queries = keep_answered(asked[0], qrels, vectors.passages)
+        bench = make_bench(vectors, recipe, encoder, queries, qrels, measure, EVALUATION_DEPTH)
+        sweep = run_sweep(bench, seed, bars)
+    if asked is None:
+        plain = sweep.report.values["passage"]["recall@10"].macro
+        verdict = judge_held_back(sweep.measure, sweep.gained, plain)
+    else:
+        verdict = judge(sweep.measure, sweep.gained, len(sweep.halves[1]))
+    return Pilot(asked is None, verdict, cost, bench, sweep, fingerprint, recipe)
+
+
+def save_pilot(
+    folder: Path,
+    command: Sequence[str],
+    data: Mapping[str, Mapping[str, Any]],
+    pilot: Pilot,
+    price_per_hour: float | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Write the results folder of a pilot; the arguments are those of `make_manifest`.
+
+    Raises:
+        InputError: Something else has the folder's name.
+    """
+    passages = len(pilot.bench.vectors.passages)
+    settings = {"measure": pilot.sweep.measure, "limit": EVALUATION_DEPTH, "passages": passages}
+    manifest = make_manifest("pilot", command, data, settings, seed=seed, fingerprint=pilot.fingerprint, device=device)
+    save_sweep(folder, manifest, pilot.bench, pilot.sweep, pilot.to_json(price_per_hour))
+
+
+@contextmanager
+def _ingested(sample: Sample, ingest: Ingest, seconds: float | None, bars: Bars) -> Iterator[tuple[Store, Cost]]:
+    """Ingest a sample into a collection that is removed on exit; yield its store and the cost."""
+    with (
+        tempfile.TemporaryDirectory(prefix="xqg-pilot-") as directory,
+        open_store(f"edge:{directory}") as store,
+    ):
+        stored, took = ingest_sample(sample.passages, store, TRIAL, ingest, seconds, bars)
+        yield store, Cost(sample.corpus, stored, took, *measure_disk(Path(directory) / TRIAL))
+
+
+def ingest_sample(
+    passages: Sequence[Passage], store: Store, collection: str, ingest: Ingest, seconds: float | None, bars: Bars
+) -> tuple[int, float]:
+    """Ingest passages for at most `seconds`, but at least one chunk.
+
+    Returns:
+        The number of passages stored, and the seconds it took.
+
+    Raises:
+        InputError: No passage could be stored.
+    """
+    stored, start, stop = 0, time.perf_counter(), Event()
+    with (
+        bars(len(passages), " passages") as bar,
+        closing(ingest(passages, store, collection, stop=stop)) as steps,
+    ):
+        for progress in steps:
+            stored += progress.stored
+            bar.update(progress.rows)
+            if seconds is not None and time.perf_counter() - start >= seconds:
+                stop.set()
+    if not stored:
+        raise InputError(
+            f"all {len(passages)} passages of the sample were rejected.",
+            "ingest a few of them with xqg ingest to see why",
+        )
+    return stored, time.perf_counter() - start
+
+
+def measure_disk(collection: Path) -> tuple[int, int]:
+    """Return the bytes that an embedded collection occupies on disk: its points, and its journal."""
+    sizes = [0, 0]
+    for path in collection.rglob("*"):
+        if path.is_file():
+            # Blocks instead of lengths: the engine's files are sparse.
+            sizes[JOURNAL in path.relative_to(collection).parts] += path.stat().st_blocks * BLOCK_BYTES
+    return sizes[0], sizes[1]
+
+
 def format_bytes(size: int) -> str:
-    """Return a size for people.
+    """Return a size with its unit.
 
     >>> format_bytes(1536)
     '1.5 KiB'
@@ -148,51 +380,5 @@ def format_bytes(size: int) -> str:
     return f"{amount:.1f} TiB"
 
 
-def measure_disk(collection: Path) -> tuple[int, int]:
-    """Return what the files of an embedded collection really take on the disk: its points, and its journal."""
-    sizes = [0, 0]
-    for path in collection.rglob("*"):
-        if path.is_file():
-            # Not their lengths: the engine's files have holes.
-            sizes[JOURNAL in path.relative_to(collection).parts] += path.stat().st_blocks * BLOCK_BYTES
-    return sizes[0], sizes[1]
-
-
-HELD_BACK = """\
-No questions were given, so generated ones are asked: of each passage and language the last query is left out of the
-vectors and asked as a question, whose one right answer is its passage. Such questions flatter the augmentation: who
-wrote them wrote the queries in the vectors, too, in the same words and with the same mistakes. People ask otherwise. So
-a gain here shows little, and the best alpha here is likely too large for people; that nothing is gained shows more."""
-
-SMALL = (
-    "In a sample a passage is found more easily than in the whole corpus, so all figures are higher here than there."
-)
-
-
-def hold_back(
-    passages: Sequence[Passage], queries: Sequence[Sequence[GeneratedQuery]], number: int
-) -> tuple[list[Query], list[Qrel]]:
-    """Return the queries of this number as questions, each with its own passage as the one that is relevant."""
-    questions, qrels = [], []
-    for passage, generated in zip(passages, queries, strict=True):
-        for query in generated:
-            if query.number == number:
-                question = Query(f"{passage.passage_id}-{query.language}", query.text, query.language)
-                questions.append(question)
-                qrels.append(Qrel(question.query_id, passage.passage_id, 1))
-    return questions, qrels
-
-
-def judge_held_back(measure: str, gained: Difference, found_plain: float) -> str:
-    """Say what a gain on held-back questions is worth, of which the plain vectors find so many percent."""
-    told = describe_gain(measure, gained)
-    own = (
-        f"The plain vectors find the passage of {found_plain:.0f}% of these questions among the first ten: the less it "
-        "is, the less the generator writes what its passages answer."
-    )
-    if is_sure(gained) and gained.points > 0:
-        return (
-            f"Held-back questions gain: {told}. Whether people's questions do, only those can tell: give some hundred "
-            f"with --questions and --qrels. {own}"
-        )
-    return f"Not even held-back questions gain: {told}. xQG is hardly worth it here. {own}"
+def _shuffle(name: str, seed: int) -> int:
+    return int.from_bytes(blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest(), "big")

@@ -1,15 +1,15 @@
-"""A results folder: the figures of a run of xqg, with all that repeats them, compares them and shows them.
+"""Write and read results folders: the figures of a command, and what is needed to repeat, compare and show them.
 
-    manifest.json    what was run, with what, on what: see `make_manifest`
-    questions.jsonl  the questions, as `read_queries` reads them
-    qrels.tsv        the judgements, where there are any
+    manifest.json    the command, the models and the data: see `make_manifest`
+    questions.jsonl  the questions, in the format of `read_queries`
+    qrels.tsv        the judgements, if any
     values.json      an evaluation's {run: {measure: {query id: percent}}}
-    NAME.trec        each run of an evaluation, for those that tell passage ids
-    passages.jsonl   title and text of the passages that the runs found first
+    NAME.trec        each run of an evaluation that has passage ids
+    passages.jsonl   title and text of the first passages of the runs
     changes.jsonl    the questions won and lost by the last run against the first
 
-Other kinds of results add files of their own. Knows files. Knows nothing of stores and models: the caller tells of
-them. No API key can get into a folder: none is an argument, and a store's location holds none.
+Other kinds of results add files of their own. An API key cannot end up in a folder: none is passed in, and a store's
+location contains none.
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ VALUES = "values.json"
 PASSAGES = "passages.jsonl"
 CHANGES = "changes.jsonl"
 
+HITS_SHOWN = 3
+REPEAT = "run the command again with --save"
+
+MatchQueries: TypeAlias = Callable[[str, Sequence[ScoredPassage]], Sequence[GeneratedQuery | None]]
+"""Returns for each passage its generated query that is nearest to a question, or None."""
+
 PACKAGES = (
     "xqg-qdrant", "numpy", "onnxruntime-gpu", "onnxruntime", "tokenizers", "qdrant-client", "qdrant-edge-py",
     "pytrec_eval-terrier", "nltk", "ir_datasets",
@@ -52,7 +58,7 @@ PACKAGES = (
 
 
 class Results(NamedTuple):
-    """What a results folder holds; `qrels`, `values` and `changes` are empty where the kind of results has none."""
+    """The contents of a results folder; `qrels` and `values` are empty if this kind of results has none."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -61,17 +67,17 @@ class Results(NamedTuple):
     values: dict[str, dict[str, Values]]
 
     def read_run(self, name: str) -> Run:
-        """Return a run of an evaluation: passage ids and scores; nothing where it does not tell passage ids."""
+        """Return a run of an evaluation as passage ids and scores; empty if it has no passage ids."""
         path = self.folder / f"{name}.trec"
         return read_run(path) if path.exists() and path.stat().st_size else {}
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
-        """Return the rows of a file of JSON lines, such as `CHANGES`; none where there is no such file."""
+        """Return the rows of a file of JSON lines, such as `CHANGES`; empty if there is no such file."""
         path = self.folder / name
         return list(_read_rows(path)) if path.exists() else []
 
     def read_json(self, name: str) -> Any:  # noqa: ANN401
-        """Return what a file of JSON holds, such as that of a sweep."""
+        """Return the value in a JSON file, such as `sweep.json`."""
         return _read_json(self.folder / name)
 
 
@@ -88,20 +94,20 @@ def make_manifest(
     device: str = "",
     yields: Mapping[str, Mapping[str, int]] | None = None,
 ) -> dict[str, Any]:
-    """Return what made the figures, as JSON values.
+    """Return a manifest, as JSON values.
 
     Args:
-        kind: What the folder holds.
-        command: The command with its arguments that repeats it.
-        data: What it was measured on, such as `questions`, each as `describe_file` has it.
-        settings: What was set, or left as it is: the depth of the search, the test, the word rules.
-        seed: The seed of everything that was drawn.
-        collection: The collection that was searched, where one was.
-        store: Its store's location.
+        kind: The kind of results.
+        command: The command with its arguments that repeats them.
+        data: The data that was measured on, such as `questions`, each described by `describe_file`.
+        settings: The settings, defaults included: the depth of the search, the test, the word rules.
+        seed: The seed of all random draws.
+        collection: The collection that was searched, if any.
+        store: The location of its store.
         fingerprint: Its fingerprint: the models with their checksums, and the recipe.
-        device: Where the models ran.
+        device: The device of the models.
         yields: For each language how many generated queries were `asked` for, `kept`, and dropped for their
-            `wrong_script`, where that is known.
+            `wrong_script`, if known.
     """
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -129,14 +135,14 @@ def make_manifest(
 
 
 def describe_file(path: Path, rows: int) -> dict[str, Any]:
-    """Return a file's name, checksum and number of rows, for a manifest."""
+    """Return the name, checksum and number of rows of a file, for a manifest."""
     return describe_sources([path], "", rows)
 
 
 def describe_sources(sources: Sequence[Path], in_folder: str, rows: int) -> dict[str, Any]:
-    """Return the names of what was read, the checksum of all files one after the other, and the number of rows.
+    """Return the names of sources, the checksum of all their files in sequence, and the number of rows.
 
-    Of a folder it is the file `in_folder`, and of a data set of ir_datasets the id alone.
+    A folder stands for its file `in_folder`. A data set of ir_datasets has a name and no checksum.
     """
     checksum = hashlib.sha256()
     files = [source if is_catalogued(source) else existing_file(source, in_folder) for source in sources]
@@ -150,7 +156,7 @@ def describe_sources(sources: Sequence[Path], in_folder: str, rows: int) -> dict
 def describe_asked(
     questions: Sequence[Path], queries: Sequence[Query], qrels: Path | None, judgements: Sequence[Qrel]
 ) -> dict[str, dict[str, Any]]:
-    """Return what of the files of questions and judgements stands in a manifest."""
+    """Describe the files of questions and judgements for a manifest."""
     data = {"questions": describe_sources(questions, "queries.jsonl", len(queries))}
     if qrels:
         data["qrels"] = describe_sources([qrels], "qrels/test.tsv", len(judgements))
@@ -158,7 +164,7 @@ def describe_asked(
 
 
 def check_folder(folder: Path) -> None:
-    """Make sure, before anything is computed, that results may be written there: only such are replaced.
+    """Check that results may be written to a folder: it is missing, empty, or holds results to replace.
 
     Raises:
         InputError: There is something else.
@@ -170,19 +176,19 @@ def check_folder(folder: Path) -> None:
             return
     except (InputError, OSError):
         pass
-    raise InputError(f"{folder}: is there, and holds no results of xqg.", "name another folder.")
+    raise InputError(f"{folder} exists and is not a results folder of xqg.", "choose another folder")
 
 
 @contextmanager
 def new_results(
     folder: Path, manifest: Mapping[str, Any], queries: Iterable[Query], qrels: Sequence[Qrel] = ()
 ) -> Iterator[Path]:
-    """Yield a temporary folder with what all results have; add to it, and it takes its name when all went well.
+    """Yield a temporary folder with the files common to all results, to add others to.
 
-    Results that were there are replaced.
+    On a normal exit it replaces any results in `folder`.
 
     Raises:
-        InputError: Something else has the name.
+        InputError: Something else has the folder's name.
     """
     check_folder(folder)
     with built_aside(folder) as temporary:
@@ -246,7 +252,7 @@ def read_results(folder: Path) -> Results:
     """Read a results folder.
 
     Raises:
-        InputError: It is none, or one of its files cannot be used.
+        InputError: It is not a results folder, or one of its files is damaged.
     """
     manifest = _read_manifest(folder)
     try:
@@ -260,25 +266,24 @@ def read_results(folder: Path) -> Results:
             for run, measures in found.items()
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder}: its questions or values are damaged ({error!r}).", REPEAT) from error
+        raise InputError(f"{folder}: the questions or values are damaged ({error!r}).", REPEAT) from error
     qrels = read_qrels(folder / QRELS) if (folder / QRELS).exists() else []
     return Results(folder, manifest, queries, qrels, values)
 
 
-REPEAT = "make the results again, with --save."
-
-
 def is_results(folder: Path) -> bool:
-    """Say whether a path is that of a folder with a manifest."""
+    """Return whether a folder has a manifest."""
     return (folder / MANIFEST).is_file()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     if not is_results(folder):
-        raise InputError(f"{folder}: is no results folder, it has no {MANIFEST}.", REPEAT)
+        raise InputError(
+            f"{folder} is not a results folder: there is no {MANIFEST}.", "give a folder that was written with --save"
+        )
     manifest = _read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("kind") not in KINDS:
-        raise InputError(f"{folder / MANIFEST}: tells no kind of results that this version of xqg knows.", REPEAT)
+        raise InputError(f"{folder / MANIFEST}: the kind of results is missing or unknown to this version.", REPEAT)
     return manifest
 
 
@@ -287,7 +292,7 @@ def _read_json(path: Path) -> Any:  # noqa: ANN401
         with opened_file(str(path)) as file:
             return json.loads(file.read())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is damaged ({error}).", REPEAT) from error
+        raise InputError(f"{path} is damaged ({error}).", REPEAT) from error
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -296,7 +301,7 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {number}: is damaged ({error}).", REPEAT) from error
+                raise InputError(f"{path}, line {number} is damaged ({error}).", REPEAT) from error
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -308,12 +313,6 @@ def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-HITS_SHOWN = 3
-
-MatchQueries: TypeAlias = Callable[[str, Sequence[ScoredPassage]], Sequence[GeneratedQuery | None]]
-"""Gives for a question and each passage the generated query nearest to the question, None where there is none."""
-
-
 def find_changes(
     queries: Iterable[Query],
     qrels: Iterable[Qrel],
@@ -321,9 +320,9 @@ def find_changes(
     runs: Mapping[str, Found],
     match_queries: MatchQueries | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield as JSON values each question that the last run wins from the first or loses, in the first measure of both.
+    """Yield, as JSON values, each question the last run wins or loses against the first, in their first common measure.
 
-    `hits` are of each of the two runs the first three passages found, and the first relevant one where it comes later.
+    `hits` are the first three passages of each of the two runs, and the first relevant one if it comes later.
     """
     relevant = {(qrel.query_id, qrel.passage_id) for qrel in qrels if qrel.relevance > 0}
     judged = {query_id for query_id, _ in relevant}

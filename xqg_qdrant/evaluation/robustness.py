@@ -1,18 +1,15 @@
-"""Does the ranking follow the meaning of a question? Pairs of sentences as PAWS-X has them → a report.
+"""Measure whether rankings follow the meaning of a question, on pairs of sentences as in PAWS-X.
 
-Of a paraphrase both sentences should find the same passages; of a near-miss, which says another thing in the same
-words, they should not. How much two rankings agree is told by the share of passages among the first ten of both, and
-by rank-biased overlap (Webber, Moffat and Zobel 2010, A similarity measure for indefinite rankings). How well the two
-kinds of pairs are told apart is told by the area under the ROC curve of that agreement, with the test and the interval
-of DeLong, DeLong and Clarke-Pearson 1988. Knows nothing of passages beyond their ids.
+The two sentences of a paraphrase should find the same passages. Those of a near-miss, which says something else in the
+same words, should not. The area under the ROC curve of the agreement measures how well it separates the two kinds; its
+test and interval are those of DeLong, DeLong and Clarke-Pearson 1988.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from math import erfc, sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -24,17 +21,11 @@ from xqg_qdrant.corpus.datasets import language_in_name
 from xqg_qdrant.corpus.files import existing_file
 from xqg_qdrant.corpus.formats import tsv_rows
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.evaluation.comparison import (
-    UNKNOWN_LANGUAGE,
-    Comparison,
-    Difference,
-    Report,
-    Values,
-    average,
-    make_report,
-)
+from xqg_qdrant.evaluation import comparison
+from xqg_qdrant.evaluation.comparison import Comparison, Difference, Report, Values
+from xqg_qdrant.evaluation.measures import OVERLAP_AT, overlap, rank_biased_overlap
 from xqg_qdrant.evaluation.results import VALUES, new_results
-from xqg_qdrant.evaluation.significance import adjust_by_holm
+from xqg_qdrant.evaluation.significance import Shares, normal_test, place
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import Query
 from xqg_qdrant.retrieval import search
@@ -42,19 +33,20 @@ from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.text import is_blank
 
 RANKED = 100
-PERSISTENCE = 0.9
-"""The weight of each rank in rank-biased overlap against that of the rank before; the first ten have 86% of it all."""
-AT = 10
 PAIRS_FILE = "test_2k.tsv"
 NOT_TRANSLATED = "NS"
 PAIRS_AT_ONCE = 32
 VECTORS = ("passage", "xqg")
+AGREEMENTS: Mapping[str, Callable[[Sequence[str], Sequence[str]], float]] = {
+    "RBO": rank_biased_overlap,
+    f"overlap@{OVERLAP_AT}": overlap,
+}
 AREA = "AUC of "
 KINDS = {True: "of paraphrases", False: "of near-misses"}
 
 
 class Pair(NamedTuple):
-    """Two sentences, and whether they mean the same; `pair_id` is where they stand."""
+    """Two sentences, and whether they mean the same; `pair_id` is the file and the line."""
 
     pair_id: str
     language: str
@@ -64,7 +56,7 @@ class Pair(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How much the rankings of a pair agree, by each measure, from 0 to 1; for each named vector."""
+    """How much the rankings of a pair agree, from 0 to 1, by named vector and measure."""
 
     pair: Pair
     values: Mapping[str, Mapping[str, float]]
@@ -74,8 +66,8 @@ def read_pairs(sources: Sequence[str | Path], language: str = "") -> tuple[list[
     """Read pairs from TSV files with the columns `id`, `sentence1`, `sentence2` and `label` (1 is a paraphrase).
 
     Args:
-        sources: The files; as `LANGUAGE/test_2k.tsv` they tell their language.
-        language: The language of those that do not.
+        sources: The files; a path `LANGUAGE/test_2k.tsv` names the language.
+        language: The language of the other files.
 
     Returns:
         The pairs, and how many were left out because a sentence is `NS`: PAWS-X could not translate it.
@@ -87,10 +79,9 @@ def read_pairs(sources: Sequence[str | Path], language: str = "") -> tuple[list[
     left_out = 0
     for source in sources:
         file = str(existing_file(source, PAIRS_FILE))
-        code = language_in_name(file) or language or UNKNOWN_LANGUAGE
+        code = language_in_name(file) or language or comparison.UNKNOWN_LANGUAGE
         count = len(pairs) + left_out
         for row in tsv_rows(file, ("sentence1",), ("label",)):
-            where = f"{file}, line {row.line}"
             first, second, label = (row.fields.get(name, "") for name in ("sentence1", "sentence2", "label"))
             problem = row.problem
             if not problem and label not in ("0", "1"):
@@ -98,91 +89,67 @@ def read_pairs(sources: Sequence[str | Path], language: str = "") -> tuple[list[
             if not problem and (is_blank(first) or is_blank(second)):
                 problem = "a sentence is empty"
             if problem:
-                raise InputError(f"{where}: {problem}.", "correct or remove this row.")
+                raise InputError(f"{file}, line {row.line}: {problem}.", "correct or remove this row")
             if NOT_TRANSLATED in (first.strip(), second.strip()):
                 left_out += 1
             else:
-                pairs.append(Pair(where, code, first, second, label == "1"))
+                pairs.append(Pair(f"{file}, line {row.line}", code, first, second, label == "1"))
         if len(pairs) + left_out == count:
-            raise InputError(f"{file}: holds no pairs.", "give a TSV file with sentence1, sentence2 and label.")
+            raise InputError(
+                f"{file}: no pairs.", "give a TSV file with the columns id, sentence1, sentence2 and label"
+            )
     return pairs, left_out
 
 
 def compare_rankings(store: Store, collection: str, encoder: Encoder, pairs: Iterable[Pair]) -> Iterator[Agreement]:
-    """Search for both sentences of each pair, and yield how much the rankings agree; the rankings are not kept."""
+    """Search for both sentences of each pair, and yield how much the rankings agree."""
     remaining = iter(pairs)
     while batch := list(islice(remaining, PAIRS_AT_ONCE)):
         sentences = [sentence for pair in batch for sentence in (pair.first, pair.second)]
         found = search(store, collection, encoder, sentences, RANKED, VECTORS)
+        ids = {name: [[hit.passage.passage_id for hit in hits] for hits in found[name]] for name in VECTORS}
         for number, pair in enumerate(batch):
-            values = {}
-            for name in VECTORS:
-                first, second = ([hit.passage.passage_id for hit in found[name][2 * number + n]] for n in (0, 1))
-                values[name] = {"RBO": rank_biased_overlap(first, second), f"overlap@{AT}": overlap(first, second)}
-            yield Agreement(pair, values)
-
-
-def rank_biased_overlap(first: Sequence[str], second: Sequence[str], persistence: float = PERSISTENCE) -> float:
-    """Return how much two rankings of one length agree, from 0 to 1, the first ranks counting most.
-
-    This is the extrapolated form, RBO_ext: beyond the last rank the agreement is taken to stay as it is there.
-
-    >>> round(rank_biased_overlap(["a", "b", "c"], ["a", "c", "b"]), 6)
-    0.955
-    """
-    if not first:
-        return 1.0
-    seen: tuple[set[str], set[str]] = (set(), set())
-    shared, weight, total, agreement = 0, 1.0, 0.0, 0.0
-    for depth, (one, other) in enumerate(zip(first, second, strict=True), start=1):
-        seen[0].add(one)
-        seen[1].add(other)
-        shared += (one in seen[1]) + (other in seen[0]) - (one == other)
-        agreement = shared / depth
-        total += weight * agreement
-        weight *= persistence
-    return (1 - persistence) * total + weight * agreement
-
-
-def overlap(first: Sequence[str], second: Sequence[str], k: int = AT) -> float:
-    """Return the share of passages that are among the first k of both rankings.
-
-    >>> overlap(["a", "b", "c"], ["c", "d", "a"], 2)
-    0.0
-    """
-    k = min(k, len(first))
-    return len(set(first[:k]) & set(second[:k])) / k if k else 1.0
+            ranked = {name: ids[name][2 * number : 2 * number + 2] for name in VECTORS}
+            yield Agreement(pair, {n: {m: agree(*two) for m, agree in AGREEMENTS.items()} for n, two in ranked.items()})
 
 
 def report_agreements(agreements: Iterable[Agreement], left_out: int = 0) -> Report:
-    """Report, for the plain and the augmented vectors, how much paraphrases agree, near-misses agree, and the AUC.
+    """Report the agreement of paraphrases and of near-misses, and the AUC, for plain and augmented vectors.
 
     Raises:
         InputError: There are no pairs.
     """
     languages: dict[str, str] = {}
-    shares: dict[str, dict[str, dict[str, float]]] = {name: {} for name in VECTORS}
+    shares: dict[str, dict[str, Shares]] = {name: {} for name in VECTORS}
     for pair, agreed in agreements:
         languages[pair.pair_id] = pair.language
         for name, measures in agreed.items():
             for measure, value in measures.items():
                 shares[name].setdefault(f"{measure} {KINDS[pair.is_paraphrase]}", {})[pair.pair_id] = 100 * value
     if not languages:
-        raise InputError(f"no pair is left: all {left_out} are {NOT_TRANSLATED}.", "give another file.")
+        raise InputError(f"no pairs: all {left_out} are {NOT_TRANSLATED}, not translated.", "give another --pairs file")
     notes = ["paraphrases should agree much and near-misses little; AUC is how often a paraphrase agrees more"]
     if left_out:
         notes.append(f"pairs left out because a sentence is {NOT_TRANSLATED}, not translated: {left_out}")
     values = {
-        name: {measure: average(by_pair, languages) for measure, by_pair in of.items()} for name, of in shares.items()
+        name: {key: comparison.average(of, languages) for key, of in kinds.items()} for name, kinds in shares.items()
     }
-    report = make_report(languages, values, notes=notes)
-    return _with_separation(report, languages, shares)
+    report = comparison.make_report(languages, values, notes=notes)
+    compared = dict(report.comparisons[VECTORS[1]])
+    for measure in AGREEMENTS:
+        if placements := _place_all(measure, languages, shares):
+            for name in VECTORS:
+                areas = {language: fmean(found[name][0].values()) for language, found in placements.items()}
+                per_pair = {id_: v for found in placements.values() for kind in found[name] for id_, v in kind.items()}
+                values[name][AREA + measure] = Values(fmean(areas.values()), areas, per_pair)
+            compared[AREA + measure] = compare_areas(placements)
+    return Report(report.questions, values, {VECTORS[1]: compared}, report.notes)
 
 
 def save_robustness(folder: Path, manifest: Mapping[str, Any], pairs: Iterable[Pair], report: Report) -> None:
-    """Write a results folder: the report in `robustness.json`, and a pair as a question of two lines.
+    """Write a results folder: the report in `robustness.json`, and each pair as a question of two lines.
 
-    `values.json` has no areas: what a pair adds to one cannot be compared as the values of questions are.
+    `values.json` has no areas: the part of a pair in an area cannot be compared like the value of a question.
 
     Raises:
         InputError: Something else has the folder's name.
@@ -198,75 +165,35 @@ def save_robustness(folder: Path, manifest: Mapping[str, Any], pairs: Iterable[P
             (final / name).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _with_separation(
-    report: Report, languages: Mapping[str, str], shares: Mapping[str, Mapping[str, Mapping[str, float]]]
-) -> Report:
-    """Add the areas under the ROC curves, for the languages that have at least two pairs of either kind."""
-    values = {name: dict(measures) for name, measures in report.values.items()}
-    comparisons = {name: dict(measures) for name, measures in report.comparisons.items()}
-    for measure in ("RBO", f"overlap@{AT}"):
-        placements: dict[str, dict[str, tuple[dict[str, float], dict[str, float]]]] = {}
+def _place_all(
+    measure: str, languages: Mapping[str, str], shares: Mapping[str, Mapping[str, Shares]]
+) -> dict[str, dict[str, tuple[Shares, Shares]]]:
+    """Return the placements by language and vector, for languages with at least two pairs of either kind."""
+    found: dict[str, dict[str, tuple[Shares, Shares]]] = {}
+    for language in sorted(set(languages.values())):
         for name in VECTORS:
-            kinds = [shares[name].get(f"{measure} {kind}", {}) for kind in KINDS.values()]
-            for language in sorted(set(languages.values())):
-                same, other = ({id_: v for id_, v in of.items() if languages[id_] == language} for of in kinds)
-                if len(same) > 1 and len(other) > 1:
-                    placements.setdefault(language, {})[name] = place(same, other)
-        if not placements:
-            continue
-        title = f"{AREA}{measure}"
-        for name in VECTORS:
-            areas = {language: fmean(found[name][0].values()) for language, found in placements.items()}
-            per_pair = {id_: v for found in placements.values() for kind in found[name] for id_, v in kind.items()}
-            values[name][title] = Values(fmean(areas.values()), areas, per_pair)
-        comparisons[VECTORS[1]][title] = compare_areas(placements)
-    return Report(report.questions, values, comparisons, report.notes)
+            kinds = (shares[name].get(f"{measure} {kind}", {}) for kind in KINDS.values())
+            same, other = ({id_: v for id_, v in of.items() if languages[id_] == language} for of in kinds)
+            if len(same) > 1 and len(other) > 1:
+                found.setdefault(language, {})[name] = place(same, other)
+    return found
 
 
-def place(same: Mapping[str, float], other: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return of each paraphrase the share of near-misses below it, and of each near-miss that of paraphrases above.
-
-    In percent; equal values count half. The mean of either is the area under the ROC curve.
-    """
-
-    def shares_below(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        ordered = np.sort(others)
-        found = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
-        return 50 * found / len(others)
-
-    above, below = (np.round(list(of.values()), 9) for of in (same, other))
-    return (
-        dict(zip(same, shares_below(above, below).tolist(), strict=True)),
-        dict(zip(other, shares_below(-below, -above).tolist(), strict=True)),
-    )
-
-
-def compare_areas(
-    placements: Mapping[str, Mapping[str, tuple[dict[str, float], dict[str, float]]]],
-) -> Comparison:
+def compare_areas(placements: Mapping[str, Mapping[str, tuple[Shares, Shares]]]) -> Comparison:
     """Compare the areas of the augmented vectors with those of the plain ones, in each language and on average."""
     per_language: dict[str, Difference] = {}
-    variances = []
-    total = [0, 0, 0]
+    variances, gained = [], []
     for language, found in placements.items():
-        gains = [
-            np.array([found[VECTORS[1]][kind][id_] - before for id_, before in found[VECTORS[0]][kind].items()])
-            for kind in (0, 1)
-        ]
+        plain, augmented = (found[name] for name in VECTORS)
+        gains = [np.array([augmented[kind][id_] - v for id_, v in plain[kind].items()]) for kind in (0, 1)]
         variances.append(sum(float(np.var(of, ddof=1)) / len(of) for of in gains))
-        both = np.concatenate(gains)
-        counts = [int(np.sum(both > 0)), int(np.sum(both < 0)), int(np.sum(both == 0))]
-        total = [a + b for a, b in zip(total, counts, strict=True)]
-        per_language[language] = _difference(float(np.mean(gains[0])), counts, variances[-1])
-    adjusted = adjust_by_holm([found.p for found in per_language.values() if found.p is not None])
-    for (language, difference), p in zip(per_language.items(), adjusted, strict=True):
-        per_language[language] = difference._replace(p_holm=p)
+        gained.append(np.concatenate(gains))
+        per_language[language] = _difference(float(np.mean(gains[0])), gained[-1], variances[-1])
     macro = fmean(found.points for found in per_language.values())
-    return Comparison(_difference(macro, total, sum(variances) / len(variances) ** 2), per_language)
+    overall = _difference(macro, np.concatenate(gained), sum(variances) / len(variances) ** 2)
+    return Comparison(overall, comparison.adjust_languages(per_language))
 
 
-def _difference(points: float, counts: Sequence[int], variance: float) -> Difference:
-    error = sqrt(variance)
-    p = erfc(abs(points) / error / sqrt(2)) if error else float(points == 0)
-    won, lost, tied = counts
-    return Difference(points, won, lost, tied, (points - 1.959964 * error, points + 1.959964 * error), p)
+def _difference(points: float, gains: npt.NDArray[np.float64], variance: float) -> Difference:
+    won, lost, tied = (int(np.sum(of)) for of in (gains > 0, gains < 0, gains == 0))
+    return Difference(points, won, lost, tied, *normal_test(points, variance))

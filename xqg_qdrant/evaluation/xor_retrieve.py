@@ -1,15 +1,15 @@
-"""The official score of XOR-Retrieve: is an answer among the first 2,000 or 5,000 tokens retrieved (R@2kt, R@5kt)?
+"""Compute the official score of XOR-Retrieve: R@2kt and R@5kt, an answer in the first 2,000 or 5,000 tokens.
 
-Counts as `eval_xor_retrieve.py` of AkariAsai/XORQA does, oddities included: it goes through the predictions, so a
-question without one is not counted; answers `yes` and `no` are dropped; contexts are tokenised, which changes their
-quotation marks, amounts and commas, but answers are not. Nobody else's figures could be compared otherwise.
+This counts like `eval_xor_retrieve.py` of AkariAsai/XORQA, including its oddities, so that figures are comparable. It
+iterates over the predictions, so a question without one is not counted. The answers `yes` and `no` are dropped.
+Contexts are tokenised, which changes their quotation marks, amounts and commas, but answers are not.
 
-The script takes NLTK's `word_tokenize` as it is installed, and so does this by default. NLTK changed it: since 3.9.3 it
-parts words at dashes (`1914–1918`), which alone keeps 17 of the 1,928 dev questions from ever being answered. To
-compare with figures published before that, ask for the rules `published`.
+The script uses the installed NLTK's `word_tokenize`, and so does this by default. Since 3.9.3 NLTK splits words at
+dashes (`1914–1918`); this alone makes 17 of the 1,928 dev questions unanswerable. The rules `published` reproduce the
+older behaviour, for comparisons with older figures.
 
-Needs NLTK and its English sentence splitter, and downloads neither. The parameters of the splitter come from a folder
-of NLTK data or from the wheel of llama-index-core, which is searched for them but never imported.
+NLTK and its English sentence splitter are required, and neither is downloaded. The parameters of the splitter come from
+a folder of NLTK data or from the files of llama-index-core, which is never imported.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from xqg_qdrant.records import Query, ScoredPassage
 
 TOKEN_BUDGETS = (2000, 5000)
 WordRules: TypeAlias = Literal["installed", "published"]
-"""The rules of `word_tokenize`: those of the NLTK that is installed, or those up to NLTK 3.9.2."""
+"""The rules of `word_tokenize`: those of the installed NLTK, or those of NLTK up to 3.9.2."""
 
 INSTALL = "pip install xqg-qdrant[xor]"
 
 
 class _Tokenised(NamedTuple):
-    """A text as its tokens joined by spaces, which takes a tenth of the memory of a list of them, and their number."""
+    """Tokens joined by spaces, which takes a tenth of the memory of a list, and their number."""
 
     text: str
     tokens: int
 
 
 def is_available() -> bool:
-    """Say whether NLTK and its English sentence splitter are installed."""
+    """Return whether NLTK and its English sentence splitter are installed."""
     try:
         load_tokenizer()
     except InputError:
@@ -52,7 +52,7 @@ def is_available() -> bool:
 
 @cache
 def load_tokenizer(rules: WordRules = "installed") -> Callable[[str], list[str]]:
-    """Return a function that gives the tokens of `nltk.word_tokenize` for English.
+    """Return a function that tokenises English like `nltk.word_tokenize`.
 
     Raises:
         InputError: NLTK or the parameters of its sentence splitter are not installed.
@@ -62,13 +62,13 @@ def load_tokenizer(rules: WordRules = "installed") -> Callable[[str], list[str]]
         from nltk.tokenize import NLTKWordTokenizer
         from nltk.tokenize.punkt import PunktTokenizer
     except ImportError as error:
-        raise InputError(f"the official score needs NLTK 3.9 or later; install it with: {INSTALL}") from error
+        raise InputError("the official score needs NLTK 3.9 or later.", INSTALL) from error
     folders = _bundled_data()
     nltk.data.path.extend(folders)
     try:
         split_sentences = PunktTokenizer("english").tokenize
     except LookupError as error:
-        raise InputError(f"NLTK's English sentence splitter is not installed; install it with: {INSTALL}") from error
+        raise InputError("NLTK's English sentence splitter is not installed.", INSTALL) from error
     finally:
         for folder in folders:
             nltk.data.path.remove(folder)
@@ -90,12 +90,12 @@ def score_predictions(
     token_budgets: Sequence[int] = TOKEN_BUDGETS,
     rules: WordRules = "installed",
 ) -> dict[str, dict[str, Any]]:
-    """Score predictions as the official script does, in percent.
+    """Score predictions like the official script, in percent.
 
     Returns:
         For each budget, under a name such as `R@2kt`: `macro`, the mean over languages; `per_language`; and
         `questions`, the number counted in each language. The dev set of XOR-Retrieve has 309 in ar, 304 in bn, 314 in
-        fi, 241 in ja, 285 in ko, 237 in ru and 238 in te: other numbers tell of missing predictions or wrong labels.
+        fi, 241 in ja, 285 in ko, 237 in ru and 238 in te; other numbers mean missing predictions or wrong labels.
 
     Raises:
         InputError: No prediction belongs to a question with an answer, or the tokenizer is not installed.
@@ -107,7 +107,9 @@ def score_predictions(
             found = answer_hits(prediction.contexts, answers[prediction.query_id], token_budgets, rules)
             hits[prediction.language].append(found)
     if not hits:
-        raise InputError("no prediction belongs to a question with an answer; check that the ids of both files agree")
+        raise InputError(
+            "no prediction belongs to a question with an answer.", "check that the ids of both files agree"
+        )
     scores = {}
     for at, budget in enumerate(token_budgets):
         per_language = {
@@ -128,14 +130,14 @@ def measure_name(token_budget: int, lenient: bool = False) -> str:
 
 
 def span_answers(query: Query) -> list[str]:
-    """Return the answers that can be looked for in a text: those that are not exactly `yes` or `no`."""
+    """Return the answers to search for in texts: all but exactly `yes` and `no`."""
     return [answer for answer in query.answers if answer not in ("yes", "no")]
 
 
 def add_tokenised(answers: Sequence[str], rules: WordRules = "installed") -> list[str]:
-    """Return the answers, and each once more split into tokens as contexts are: `$5` is found in them as `$ 5`.
+    """Return the answers, and each one tokenised like the contexts, so that `$5` is found as `$ 5`.
 
-    No official score: where it is taken, the measure is called lenient.
+    This is not the official score; measures that use it are called lenient.
     """
     tokenised = (_tokenised(answer, rules).text for answer in answers)
     return list(dict.fromkeys((*answers, *filter(None, tokenised))))
@@ -147,10 +149,10 @@ def answer_hits(
     token_budgets: Sequence[int] = TOKEN_BUDGETS,
     rules: WordRules = "installed",
 ) -> tuple[bool, ...]:
-    """Say for each budget of tokens whether an answer is in the contexts, cut to that many tokens and joined.
+    """Return for each token budget whether the contexts, joined and truncated to it, contain an answer.
 
-    Contexts beyond the largest budget are not read, nor are any beyond the first budget that holds an answer: a larger
-    budget begins with the same text.
+    Reading stops at the largest budget, or at the first budget with an answer, since larger ones start with the same
+    text.
     """
     parts: list[_Tokenised] = []
     count = 0
@@ -169,7 +171,7 @@ def answer_hits(
 
 
 def token_count(contexts: Iterable[str], limit: int, rules: WordRules = "installed") -> int:
-    """Return the number of tokens in the contexts, or `limit` where there are more."""
+    """Return the number of tokens in the contexts, at most `limit`."""
     count = 0
     for context in contexts:
         count += _tokenised(context, rules).tokens
@@ -178,7 +180,7 @@ def token_count(contexts: Iterable[str], limit: int, rules: WordRules = "install
     return count
 
 
-# The same passages are found for many questions. 2**16 of 100 words take some 60 MB.
+# Many questions find the same passages. 2**16 passages of 100 words take some 60 MB.
 @lru_cache(maxsize=1 << 16)
 def _tokenised(text: str, rules: WordRules) -> _Tokenised:
     tokens = load_tokenizer(rules)(text)
@@ -186,7 +188,7 @@ def _tokenised(text: str, rules: WordRules) -> _Tokenised:
 
 
 def _first_tokens(parts: Sequence[_Tokenised], limit: int) -> str:
-    """Join the first tokens of all parts with single spaces. No token holds white space, so parting them is safe."""
+    """Join the first tokens of all parts with single spaces; splitting is safe, as no token contains white space."""
     kept: list[str] = []
     for text, count in parts:
         if count:
@@ -198,7 +200,7 @@ def _first_tokens(parts: Sequence[_Tokenised], limit: int) -> str:
 
 
 def _bundled_data() -> list[str]:
-    """Return the folders of NLTK data that llama-index-core carries."""
+    """Return the folders of NLTK data in llama-index-core."""
     spec = importlib.util.find_spec("llama_index")
     roots = (spec.submodule_search_locations if spec else None) or ()
     folders = [Path(root, "core", "_static", "nltk_cache") for root in roots]
@@ -206,8 +208,8 @@ def _bundled_data() -> list[str]:
 
 
 Found: TypeAlias = Mapping[str, Sequence[ScoredPassage]]
-"""A run: for each query id the passages found, best first. One without an id, or without a text, is of a system that
-does not tell it: such a run has no recall, or no R@kt."""
+"""A run: for each query id the passages found, best first. A run whose passages lack ids has no recall, and one whose
+passages lack texts has no R@kt."""
 
 
 def find_answer_hits(
@@ -217,7 +219,7 @@ def find_answer_hits(
     rules: WordRules,
     lenient: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Return for each measure R@kt and each question 1 where an answer is among the tokens found, and 0 elsewhere."""
+    """Return by measure R@kt and question 1 if an answer is among the retrieved tokens, else 0."""
     hits: dict[str, dict[str, float]] = {}
     for query in queries:
         texts = (found.passage.text for found in run.get(query.query_id, ()))
@@ -238,7 +240,7 @@ def note_short_results(
     token_budgets: Sequence[int],
     rules: WordRules,
 ) -> list[str]:
-    """Say where misses may come from too few results: R@5kt of ten passages is R@1kt under another name."""
+    """Return notes on misses caused by too few results: R@5kt of ten passages is in fact R@1kt."""
     notes = []
     for budget in token_budgets:
         measure = measure_name(budget)
@@ -249,7 +251,7 @@ def note_short_results(
                 short += 1
         if short:
             notes.append(
-                f"{measure} of {name}: {short} of the questions missed have results of fewer than {budget:,} tokens; "
-                "search with a higher limit"
+                f"{measure} of {name}: {short} missed {'question has' if short == 1 else 'questions have'} results of "
+                f"fewer than {budget:,} tokens; search with a higher limit"
             )
     return notes

@@ -1,5 +1,1 @@
-"""Results folders → one offline HTML file with tables and charts.
-
-`page` puts it together with the templates beside it; `evaluations`, `sweeps` and `changes` say what is shown of each
-kind of folder; `charts` and `axes` have the geometry, `texts` what becomes of texts.
-"""
+"""Render HTML: the offline report of results folders, and the search page with its server."""

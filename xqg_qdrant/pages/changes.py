@@ -1,7 +1,4 @@
-"""Questions won and lost → what the page shows of them: both runs' passages, the answers and the query that decided.
-
-Knows the rows of `changes.jsonl`. Knows nothing of HTML.
-"""
+"""Prepare questions won and lost for the report: the passages of both runs, the answers, the decisive query."""
 
 from __future__ import annotations
 
@@ -15,16 +12,16 @@ BEFORE_ANSWER = 100
 
 
 class Part(NamedTuple):
-    """A piece of a text; `marked` where an answer stands."""
+    """A piece of a text; `marked` if it is an answer."""
 
     text: str
     marked: bool
 
 
 def marked_parts(text: str, answers: Sequence[str], longest: int) -> list[Part]:
-    """Cut a text into pieces, those marked that hold an answer as the official score looks for it: letter by letter.
+    """Split a text into pieces, and mark the answers, matched exactly like in the official score.
 
-    Of a text that is longer than `longest` the surroundings of its first answer are kept, with … for what is left out.
+    A text longer than `longest` is truncated to the surroundings of its first answer, with … for omissions.
 
     >>> marked_parts("in 1642 metres", ["1642"], 100)
     [Part(text='in ', marked=False), Part(text='1642', marked=True), Part(text=' metres', marked=False)]
@@ -47,21 +44,21 @@ def marked_parts(text: str, answers: Sequence[str], longest: int) -> list[Part]:
 
 
 def _spaced(answer: str) -> str:
-    """Return a pattern for an answer, whatever white space parts its words."""
+    """Return a pattern for an answer with any white space between its words."""
     return r"\s+".join(map(re.escape, answer.split()))
 
 
 Json = Mapping[str, Any]
 
 SHOWN_A_LANGUAGE = 10
-"""Of hundreds of questions that changed, nobody reads more; all are in the folder."""
+"""More of hundreds of questions would not be read; all are in the folder."""
 SHOWN_CHARACTERS = 900
 SHOWN_OF_OTHERS = 260
-"""Of passages that are neither right nor moved anything, enough to know what they are about."""
+"""For passages that are neither relevant nor decisive: enough to see what they are about."""
 
 
 class Hit(NamedTuple):
-    """A passage found; `decisive` where the question was won or lost by it."""
+    """A passage found; `decisive` if the question was won or lost because of it."""
 
     rank: int
     score: float
@@ -75,7 +72,7 @@ class Hit(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A question that one of the runs answers better, and what both found."""
+    """A question that one of the runs answers better, with the hits of both."""
 
     query_id: str
     language: str
@@ -88,7 +85,7 @@ class Change(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """The questions won, or those lost; `total` of them are in the folder."""
+    """The questions won, or those lost; `total` is their number in the folder."""
 
     title: str
     shown: Sequence[Change]
@@ -96,7 +93,7 @@ class Changes(NamedTuple):
 
 
 def view_changes(rows: Sequence[Json]) -> list[Changes]:
-    """Return the questions won and those lost, some of each language."""
+    """Prepare the questions won and those lost, some of each language."""
     won = [row for row in rows if row["after"] > row["before"]]
     lost = [row for row in rows if row["after"] < row["before"]]
     return [_some_of("won", won), _some_of("lost", lost)]
@@ -126,9 +123,9 @@ def _view_change(row: Json) -> Change:
 
 
 def _risen(before: Sequence[Json], after: Sequence[Json], won: bool) -> int | None:
-    """Return the rank of the passage by which a question was won or lost, None where it is not among those saved.
+    """Return the rank of the passage that decided a question, or None if it is not among the saved ones.
 
-    Won is a question by a relevant passage that rose, lost by another one that did.
+    A question is won by a relevant passage that rose, and lost by an irrelevant one that rose.
     """
     ranks = {hit["passage_id"]: hit["rank"] for hit in before}
     for hit in after:

@@ -1,7 +1,6 @@
-"""Figures → the coordinates of charts: lines with bands, rows of marks with intervals.
+"""Compute the coordinates of charts: lines with bands, rows of marks with intervals.
 
-Knows numbers and geometry. Knows nothing of HTML: the template draws what stands here. A chart is about as wide as a
-phone, because a drawing that shrinks shrinks its letters too.
+The templates draw them. A chart is about as wide as a phone, because scaling a drawing down would shrink its text.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ LONGEST_LABEL = 20
 
 
 class Point(NamedTuple):
-    """A measured value, with its interval where there is one; `x` means nothing in a chart of rows."""
+    """A measured value with its interval, if any; `x` is unused in a chart of rows."""
 
     y: float
     low: float | None = None
@@ -31,14 +30,14 @@ class Point(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Points that belong together, drawn in one colour and with one kind of mark."""
+    """Points drawn in one colour and with one kind of mark."""
 
     name: str
     points: Sequence[Point]
 
 
 class Row(NamedTuple):
-    """A line of a chart of rows: one point for each series (None where it has none), and a word at its right."""
+    """A row of a chart: one point for each series (None if missing), and a word on the right."""
 
     label: str
     points: Sequence[Point | None]
@@ -46,7 +45,7 @@ class Row(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A point as it is drawn: where, with which ends of its interval along the axis of values, and what it says."""
+    """A drawn point: its position, the ends of its interval along the value axis, and its label."""
 
     x: float
     y: float
@@ -56,7 +55,7 @@ class Mark(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A series as it is drawn: the path of its line, that of its band (empty where there is none), and its marks."""
+    """A drawn series: the paths of its line and of its band (empty if there is none), and its marks."""
 
     name: str
     line: str
@@ -65,7 +64,7 @@ class Curve(NamedTuple):
 
 
 class Baseline(NamedTuple):
-    """A value that others are compared with: where its line stands, and its band from `start` over `length`."""
+    """A value that others are compared with: the position of its line, and its band from `start` over `length`."""
 
     name: str
     at: float
@@ -74,7 +73,7 @@ class Baseline(NamedTuple):
 
 
 class LineChart(NamedTuple):
-    """Values over a number."""
+    """A chart of values over a number."""
 
     title: str
     description: str
@@ -90,7 +89,7 @@ class LineChart(NamedTuple):
 
 
 class DrawnRow(NamedTuple):
-    """A row as it is drawn; `span` is the line between marks that have no intervals."""
+    """A drawn row; `span` is the line between marks without intervals."""
 
     y: float
     label: str
@@ -101,7 +100,7 @@ class DrawnRow(NamedTuple):
 
 
 class RowChart(NamedTuple):
-    """Values, one below the other, for things that have no order of their own."""
+    """A chart of values in rows, for things without an order."""
 
     title: str
     description: str
@@ -126,17 +125,17 @@ def draw_lines(
     whole: bool = False,
     baseline: tuple[str, Point] | None = None,
 ) -> LineChart:
-    """Draw values over a number, with bands where every point of a series has an interval.
+    """Draw values over a number, with bands if every point of a series has an interval.
 
     Args:
-        title: What the chart shows, in a few words.
-        description: The same for those who do not see it, with what it comes to.
-        x_label: What the number is.
-        y_label: What the value is.
+        title: The title, in a few words.
+        description: A text alternative, with the main result.
+        x_label: The label of the number.
+        y_label: The label of the value.
         series: The lines.
-        log: The number is drawn on a logarithmic axis; it is positive then.
-        whole: The number is counted: no mark between 1 and 2.
-        baseline: The name of a value that does not depend on the number, and the value.
+        log: Use a logarithmic axis for the number, which must be positive.
+        whole: The number is an integer: no ticks between 1 and 2.
+        baseline: The name and value of something that does not depend on the number.
     """
     points = [point for one in series for point in one.points]
     y = _value_axis([*points, baseline[1]] if baseline else points, LINE_HEIGHT - BOTTOM, TOP)
@@ -167,16 +166,16 @@ def draw_rows(
     zero: bool = False,
     baseline: tuple[str, Point] | None = None,
 ) -> RowChart:
-    """Draw one row below the other, in each a mark for each series.
+    """Draw rows, each with a mark for each series.
 
     Args:
-        title: What the chart shows, in a few words.
-        description: The same for those who do not see it, with what it comes to.
-        x_label: What the values are.
-        names: The series, in the order of the points of each row.
-        rows: What stands below each other.
-        zero: The values are differences: zero is on the axis, and a line stands there.
-        baseline: The name of a value that all are compared with, and the value.
+        title: The title, in a few words.
+        description: A text alternative, with the main result.
+        x_label: The label of the values.
+        names: The names of the series, in the order of the points of each row.
+        rows: The rows from top to bottom.
+        zero: The values are differences: draw a line at zero.
+        baseline: The name and value of something that all are compared with.
     """
     points = [point for row in rows for point in row.points if point is not None]
     if zero:
@@ -185,7 +184,7 @@ def draw_rows(
     left = 14 + LETTER * max(map(_columns, labels))
     note = 12 + LETTER * max(len(row.note) for row in rows)
     x = _value_axis([*points, baseline[1]] if baseline else points, left + 6, WIDTH - max(RIGHT, note))
-    # Intervals would hide each other on one line; bare values are compared more easily there.
+    # Intervals on one line would overlap; values without intervals are easier to compare on one line.
     apart = ROW_STEP if any(point.low is not None for point in points) else 0.0
     step = max(2 * ROW_STEP, apart * len(names) + ROW_STEP / 2)
     drawn = []
@@ -222,7 +221,7 @@ def describe_point(point: Point, signed: bool = False) -> str:
 
 
 def shorten_label(label: str) -> str:
-    """Cut what would leave no room for the drawing, after what a page shows as escapes has become them."""
+    """Truncate a label to leave room for the drawing, after control characters have become escapes."""
     label = one_line(label)
     return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
 
@@ -232,7 +231,7 @@ def _columns(label: str) -> int:
 
 
 def _value_axis(points: Sequence[Point], start: float, end: float) -> Axis:
-    """Return an axis that holds every value and interval, with a little room at both ends."""
+    """Return an axis that covers every value and interval, with some room at both ends."""
     values = [value for point in points for value in (point.y, point.low, point.high) if value is not None]
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or 1.0
@@ -262,14 +261,14 @@ def _path(corners: Sequence[tuple[float, float | None]]) -> str:
 
 
 class Tick(NamedTuple):
-    """A place on an axis, and what is written there."""
+    """A position on an axis, and its label."""
 
     at: float
     label: str
 
 
 class Axis(NamedTuple):
-    """Values from `low` to `high` on pixels from `start` to `end`."""
+    """A mapping of values from `low` to `high` to pixels from `start` to `end`."""
 
     low: float
     high: float
@@ -278,7 +277,7 @@ class Axis(NamedTuple):
     log: bool = False
 
     def at(self, value: float) -> float:
-        """Return where a value stands, to a tenth of a pixel.
+        """Return the position of a value, rounded to a tenth of a pixel.
 
         >>> Axis(0.01, 1.0, 0, 100, log=True).at(0.1)
         50.0
@@ -287,7 +286,7 @@ class Axis(NamedTuple):
         return round(self.start + (value - low) / (high - low) * (self.end - self.start), 1)
 
     def ticks(self) -> list[Tick]:
-        """Return the round values of the axis: at most seven, or 1, 2 and 5 of every power of ten."""
+        """Return the ticks: at most seven, or 1, 2 and 5 times each power of ten."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             digits = (1, 2, 5) if len(powers) <= 3 else (1,)
@@ -301,7 +300,7 @@ class Axis(NamedTuple):
 
 
 def tick_step(span: float) -> float:
-    """Return the smallest of 1, 2 and 5 times a power of ten that parts a span into at most six.
+    """Return the smallest of 1, 2 and 5 times a power of ten that divides a span into at most six steps.
 
     >>> tick_step(10), tick_step(0.7), tick_step(100)
     (2.0, 0.2, 20.0)

@@ -1,7 +1,4 @@
-"""Saved evaluations → tables by language with stars and intervals, charts of them, and all runs side by side.
-
-Knows measures, runs and differences. Knows nothing of HTML.
-"""
+"""Prepare saved evaluations for the report: tables by language, charts, and all runs side by side."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 
 class Gain(NamedTuple):
-    """How far a run is from the first one: points with interval and p-value, and the questions won and lost."""
+    """A run's difference from the first run: points with interval and p-value, and the questions won and lost."""
 
     points: float
     low: float
@@ -39,7 +36,7 @@ class Line(NamedTuple):
 
 
 class MeasureTable(NamedTuple):
-    """A measure by language; `compared` are the runs that the gains are of, over the first of `runs`."""
+    """A measure by language; `compared` are the runs with gains over the first of `runs`."""
 
     measure: str
     runs: Sequence[str]
@@ -49,7 +46,7 @@ class MeasureTable(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What the page shows of figures; `counted` is what they are of: questions, or pairs of them."""
+    """What the page shows of an evaluation; `counted` is the unit of the figures, `questions` or `pairs`."""
 
     counted: str
     explained: str
@@ -59,7 +56,7 @@ class Evaluation(NamedTuple):
 
 
 class RunLine(NamedTuple):
-    """A run among those of several evaluations; `gain` is over the first of them."""
+    """A run of one of several evaluations; `gain` is over the first of all runs."""
 
     source: str
     run: str
@@ -70,7 +67,7 @@ class RunLine(NamedTuple):
 
 
 class SideBySide(NamedTuple):
-    """The runs of several evaluations that asked the same questions, in one measure."""
+    """The runs of several evaluations of the same questions, in one measure."""
 
     measure: str
     questions: int
@@ -80,7 +77,7 @@ class SideBySide(NamedTuple):
 
 
 def stars_of(p: float | None) -> str:
-    """Return how unlikely chance is, as papers mark it.
+    """Return the stars that mark a p-value.
 
     >>> stars_of(0.049), stars_of(0.05)
     ('*', '')
@@ -89,18 +86,18 @@ def stars_of(p: float | None) -> str:
 
 
 def view_evaluation(report: Report, languages: Mapping[str, str], test: TestName = "randomisation") -> Evaluation:
-    """Return tables and charts of a report.
+    """Prepare the tables and charts of a report.
 
     Args:
         report: The report. One that was saved as JSON has no values of single questions.
         languages: The language of each question.
-        test: The test that the p-values are of.
+        test: The test of the p-values.
     """
     tables = [_table(report, measure, languages) for measure in report.measures]
     first = tables[0]
     return Evaluation(
         "questions",
-        f"p is of a paired {TESTS[test]}; in a language it allows for the number of languages (Holm).",
+        f"p is from a paired {TESTS[test]}; per-language p-values are Holm-corrected.",
         [_sentence(first, number) for number in range(len(first.compared))],
         tables,
         [*_gain_chart(first), _value_chart(report, first, languages)],
@@ -108,10 +105,10 @@ def view_evaluation(report: Report, languages: Mapping[str, str], test: TestName
 
 
 def view_robustness(report: Report) -> Evaluation:
-    """Return tables and charts of how far rankings of pairs agree, where more is not always better."""
+    """Prepare the tables and charts of the agreement of pairs, where more is not always better."""
     tables = [_table(report, measure, {}) for measure in report.measures]
-    tests = "p is of a paired randomisation test, of AUC that of DeLong"
-    explained = f"{tests}; in a language it allows for the number of languages (Holm)."
+    tests = "p is from a paired randomisation test, for AUC from DeLong's"
+    explained = f"{tests}; per-language p-values are Holm-corrected."
     charts = [*_gain_chart(tables[0]), _value_chart(report, tables[0], {})]
     return Evaluation("pairs", explained, report.notes, tables, charts)
 
@@ -119,7 +116,7 @@ def view_robustness(report: Report) -> Evaluation:
 def view_side_by_side(
     runs: Sequence[tuple[str, str, Values]], measure: str, languages: Mapping[str, str], test: TestName
 ) -> SideBySide:
-    """Return runs that answered the same questions, each with the name of its evaluation, its own, and its values."""
+    """Prepare runs on the same questions, each given as the name of its evaluation, its name, and its values."""
     report = make_report(languages, {str(n): {measure: values} for n, (_, _, values) in enumerate(runs)}, test)
     best = max(values.macro for _, _, values in runs)
     lines = []
@@ -141,7 +138,7 @@ def view_side_by_side(
 
 
 def _table(report: Report, measure: str, languages: Mapping[str, str]) -> MeasureTable:
-    """Return a measure by language; a run that was not measured by it is left out."""
+    """Return a measure by language, without the runs that lack it."""
     values = {run: measures[measure] for run, measures in report.values.items() if measure in measures}
     comparisons = {run: found[measure] for run, found in report.comparisons.items() if measure in found}
     reference = next(iter(values.values()))
@@ -175,13 +172,13 @@ def _language_gain(comparison: Comparison, language: str) -> Gain | None:
 
 
 def _gain(difference: Difference) -> Gain:
-    """Return a difference; that of a language counts as significant by the p-value that allows for their number."""
+    """Return a difference; for a language, the stars are those of the Holm-corrected p-value."""
     p = difference.p if difference.p_holm is None else difference.p_holm
     return Gain(difference.points, *difference.interval, p, stars_of(p), difference.won, difference.lost)
 
 
 def _sentence(table: MeasureTable, number: int) -> str:
-    """Say what a run came to against the first."""
+    """Compare a run with the first, as a sentence or two."""
     run = table.compared[number]
     gain = table.total.gains[number]
     if gain is None:
@@ -209,16 +206,16 @@ def _gain_chart(table: MeasureTable) -> list[RowChart]:
         Row(
             line.language,
             [gain and Point(gain.points, gain.low, gain.high) for gain in line.gains],
-            # Of several runs it would not be known whose stars they are: the table tells.
+            # With several runs it would be unclear whose stars they are; the table has them.
             line.gains[0].stars if len(line.gains) == 1 and line.gains[0] else "",
         )
         for line in _lines(table)
     ]
     return [
         draw_rows(
-            f"{table.measure}: differences to {table.runs[0]}",
+            f"{table.measure}: differences from {table.runs[0]}",
             "Differences with 95% bootstrap intervals; the line is no difference.",
-            "points of percent",
+            "percentage points",
             table.compared,
             rows,
             zero=True,

@@ -1,7 +1,4 @@
-"""Results folders → one HTML file that needs nothing else: no script, no network, no other file.
-
-Knows which part of the page each kind of folder makes. Knows nothing of how folders are read.
-"""
+"""Render results folders as one self-contained HTML file: no scripts, no network, no other files."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import NamedTuple
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.comparison import languages_of, make_report
-from xqg_qdrant.evaluation.results import CHANGES, Results
+from xqg_qdrant.evaluation.results import CHANGES, REPEAT, Results
 from xqg_qdrant.evaluation.significance import TestName
 from xqg_qdrant.pages.changes import Changes, view_changes
 from xqg_qdrant.pages.evaluations import (
@@ -28,7 +25,7 @@ from xqg_qdrant.pages.templates import open_templates
 
 
 class Yield(NamedTuple):
-    """How many generated queries of a language were asked for, kept, and dropped for their script (None: unknown)."""
+    """Generated queries of a language: requested, kept, and dropped for their script (None: unknown)."""
 
     language: str
     asked: int
@@ -37,7 +34,7 @@ class Yield(NamedTuple):
 
 
 class Section(NamedTuple):
-    """What the page shows of one folder; what its kind does not have is None or empty."""
+    """What the page shows of one folder; parts that its kind lacks are None or empty."""
 
     name: str
     kind: str
@@ -51,7 +48,7 @@ class Section(NamedTuple):
 
 
 def render_report(results: Sequence[Results]) -> str:
-    """Return the HTML of a report on what results folders hold, in the order given.
+    """Return a report on results folders as HTML, in the order given.
 
     Raises:
         InputError: Jinja2 is not installed.
@@ -67,10 +64,10 @@ def render_report(results: Sequence[Results]) -> str:
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write a page in the place of what has its name: whole, or not at all.
+    """Write a page atomically, replacing an existing file.
 
     Raises:
-        InputError: It cannot be written there.
+        InputError: The file cannot be written.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
@@ -78,11 +75,11 @@ def write_page(path: Path, page: str) -> None:
         unfinished.replace(path)
     except (OSError, ValueError) as error:
         unfinished.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error}).", "name another file with --output.") from error
+        raise InputError(f"{path} cannot be written ({error}).", "choose another file with --output") from error
 
 
 def _distinct_names(results: Sequence[Results]) -> list[str]:
-    """Return the names of the folders, or their paths where two have one name."""
+    """Return the names of the folders, or their paths where names clash."""
     names = [one.folder.resolve().name for one in results]
     return [name if names.count(name) == 1 else str(one.folder) for name, one in zip(names, results, strict=True)]
 
@@ -107,7 +104,7 @@ def _section(one: Results, name: str) -> Section:
             None if pilot is None else view_pilot(pilot),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{one.folder}: is damaged ({error!r}).", "make the results again, with --save.") from error
+        raise InputError(f"{one.folder} is damaged ({error!r}).", REPEAT) from error
 
 
 def _evaluation(one: Results) -> Evaluation | None:
@@ -126,7 +123,7 @@ def _test_of(one: Results) -> TestName:
 
 
 def _side_by_side(results: Sequence[Results], names: Sequence[str]) -> Iterator[SideBySide]:
-    """Yield, for evaluations that asked the same questions, their runs side by side in every measure of the first."""
+    """Yield the runs of evaluations of the same questions side by side, for every measure of the first."""
     alike: dict[tuple[tuple[str, str], ...], list[tuple[str, Results]]] = {}
     for one, name in zip(results, names, strict=True):
         if one.manifest["kind"] == "evaluation" and one.values:
@@ -138,7 +135,7 @@ def _side_by_side(results: Sequence[Results], names: Sequence[str]) -> Iterator[
         first = group[0][1]
         found = [(name, run, measures) for name, one in group for run, measures in one.values.items()]
         for measure, reference in next(iter(first.values.values())).items():
-            # A measure counts the questions with judgements or answers: these may differ although the questions do not.
+            # A measure covers the questions with judgements or answers, which may differ for the same questions.
             runs = [
                 (name, run, measures[measure])
                 for name, run, measures in found
@@ -149,7 +146,7 @@ def _side_by_side(results: Sequence[Results], names: Sequence[str]) -> Iterator[
 
 
 def _facts(value: object, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yield what a manifest holds, one fact a line: `data.qrels.rows`."""
+    """Yield the values of a manifest with their dotted names, such as `data.qrels.rows`."""
     match value:
         case dict() if value:
             for key, inner in value.items():

@@ -1,7 +1,4 @@
-"""What was found → the page: the rankings side by side, with the generated query that speaks for each passage.
-
-Knows the templates beside it, and the style that it shares with the report. Knows nothing of HTTP.
-"""
+"""Search a collection and render the rankings side by side, with the generated query that matched each passage."""
 
 from __future__ import annotations
 
@@ -19,19 +16,19 @@ from xqg_qdrant.retrieval import HYBRID, Hit, Ranker, check_collection, match_qu
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Store
 
-# So much stands there at once, and so much where a passage is opened; the JSON has all.
+# The text shown at first, and when a passage is opened; the JSON has all of it.
 SHOWN_CHARACTERS, MOST_CHARACTERS = 240, 5000
 HEADINGS = {
     PASSAGE_VECTOR: ("Without augmentation", "by the plain vectors (passage)"),
-    XQG_VECTOR: ("With augmentation", "by the vectors that generated queries are part of (xqg)"),
-    HYBRID: ("With terms, too", "by augmented vectors and by terms, half and half (hybrid)"),
+    XQG_VECTOR: ("With augmentation", "by vectors that include generated queries (xqg)"),
+    HYBRID: ("With terms too", "by augmented vectors and by terms, half and half (hybrid)"),
 }
 
 
 class Shown(NamedTuple):
-    """A passage found; `rest` is the part of its text that is folded away.
+    """A passage found; `rest` is the part of its text that is hidden at first.
 
-    `query` is its generated query that is nearest to the question, `moved` what became of its rank.
+    `query` is its generated query that is nearest to the question, `moved` the change of its rank.
     """
 
     rank: int
@@ -45,7 +42,7 @@ class Shown(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A ranking, and what it found; `augmented` where generated queries took part in it."""
+    """A ranking with its hits; `augmented` if it uses generated queries."""
 
     heading: str
     explanation: str
@@ -57,7 +54,7 @@ class SearchPage:
     """The page of one collection."""
 
     def __init__(self, collection: str, location: str, longest: int, most: int) -> None:
-        """Open the templates; `longest` is the length of a question, `most` the limit, that the form lets pass.
+        """Open the templates; `longest` and `most` are the form's bounds for the length of a question and the limit.
 
         Raises:
             InputError: Jinja2 is not installed.
@@ -69,7 +66,7 @@ class SearchPage:
     def render(
         self, question: str, limit: int, found: Mapping[str, Sequence[Hit]] | None, problem: Mapping[str, str] | None
     ) -> str:
-        """Return the HTML for a question, for the problem that there was, or of the empty form."""
+        """Return the HTML of the hits, of a problem, or of the empty form."""
         columns = [] if found is None else view_rankings(found)
         return self._template.render(
             question=question, limit=limit, columns=columns, problem=problem, asked=found is not None, **self._fixed
@@ -77,12 +74,12 @@ class SearchPage:
 
 
 def read_style() -> str:
-    """Return the style sheet: that of the report, and what only the search page has."""
-    return "".join((files("xqg_qdrant.pages") / name).read_text("utf-8") for name in ("page.css", "search.css"))
+    """Return the style sheet: that of the report, and the rules of the search page."""
+    return "".join((files(__package__) / name).read_text("utf-8") for name in ("page.css", "search.css"))
 
 
 def view_rankings(found: Mapping[str, Sequence[Hit]]) -> list[Column]:
-    """Return the columns of the page; all but that of the plain vectors say from where a passage came."""
+    """Return the columns of the page; all but the plain vectors' show how each rank changed."""
     plain = {hit.found.passage.passage_id: rank for rank, hit in enumerate(found[PASSAGE_VECTOR], start=1)}
     return [
         Column(
@@ -109,7 +106,7 @@ def _shorten(text: str) -> str:
 
 
 def _cut(text: str) -> tuple[str, str]:
-    """Return the beginning of a text, which ends between words where there are any, and the rest."""
+    """Split a text into its beginning and the rest, between words if possible."""
     if len(text) <= SHOWN_CHARACTERS:
         return text, ""
     end = text.rfind(" ", SHOWN_CHARACTERS // 2, SHOWN_CHARACTERS)
@@ -127,11 +124,11 @@ class Finder:
     """One collection and the encoder that it was made with."""
 
     def __init__(self, store: Store, collection: str, encoder: Encoder) -> None:
-        """Make sure that the collection can be searched.
+        """Check that the collection can be searched.
 
         Raises:
-            InputError: there is no such collection.
-            MismatchError: it was made with another encoder.
+            InputError: There is no such collection.
+            MismatchError: It was made with another encoder.
         """
         check_collection(store, collection, encoder)
         sparse = is_sparse(read_existing_fingerprint(store, collection))
@@ -144,14 +141,14 @@ class Finder:
         self._lock = Lock()
 
     def find(self, question: str, limit: int) -> dict[str, list[Hit]]:
-        """Return the `limit` best passages of each ranking, each with its query that is nearest to the question.
+        """Return the `limit` best passages of each ranking, each with its query nearest to the question.
 
         The ranking by plain vectors comes first.
         """
         vector = self._encoder.encode_queries([question])
         with self._lock:
             found = {name: self._ranker.rank([question], vector, name, limit)[0] for name in self._rankings}
-        # All at once: the rankings find many of the same passages.
+        # In one call, because the rankings share many passages.
         matched = iter(match_queries(self._encoder, vector[0], [scored for hits in found.values() for scored in hits]))
         return {name: [Hit(scored, next(matched)) for scored in hits] for name, hits in found.items()}
 
@@ -160,10 +157,13 @@ def choose_collection(store: Store) -> str:
     """Return the only collection of a store.
 
     Raises:
-        InputError: there is none, or there are several.
+        InputError: There is none, or there are several.
     """
-    there = store.collections()
-    if len(there) != 1:
-        cure = "name one with --collection" if there else "make one with xqg ingest"
-        raise InputError(f"{store.location} has the collections: {', '.join(there) or 'none'}.", f"{cure}.")
-    return there[0]
+    names = store.collections()
+    if not names:
+        raise InputError(f"there are no collections in {store.location}.", "make one with xqg ingest")
+    if len(names) > 1:
+        raise InputError(
+            f"there are several collections in {store.location}: {', '.join(names)}.", "choose one with --collection"
+        )
+    return names[0]

@@ -1,13 +1,12 @@
-"""HTTP: the page, its style, the JSON, and who may ask.
+"""Serve the search page over HTTP.
 
     GET /                       the page
-    GET /?q=QUESTION&limit=5    the page with what was found
-    GET /api/search?q=…&limit=… the same as JSON; errors too, with what, where and cure
+    GET /?q=QUESTION&limit=5    the page with hits
+    GET /api/search?q=…&limit=… the hits as JSON; errors are JSON too, with what, where and cure
     GET /style.css
 
-The only door to Starlette and uvicorn. A page of another origin can neither read what is here (no CORS), nor pretend to
-be this one by a name of its own that leads to this machine: the Host header has to be one of the names allowed. No
-answer may be framed, or run a script. Knows nothing of collections.
+Pages of other origins cannot read the answers (no CORS). DNS rebinding is prevented by checking the Host header against
+the allowed names. No response may be framed or run scripts.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ try:
     from starlette.routing import Route
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 except ImportError as error:
-    raise InputError("xqg serve needs Starlette and uvicorn.", "pip install 'xqg-qdrant[serve]'.") from error
+    raise InputError("xqg serve needs Starlette and uvicorn.", "pip install 'xqg-qdrant[serve]'") from error
 
 ADDRESS = "127.0.0.1"
 LOCAL_NAMES = ("localhost", "127.0.0.1")
@@ -38,7 +37,7 @@ DEFAULT_LIMIT = 5
 MOST_LIMIT = 50
 LONGEST_QUESTION = 1000
 API = "/api/"
-# So long a question that is being answered may take when the server ends.
+# How long a request in progress may take when the server stops.
 GRACE_SECONDS = 10
 
 HEADERS = {
@@ -61,12 +60,12 @@ class Problem(NamedTuple):
     cure: str
 
     def to_json(self) -> dict[str, str]:
-        """Return what the asker is told."""
+        """Return the problem as JSON values."""
         return {"what": self.what, "where": self.where, "cure": self.cure}
 
 
 class Guard:
-    """Lets only those in who ask for this machine by one of its names, and gives every answer the headers above."""
+    """Refuse requests with another Host header than the allowed names, and add `HEADERS` to every response."""
 
     def __init__(self, app: ASGIApp, names: Iterable[str]) -> None:
         self._app = app
@@ -89,7 +88,7 @@ class Guard:
             await self._app(scope, receive, send_guarded)
         else:
             cure = "open it as http://localhost:PORT/, or allow the name: xqg serve --allow-host NAME"
-            refused = Problem(421, "this name is not one that the page is served by", "the Host header", cure)
+            refused = Problem(421, "the page is not served under this name", "the Host header", cure)
             await _json(refused.status, {"error": refused.to_json()})(scope, receive, send_guarded)
 
     def _is_named(self, host: str) -> bool:
@@ -98,7 +97,7 @@ class Guard:
 
 
 def make_app(finder: Finder, names: Iterable[str] = ()) -> ASGIApp:
-    """Return the application; `names` are allowed as Host beside those of this machine."""
+    """Return the application; `names` are allowed as Host besides those of this machine."""
     page = SearchPage(finder.collection, finder.location, LONGEST_QUESTION, MOST_LIMIT)
     style = read_style()
 
@@ -142,7 +141,10 @@ def make_app(finder: Finder, names: Iterable[str] = ()) -> ASGIApp:
         return explain(request, Problem(error.status_code, error.detail, request.url.path, cure), error.headers)
 
     def explain_bug(request: Request, error: Exception) -> Response:
-        return explain(request, Problem(500, "this is a bug in xqg", request.url.path, "report what its terminal says"))
+        return explain(
+            request,
+            Problem(500, "this is a bug in xqg", request.url.path, "report what the terminal of xqg serve shows"),
+        )
 
     handlers: Mapping[Any, Callable[[Request, Exception], Response]] = {
         RefusedError: explain_asked,
@@ -155,7 +157,7 @@ def make_app(finder: Finder, names: Iterable[str] = ()) -> ASGIApp:
 
 
 class RefusedError(Exception):
-    """A request that cannot be answered as it is."""
+    """A request that cannot be answered."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.what)
@@ -163,19 +165,19 @@ class RefusedError(Exception):
 
 
 def listen(port: int) -> socket.socket:
-    """Return a socket of this machine alone; port 0 is any that is free.
+    """Return a socket that listens on this machine only; port 0 is any free port.
 
     Raises:
-        InputError: the port is taken.
+        InputError: The port is taken.
     """
     try:
         return socket.create_server((ADDRESS, port))
     except OSError as error:
-        raise InputError(f"cannot listen at {ADDRESS}:{port} ({error}).", "choose another --port.") from error
+        raise InputError(f"cannot listen on {ADDRESS}:{port} ({error}).", "choose another --port") from error
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
-    """Return a server that says nothing of its own but warnings."""
+    """Return a server that logs only warnings."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -191,9 +193,9 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
 def _read_question(request: Request) -> tuple[str, int]:
     question, limit = request.query_params.get("q", "").strip(), request.query_params.get("limit", str(DEFAULT_LIMIT))
     if not question:
-        raise RefusedError(Problem(400, "there is no question", "the parameter q", "ask with ?q=QUESTION"))
+        raise RefusedError(Problem(400, "the question is missing", "the parameter q", "ask with ?q=QUESTION"))
     if len(question) > LONGEST_QUESTION:
-        what = f"the question has {len(question)} characters, the longest that is answered has {LONGEST_QUESTION}"
+        what = f"the question has {len(question)} characters, the maximum is {LONGEST_QUESTION}"
         raise RefusedError(Problem(400, what, "the parameter q", "ask in fewer words"))
     if not (limit.isascii() and limit.isdecimal() and len(limit) < 5 and 1 <= int(limit) <= MOST_LIMIT):
         what = f"the limit is {limit[:20]!r}"

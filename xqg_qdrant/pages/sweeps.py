@@ -1,7 +1,4 @@
-"""What `xqg sweep` and `xqg pilot` found → charts of the measure over each setting, their table, and the choice.
-
-Knows the names of the settings. Knows nothing of HTML.
-"""
+"""Prepare saved sweeps and pilots for the report: charts of the measure by setting, their table, the best setting."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from xqg_qdrant.evaluation.comparison import Comparison, Difference, Report, Values
+from xqg_qdrant.evaluation.sweep.settings import name_languages
 from xqg_qdrant.pages.charts import (
     LineChart,
     Point,
@@ -24,13 +22,14 @@ from xqg_qdrant.pages.evaluations import Evaluation, view_evaluation
 
 Json = Mapping[str, Any]
 
-# A setting that is one number: the curve's name → the field, the axis, and what else may differ along it.
+# Curves over a number: the name of the curve → the field, the label of its axis, the name of the axis in titles, and
+# the other fields that vary along it.
 NUMBERS = {
     "queries": ("queries_per_language", "generated queries in each language", "the number of queries", ()),
     "alpha": ("alpha", "alpha (logarithmic)", "alpha", ()),
     "filter": ("percentile", "percent of the queries left out", "the filter", ("min_score",)),
 }
-# The published number of languages and the like are told apart by what differs, in this order.
+# Settings are named by the fields in which they differ, in this order.
 NAMES = {
     "fusion": "{}",
     "alpha": "alpha {:g}",
@@ -42,7 +41,7 @@ NAMES = {
 
 
 class Pilot(NamedTuple):
-    """What the page shows of a pilot beside its sweep: is it worth it, and what would it take."""
+    """What the page shows of a pilot besides its sweep: the verdict and the cost of the whole corpus."""
 
     verdict: str
     cost: str
@@ -50,7 +49,7 @@ class Pilot(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """A row of the table: a setting and what it came to."""
+    """A row of the table: a setting and its values."""
 
     setting: str
     value: Point
@@ -72,7 +71,7 @@ class Sweep(NamedTuple):
 
 
 def view_sweep(sweep: Json) -> Sweep:
-    """Return what the page shows of a sweep; `sweep` is what `sweep.json` holds."""
+    """Prepare a sweep, given as the value of `sweep.json`."""
     points = sweep["points"]
     plain = sweep["plain"]
     chosen = sweep["chosen"]["setting"]
@@ -80,7 +79,7 @@ def view_sweep(sweep: Json) -> Sweep:
     for curve, places in sweep["curves"].items():
         tried = [points[place] for place in places]
         if curve == "alpha":
-            # Zero is the plain vector, and has no place on a logarithmic axis. A sum needs a smaller alpha than a mean.
+            # Zero is the plain vector and does not fit on a logarithmic axis. Sum needs a smaller alpha than mean.
             for fusion in dict.fromkeys(one["setting"]["fusion"] for one in tried):
                 of_fusion = [o for o in tried if o["setting"]["fusion"] == fusion and o["setting"]["alpha"] > 0]
                 if of_fusion:
@@ -94,7 +93,7 @@ def view_sweep(sweep: Json) -> Sweep:
     everywhere = [point["setting"] for point in points]
     halves = sweep["halves"]
     measure = sweep["measure"]
-    # The measure that was chosen by comes first.
+    # The measure of the choice comes first.
     report = {run: dict(sorted(of.items(), key=lambda one: one[0] != measure)) for run, of in sweep["report"].items()}
     return Sweep(
         sweep["measure"],
@@ -117,21 +116,21 @@ def view_sweep(sweep: Json) -> Sweep:
 
 
 def view_pilot(pilot: Json) -> Pilot:
-    """Return what the page shows of a pilot; `pilot` is what `pilot.json` holds."""
+    """Prepare a pilot, given as the value of `pilot.json`."""
     cost = pilot["cost"]
     price = "" if cost["price"] is None else f", and cost {cost['price']:,.2f}"
     took = timedelta(seconds=round(cost["seconds"]))
     return Pilot(
         pilot["verdict"],
         f"The whole corpus of {cost['passages']:,} passages would take about {took} (hours:minutes:seconds) and "
-        f"{cost['bytes'] / 1e6:,.0f} MB of disk{price}, by {cost['measured']['passages']:,} of them that took "
+        f"{cost['bytes'] / 1e6:,.0f} MB of disk{price}. Measured: {cost['measured']['passages']:,} of them in "
         f"{cost['measured']['seconds']:.1f} s.",
         pilot["held_back"],
     )
 
 
 def name_setting(setting: Json, among: Sequence[Json], without: Sequence[str] = ()) -> str:
-    """Return what tells a setting from those that it is among; where nothing does, its fusion."""
+    """Return the fields in which a setting differs from others, as text; its fusion if there are none."""
     all_languages = max((one.get("languages") or [] for one in among), key=len, default=[])
     parts = []
     for field, form in NAMES.items():
@@ -141,17 +140,8 @@ def name_setting(setting: Json, among: Sequence[Json], without: Sequence[str] = 
             parts.append(form.format(value))
     languages = setting.get("languages")
     if languages and "languages" not in without and any(other.get("languages") != languages for other in among):
-        parts.append(_name_languages(languages, all_languages))
+        parts.append(name_languages(languages, all_languages))
     return ", ".join(parts) or str(setting.get("fusion", ""))
-
-
-def _name_languages(languages: Sequence[str], known: Sequence[str]) -> str:
-    missing = [language for language in known if language not in languages]
-    if not missing:
-        return "all languages"
-    if len(missing) == 1 and len(known) > 2:
-        return f"all but {missing[0]}"
-    return f"{languages[0]} alone" if len(languages) == 1 else ",".join(languages)
 
 
 def _point(found: Json, x: float = 0.0) -> Point:
@@ -185,7 +175,7 @@ def _row_chart(measure: str, curve: str, tried: Sequence[Json], plain: Json) -> 
     best = max(tried, key=lambda one: float(one["macro"]))
     return draw_rows(
         f"{measure} by {curve}",
-        f"Best: {name_setting(best['setting'], settings)}, {describe_point(_point(best))}; the line is that of plain "
+        f"Best: {name_setting(best['setting'], settings)}, {describe_point(_point(best))}; the line is plain "
         f"vectors, {describe_point(_point(plain))}.",
         f"{measure}, percent",
         ["augmented"],
@@ -195,7 +185,7 @@ def _row_chart(measure: str, curve: str, tried: Sequence[Json], plain: Json) -> 
 
 
 def load_report(saved: Json, notes: Sequence[str] = ()) -> Report:
-    """Return a report on several runs from its JSON; the values of single questions are not in there."""
+    """Return a report on several runs from its JSON values, which lack the values of single questions."""
     values = {
         run: {measure: Values(of["macro"], of["per_language"], {}) for measure, of in measures.items()}
         for run, measures in saved.items()

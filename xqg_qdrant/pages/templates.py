@@ -1,7 +1,7 @@
-"""Templates → HTML pages that are safe whatever the data hold; the only door to Jinja2.
+"""Open the Jinja2 templates so that pages are safe whatever the data contain.
 
-What comes from the data is escaped, and what could turn the writing around or is no character is shown as an escape.
-Texts in foreign languages carry their language and their direction. Knows nothing of what a page is about.
+Data are HTML-escaped, and control characters, including those that change the writing direction, are shown as escapes.
+Texts are marked with their language and direction.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from xqg_qdrant.text import visible
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-# The languages of ISO 639-1, and a few more, whose usual script runs from right to left.
+# The languages of ISO 639-1, and a few others, that are usually written from right to left.
 RIGHT_TO_LEFT = frozenset({"ar", "arc", "ckb", "dv", "fa", "he", "ks", "ku", "ps", "sd", "syr", "ug", "ur", "yi"})
 LANGUAGE_TAG = re.compile("[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")
 
@@ -29,7 +29,7 @@ def open_templates(*, needed_by: str, extra: str) -> Environment:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
-        raise InputError(f"{needed_by} needs Jinja2.", f"pip install 'xqg-qdrant[{extra}]'.") from error
+        raise InputError(f"{needed_by} needs Jinja2.", f"pip install 'xqg-qdrant[{extra}]'") from error
     environment = Environment(
         loader=PackageLoader("xqg_qdrant.pages", ""),
         autoescape=True,
@@ -43,18 +43,18 @@ def open_templates(*, needed_by: str, extra: str) -> Environment:
 
 
 def language_tag(language: str) -> str:
-    """Return a language as the attribute `lang` may say it; empty, which means unknown, where it is no such tag."""
+    """Return a language as a value of the attribute `lang`; empty, which means unknown, if it is no tag."""
     return language if LANGUAGE_TAG.fullmatch(language) else ""
 
 
 def direction(language: str) -> str:
-    """Return the direction of writing: of a language that runs from right to left that one, else as the letters say.
+    """Return `rtl` for a language written from right to left, else `auto`, which lets the browser decide.
 
-    A question in Arabic may begin with a Latin name, by which a browser would take it for English.
+    A question in Arabic may begin with a Latin name, from which a browser would infer left to right.
     """
     return "rtl" if language.split("-")[0].lower() in RIGHT_TO_LEFT else "auto"
 
 
 def _shown(value: object) -> object:
-    """Return a value as it is put into the page: a text of the data without what no page may hold."""
+    """Return a value for the page; in plain strings, control characters become escapes."""
     return visible(value) if type(value) is str else value

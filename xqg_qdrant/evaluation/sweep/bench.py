@@ -1,7 +1,4 @@
-"""What a setting is worth: an exact search with the vectors that it makes, and one measure of what was found.
-
-Knows questions, judgements and matrices. Knows nothing of which settings are worth a try.
-"""
+"""Measure a setting: an exact search of its vectors, and one measure of the results."""
 
 from __future__ import annotations
 
@@ -23,14 +20,14 @@ from xqg_qdrant.evaluation.sweep.vectors import StoredVectors
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import FloatArray, Qrel, Query, ScoredPassage
 
-# A block of scores that stays in the processor's cache is ranked faster, and a large corpus fits into memory.
+# A block of scores that fits the processor's cache is ranked faster, and bounds the memory for a large corpus.
 SCORES_AT_ONCE = 1 << 22
 
 
 class Measure(NamedTuple):
-    """A measure by the name that it has in a report, and how many results it looks at.
+    """A measure by its name in a report, and the number of results it looks at.
 
-    R@kt has a `budget` of tokens; of the others `asked` is what to ask of `per_query_values`.
+    R@kt has a `budget` of tokens; for the others, `asked` are the arguments of `per_query_values`.
     """
 
     name: str
@@ -43,7 +40,7 @@ def parse_measure(name: str, limit: int) -> Measure:
     """Return the measure of this name; R@kt looks at `limit` results.
 
     Raises:
-        InputError: there is no such measure.
+        InputError: There is no such measure.
     """
     if found := re.fullmatch(r"R@([1-9]\d*)(k?)t", name):
         budget = int(found[1]) * (1000 if found[2] else 1)
@@ -51,26 +48,26 @@ def parse_measure(name: str, limit: int) -> Measure:
     if found := re.fullmatch(r"(recall|MRR|nDCG)@([1-9]\d*)", name):
         k = int(found[2])
         return Measure(name, k, asked={f"{found[1].lower()}_at": (k,)})
-    raise InputError(f"unknown measure {name!r}.", "name one such as R@2kt, recall@10, MRR@10 or nDCG@10.")
+    raise InputError(f"unknown measure {name!r}.", "give one such as R@2kt, recall@10, MRR@10 or nDCG@10")
 
 
 def default_measure(queries: Sequence[Query]) -> str:
-    """Return R@2kt where answers can be looked for, else MRR@10, which tells more of a question than hit or miss."""
+    """Return R@2kt if answers can be searched for, else MRR@10, which is finer than hit or miss."""
     return "R@2kt" if any(map(official.span_answers, queries)) and official.is_available() else "MRR@10"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Questions beside a collection's vectors.
+    """Questions, and the vectors of a collection to measure on them.
 
     Attributes:
-        vectors: what the collection holds.
-        recipe: what it was made with.
-        queries: the questions.
-        query_vectors: their vectors, shape `(questions, dim)`.
-        qrels: the judgements; may be empty.
-        measure: what settings are compared by.
-        limit: how many passages a search finds where a report is made.
+        vectors: The contents of the collection.
+        recipe: The recipe of the collection.
+        queries: The questions.
+        query_vectors: Their vectors, shape `(questions, dim)`.
+        qrels: The judgements; may be empty.
+        measure: The measure that settings are compared by.
+        limit: The number of passages per question in a report.
     """
 
     vectors: StoredVectors
@@ -82,7 +79,7 @@ class Bench:
     limit: int
 
     def of(self, query_ids: Sequence[str]) -> Bench:
-        """Return the same with some of the questions."""
+        """Return a bench with some of the questions."""
         wanted = set(query_ids)
         places = [place for place, query in enumerate(self.queries) if query.query_id in wanted]
         queries = [self.queries[place] for place in places]
@@ -90,7 +87,7 @@ class Bench:
         return replace(self, queries=queries, query_vectors=self.query_vectors[places], qrels=qrels)
 
     def measure_vectors(self, vectors: FloatArray) -> Values:
-        """Search these vectors, one a passage, and measure what is found, as `evaluate_runs` does."""
+        """Search these vectors, shape `(passages, dim)`, and measure the results like `evaluate_runs`."""
         passages, measure = self.vectors.passages, self.measure
         found = rank(vectors, self.query_vectors, measure.depth)
         values: dict[str, float] = {}
@@ -108,7 +105,7 @@ class Bench:
         return average({query_id: 100 * value for query_id, value in values.items()}, languages_of(self.queries))
 
     def compare(self, vectors: FloatArray) -> Report:
-        """Compare these vectors with the plain ones, by this measure and those that are reported beside it."""
+        """Compare these vectors with the plain ones, by this measure and the standard ones."""
         runs = {"passage": self.search(self.vectors.plain), "xqg": self.search(vectors)}
         asked = self.measure.asked
         return evaluate_runs(
@@ -122,7 +119,7 @@ class Bench:
         )
 
     def search(self, vectors: FloatArray) -> dict[str, list[ScoredPassage]]:
-        """Return for each question the best passages, in the order and with the scores that a store gives."""
+        """Return the best passages for each question, in the order and with the scores of a store."""
         passages, limit = self.vectors.passages, max(self.limit, self.measure.depth)
         return {
             query.query_id: [ScoredPassage(passages[place], score) for place, score in zip(*hits, strict=True)]
@@ -139,24 +136,24 @@ def make_bench(
     measure: str | None,
     limit: int,
 ) -> Bench:
-    """Encode the questions that the measure can be taken of.
+    """Encode the questions that can be measured.
 
     Raises:
-        InputError: there are fewer than two such questions, or no such measure.
+        InputError: There are fewer than two such questions, or no such measure.
     """
     chosen = parse_measure(measure or default_measure(queries), limit)
     if chosen.budget:
         usable = [query for query in queries if official.span_answers(query)]
-        lacking = "an answer that could be looked for"
+        lacking = "answers to search for"
         official.load_tokenizer()
     else:
         judged = {qrel.query_id for qrel in qrels}
         usable = [query for query in queries if query.query_id in judged]
-        lacking = "a judgement"
+        lacking = "judgements"
     if len(usable) < 2:
         raise InputError(
-            f"{len(usable)} of {len(queries)} questions have {lacking}, as {chosen.name} wants.",
-            "give --qrels or questions with answers, or name another --measure.",
+            f"{chosen.name} needs two questions with {lacking}, but only {len(usable)} of {len(queries)} can be used.",
+            "give --qrels or questions with answers, or choose another --measure",
         )
     encoded = encoder.encode_queries([query.text for query in usable])
     ids = {query.query_id for query in usable}
@@ -164,15 +161,17 @@ def make_bench(
 
 
 def rank(vectors: FloatArray, queries: FloatArray, limit: int) -> Iterator[tuple[list[int], list[float]]]:
-    """Yield for each question the places of the highest dot products, best first, and these; of ties the first places.
+    """Yield for each question the indices of the highest dot products, best first, and the products.
+
+    Ties are broken by index.
 
     Args:
-        vectors: those of the passages, in the order of their ids, which is how stores break ties; shape
+        vectors: The vectors of the passages in the order of their ids, which is how stores break ties, shape
             `(passages, dim)`.
-        queries: those of the questions, shape `(questions, dim)`.
-        limit: how many passages are wanted for each question.
+        queries: The vectors of the questions, shape `(questions, dim)`.
+        limit: The number of passages per question.
     """
-    # In a product of matrices the last bits of a column depend on its place. Equal vectors shall tie, as in a store.
+    # In a matrix product the last bits of a column depend on its position. Equal vectors must tie, as in a store.
     first: dict[bytes, int] = {}
     digests = (blake2b(vector.tobytes(), digest_size=16).digest() for vector in vectors)
     same = np.array([first.setdefault(digest, len(first)) for digest in digests], dtype=np.int64)
@@ -191,12 +190,12 @@ def rank(vectors: FloatArray, queries: FloatArray, limit: int) -> Iterator[tuple
 
 
 def halve(queries: Sequence[Query], seed: int) -> tuple[list[str], list[str]]:
-    """Return the ids of two halves of the questions, alike in their languages.
+    """Split the questions of each language into two halves, and return the ids of both.
 
-    Which half a question falls into depends on its id and the seed alone, and on which others there are.
+    The split depends on the seed and on the ids of the questions.
 
     Raises:
-        InputError: no language has two questions.
+        InputError: No language has two questions.
     """
     by_language: dict[str, list[str]] = {}
     for query in queries:
@@ -209,8 +208,8 @@ def halve(queries: Sequence[Query], seed: int) -> tuple[list[str], list[str]]:
         second += shuffled[middle:]
     if not second:
         raise InputError(
-            f"the {len(queries)} questions that can be measured are all in different languages, so they have no two "
-            "halves alike.",
-            "give more questions.",
+            f"the {len(queries)} questions that can be measured are all in different languages, so they cannot be "
+            "split into two halves.",
+            "give at least two questions in one language",
         )
     return first, second

@@ -1,7 +1,6 @@
-"""Which settings of the fusion are tried: one axis at a time around a base, the rest left as it is.
+"""List the settings that a sweep tries: one axis at a time around a base.
 
-Not every combination: that would be thousands, and the best of thousands on some hundred questions is the luckiest.
-Knows recipes. Knows nothing of vectors and measures.
+Trying every combination would mean thousands, and the best of thousands on some hundred questions is just the luckiest.
 """
 
 from __future__ import annotations
@@ -17,17 +16,18 @@ from xqg_qdrant.augmentation.recipe import Recipe
 
 QUERIES, ALPHA, LANGUAGES, FILTER = "queries", "alpha", "languages", "filter"
 
-# From a weight of the queries that changes little to one that leaves a third of the passage, four steps a decade.
+# From a weight of the queries that changes little to one that leaves a third of the passage, four steps per decade.
 LEAST_MEAN_ALPHA, GREATEST_MEAN_ALPHA = 0.02, 0.7
 STEPS = (1, 2, 3, 5)
 PERCENTILES = (10, 20, 30, 50, 70, 90)
-"""Which share of the queries a filter leaves out, in percent."""
+"""The shares of the queries that filters leave out, in percent."""
 
 
 class Setting(NamedTuple):
-    """What of a recipe is tried; of given queries there is no number and there are no languages to choose.
+    """The settings of a recipe that a sweep varies.
 
-    `percentile` is the share of all queries that score below `min_score`, where it was chosen so.
+    `queries_per_language` and `languages` are None for given queries. `percentile` is the share of all queries that
+    score below `min_score`, if it was chosen that way.
     """
 
     fusion: str
@@ -48,11 +48,12 @@ class Setting(NamedTuple):
         return changed._replace(queries_per_language=self.queries_per_language, languages=self.languages)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Return the setting as JSON values."""
         return {**self._asdict(), "languages": None if self.languages is None else list(self.languages)}
 
 
-# What the best of an axis brings into a combination: under sum, fewer queries would also be tried with less weight.
+# The fields that a combination takes from the best of an axis. Not alpha for QUERIES: under sum, fewer queries also
+# weigh less.
 FIELDS: Mapping[str, tuple[str, ...]] = {
     ALPHA: ("fusion", "alpha", "renormalise"),
     QUERIES: ("queries_per_language",),
@@ -79,13 +80,13 @@ def make_axes(
 ) -> dict[str, tuple[Setting, ...]]:
     """Return the settings of each axis.
 
-    Under sum each query less is also weight less. So the number of queries is tried under sum and under mean, languages
-    and filters under mean alone, each at the alpha at which all the queries of the base weigh what they weigh in it.
+    Under sum, fewer queries also weigh less. So the number of queries is tried under sum and mean, languages and
+    filters under mean only, each at the alpha that gives all queries of the base their weight in the base.
 
     Args:
-        base: what stays as it is along an axis.
-        queries_a_passage: how many queries take part in the base, on average.
-        scores: the dot products of the base's queries with their passages.
+        base: The setting that the axes vary.
+        queries_a_passage: The mean number of queries per passage that are used in the base.
+        scores: The dot products of the base's queries with their passages.
     """
     weighed = {
         "sum": base.alpha if base.fusion == "sum" else to_sum(base.alpha, queries_a_passage),
@@ -109,29 +110,29 @@ def make_axes(
         LANGUAGES: [as_mean, *(as_mean._replace(languages=languages) for languages in _subsets(base.languages or ()))],
         FILTER: [as_mean._replace(min_score=None), *_filtered(as_mean, scores)],
     }
-    # Sum with alpha 1 leaves nothing of a passage that has no query; no ingest or retune takes it.
+    # Sum with alpha 1 would reduce a passage without queries to zero; ingest and retune refuse it.
     usable = {name: [s for s in settings if s.fusion == "mean" or s.alpha < 1] for name, settings in axes.items()}
     distinct = {name: tuple(dict.fromkeys(settings)) for name, settings in usable.items()}
     return {name: settings for name, settings in distinct.items() if len(settings) > 1}
 
 
 def combine(setting: Setting, axis: str, best: Setting) -> Setting:
-    """Return a setting with what the best one of an axis has along that axis."""
+    """Return a setting with the fields of an axis taken from the best one of that axis."""
     return setting._replace(**{name: getattr(best, name) for name in FIELDS[axis]})
 
 
 def to_mean(alpha: float, queries: float) -> float:
-    """Return the alpha of mean fusion at which so many queries weigh what they weigh under sum with this alpha."""
+    """Return the alpha of mean fusion that gives this many queries their weight under sum."""
     return _rounded(alpha * queries / (1 - alpha + alpha * queries))
 
 
 def to_sum(alpha: float, queries: float) -> float:
-    """Return the alpha of sum fusion at which so many queries weigh what they weigh under mean with this alpha."""
+    """Return the alpha of sum fusion that gives this many queries their weight under mean."""
     return _rounded(alpha / (queries * (1 - alpha) + alpha)) if queries else alpha
 
 
 def spread(low: float, high: float) -> list[float]:
-    """Return the round numbers from one to the other, about evenly spread on a logarithmic scale.
+    """Return round numbers between two numbers, about evenly spaced on a logarithmic scale.
 
     >>> spread(0.02, 0.7)
     [0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5]
@@ -141,15 +142,25 @@ def spread(low: float, high: float) -> list[float]:
     return [number for number in numbers if low <= number <= high]
 
 
+def name_languages(languages: Sequence[str], every: Sequence[str]) -> str:
+    """Return some of the languages in words: `all languages`, `all but ja`, `ja alone`, or their codes."""
+    missing = [language for language in every if language not in languages]
+    if not missing:
+        return "all languages"
+    if len(missing) == 1 and len(every) > 2:
+        return f"all but {missing[0]}"
+    return f"{languages[0]} alone" if len(languages) == 1 else ", ".join(languages)
+
+
 def _subsets(languages: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return each language alone, and all but one."""
+    """Return each language alone, and all languages but one."""
     alone = [(language,) for language in languages]
     others = [tuple(other for other in languages if other != language) for language in languages]
     return [subset for subset in alone + others if subset]
 
 
 def _filtered(base: Setting, scores: npt.NDArray[np.float64]) -> list[Setting]:
-    """Return the base with filters that leave out shares of these queries."""
+    """Return the base with filters that leave out shares of the scored queries."""
     if not len(scores):
         return []
     return [
@@ -159,5 +170,5 @@ def _filtered(base: Setting, scores: npt.NDArray[np.float64]) -> list[Setting]:
 
 
 def _rounded(number: float) -> float:
-    """Return a number that is short to write, so that the settings tried are those of the command that applies them."""
+    """Round to four digits, so that the command that applies a setting can repeat it exactly."""
     return float(f"{number:.4g}")

@@ -1,19 +1,16 @@
-"""A sweep in words: the table of what was tried, what the best setting gained, and the options that apply it.
-
-Knows plain text. Prints nothing itself.
-"""
+"""Describe a sweep as text: the table of settings, the gain of the best one, and the options that apply it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from xqg_qdrant.evaluation.comparison import Difference
 from xqg_qdrant.evaluation.results import new_results
 from xqg_qdrant.evaluation.sweep.bench import Bench
-from xqg_qdrant.evaluation.sweep.settings import ALPHA, FILTER, LANGUAGES, QUERIES, Setting
+from xqg_qdrant.evaluation.sweep.settings import ALPHA, FILTER, LANGUAGES, QUERIES, Setting, name_languages
 from xqg_qdrant.evaluation.sweep.trial import Measured, Sweep
 
 HEADINGS = {
@@ -26,7 +23,7 @@ SURE = 0.05
 
 
 def format_points(sweep: Sweep) -> str:
-    """Return a row for each setting, by axis: its macro average, the interval of that, and each language."""
+    """Return a table of the settings by axis: the macro average, its interval, and each language."""
     rows: list[tuple[str, Measured | None]] = [("plain vectors", sweep.plain)]
     left = dict(sweep.points)
     for axis, curve in sweep.curves.items():
@@ -58,21 +55,21 @@ def describe(setting: Setting) -> str:
 
 
 def judge(measure: str, gained: Difference, questions: int) -> str:
-    """Say whether the augmentation is worth it, from what it gained on questions that nothing was chosen on."""
-    told = describe_gain(measure, gained)
+    """Return whether xQG is worth it, judged by its gain on questions not used for the choice."""
+    gain = describe_gain(measure, gained)
     if not is_sure(gained):
         width = (gained.interval[1] - gained.interval[0]) / 2
         return (
-            f"Nothing shows that xQG is worth it here: {told}. On {questions} questions a difference of less than some "
-            f"{width:.1f} points does not show."
+            f"Nothing shows that xQG is worth it here: {gain}. On {questions} questions, differences below about "
+            f"{width:.1f} points cannot be detected."
         )
     if gained.points > 0:
-        return f"xQG is worth it here: {told}."
-    return f"xQG does harm here: {told}. Search the plain vectors, or try another generator."
+        return f"xQG is worth it here: {gain}."
+    return f"xQG does harm here: {gain}. Search the plain vectors, or try another generator."
 
 
 def is_sure(gained: Difference) -> bool:
-    """Say whether a difference is hardly chance."""
+    """Return whether a difference is significant."""
     return gained.p is not None and gained.p < SURE
 
 
@@ -84,7 +81,7 @@ def describe_gain(measure: str, gained: Difference) -> str:
 
 
 def make_options(chosen: Setting, base: Setting) -> list[str]:
-    """Return the options of `xqg retune` and `xqg ingest` that lead from one setting to another."""
+    """Return the options of `xqg retune` and `xqg ingest` that turn the base into the chosen setting."""
     options: list[str] = []
     if chosen.fusion != base.fusion:
         options += ["--fusion", chosen.fusion]
@@ -108,14 +105,14 @@ def _row(label: str, found: Measured) -> str:
 
 
 def _label(setting: Setting, axis: str, base: Setting) -> str:
-    """Return what a setting has along its axis, or, where several come together, in what it differs from the base."""
+    """Return the value of a setting on its axis, or for a combination its differences from the base."""
     parts = []
     if axis not in (LANGUAGES, FILTER):
         parts.append(_describe_weight(setting))
     if axis == QUERIES or (not axis and setting.queries_per_language != base.queries_per_language):
         parts.append(f"{setting.queries_per_language} a language")
     if axis == LANGUAGES or (not axis and setting.languages != base.languages):
-        parts.append(_name_languages(setting.languages or (), base.languages or ()))
+        parts.append(name_languages(setting.languages or (), base.languages or ()))
     if axis == FILTER or (not axis and setting.min_score != base.min_score):
         share = "" if setting.percentile is None else f" (without {setting.percentile}%)"
         parts.append("none" if setting.min_score is None else f"from {setting.min_score:g}{share}")
@@ -126,20 +123,13 @@ def _describe_weight(setting: Setting) -> str:
     return f"{setting.fusion} {setting.alpha:g}{' renormalised' if setting.renormalise else ''}"
 
 
-def _name_languages(languages: Sequence[str], every: Sequence[str]) -> str:
-    missing = [language for language in every if language not in languages]
-    if len(missing) == 1 and len(languages) > 1:
-        return f"all but {missing[0]}"
-    return ", ".join(languages) if missing else "all"
-
-
 def save_sweep(
     folder: Path, manifest: Mapping[str, Any], bench: Bench, sweep: Sweep, pilot: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the results folder of a sweep, with the questions that were asked, or of a pilot, which tells more.
+    """Write the results folder of a sweep, or of a pilot if its JSON values are given.
 
     Raises:
-        InputError: something else has the folder's name.
+        InputError: Something else has the folder's name.
     """
     name, value = ("sweep.json", sweep.to_json()) if pilot is None else ("pilot.json", pilot)
     with new_results(folder, manifest, bench.queries, bench.qrels) as final:

@@ -1,13 +1,11 @@
-"""The sweep itself: every setting measured on one half of the questions, the best one reported on the other.
-
-Knows the order of things. Knows nothing of stores, files and terminals.
-"""
+"""Run a sweep: measure every setting on one half of the questions, report the best one on the other half."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from xqg_qdrant.evaluation import Bars
 from xqg_qdrant.evaluation.comparison import Difference, Report, Values, languages_of
 from xqg_qdrant.evaluation.significance import bootstrap_means, percentile_interval
 from xqg_qdrant.evaluation.sweep.bench import Bench, halve
@@ -15,29 +13,29 @@ from xqg_qdrant.evaluation.sweep.settings import Setting, combine, make_axes, ma
 
 
 class Measured(NamedTuple):
-    """What vectors came to on the half that is chosen on, and the 95% bootstrap interval of the macro average."""
+    """The values of some vectors on the first half, and the 95% bootstrap interval of the macro average."""
 
     values: Values
     interval: tuple[float, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Return the values as JSON values."""
         per_language = dict(self.values.per_language)
         return {"macro": self.values.macro, "per_language": per_language, "interval": list(self.interval)}
 
 
 class Sweep(NamedTuple):
-    """What was tried, and what came of it.
+    """The outcome of a sweep.
 
     Attributes:
-        measure: the measure that settings are compared by.
-        halves: the ids of the questions that the choice was made on, and of those that it is reported on.
-        base: the setting that the others were tried around.
-        plain: the plain vectors, on the first half.
-        points: every setting, on the first half, in the order in which they were measured.
-        curves: the settings of each axis.
-        chosen: the best of the settings.
-        report: the chosen setting against the plain vectors on the second half, by several measures.
+        measure: The measure that settings are compared by.
+        halves: The ids of the questions that the best setting was chosen on, and of those that it is reported on.
+        base: The setting of the collection; the others vary it.
+        plain: The plain vectors, on the first half.
+        points: Every setting, on the first half, in the order in which they were measured.
+        curves: The settings of each axis.
+        chosen: The best setting.
+        report: The chosen setting against the plain vectors on the second half, by several measures.
     """
 
     measure: str
@@ -51,11 +49,11 @@ class Sweep(NamedTuple):
 
     @property
     def gained(self) -> Difference:
-        """Return what the chosen setting gains over the plain vectors on the second half, by the measure."""
+        """Return the gain of the chosen setting over the plain vectors on the second half."""
         return self.report.comparisons["xqg"][self.measure].overall
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON; `curves` holds places in `points`, and `report` the second half by several measures."""
+        """Return the sweep as JSON values; `curves` holds indices into `points`."""
         places = {setting: place for place, setting in enumerate(self.points)}
         overall, per_language = self.report.comparisons["xqg"][self.measure]
         gained = {"per_language": {name: difference.to_json() for name, difference in per_language.items()}}
@@ -72,10 +70,10 @@ class Sweep(NamedTuple):
 
 
 class Trial:
-    """A sweep in work: `run` measures, `conclude` tells what came of it."""
+    """A sweep in progress: `run` measures the settings, `conclude` returns the outcome."""
 
     def __init__(self, bench: Bench, seed: int) -> None:
-        """Halve the questions, by this seed, and lay out what is to be tried."""
+        """Halve the questions by this seed, list the settings, and measure the plain vectors."""
         self._bench = bench
         self._halves = halve(bench.queries, seed)
         self._first = bench.of(self._halves[0])
@@ -87,14 +85,14 @@ class Trial:
 
     @property
     def settings(self) -> int:
-        """Return how many settings there are at most: which are combined in the end shows on the way."""
+        """Return the largest possible number of settings; the combinations are only known at the end."""
         return len({self._base, *(setting for curve in self._curves.values() for setting in curve)}) + len(self._curves)
 
     def run(self) -> Iterator[Setting]:
-        """Measure the base, every axis, and then what the best of the axes come to together; yield each setting.
+        """Measure the base, every axis, and combinations of the best of each axis; yield each setting.
 
-        The combination begins with the best setting of all, and takes from one axis after the other, the one with the
-        best first, what its best has; that stays in it where it is better so.
+        The combination starts from the best setting so far. Axis by axis, the axis with the best value first, it takes
+        over that axis's best value and keeps it if the result is better.
         """
         yield from self._try(self._base)
         for curve in self._curves.values():
@@ -105,7 +103,7 @@ class Trial:
             yield from self._try(combine(self._best(self._points), axis, best[axis]))
 
     def conclude(self) -> Sweep:
-        """Return what came of it; the half that nothing was chosen on is searched here, for the first time."""
+        """Return the outcome; the second half is searched only here."""
         chosen = self._best(self._points)
         vectors = self._bench.vectors.fuse(chosen.apply(self._bench.recipe))
         report = self._bench.of(self._halves[1]).compare(vectors)
@@ -128,5 +126,14 @@ class Trial:
         return Measured(values, percentile_interval(bootstrap_means(list(grouped.values())).mean(axis=0)))
 
     def _best(self, settings: Iterable[Setting]) -> Setting:
-        """Return the setting with the highest macro average; of equal ones that which comes first."""
+        """Return the setting with the highest macro average; the first of equal ones."""
         return max(settings, key=lambda setting: self._points[setting].values.macro)
+
+
+def run_sweep(bench: Bench, seed: int, bars: Bars) -> Sweep:
+    """Measure every setting with a progress bar, and return the outcome."""
+    trial = Trial(bench, seed)
+    with bars(trial.settings, " settings") as bar:
+        for _ in trial.run():
+            bar.update(1)
+    return trial.conclude()

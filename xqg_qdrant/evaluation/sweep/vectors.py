@@ -1,7 +1,7 @@
-"""What a collection holds, read and encoded once, and the augmented vectors that any recipe would make of it.
+"""Read a collection and encode its queries once, then compute the augmented vectors of any recipe.
 
-In memory are the passages, the texts of their queries, and three vectors a passage at most; the vectors of the queries
-lie in a temporary file. Knows stores and the fusion. Knows nothing of questions and measures.
+The passages, the texts of their queries, and at most three vectors per passage are in memory; the vectors of the
+queries are in a temporary file.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, score_queries
 from xqg_qdrant.augmentation.recipe import Recipe, read_recipe
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.evaluation import Bars
 from xqg_qdrant.fingerprint import RETUNING_FIELD
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle.retune import is_kept
@@ -27,7 +28,7 @@ from xqg_qdrant.records import PASSAGE_VECTOR, FloatArray, GeneratedQuery, Passa
 from xqg_qdrant.retrieval import check_collection
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Store
-from xqg_qdrant.streams import batched, work_in_order
+from xqg_qdrant.streams import batched, count_workers, work_in_order
 
 TEXTS_AT_ONCE = 1024
 POINTS_AT_ONCE = 256
@@ -37,26 +38,28 @@ def check_sweepable(store: Store, collection: str, encoder: Encoder) -> Recipe:
     """Return the recipe of a collection that can be swept.
 
     Raises:
-        InputError: there is no such collection, it is empty, or being retuned: then some queries may be gone.
-        MismatchError: it was made with another encoder.
+        InputError: There is no such collection, it is empty, or a retune is unfinished: then some queries may be gone.
+        MismatchError: It was made with another encoder.
     """
     check_collection(store, collection, encoder)
     fingerprint = read_existing_fingerprint(store, collection)
     if RETUNING_FIELD in fingerprint:
         raise InputError(
-            f"collection {collection!r} is being retuned, so its passages differ in their queries.",
-            f"finish it: xqg retune --collection {collection}",
+            f"the retune of collection {collection!r} is unfinished, so its passages have queries of two recipes.",
+            f"finish it with: xqg retune --collection {collection}",
         )
     if not store.count(collection):
-        raise InputError(f"collection {collection!r} holds no passages.", "ingest first.")
+        raise InputError(
+            f"collection {collection!r} holds no passages.", f"run: xqg ingest FILE --collection {collection}"
+        )
     return read_recipe(fingerprint)
 
 
 class StoredVectors:
-    """The passages of a collection in the order of their ids, with their plain vectors and those of their queries."""
+    """The passages of a collection in the order of their ids, with their vectors and those of their queries."""
 
     def __init__(self, directory: Path) -> None:
-        """Begin with nothing; the vectors of the queries are to lie in this directory."""
+        """Start empty; the file with the vectors of the queries goes into this directory."""
         self.passages: list[Passage] = []
         self.queries: list[tuple[GeneratedQuery, ...]] = []
         self.plain: FloatArray = np.empty((0, 0), dtype=np.float32)
@@ -67,11 +70,25 @@ class StoredVectors:
 
     @property
     def distinct_queries(self) -> int:
-        """Return how many different texts the queries have: so many are encoded."""
+        """Return the number of distinct query texts, which is how many are encoded."""
         return len(self._texts)
 
+    def load(self, store: Store, collection: str, encoder: Encoder, threads: int, bars: Bars) -> None:
+        """Read a collection and encode its queries, with progress bars; 0 threads is one per core.
+
+        Raises:
+            InputError: The vectors of the queries do not fit on the disk.
+        """
+        with bars(store.count(collection), " passages read") as bar:
+            for count in self.read(store, collection):
+                bar.update(count)
+        workers = count_workers(encoder.device, threads)
+        with bars(self.distinct_queries, " queries") as bar, closing(self.encode(encoder, workers)) as steps:
+            for count in steps:
+                bar.update(count)
+
     def read(self, store: Store, collection: str) -> Iterator[int]:
-        """Read all points; yield how many of them at a time."""
+        """Read all points; yield the number of points in each batch."""
         plain = []
         for batch in batched(store.scroll(collection), POINTS_AT_ONCE):
             for point in batch:
@@ -79,7 +96,7 @@ class StoredVectors:
                 self.queries.append(point.generated_queries)
                 plain.append(point.vectors[PASSAGE_VECTOR])
             yield len(batch)
-        # Stores give equal scores in the order of the ids; so does whatever goes through passages that are in it.
+        # Stores break ties by id, and so does a search over passages in this order.
         order = sorted(range(len(plain)), key=lambda place: self.passages[place].passage_id)
         self.passages = [self.passages[place] for place in order]
         self.queries = [self.queries[place] for place in order]
@@ -89,10 +106,10 @@ class StoredVectors:
             self._rows.append(np.array(rows, dtype=np.int64))
 
     def encode(self, encoder: Encoder, workers: int) -> abc.Generator[int, None, None]:
-        """Encode each different text of a query once; yield how many of them at a time.
+        """Encode each distinct query text once; yield the number of texts in each batch.
 
         Raises:
-            InputError: their vectors do not fit on the disk.
+            InputError: The vectors do not fit on the disk.
         """
         if not self._texts:
             return
@@ -100,9 +117,9 @@ class StoredVectors:
         needed, free = 4 * shape[0] * shape[1], shutil.disk_usage(self._directory).free
         if needed > free:
             raise InputError(
-                f"the vectors of {shape[0]} queries take {needed >> 20} MiB, and in {self._directory} {free >> 20} MiB "
-                "are free.",
-                "set TMPDIR to a larger disk, or try a sample of the corpus with xqg pilot.",
+                f"the vectors of {shape[0]} queries need {needed >> 20} MiB, but only {free >> 20} MiB are free "
+                f"({self._directory}).",
+                "set TMPDIR to a folder on a larger disk, or try a sample of the corpus with xqg pilot",
             )
         self._vectors = np.memmap(self._directory / "queries", dtype=np.float32, mode="w+", shape=shape)
         done = 0
@@ -121,11 +138,11 @@ class StoredVectors:
         return fused
 
     def score_queries(self, recipe: Recipe) -> npt.NDArray[np.float64]:
-        """Return the dot product of each query that the recipe keeps with its passage's plain vector."""
+        """Return the dot product of each query the recipe keeps with its passage's plain vector."""
         return np.concatenate([np.empty(0), *(score_queries(*pair) for pair in self._pairs(recipe))])
 
     def _pairs(self, recipe: Recipe) -> Iterator[tuple[FloatArray, FloatArray]]:
-        """Yield each plain vector, shape `(dim,)`, with those of the queries that the recipe keeps, `(n, dim)`."""
+        """Yield each plain vector, shape `(dim,)`, with those of the queries the recipe keeps, shape `(n, dim)`."""
         none = np.empty((0, self.plain.shape[1]), dtype=np.float32)
         for plain, queries, rows in zip(self.plain, self.queries, self._rows, strict=True):
             kept = [row for row, query in zip(rows, queries, strict=True) if is_kept(query, recipe)]
@@ -134,7 +151,7 @@ class StoredVectors:
 
 @contextmanager
 def opened_vectors() -> Iterator[StoredVectors]:
-    """Make a place for a collection's vectors, whose temporary file is removed in the end."""
+    """Yield empty `StoredVectors`, whose temporary file is removed on exit."""
     with tempfile.TemporaryDirectory(prefix="xqg-sweep-") as directory:
         yield StoredVectors(Path(directory))
 
