@@ -95,7 +95,7 @@ def test_rows_that_cannot_be_used_come_back_with_their_number_and_the_reason(
     assert [(reject.line, reject.reason) for reject in done.rejects] == [
         (3, "no text (looked for text, contents, passage)"),
         (4, f"the id {ROWS[0]['id']!r} occurred before"),
-        (5, "metadata holds a ndarray, which is not JSON"),
+        (5, "metadata.size is a ndarray, which JSON does not have"),
         (6, "not a mapping"),
     ]
 
