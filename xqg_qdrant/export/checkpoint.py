@@ -1,19 +1,20 @@
-"""A Hugging Face checkpoint on disk, found or downloaded: its configuration, its weights, its licence.
+"""Find or download a checkpoint, read its settings, and choose the graph for its architecture.
 
-Knows the file layout of transformers. Knows nothing of ONNX, nor what sentence-transformers' files say.
+Settings come from the files of transformers and sentence-transformers.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from safetensors.numpy import load_file
 
-from xqg_qdrant.errors import InputError
+from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.export import bert, decoder_encoder
 from xqg_qdrant.export import rotary as gte
 from xqg_qdrant.export.graph import Array, Graph
@@ -21,16 +22,26 @@ from xqg_qdrant.export.pooling import DENSE_ACTIVATIONS, Dense, Head
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.model_folders import generator_settings
 from xqg_qdrant.model_folders.description import POOLINGS
-from xqg_qdrant.model_folders.sentence_transformers import find_pooling, name_module
+from xqg_qdrant.model_folders.sentence_transformers import (
+    LOWERCASE_CURE,
+    DenseSettings,
+    read_dense_settings,
+    read_max_length,
+    read_modules,
+    read_prefixes,
+)
 
 WEIGHTS = "*.safetensors"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 DOWNLOADED = [WEIGHTS, "*.json", "*.txt", "*.model", "README.md"]
 ELSEWHERE = ["onnx/*", "openvino/*"]
+ENCODER_TYPES = (*bert.MODEL_TYPES, *gte.MODEL_TYPES, *decoder_encoder.MODEL_TYPES)
+LONGEST_DEFAULT = 512
+TASK = "{task}"
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint on disk, with its origin."""
+    """A checkpoint on disk, its origin and its `config.json`."""
 
     path: Path
     source: str
@@ -39,77 +50,8 @@ class Checkpoint(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """`encoder` or `generator`, from the model type."""
+        """Return `encoder` or `generator`, from the model type."""
         return "generator" if self.config["model_type"] in generator_settings.MODEL_TYPES else "encoder"
-
-
-def fetch_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
-    """Find a local folder, or download a hub id (the only network access of the package).
-
-    Raises:
-        InputError: there is no such checkpoint, or its architecture is not supported.
-    """
-    path = Path(source)
-    if not path.is_dir():
-        path = _download(source, revision)
-        revision = path.name
-    config = read_json(path / "config.json")
-    if not config:
-        raise InputError(f"{source} holds no config.json: it is not a transformers checkpoint")
-    supported = (*ENCODER_TYPES, *generator_settings.MODEL_TYPES)
-    if config.get("model_type") not in supported:
-        raise InputError(f"{source} is of type {config.get('model_type')!r}; supported are {', '.join(supported)}")
-    if not any(path.glob(WEIGHTS)):
-        refuse_weights(source, path)
-    return Checkpoint(path, path.name if Path(source).is_dir() else source, revision or "", config)
-
-
-def read_json(path: Path) -> Any:  # noqa: ANN401
-    """Return what a JSON file holds, `None` without one."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def read_licence(path: Path) -> str:
-    """Return the licence that the model card's front matter names, `unknown` without one."""
-    card = path / "README.md"
-    found = re.search(r"^licen[cs]e:\s*(\S+)", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
-    return found.group(1) if found else "unknown"
-
-
-def refuse_weights(source: str, folder: Path) -> NoReturn:
-    """Say why weights without safetensors are not read.
-
-    Raises:
-        InputError: always.
-    """
-    other = sorted(file.name for pattern in OTHER_WEIGHTS for file in folder.glob(pattern))
-    if not other:
-        raise InputError(f"{source} holds no weights: there is no {WEIGHTS} in it")
-    raise InputError(
-        f"{source} holds its weights as {other[0]}, which is not read: such a file can run code when it is loaded.",
-        "export a version in safetensors. https://huggingface.co/spaces/safetensors/convert makes one of a "
-        "public model, as a pull request: --revision refs/pr/NUMBER; docs/how-to/own-models.md converts a folder",
-    )
-
-
-def _download(source: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        # Code and pickles do not even come here.
-        path = snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=ELSEWHERE)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"there is no local folder {source!r}, and the hub did not give a checkpoint of that name: {error}"
-        ) from error
-    return Path(path)
-
-
-LONGEST_DEFAULT = 512
-TASK = "{task}"
-# The modules that the graph has, in the order in which it has them.
-MODULES = re.compile(r"(Transformer( Pooling( Dense)*( Normalize)?)?)?")
 
 
 class EncoderSettings(NamedTuple):
@@ -123,48 +65,93 @@ class EncoderSettings(NamedTuple):
     max_passage_tokens: int
 
 
-class _Module(NamedTuple):
-    name: str
-    folder: Path
+def fetch_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
+    """Find a local folder, or download a hub id.
+
+    This is the package's only access to a model hub.
+
+    Raises:
+        InputError: there is no such checkpoint, or its architecture is not supported.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        path = _download(source, revision)
+        revision = path.name
+    config = read_json(path / "config.json")
+    if not config:
+        raise InputError(
+            f"{source} is not a transformers checkpoint: it holds no config.json.",
+            "name the folder that holds config.json",
+        )
+    supported = (*ENCODER_TYPES, *generator_settings.MODEL_TYPES)
+    if config.get("model_type") not in supported:
+        raise InputError(
+            f"unsupported model type {config.get('model_type')!r} ({source}).",
+            f"export a checkpoint of type {', '.join(supported)}",
+        )
+    if not any(path.glob(WEIGHTS)):
+        refuse_weights(source, path)
+    return Checkpoint(path, path.name if Path(source).is_dir() else source, revision or "", config)
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """Return the content of a JSON file, `None` if there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_licence(path: Path) -> str:
+    """Return the licence in the model card's front matter, else `unknown`."""
+    card = path / "README.md"
+    found = re.search(r"^licen[cs]e:\s*(\S+)", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
+    return found.group(1) if found else "unknown"
+
+
+def refuse_weights(source: str, folder: Path) -> NoReturn:
+    """Raise the error for a folder without safetensors.
+
+    Raises:
+        InputError: always.
+    """
+    other = sorted(file.name for pattern in OTHER_WEIGHTS for file in folder.glob(pattern))
+    if not other:
+        raise InputError(f"{source} holds no weights ({WEIGHTS}).", "download the whole checkpoint again")
+    raise InputError(
+        f"{source} holds its weights as {other[0]}, which is not read: such a file can run code when it is loaded.",
+        "export a version in safetensors; https://huggingface.co/spaces/safetensors/convert makes one of a public "
+        "model, as a pull request: --revision refs/pr/NUMBER; docs/how-to/own-models.md converts a folder",
+    )
 
 
 def read_encoder_settings(checkpoint: Checkpoint, **given: Any) -> EncoderSettings:
-    """Read pooling, normalisation, prefixes and lengths; what is given wins, and a task fills in `{task}`.
+    """Read pooling, normalisation, prefixes and lengths of an encoder.
+
+    `given` holds `ENCODER_OPTIONS` of the export, which override the files where they are not `None`. The task replaces
+    `{task}` in the query prefix. Lengths are limited to the positions of the model.
 
     Raises:
-        InputError: nothing tells the pooling, or the checkpoint has modules that cannot be exported.
+        InputError: the pooling is neither stored nor given, or the checkpoint has modules that cannot be exported.
     """
     path = checkpoint.path
-    modules = _read_modules(checkpoint)
-    transformer = read_json(path / "sentence_bert_config.json") or {}
-    if transformer.get("do_lower_case"):
-        raise InputError(
-            f"{checkpoint.source} lowercases texts outside its tokenizer (do_lower_case), which the export does not "
-            "support; put a Lowercase normaliser into its tokenizer.json, and set do_lower_case to false"
-        )
-    pooling_config = _read_pooling_config(modules)
-    pooling = given["pooling"] or find_pooling(pooling_config)
+    with _errors_of_checkpoint():
+        modules = read_modules(path, links_allowed=True)
+        max_length = read_max_length(path, links_allowed=True)
+        prefixes = read_prefixes(path, given["query_prefix"], given["passage_prefix"], links_allowed=True)
+    pooling = given["pooling"] or (modules.pooling if modules else None)
     if pooling is None:
-        raise InputError(f"{checkpoint.source} does not say how it pools; give --pooling cls, mean or last")
+        raise InputError(f"{checkpoint.source} names no supported pooling.", "give --pooling cls, mean or last")
     if pooling not in POOLINGS:
-        raise InputError(f"pooling must be {', '.join(POOLINGS)}, was: {pooling!r}")
-    normalises = any(module.name == "Normalize" for module in modules)
-    prompts = (read_json(path / "config_sentence_transformers.json") or {}).get("prompts") or {}
-
-    def first_given(value: str | None, *fallbacks: str) -> str:
-        return value if value is not None else next((prompts[name] for name in fallbacks if prompts.get(name)), "")
-
-    query_prefix = _fill_task(first_given(given["query_prefix"], "query"), given["task"])
-    passage_prefix = first_given(given["passage_prefix"], "passage", "document")
-    if not pooling_config.get("include_prompt", True) and (query_prefix or passage_prefix):
+        raise InputError(f"unknown pooling {pooling!r}.", f"choose one of {', '.join(POOLINGS)}")
+    normalises = modules.normalise if modules else False
+    query_prefix, passage_prefix = _fill_task(prefixes["query_prefix"], given["task"]), prefixes["passage_prefix"]
+    if modules and not modules.includes_prompt and (query_prefix or passage_prefix):
         raise InputError(
-            f"{checkpoint.source} leaves the prompt out of its pooling (include_prompt), which the export does not "
-            "support; without prompts it can be exported: --query-prefix '' --passage-prefix ''"
+            f"{checkpoint.source} leaves the prompt out of its pooling (include_prompt), which is not supported.",
+            "export it without prompts: --query-prefix '' --passage-prefix ''",
         )
     positions = count_positions(checkpoint.config)
     tokenizer = read_json(path / "tokenizer_config.json") or {}
-    # Newer releases of sentence-transformers keep the length with the tokenizer, as transformers does.
-    longest = transformer.get("max_seq_length") or tokenizer.get("model_max_length") or LONGEST_DEFAULT
+    # Newer releases of sentence-transformers store the length in the tokenizer's configuration.
+    longest = min(filter(None, (max_length, tokenizer.get("model_max_length"))), default=LONGEST_DEFAULT)
     return EncoderSettings(
         pooling=pooling,
         normalise=given["normalise"] if given["normalise"] is not None else normalises,
@@ -176,71 +163,20 @@ def read_encoder_settings(checkpoint: Checkpoint, **given: Any) -> EncoderSettin
 
 
 def read_dense(checkpoint: Checkpoint) -> tuple[Dense, ...]:
-    """Read the dense layers behind the pooling.
+    """Read the dense layers after the pooling.
 
     Raises:
-        InputError: a layer is of a form that cannot be exported, or has no weights in safetensors.
+        InputError: a layer cannot be exported, or has no weights in safetensors.
     """
-    return tuple(
-        _read_dense(checkpoint.source, module.folder) for module in _read_modules(checkpoint) if module.name == "Dense"
-    )
-
-
-def _read_dense(source: str, folder: Path) -> Dense:
-    config = read_json(folder / "config.json") or {}
-    # The default is sentence-transformers' own.
-    activation = config.get("activation_function", "torch.nn.modules.activation.Tanh").rsplit(".", 1)[-1]
-    if activation not in DENSE_ACTIVATIONS:
-        raise InputError(
-            f"the Dense module of {source} has the activation {activation!r}; known: {', '.join(DENSE_ACTIVATIONS)}"
-        )
-    elsewhere = [
-        config[name]
-        for name in ("module_input_name", "module_output_name")
-        if config.get(name) not in (None, "sentence_embedding")
-    ]
-    if config.get("use_residual") or elsewhere:
-        raise InputError(f"the Dense module of {source} adds to its input or reads another one, which is not supported")
-    if not (folder / "model.safetensors").is_file():
-        refuse_weights(f"{source}/{folder.name}", folder)
-    weights = load_file(folder / "model.safetensors")
-    bias = weights.get("linear.bias")
-    return Dense(
-        weights["linear.weight"].astype("float32"), None if bias is None else bias.astype("float32"), activation
-    )
-
-
-def _read_modules(checkpoint: Checkpoint) -> list[_Module]:
-    listed = read_json(checkpoint.path / "modules.json") or []
-    modules = [_Module(name_module(module["type"]), checkpoint.path / module["path"]) for module in listed]
-    names = " ".join(module.name for module in modules)
-    if not MODULES.fullmatch(names):
-        raise InputError(
-            f"{checkpoint.source} has the modules {names.replace(' ', ', ')}, which the export does not support; it "
-            "knows Transformer, Pooling, any number of Dense, and Normalize, in this order"
-        )
-    return modules
-
-
-def _read_pooling_config(modules: list[_Module]) -> dict[str, Any]:
-    folder = next((module.folder for module in modules if module.name == "Pooling"), None)
-    found: dict[str, Any] | None = read_json(folder / "config.json") if folder else None
-    return found or {}
-
-
-def _fill_task(prefix: str, task: str | None) -> str:
-    if task is not None and TASK not in prefix:
-        raise InputError(f"there is no {TASK} in the query prefix {prefix!r} that the task {task!r} could fill in")
-    if task is None and TASK in prefix:
-        raise InputError(f"the query prefix {prefix!r} asks for a task; give --task")
-    return prefix.replace(TASK, task or "")
-
-
-ENCODER_TYPES = (*bert.MODEL_TYPES, *gte.MODEL_TYPES, *decoder_encoder.MODEL_TYPES)
+    with _errors_of_checkpoint():
+        modules = read_modules(checkpoint.path, links_allowed=True)
+        folders = modules.dense if modules else ()
+        settings = [read_dense_settings(checkpoint.path, folder, links_allowed=True) for folder in folders]
+    return tuple(_read_dense(checkpoint, *pair) for pair in zip(folders, settings, strict=True))
 
 
 def count_positions(config: Mapping[str, Any]) -> int:
-    """Return how many tokens the longest text has that a model can read."""
+    """Return the most tokens that a model can read at once."""
     positions = int(config["max_position_embeddings"])
     return positions - bert.first_position(config) if config["model_type"] in bert.MODEL_TYPES else positions
 
@@ -253,13 +189,72 @@ def build_encoder(
     dtype: str,
     samples: Mapping[str, Sample],
 ) -> Graph:
-    """Write the graph of an encoder, from weights and configuration as transformers has them.
+    """Write the graph of an encoder; `weights` and `config` have transformers' names.
 
     Raises:
-        InputError: the checkpoint has a part that its graph does not have.
+        InputError: the checkpoint has a part that its graph does not support.
     """
     if config["model_type"] in gte.MODEL_TYPES:
         return gte.build_gte(weights, config, head, dtype, samples)
     if config["model_type"] in decoder_encoder.MODEL_TYPES:
         return decoder_encoder.build_decoder_encoder(weights, config, head, dtype, samples)
     return bert.build_bert(weights, config, head, max_tokens, dtype, samples)
+
+
+def _download(source: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # Code and pickles are not even downloaded.
+        path = snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=ELSEWHERE)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"no checkpoint {source!r}: there is no such folder, and the hub did not return it: {error}.",
+            "check the name and the network; accept a gated model's terms on the hub and log in with `hf auth login`",
+        ) from error
+    return Path(path)
+
+
+@contextmanager
+def _errors_of_checkpoint() -> Iterator[None]:
+    try:
+        yield
+    except ModelError as error:
+        known = error.cure == LOWERCASE_CURE
+        cure = error.cure if known else "correct that file, or export another checkpoint"
+        raise InputError(error.message, cure) from error
+
+
+def _read_dense(checkpoint: Checkpoint, name: str, settings: DenseSettings) -> Dense:
+    if settings.activation not in DENSE_ACTIVATIONS:
+        raise InputError(
+            f"unsupported activation {settings.activation!r} (Dense module of {checkpoint.source}).",
+            f"export a checkpoint whose Dense modules have activation {', '.join(DENSE_ACTIVATIONS)}",
+        )
+    folder = checkpoint.path / name
+    if not (folder / "model.safetensors").is_file():
+        refuse_weights(f"{checkpoint.source}/{name}", folder)
+    weights = load_file(folder / "model.safetensors")
+    if weights.keys() != settings.tensors:
+        raise InputError(
+            f"{checkpoint.source}/{name} holds {sorted(weights)}, but {sorted(settings.tensors)} is needed.",
+            "export another checkpoint",
+        )
+    bias = weights.get("linear.bias")
+    return Dense(
+        weights["linear.weight"].astype("float32"),
+        None if bias is None else bias.astype("float32"),
+        settings.activation,
+    )
+
+
+def _fill_task(prefix: str, task: str | None) -> str:
+    if task is not None and TASK not in prefix:
+        raise InputError(
+            f"the query prefix {prefix!r} has no {TASK} for the task {task!r}.",
+            f"put {TASK} into --query-prefix, or leave out --task",
+        )
+    if task is None and TASK in prefix:
+        raise InputError(f"the query prefix {prefix!r} asks for a task.", "give --task")
+    return prefix.replace(TASK, task or "")
