@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from safetensors.numpy import load_file
 
-from xqg_qdrant.errors import InputError
+from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.export import bert, decoder_encoder
 from xqg_qdrant.export import rotary as gte
 from xqg_qdrant.export.graph import Array, Graph
@@ -21,7 +22,14 @@ from xqg_qdrant.export.pooling import DENSE_ACTIVATIONS, Dense, Head
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.model_folders import generator_settings
 from xqg_qdrant.model_folders.description import POOLINGS
-from xqg_qdrant.model_folders.sentence_transformers import find_pooling, name_module
+from xqg_qdrant.model_folders.sentence_transformers import (
+    LOWERCASE_CURE,
+    DenseSettings,
+    read_dense_settings,
+    read_max_length,
+    read_modules,
+    read_prefixes,
+)
 
 WEIGHTS = "*.safetensors"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
@@ -30,8 +38,6 @@ ELSEWHERE = ["onnx/*", "openvino/*"]
 ENCODER_TYPES = (*bert.MODEL_TYPES, *gte.MODEL_TYPES, *decoder_encoder.MODEL_TYPES)
 LONGEST_DEFAULT = 512
 TASK = "{task}"
-# The sentence-transformers modules that a graph can have, in this order.
-MODULES = re.compile(r"(Transformer( Pooling( Dense)*( Normalize)?)?)?")
 
 
 class Checkpoint(NamedTuple):
@@ -57,11 +63,6 @@ class EncoderSettings(NamedTuple):
     passage_prefix: str
     max_query_tokens: int
     max_passage_tokens: int
-
-
-class _Module(NamedTuple):
-    name: str
-    folder: Path
 
 
 def fetch_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
@@ -131,28 +132,18 @@ def read_encoder_settings(checkpoint: Checkpoint, **given: Any) -> EncoderSettin
         InputError: the pooling is neither stored nor given, or the checkpoint has modules that cannot be exported.
     """
     path = checkpoint.path
-    modules = _read_modules(checkpoint)
-    transformer = read_json(path / "sentence_bert_config.json") or {}
-    if transformer.get("do_lower_case"):
-        raise InputError(
-            f"{checkpoint.source} lowercases texts outside its tokenizer (do_lower_case), which is not supported.",
-            "put a Lowercase normaliser into its tokenizer.json, and set do_lower_case to false",
-        )
-    pooling_config = _read_pooling_config(modules)
-    pooling = given["pooling"] or find_pooling(pooling_config)
+    with _errors_of_checkpoint():
+        modules = read_modules(path, links_allowed=True)
+        max_length = read_max_length(path, links_allowed=True)
+        prefixes = read_prefixes(path, given["query_prefix"], given["passage_prefix"], links_allowed=True)
+    pooling = given["pooling"] or (modules.pooling if modules else None)
     if pooling is None:
         raise InputError(f"{checkpoint.source} names no supported pooling.", "give --pooling cls, mean or last")
     if pooling not in POOLINGS:
         raise InputError(f"unknown pooling {pooling!r}.", f"choose one of {', '.join(POOLINGS)}")
-    normalises = any(module.name == "Normalize" for module in modules)
-    prompts = (read_json(path / "config_sentence_transformers.json") or {}).get("prompts") or {}
-
-    def first_given(value: str | None, *fallbacks: str) -> str:
-        return value if value is not None else next((prompts[name] for name in fallbacks if prompts.get(name)), "")
-
-    query_prefix = _fill_task(first_given(given["query_prefix"], "query"), given["task"])
-    passage_prefix = first_given(given["passage_prefix"], "passage", "document")
-    if not pooling_config.get("include_prompt", True) and (query_prefix or passage_prefix):
+    normalises = modules.normalise if modules else False
+    query_prefix, passage_prefix = _fill_task(prefixes["query_prefix"], given["task"]), prefixes["passage_prefix"]
+    if modules and not modules.includes_prompt and (query_prefix or passage_prefix):
         raise InputError(
             f"{checkpoint.source} leaves the prompt out of its pooling (include_prompt), which is not supported.",
             "export it without prompts: --query-prefix '' --passage-prefix ''",
@@ -160,7 +151,7 @@ def read_encoder_settings(checkpoint: Checkpoint, **given: Any) -> EncoderSettin
     positions = count_positions(checkpoint.config)
     tokenizer = read_json(path / "tokenizer_config.json") or {}
     # Newer releases of sentence-transformers store the length in the tokenizer's configuration.
-    longest = transformer.get("max_seq_length") or tokenizer.get("model_max_length") or LONGEST_DEFAULT
+    longest = min(filter(None, (max_length, tokenizer.get("model_max_length"))), default=LONGEST_DEFAULT)
     return EncoderSettings(
         pooling=pooling,
         normalise=given["normalise"] if given["normalise"] is not None else normalises,
@@ -177,9 +168,11 @@ def read_dense(checkpoint: Checkpoint) -> tuple[Dense, ...]:
     Raises:
         InputError: a layer cannot be exported, or has no weights in safetensors.
     """
-    return tuple(
-        _read_dense(checkpoint.source, module.folder) for module in _read_modules(checkpoint) if module.name == "Dense"
-    )
+    with _errors_of_checkpoint():
+        modules = read_modules(checkpoint.path, links_allowed=True)
+        folders = modules.dense if modules else ()
+        settings = [read_dense_settings(checkpoint.path, folder, links_allowed=True) for folder in folders]
+    return tuple(_read_dense(checkpoint, *pair) for pair in zip(folders, settings, strict=True))
 
 
 def count_positions(config: Mapping[str, Any]) -> int:
@@ -223,51 +216,37 @@ def _download(source: str, revision: str | None) -> Path:
     return Path(path)
 
 
-def _read_dense(source: str, folder: Path) -> Dense:
-    config = read_json(folder / "config.json") or {}
-    # sentence-transformers' own default.
-    activation = config.get("activation_function", "torch.nn.modules.activation.Tanh").rsplit(".", 1)[-1]
-    if activation not in DENSE_ACTIVATIONS:
+@contextmanager
+def _errors_of_checkpoint() -> Iterator[None]:
+    try:
+        yield
+    except ModelError as error:
+        known = error.cure == LOWERCASE_CURE
+        cure = error.cure if known else "correct that file, or export another checkpoint"
+        raise InputError(error.message, cure) from error
+
+
+def _read_dense(checkpoint: Checkpoint, name: str, settings: DenseSettings) -> Dense:
+    if settings.activation not in DENSE_ACTIVATIONS:
         raise InputError(
-            f"unsupported activation {activation!r} (Dense module of {source}).",
+            f"unsupported activation {settings.activation!r} (Dense module of {checkpoint.source}).",
             f"export a checkpoint whose Dense modules have activation {', '.join(DENSE_ACTIVATIONS)}",
         )
-    elsewhere = [
-        config[name]
-        for name in ("module_input_name", "module_output_name")
-        if config.get(name) not in (None, "sentence_embedding")
-    ]
-    if config.get("use_residual") or elsewhere:
-        raise InputError(
-            f"the Dense module of {source} has a residual connection, or another input or output than the sentence "
-            "embedding; neither is supported.",
-            "export a checkpoint with plain Dense modules",
-        )
+    folder = checkpoint.path / name
     if not (folder / "model.safetensors").is_file():
-        refuse_weights(f"{source}/{folder.name}", folder)
+        refuse_weights(f"{checkpoint.source}/{name}", folder)
     weights = load_file(folder / "model.safetensors")
+    if weights.keys() != settings.tensors:
+        raise InputError(
+            f"{checkpoint.source}/{name} holds {sorted(weights)}, but {sorted(settings.tensors)} is needed.",
+            "export another checkpoint",
+        )
     bias = weights.get("linear.bias")
     return Dense(
-        weights["linear.weight"].astype("float32"), None if bias is None else bias.astype("float32"), activation
+        weights["linear.weight"].astype("float32"),
+        None if bias is None else bias.astype("float32"),
+        settings.activation,
     )
-
-
-def _read_modules(checkpoint: Checkpoint) -> list[_Module]:
-    listed = read_json(checkpoint.path / "modules.json") or []
-    modules = [_Module(name_module(module["type"]), checkpoint.path / module["path"]) for module in listed]
-    names = " ".join(module.name for module in modules)
-    if not MODULES.fullmatch(names):
-        raise InputError(
-            f"unsupported modules {names.replace(' ', ', ')} ({checkpoint.source}).",
-            "export a checkpoint with Transformer, Pooling, any number of Dense, and Normalize, in this order",
-        )
-    return modules
-
-
-def _read_pooling_config(modules: list[_Module]) -> dict[str, Any]:
-    folder = next((module.folder for module in modules if module.name == "Pooling"), None)
-    found: dict[str, Any] | None = read_json(folder / "config.json") if folder else None
-    return found or {}
 
 
 def _fill_task(prefix: str, task: str | None) -> str:

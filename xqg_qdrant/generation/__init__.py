@@ -1,1 +1,1 @@
-"""Write the questions that speakers of other languages would ask of a passage."""
+"""Write the questions that speakers of other languages would ask about a passage."""

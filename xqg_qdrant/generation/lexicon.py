@@ -1,9 +1,10 @@
-"""Pseudo-queries without a model: the words of a passage, looked up in a lexicon.
+"""Write pseudo-queries without a model: translate the words of a passage with a lexicon.
+
+A lexicon is a file with lines of this form:
 
     LANGUAGE<TAB>English words<TAB>their translation
 
-A lexicon can be a dictionary, or learnt from parallel texts (`training/learn_lexicon.py`). Knows the file and how a
-pseudo-query is put together. Knows nothing of models.
+It can be a dictionary, or learnt from parallel texts (`training/learn_lexicon.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from xqg_qdrant.records import GeneratedQuery, Passage
 from xqg_qdrant.text import split_words
 
 LEXICON = "lexicon"
-# About as many as a long question has; encoders for questions cut at 32 tokens.
+# About as many as in a long question; encoders truncate questions at 32 tokens.
 WORDS_A_QUERY = 16
 LONGEST_PHRASE = 4
 
@@ -28,17 +29,17 @@ Words = tuple[str, ...]
 
 
 class Lexicon:
-    """Translations by language; takes the place of a generator in an ingest.
+    """Translations by language; replaces a generator in an ingest.
 
-    A pseudo-query is a row of translated words. Query number i of a language holds the i-th sixteen of those words of
-    the passage that the lexicon knows, each once, in their order; longer phrases go before shorter ones.
+    A pseudo-query is a row of translated words. Query number i of a language holds the i-th sixteen of the passage's
+    words that the lexicon contains, each once, in their order. Longer phrases are matched before shorter ones.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read a file of three columns, gzipped or not; of several translations the first one counts.
+        """Read a file of three columns, gzipped or not; the first of several translations counts.
 
         Raises:
-            InputError: a line has other columns, or there is none.
+            InputError: a line does not have three columns, or the file has no line.
         """
         self.path = path
         self._entries: dict[str, dict[Words, str]] = {}
@@ -49,12 +50,12 @@ class Lexicon:
                 language, words, translation = _read_entry(line, f"{path}:{number}")
                 self._entries.setdefault(language, {}).setdefault(words, translation)
         if not self._entries:
-            raise InputError(f"{path} holds no entry.", "give lines of language, words, translation.")
+            raise InputError(f"the lexicon {path} is empty.", "write lines of language, words and translation into it")
         self._sha256 = digest.hexdigest()
         self.languages: tuple[str, ...] = tuple(sorted(self._entries))
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the pseudo-queries, for a fingerprint."""
+        """Return the settings that decide the pseudo-queries, for a fingerprint."""
         return {"kind": LEXICON, "sha256": self._sha256, "words_a_query": WORDS_A_QUERY}
 
     def write_queries(
@@ -63,12 +64,12 @@ class Lexicon:
         """Return up to `count` pseudo-queries of each passage in each language.
 
         Raises:
-            InputError: the lexicon has no entry of a language.
+            InputError: the lexicon has no entry for a language.
         """
         for language in languages:
             if language not in self._entries:
                 known = ", ".join(self.languages)
-                raise InputError(f"{self.path} holds no {language!r}, but {known}.", "name some of these.")
+                raise InputError(f"{self.path} has no language {language!r}, only {known}.", "choose from these")
         found = []
         for passage in passages:
             words = tuple(split_words(f"{passage.title} {passage.text}"))
@@ -85,13 +86,13 @@ class Lexicon:
 def _read_entry(line: bytes, where: str) -> tuple[str, Words, str]:
     try:
         language, english, translation = line.decode("utf-8").strip().split("\t")
-    except ValueError as error:  # also what is not UTF-8
-        cure = "write each entry as language, words and translation with tabs between"
+    except ValueError as error:  # includes invalid UTF-8
+        cure = "write each entry as language, words and translation, separated by tabs"
         raise InputError(f"{where}: not three columns of UTF-8: {line[:80]!r}.", cure) from error
     words, translation = tuple(split_words(english)), " ".join(translation.split())
     if not (language and words and translation) or len(words) > LONGEST_PHRASE:
-        cure = f"give a language, 1 to {LONGEST_PHRASE} words and their translation"
-        raise InputError(f"{where}: no entry of a lexicon: {line[:80]!r}.", cure)
+        cure = f"write a language, 1 to {LONGEST_PHRASE} words and their translation"
+        raise InputError(f"{where}: not an entry of a lexicon: {line[:80]!r}.", cure)
     return language, words, translation
 
 

@@ -1,7 +1,6 @@
-"""Passages × languages → generated queries.
+"""Generate queries for passages in several languages with an ONNX model.
 
-Knows prompts, language tokens, seeds and batches. The graphs are `decoder`'s, those of other programs
-`foreign_decoder`'s, and choosing tokens is `decoding`'s.
+`seq2seq` runs xqg's own graphs, `optimum_decoder` those of optimum, and `decoding` the loop over tokens.
 """
 
 from __future__ import annotations
@@ -37,10 +36,13 @@ from xqg_qdrant.records import GeneratedQuery, Passage
 
 
 class Sampling(NamedTuple):
-    """How queries are drawn: `top_k` 1 is greedy; `max_new_tokens` bounds a query's length.
+    """How queries are sampled.
 
-    With the vocabulary `restricted` a query is drawn from the tokens that its language is written in, which the model
-    folder must hold; with `full`, from all.
+    Attributes:
+        top_k: the number of best tokens to draw from; 1 is greedy.
+        temperature: divides the logits.
+        max_new_tokens: the longest query, in tokens.
+        vocabulary: `full`, or `restricted` to the tokens of the query's language, which the model folder must hold.
     """
 
     top_k: int
@@ -50,9 +52,9 @@ class Sampling(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """The queries of one passage that were kept, and how many were asked for in each language.
+    """The kept queries of one passage, and how many were asked for in each language.
 
-    `wrong_script` has the language of each one that was dropped because it is not written in that language's script.
+    `wrong_script` has the language of each query that was dropped for not being in that language's script.
     """
 
     queries: tuple[GeneratedQuery, ...]
@@ -61,28 +63,27 @@ class Generation(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """A prompt, as ids, and the rows that are written from it."""
+    """A prompt, as ids, and the rows written from it."""
 
     prompt: list[int]
     rows: range
 
 
 class QueryGenerator:
-    """A T5 or mT5 model that writes questions about passages in named languages.
+    """A T5 or mT5 model that writes questions about passages in given languages.
 
-    Prompts of about the same length run side by side, with all their languages and samples, and each query has its own
-    noise, derived from the seed, the passage id, the language and the query's number. So on a CPU a passage gets the
-    same queries, bit for bit, whatever else is ingested with it, in whatever order or batch. Several threads may call
-    one generator at once.
+    Prompts of about the same length share a run, with all their languages and samples. Each query has its own noise,
+    derived from the seed, the passage id, the language and the query's number. So on a CPU a passage gets bit-identical
+    queries whatever else is ingested with it, in any order or batch. Several threads may use one generator.
     """
 
     def __init__(self, folder: str | Path | None = None, device: str = "auto", threads: int = 1) -> None:
         """Load a model folder of kind `generator`, or the demo generator that ships.
 
         Args:
-            folder: as `xqg export` writes it; or optimum does.
-            device: `cpu`, `cuda` (all GPUs) or `cuda:N`, which fail where a GPU does not run it, or `auto`.
-            threads: of the CPU, for one call; 0 takes every core. An ingest calls it from a thread for each core.
+            folder: the layout of `xqg export` or optimum.
+            device: `cpu`, `cuda` (all GPUs), `cuda:N` or `auto`; the GPU choices fail if CUDA does not run.
+            threads: CPU threads for one call; 0 takes every core. An ingest calls it from one thread per core.
 
         Raises:
             ModelError: the folder or the device cannot be used.
@@ -113,10 +114,10 @@ class QueryGenerator:
         self.device = join_devices(decoder.device for decoder in self._decoders)
 
     def describe(self) -> dict[str, Any]:
-        """Return what of this model decides the queries, for a fingerprint."""
+        """Return the settings that decide the queries, for a fingerprint."""
         names = ["dtype", "prompt", "max_input_tokens"]
         if is_foreign(self.folder.description):
-            # Its own files tell these, and are not among those that the checksum covers.
+            # These come from its settings, which the checksum does not cover.
             names += ["language_tokens", "decoder_start_id", "end_id", "suppressed_ids"]
         return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
 
@@ -125,10 +126,10 @@ class QueryGenerator:
     ) -> list[Generation]:
         """Write up to `count` queries for each passage in each language.
 
-        A query in the wrong script, an empty one and a repetition are dropped.
+        Queries in the wrong script, empty queries and repetitions are dropped.
 
         Raises:
-            InputError: the model does not know a language or the vocabulary, or cannot write such long queries.
+            InputError: the model lacks a language or the vocabulary, or cannot write such long queries.
         """
         keys = [
             hashlib.sha256(f"{seed}\0{passage.passage_id}\0{language}\0{number}".encode()).digest()
@@ -156,13 +157,20 @@ class QueryGenerator:
         temperature: float = 1.0,
         vocabulary: str = FULL_VOCABULARY,
     ) -> list[list[int]]:
-        """Decode one query for each row of the noise, shape `(rows, steps, top_k)`, by passage and then by language.
+        """Decode one query for each row of the noise, ordered by passage and then by language.
+
+        Args:
+            passages: the passages.
+            languages: codes of the languages to write in.
+            noise: Gumbel noise, shape `(rows, steps, top_k)`.
+            temperature: divides the logits.
+            vocabulary: `full` or `restricted`.
 
         Returns:
             the ids of each row, without the first and the end.
 
         Raises:
-            InputError: the model does not know a language or the vocabulary, or cannot take so many steps.
+            InputError: the model lacks a language or the vocabulary, or cannot take so many steps.
         """
         self._check(languages, noise, vocabulary)
         if not len(noise):
@@ -195,40 +203,46 @@ class QueryGenerator:
         return found
 
     def first_id(self, language: str) -> int:
-        """Return the decoder's first token: the language's own where the model has one."""
+        """Return the decoder's first id: the language's own if the model has one."""
         return self._language_tokens.get(language, self._start_id)
 
     def fill_prompt(self, passage: Passage, language: str) -> str:
         """Return the encoder's input."""
         fields = {"{language}": LANGUAGES[language].name, "{title}": passage.title, "{text}": passage.text}
-        # In one pass: a title may hold what looks like a field.
+        # In one pass, because a title may contain what looks like a field.
         return re.sub("|".join(map(re.escape, fields)), lambda found: fields[found[0]], self._prompt).strip()
 
     def check_vocabulary(self, languages: Sequence[str], vocabulary: str) -> None:
-        """Make sure that the model has this vocabulary of each language.
+        """Check that the model has this vocabulary for each language.
 
         Raises:
-            InputError: it has not.
+            InputError: it does not.
         """
         if vocabulary not in VOCABULARIES:
-            raise InputError(f"unknown vocabulary {vocabulary!r}; choose one of {', '.join(VOCABULARIES)}")
+            raise InputError(f"unknown vocabulary {vocabulary!r}.", f"choose one of {', '.join(VOCABULARIES)}")
         missing = [language for language in languages if language not in self.restricted_languages]
         if vocabulary == RESTRICTED_VOCABULARY and missing:
             raise InputError(
-                f"{self.folder.path} holds no restricted vocabulary of {missing[0]!r}; export it with "
-                f"--restrict-vocabulary, or ingest with --vocabulary {FULL_VOCABULARY}"
+                f"{self.folder.path} has no restricted vocabulary for {missing[0]!r}.",
+                f"export it with --restrict-vocabulary, or use --vocabulary {FULL_VOCABULARY}",
             )
 
     def _check(self, languages: Sequence[str], noise: Noise, vocabulary: str) -> None:
         if noise.shape[1] > self.max_output_tokens:
-            raise InputError(f"max_new_tokens must be at most {self.max_output_tokens}, was: {noise.shape[1]}")
+            raise InputError(
+                f"max_new_tokens is {noise.shape[1]}, more than the {self.max_output_tokens} of {self.folder.path}.",
+                f"set --max-new-tokens to at most {self.max_output_tokens}",
+            )
         for language in languages:
             if language not in self.languages:
-                raise InputError(f"unknown language {language!r}: this generator writes {', '.join(self.languages)}")
+                raise InputError(
+                    f"{self.folder.path} does not write the language {language!r}.",
+                    f"choose from {', '.join(self.languages)}",
+                )
         self.check_vocabulary(languages, vocabulary)
 
     def _groups(self, passages: Sequence[Passage], languages: Sequence[str], samples: int) -> list[_Group]:
-        """Return the prompts with their rows: one a passage where the prompt does not name the language."""
+        """Return the prompts with their rows: one for each passage if the prompt does not name the language."""
         together = languages[:1] if "{language}" not in self._prompt else languages
         prompts = [self.fill_prompt(passage, language) for passage in passages for language in together]
         size = samples * len(languages) // len(together)
@@ -239,7 +253,7 @@ class QueryGenerator:
 
 
 def _keep_usable(queries: Iterable[GeneratedQuery], asked: int) -> Generation:
-    """Drop empty queries, repetitions, and those that are not written in their language's script."""
+    """Drop empty queries, repetitions, and queries that are not in their language's script."""
     kept: dict[tuple[str, str], GeneratedQuery] = {}
     wrong_script = []
     for query in queries:

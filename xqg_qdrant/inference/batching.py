@@ -1,9 +1,7 @@
-"""How much goes into one run of a graph, and what happens where a device's memory ends.
+"""Limit the size of one run of a graph, and retry in smaller runs when a device's memory is exhausted.
 
-A run that finds no room is cut into smaller ones, which are all that is tried from then on; what has run already is
-not run again. Results do not change: no text depends on those that share its run.
-
-Knows sizes. Knows nothing of texts, graphs or devices.
+The smaller limit holds from then on, and finished items are not run again. Results do not change: no text depends on
+those that share its run.
 """
 
 from __future__ import annotations
@@ -17,25 +15,30 @@ from xqg_qdrant.errors import ModelError, OutOfMemoryError
 
 Cut: TypeAlias = Callable[[Sequence[int], int], Iterable[list[int]]]
 
+# More rows share one pass over the weights; beyond this, larger caches cost more than that saves.
+BATCH_ROWS = 320
+BATCH_BYTES = 512 << 20
+MEMORY_CURE = "free memory of the device (nvidia-smi lists the processes), or use --device cpu"
+
 LOGGER = logging.getLogger(__name__)
 
 
 class Budget:
-    """The most that one run may hold; several threads may use one."""
+    """The largest size of one run; several threads may use one budget."""
 
     def __init__(self, most: int, unit: str) -> None:
-        """Begin with `most`, of a unit such as `tokens`."""
+        """Start with the limit `most`; `unit` names what it counts, such as `tokens`."""
         self.most = most
         self._unit = unit
         self._lock = threading.Lock()
 
     def work(self, count: int, cut: Cut, size: Callable[[list[int]], int], run: Callable[[list[int]], None]) -> None:
-        """Run all of `count` items in batches.
+        """Run all items in batches.
 
         Args:
-            count: how many items there are; they are called by their numbers.
-            cut: items and the most that a batch may hold → batches, of one item at least.
-            size: what a batch holds.
+            count: the number of items, which are numbered from 0.
+            cut: splits items into batches of at most a size, each of at least one item.
+            size: returns the size of a batch.
             run: called with each batch.
 
         Raises:
@@ -49,10 +52,10 @@ class Budget:
                     run(batch)
                 except OutOfMemoryError as error:
                     if len(batch) == 1:
-                        said = " ".join(str(error).split())
+                        reason = " ".join(error.message.split()).removesuffix(".")
                         raise ModelError(
-                            f"a single run of {size(batch)} {self._unit} finds no room: {said}.",
-                            "free memory of the device (nvidia-smi tells who has it), or use --device cpu",
+                            f"out of memory: one run of {size(batch)} {self._unit} does not fit: {reason}.",
+                            MEMORY_CURE,
                         ) from error
                     self._halve(size(batch))
                     break
@@ -60,22 +63,21 @@ class Budget:
             left = [item for item in left if item not in done]
 
     def _halve(self, failed: int) -> None:
-        """Go on with half of what found no room, which another thread may have told already."""
+        """Halve the limit after a failed run, unless another thread has already done so."""
         with self._lock:
             if failed // 2 < self.most:
                 self.most = failed // 2
-                LOGGER.warning("out of memory with %d %s in a run; going on with %d", failed, self._unit, self.most)
-
-
-# More rows share the reading of the weights; beyond, caches outgrow what is gained.
-BATCH_ROWS = 320
-BATCH_BYTES = 512 << 20
+                LOGGER.warning("out of memory with %d %s in a run; continuing with %d", failed, self._unit, self.most)
 
 
 class Sizes(NamedTuple):
-    """How large a prompt is with its rows: their number, the bytes of a row's caches and of a token's cross-attention.
+    """The size of a prompt with its rows.
 
-    With `alone` no two prompts share a run.
+    Attributes:
+        rows: the rows of one prompt.
+        row_bytes: the bytes of a row's caches.
+        token_bytes: the bytes of a prompt token's cross-attention.
+        alone: no two prompts share a run.
     """
 
     rows: int
@@ -84,14 +86,18 @@ class Sizes(NamedTuple):
     alone: bool = False
 
     def bytes_of(self, prompts: int, longest: int) -> int:
-        """Return the bytes of so many prompts, padded to the longest."""
+        """Return the bytes of `prompts` prompts, padded to `longest` tokens."""
         return prompts * (self.rows * self.row_bytes + longest * self.token_bytes)
 
 
 def cut_prompts(places: Sequence[int], lengths: Sequence[int], sizes: Sizes, most: int) -> Iterator[list[int]]:
-    """Cut prompts, by their lengths, into batches of bounded rows and bytes; the longest come first.
+    """Split prompts into batches of bounded rows and bytes, the longest prompts first.
 
-    A prompt beyond the bounds stands alone.
+    Args:
+        places: the prompts' positions in `lengths`.
+        lengths: the length of each prompt, in tokens.
+        sizes: the size of a prompt.
+        most: the most bytes in a batch; a larger prompt has a batch of its own.
     """
     batch: list[int] = []
     for place in sorted(places, key=lambda place: -lengths[place]):

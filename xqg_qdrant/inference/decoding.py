@@ -1,7 +1,6 @@
-"""Next-token loop and stopping: ids in, ids out.
+"""Run a decoder step by step until every row ends: ids in, ids out.
 
-Knows ids, rows and steps. Knows nothing of text, prompts or ONNX Runtime; the step itself, which samples inside its
-graph, is handed in.
+The caller passes in the step itself, which also samples.
 """
 
 from __future__ import annotations
@@ -15,32 +14,31 @@ import numpy.typing as npt
 Ids = npt.NDArray[np.int64]
 Noise = npt.NDArray[np.float32]
 
-# Dropping finished rows moves the caches of a few others, which pays only when enough rows are dropped.
+# Dropping finished rows moves the caches of a few others, which pays off only if enough rows are dropped.
 COMPACT_BELOW = 0.9
 
 
 class Step(Protocol):
-    """One step of a decoder, which holds its caches."""
+    """One step of a decoder, with its caches."""
 
     def __call__(self, ids: Ids, noise: Noise) -> Ids:
         """Return the next ids, shape `(rows,)`, from ids of that shape and noise `(rows, top_k)`."""
 
     def keep(self, places: Ids) -> None:
-        """Go on with the rows at these places, in this order; see `fill_holes`."""
+        """Keep only the rows at these positions, in this order; see `fill_holes`."""
 
 
 def decode(step: Step, first_ids: Ids, noise: Noise, end_id: int) -> list[list[int]]:
     """Run steps until every row has ended.
 
     Args:
-        step: what runs one step.
+        step: runs one step.
         first_ids: the first decoder input of each row, shape `(rows,)`.
-        noise: Gumbel noise of every row and step, shape `(rows, steps, top_k)`; its second dimension is the largest
-            number of ids a row may get.
+        noise: Gumbel noise of every row and step, shape `(rows, steps, top_k)`; a row gets at most `steps` ids.
         end_id: the id that ends a row.
 
     Returns:
-        for each row its ids, without the first and the end.
+        the ids of each row, without the first and the end.
     """
     finished: list[list[int]] = [[] for _ in first_ids]
     rows = np.arange(len(first_ids))
@@ -62,7 +60,7 @@ def decode(step: Step, first_ids: Ids, noise: Noise, end_id: int) -> list[list[i
 
 
 def fill_holes(live: npt.NDArray[np.bool_]) -> Ids:
-    """Return the places of the live ones, those in front where they are and those from behind in the holes."""
+    """Return the positions of the live rows, packed: those at the end move into the holes before them."""
     count = int(live.sum())
     places = np.arange(count)
     places[~live[:count]] = np.flatnonzero(live[count:]) + count
@@ -70,7 +68,7 @@ def fill_holes(live: npt.NDArray[np.bool_]) -> Ids:
 
 
 def gumbel_noise(keys: Sequence[bytes], steps: int, top_k: int) -> Noise:
-    """Draw Gumbel noise, shape `(len(keys), steps, top_k)`: each row depends on its own 16-byte key alone."""
+    """Draw Gumbel noise, shape `(len(keys), steps, top_k)`; a row depends only on its 16-byte key."""
     noise = np.empty((len(keys), steps, top_k), dtype=np.float32)
     for row, key in enumerate(keys):
         random = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))

@@ -1,7 +1,6 @@
-"""Texts → vectors.
+"""Encode texts into vectors.
 
-Knows prefixes, lengths and batches. Pooling and normalisation lie inside our own graphs, and for those of other
-programs in `pooling`.
+xqg's own graphs pool and normalise inside; for other programs' graphs `pooling` does it.
 """
 
 from __future__ import annotations
@@ -21,34 +20,35 @@ from xqg_qdrant.inference.pooling import Pooler, read_dense
 from xqg_qdrant.inference.session import AUTO, CPU, Array, Session, find_devices, join_devices
 from xqg_qdrant.inference.tokenizer import Tokenizer, encode_ids, open_tokenizer
 from xqg_qdrant.model_folders import DEMO_ENCODER, read_model_folder, shipped_model
-from xqg_qdrant.model_folders.description import IN_GRAPH, TOKENIZER_FILE, dense_files, find_graph, is_foreign
+from xqg_qdrant.model_folders.description import IN_GRAPH, TOKENIZER_FILE, find_graph, is_foreign
+from xqg_qdrant.model_folders.files import export_again
 from xqg_qdrant.records import FloatArray
 
-# Short texts gain from company, longer ones do not: on a CPU caches are small.
+# Short texts run faster together, longer ones do not: a CPU's caches are small.
 CPU_TOKENS_A_RUN = 128
 CUDA_TOKENS_A_RUN = 16_384
 OWN_INPUTS = frozenset({"input_ids", "attention_mask"})
 FOREIGN_INPUTS = OWN_INPUTS | {"token_type_ids", "position_ids"}
-# A graph that is not ours may be quantised with a scale for the whole batch, or sum in another order in another one.
+# Another program's graph may be quantised with one scale for a batch, or sum in an order that depends on it.
 FOREIGN_TOKENS_A_RUN = 1
 
 
 class Encoder:
     """A multilingual encoder; several threads may use one.
 
-    On a CPU only texts of one length in tokens share a run, without padding: that is the fastest way, and a text's
-    vector is the same to the bit whatever its neighbours. In a graph of another program, which may not keep that, each
-    text has a run of its own. On a GPU texts of similar length share a large padded run, and the last bits may depend
-    on the batch.
+    On a CPU only texts of the same length in tokens share a run, without padding. That is fastest, and a text's vector
+    is bit-identical whatever else is in the batch. Another program's graph may not ensure that, so each text has a run
+    of its own there. On a GPU texts of similar length share a large padded run, and the last bits may depend on the
+    batch.
     """
 
     def __init__(self, folder: str | Path | None = None, device: str = "auto", threads: int = 0) -> None:
         """Load a model folder of kind `encoder`, or the demo encoder that ships.
 
         Args:
-            folder: as `xqg export` writes it; or optimum, sentence-transformers or fastembed do.
-            device: `cpu`, `cuda` (all GPUs) or `cuda:N`, which fail where a GPU does not run it, or `auto`.
-            threads: of the CPU, for one text; 0 takes every core, which is best for questions; 1 for ingests alone.
+            folder: the layout of `xqg export`, optimum, sentence-transformers or fastembed.
+            device: `cpu`, `cuda` (all GPUs), `cuda:N` or `auto`; the GPU choices fail if CUDA does not run.
+            threads: CPU threads for one text; 0 takes every core, which is best for questions; 1 is best for ingests.
 
         Raises:
             ModelError: the folder or the device cannot be used; a model in bfloat16 needs a GPU.
@@ -64,7 +64,7 @@ class Encoder:
         self._tokenizers: dict[int, Tokenizer] = {}
         self._lock = threading.Lock()
         with ThreadPoolExecutor() as pool:
-            # A large tokenizer takes as long to load as a large model.
+            # A large tokenizer takes as long to load as a large model, so load both at once.
             opened = [
                 pool.submit(Session, folder / self.graph, name, threads, optional=device == AUTO)
                 for name in find_devices(device)
@@ -81,30 +81,30 @@ class Encoder:
         self._check_graph()
         most = CUDA_TOKENS_A_RUN if self._padded else FOREIGN_TOKENS_A_RUN if self._foreign else CPU_TOKENS_A_RUN
         self._budget = Budget(most, "tokens")
-        # How long the vectors of a foreign graph are is told by no file for certain.
+        # No file of another program states the dimension reliably, so run the graph once.
         self.dim: int = self._run(self._session, [[0, 0]]).shape[1] if self._foreign else about["dim"]
 
     def describe(self) -> dict[str, Any]:
-        """Return what of this model decides the vectors, for a fingerprint."""
+        """Return the settings that decide the vectors, for a fingerprint."""
         names = (
             "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens", "max_passage_tokens", "dtype"
         )  # fmt: skip
         return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
 
     def encode_passages(self, texts: Sequence[str]) -> FloatArray:
-        """Encode passages (title and text joined by the caller); float32 of shape `(len(texts), dim)`."""
+        """Encode passages into float32 of shape `(len(texts), dim)`; the caller joins title and text."""
         return self._encode([self._passage_prefix + text for text in texts], self._max_passage_tokens)
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
-        """Encode questions; float32 of shape `(len(texts), dim)`."""
+        """Encode questions into float32 of shape `(len(texts), dim)`."""
         return self._encode([self._query_prefix + text for text in texts], self._max_query_tokens)
 
     def _make_pooler(self) -> Pooler | None:
-        """Return what comes behind the graph, None where nothing does."""
+        """Return what runs after the graph, None for xqg's own graphs."""
         path, about = self.folder.path, self.folder.description
         if not self._foreign:
             return None
-        dense = [read_dense(*(path / name for name in dense_files(folder))) for folder in about["dense"]]
+        dense = [read_dense(path, folder) for folder in about["dense"]]
         return Pooler(about["pooling"], dense, about["normalise"])
 
     def _check_graph(self) -> None:
@@ -117,9 +117,9 @@ class Encoder:
             known, wanted, fits = OWN_INPUTS, f"dim {dim}", shape[1:] == (dim,)
         if "input_ids" not in inputs or inputs - known or not fits:
             raise ModelError(
-                f"{self.folder.path / self.graph} gives {list(shape)} from {sorted(inputs)}, which is no encoder of "
-                f"{wanted}.",
-                f"export it again: xqg export CHECKPOINT {self.folder.path}",
+                f"{self.folder.path / self.graph} is not an encoder of {wanted}: it returns {list(shape)} from "
+                f"{sorted(inputs)}.",
+                export_again(self.folder.path),
             )
 
     def _encode(self, texts: list[str], max_tokens: int) -> FloatArray:
@@ -143,7 +143,7 @@ class Encoder:
         return self._pool(result, [len(row) for row in rows]) if self._pool else result
 
     def _tokenizer(self, max_tokens: int) -> Tokenizer:
-        """Return the tokenizer that cuts at a length: one for each, as another thread may be using the other one."""
+        """Return the tokenizer that truncates at a length: one for each, because threads may use both at once."""
         with self._lock:
             if max_tokens not in self._tokenizers:
                 self._tokenizers[max_tokens] = open_tokenizer(self.folder.path / TOKENIZER_FILE, max_tokens)
@@ -151,7 +151,7 @@ class Encoder:
 
 
 def make_feeds(session: Session, rows: Sequence[Sequence[int]]) -> dict[str, Array]:
-    """Return what a graph takes of rows of ids, padded at the right; `(rows, tokens)` each."""
+    """Return a graph's inputs for rows of ids, padded at the right; `(rows, tokens)` each."""
     shape = len(rows), max(map(len, rows))
     ids, mask = np.zeros((2, *shape), dtype=np.int64)
     for place, row in enumerate(rows):
@@ -166,10 +166,15 @@ def make_feeds(session: Session, rows: Sequence[Sequence[int]]) -> dict[str, Arr
 
 
 def cut_batches(lengths: Sequence[int], budget: int, padded: bool) -> Iterator[list[int]]:
-    """Cut texts, by their lengths in tokens, into batches of at most `budget` tokens; the longest come first.
+    """Split texts into batches of at most `budget` tokens, the longest texts first.
 
-    Yields places in `lengths`, the longest of a batch first. A text beyond the budget stands alone. Unless `padded`,
-    all texts of a batch have one length.
+    Args:
+        lengths: the length of each text, in tokens.
+        budget: the most tokens in a batch, with padding; a longer text has a batch of its own.
+        padded: allow texts of different lengths in a batch.
+
+    Yields:
+        positions in `lengths`, the longest of a batch first.
     """
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):

@@ -1,16 +1,16 @@
-"""Exact products of 8-bit integers on every CPU.
+"""Compute exact products of 8-bit integers on every CPU.
 
 Without VNNI or AMX an x86 CPU multiplies uint8 rows by int8 weights in pairs whose sum saturates at 16 bits: up to
 87% of the products of trained weights are wrong. uint8 by uint8 is exact everywhere, and equal once the zero point
-moves from 0 to 128. ONNX Runtime makes that change to constants itself where `EXACT_CONSTANTS` is set and the CPU needs
-it. It cannot do so for an operand that another graph computed: `with_unsigned_operands` edits such a graph.
+moves from 0 to 128. With `EXACT_CONSTANTS` ONNX Runtime makes that change to constants itself, where the CPU needs it.
+It cannot do so for an operand that another graph computed: `with_unsigned_operands` edits such a graph.
 """
 
 from __future__ import annotations
 
 from xqg_qdrant.model_folders.onnx_scan import Field, read_fields
 
-# What ONNX Runtime calls the change; without effect on CPUs whose products are exact.
+# ONNX Runtime's name for the change; it has no effect on CPUs whose products are exact.
 EXACT_CONSTANTS = "session.x64quantprecision"
 
 UINT8, INT8, INT32 = 2, 3, 6
@@ -28,7 +28,7 @@ DATA_TYPE, TENSOR_NAME, RAW_DATA = 2, 8, 9
 
 
 def make_probe() -> bytes:
-    """Return an ONNX model of one product: `rows`, uint8, by `weights`, int8; the weights are no constant."""
+    """Return an ONNX model of one product: `rows`, uint8, by `weights`, int8, which is an input and no constant."""
     node = (
         _field(NODE_INPUT, b"rows") + _field(NODE_INPUT, b"weights") + _field(NODE_OUTPUT, b"products")
         + _field(OP_TYPE, PRODUCT)
@@ -41,10 +41,10 @@ def make_probe() -> bytes:
 
 
 def with_unsigned_operands(model: bytes) -> bytes:
-    """Edit an ONNX model so that it takes as uint8, plus 128, each int8 input that is the second operand of a product.
+    """Change each int8 input that is the second operand of a product to uint8.
 
-    The products are the same integers: their second zero point becomes 128. A model without such inputs is returned
-    unchanged.
+    The caller adds 128 to these inputs. The products stay the same integers, because their second zero point becomes
+    128. A model without such inputs is returned unchanged.
 
     Raises:
         ValueError: the bytes are not an ONNX model.
@@ -68,7 +68,7 @@ def _edit_graph(graph: bytes) -> bytes:
 
 
 def _edit_field(field: Field, signed: set[bytes]) -> bytes:
-    """Return a field of a graph with these of its inputs unsigned."""
+    """Return a field of a graph with the inputs in `signed` made unsigned."""
     if field.number == INPUT and _name(field.value) in signed:
         parts = read_fields(field.value)
         edited = (_field(TYPE, _unsigned(part.value)) if part.number == TYPE else part.whole for part in parts)
@@ -81,12 +81,12 @@ def _edit_field(field: Field, signed: set[bytes]) -> bytes:
 
 
 def _product_inputs(node: bytes) -> list[bytes]:
-    """Return the names of what an integer product takes; nothing of another node."""
+    """Return the inputs of an integer product; an empty list for other nodes."""
     return _values(node, NODE_INPUT) if _values(node, OP_TYPE) == [PRODUCT] else []
 
 
 def _element(value: bytes) -> int:
-    """Return the element type of a tensor that a graph takes, 0 of what is no tensor."""
+    """Return the element type of a graph's input; 0 if it is not a tensor."""
     [of_value] = _values(value, TYPE)
     tensors = _values(of_value, TENSOR_TYPE)
     return _values(tensors[0], ELEMENT)[0][0] if tensors else 0
@@ -108,7 +108,7 @@ def _values(message: bytes, number: int) -> list[bytes]:
 
 
 def _value(name: bytes, element: int) -> bytes:
-    """Describe a matrix of any size that a graph takes or gives."""
+    """Return the message that describes a graph's input or output, a matrix of any size."""
     shape = _field(1, b"") * 2
     tensor = _number(ELEMENT, element) + _field(SHAPE, shape)
     return _field(NAME, name) + _field(TYPE, _field(TENSOR_TYPE, tensor))

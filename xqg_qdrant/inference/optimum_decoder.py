@@ -1,10 +1,7 @@
-"""The graphs of a generator that optimum exported, open on one device: a prompt → `decoding.Step`.
+"""Run a generator that optimum exported, as `decoding.Step`.
 
-Each step takes all caches and gives them anew, and cross-attention is repeated for every row. No two prompts share a
-run, so that nothing of one shows in the queries of another, not even where a graph has one int8 scale for a batch.
-
-Knows the graphs' inputs and outputs, and how the next ids are chosen. Knows nothing of text, languages or when a row
-ends.
+Each step takes all caches and returns new ones, and cross-attention is repeated for every row. No two prompts share a
+run, so one prompt cannot affect another's queries, not even where a graph has one int8 scale for a batch.
 """
 
 from __future__ import annotations
@@ -21,6 +18,7 @@ from xqg_qdrant.inference.batching import Sizes
 from xqg_qdrant.inference.decoding import Ids, Noise, Step
 from xqg_qdrant.inference.session import Array, Session
 from xqg_qdrant.model_folders import ModelFolder
+from xqg_qdrant.model_folders.files import export_it
 
 IDS, MASK, HIDDEN, LOGITS = "input_ids", "attention_mask", "last_hidden_state", "logits"
 CROSS_HIDDEN, CROSS_MASK = "encoder_hidden_states", "encoder_attention_mask"
@@ -28,13 +26,13 @@ PAST = re.compile(r"past_key_values\.[0-9]+\.(decoder|encoder)\.(key|value)")
 
 
 class ForeignDecoder:
-    """The open graphs; several threads may use one."""
+    """The open graphs of another program's generator; several threads may use one."""
 
     def __init__(self, folder: ModelFolder, device: str, threads: int, optional: bool) -> None:
         """Open all graphs of a folder on one device.
 
         Raises:
-            ModelError: they do not run there, or not together.
+            ModelError: they do not run there, or do not fit together.
         """
         self._path, about = folder.path, folder.description
         names = (about["graph"], *about["decoder_graphs"])
@@ -46,7 +44,7 @@ class ForeignDecoder:
         self._check(names)
 
     def sizes(self, rows: int, steps: int) -> Sizes:
-        """Return how large a prompt is that so many rows of so many steps are written from."""
+        """Return the size of a prompt with `rows` rows of at most `steps` steps."""
         crosses = [name for name in self.caches if not _is_own(name)]
         row_bytes = steps * self.further.bytes_of(filter(_is_own, self.caches))
         return Sizes(rows, row_bytes, rows * self.further.bytes_of(crosses), alone=True)
@@ -55,12 +53,12 @@ class ForeignDecoder:
     def begin(
         self, prompts: Sequence[Sequence[int]], row_prompts: Ids, row_heads: npt.NDArray[np.str_], temperature: float
     ) -> Iterator[Step]:
-        """Encode one prompt, which all rows belong to; there is one head."""
+        """Encode the only prompt, to which all rows belong; `row_prompts` and `row_heads` are ignored."""
         [prompt] = prompts
         yield ForeignStep(self, prompt, temperature)
 
     def _check(self, names: Sequence[str]) -> None:
-        """Make sure that the graphs take and give what they must to be run together."""
+        """Raise ModelError unless the graphs have the inputs and outputs to run together."""
         ids, mask, crosses = {IDS}, {CROSS_MASK}, {CROSS_HIDDEN}
         own = {present for name, present in self.caches.items() if _is_own(name)}
         checked = [
@@ -73,17 +71,17 @@ class ForeignDecoder:
             logits = session.output_shapes.get(LOGITS, (1, 1, 1))
             if not needed <= taken <= known or not given <= found or len(logits) != 3:
                 raise ModelError(
-                    f"{self._path / name} takes {sorted(taken)} and gives {sorted(found)}, which is not what optimum's "
-                    "graph of this name does.",
-                    f"export the checkpoint: xqg export CHECKPOINT {self._path}-xqg",
+                    f"{self._path / name} takes {sorted(taken)} and returns {sorted(found)}, unlike optimum's graph of "
+                    "this name.",
+                    export_it(self._path),
                 )
 
 
 class ForeignStep:
-    """One prompt and the rows that are written from it."""
+    """One prompt and the rows written from it."""
 
     def __init__(self, decoder: ForeignDecoder, prompt: Sequence[int], temperature: float) -> None:
-        """Encode the prompt, given as ids."""
+        """Encode the prompt, a list of ids."""
         self._decoder, self._temperature = decoder, temperature
         ids = np.array([prompt])
         self._mask = np.ones_like(ids)
@@ -95,7 +93,7 @@ class ForeignStep:
         if self._caches:
             logits = self._advance(self._decoder.further, ids)
         else:
-            # The first step is the same for all rows that begin with one id.
+            # The first step is the same for all rows that start with the same id.
             begun, copied = np.unique(ids, return_inverse=True)
             logits = self._advance(self._decoder.first, begun)[copied]
             self.keep(copied)
@@ -104,7 +102,7 @@ class ForeignStep:
         return choose_ids(logits, noise, self._temperature)
 
     def keep(self, places: Ids) -> None:
-        """Go on with the rows at these places."""
+        """Keep only the rows at these positions."""
         self._caches = {name: cache[places] for name, cache in self._caches.items()}
 
     def _advance(self, session: Session, ids: Ids) -> Array:
@@ -120,16 +118,18 @@ class ForeignStep:
         logits, *caches = _run(session, feeds, [LOGITS, *presents.values()])
         self._caches.update(zip(presents, caches, strict=True))
         if any(len(result) != rows for result in (logits, *caches)):
-            raise ModelError("a decoder's graph gave another number of rows than it took.", "export the model again")
+            raise ModelError(
+                "a decoder's graph returned another number of rows than it was given.", "export the model again"
+            )
         return logits[:, -1].astype(np.float32)
 
 
 def choose_ids(logits: npt.NDArray[np.float32], noise: Noise, temperature: float) -> Ids:
-    """Return the next id of each row, as the graphs choose that xqg exports.
+    """Return the next id of each row, chosen as in the graphs that xqg exports.
 
-    The `top_k` best logits of a row, of equal ones those with the lower ids, are divided by the temperature; noise is
-    added, the first to the best; and the largest sum wins. Gumbel noise samples from their softmax so; `top_k` 1 with
-    no noise is greedy.
+    Take the `top_k` best logits of a row; among equal ones lower ids come first. Divide them by the temperature and add
+    the noise, its first number to the best logit. The largest sum wins. With Gumbel noise this samples from their
+    softmax; with `top_k` 1 and no noise it is greedy.
 
     Args:
         logits: `(rows, vocabulary)`.
@@ -137,10 +137,10 @@ def choose_ids(logits: npt.NDArray[np.float32], noise: Noise, temperature: float
         temperature: above zero.
 
     Raises:
-        ModelError: a logit is no number.
+        ModelError: a logit is NaN.
     """
     if np.isnan(logits).any():
-        raise ModelError("a decoder's graph gave logits that are no numbers.", "export it again, in float32")
+        raise ModelError("a decoder's graph returned NaN as a logit.", "export the model again, in float32")
     top_k = min(noise.shape[1], logits.shape[1])
     least = np.partition(logits, -top_k, axis=1)[:, -top_k]
     next_ids = np.empty(len(logits), dtype=np.int64)
@@ -152,7 +152,7 @@ def choose_ids(logits: npt.NDArray[np.float32], noise: Noise, temperature: float
 
 
 def _run(session: Session, feeds: dict[str, Array], outputs: Sequence[str]) -> list[Array]:
-    """Run a graph on what it takes of these."""
+    """Run a graph on those of the feeds that it takes."""
     taken = {name: np.ascontiguousarray(feeds[name], session.input_dtypes[name]) for name in session.input_names}
     return session.run(taken, outputs)
 

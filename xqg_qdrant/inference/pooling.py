@@ -1,8 +1,6 @@
-"""Token vectors → one vector, for graphs that do not do it themselves.
+"""Pool token vectors into one vector, for graphs that do not do it themselves.
 
-Each text is pooled by itself, so that its vector does not depend on its neighbours, not in the last bit either.
-
-Knows numpy and the file of a Dense layer. Knows nothing of graphs or folders.
+Each text is pooled alone, so that its vector is bit-identical whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -17,16 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from xqg_qdrant.errors import ModelError
-from xqg_qdrant.model_folders.files import read_json, show
+from xqg_qdrant.model_folders.description import dense_files
+from xqg_qdrant.model_folders.files import export_it, show
+from xqg_qdrant.model_folders.sentence_transformers import IDENTITY, RELU, TANH, read_dense_settings
 from xqg_qdrant.records import FloatArray
 
-# As torch names them; without one, nothing is done.
-IDENTITY = "torch.nn.modules.linear.Identity"
 ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
     IDENTITY: lambda vector: vector,
-    "torch.nn.modules.activation.Tanh": np.tanh,
-    "torch.nn.modules.activation.ReLU": lambda vector: np.maximum(vector, 0),
+    RELU: lambda vector: np.maximum(vector, 0),
+    TANH: np.tanh,
 }
+# In bytes, of the header of a safetensors file.
 LARGEST_HEADER = 1 << 20
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 LEAST_NORM = 1e-12
@@ -47,30 +46,30 @@ class Dense(NamedTuple):
         """
         if vector.shape != self.weight.shape[1:]:
             raise ModelError(
-                f"a Dense layer takes {self.weight.shape[1]} numbers, and the layer before it gives {len(vector)}.",
-                "take the model's folder from its source again",
+                f"a Dense layer takes {self.weight.shape[1]} numbers, but the layer before it returns {len(vector)}.",
+                "copy the model's folder from its source again",
             )
         return self.activate(self.weight @ vector + self.bias)
 
 
 class Pooler(NamedTuple):
-    """What turns the vectors that a graph gives for a text into the text's vector."""
+    """Pooling, dense layers and normalisation, from a graph's output to a text's vector."""
 
     pooling: str
     dense: Sequence[Dense]
     normalise: bool
 
     def __call__(self, given: npt.NDArray[np.floating[Any]], lengths: Sequence[int]) -> FloatArray:
-        """Return `(batch, dim)`.
+        """Return float32 of shape `(batch, dim)`.
 
         Args:
             given: token vectors `(batch, tokens, dim)`, or `(batch, dim)` where the graph pools.
-            lengths: how many of the tokens are each text's own, which stand first.
+            lengths: the number of tokens of each text; padding follows them.
         """
         return np.stack([self._finish(self._pool(one, length)) for one, length in zip(given, lengths, strict=True)])
 
     def _pool(self, values: npt.NDArray[np.floating[Any]], length: int) -> FloatArray:
-        # float16, which a graph may give, overflows in a sum.
+        # A sum of float16, which a graph may return, can overflow.
         given: FloatArray = values.astype(np.float32, copy=False)
         token: FloatArray
         match self.pooling:
@@ -92,46 +91,39 @@ class Pooler(NamedTuple):
         return vector
 
 
-def read_dense(config_path: Path, weights_path: Path) -> Dense:
-    """Read a Dense layer of sentence-transformers.
+def read_dense(path: Path, folder: str) -> Dense:
+    """Read a dense layer of sentence-transformers from its folder in a model folder.
 
     Raises:
-        ModelError: it is of a kind that is not known here, or its file is damaged.
+        ModelError: the layer is not supported, or its file is damaged.
     """
-    config = read_json(config_path, LARGEST_HEADER)
-    name = config.get("activation_function", IDENTITY)
+    settings = read_dense_settings(path, folder)
     try:
-        if not isinstance(name, str) or name not in ACTIVATIONS:
-            raise ValueError(f"has the activation {show(name)}, and known are {', '.join(ACTIVATIONS)}")
-        if config.get("use_residual"):
-            raise ValueError("adds its input (use_residual), which xqg does not")
-        tensors = read_safetensors(weights_path)
-        wanted = {"linear.weight", "linear.bias"} if config.get("bias", True) else {"linear.weight"}
-        if tensors.keys() != wanted:
-            raise ValueError(f"holds {sorted(tensors)}, where {sorted(wanted)} is needed")
+        tensors = read_safetensors(path / dense_files(folder)[1])
+        if tensors.keys() != settings.tensors:
+            raise ValueError(f"holds {sorted(tensors)}, but {sorted(settings.tensors)} is needed")
         weight = tensors["linear.weight"]
         bias = tensors.get("linear.bias", np.zeros(len(weight), dtype=np.float32))
         if weight.ndim != 2 or bias.shape != weight.shape[:1]:
             raise ValueError(f"has a weight of shape {weight.shape} and a bias of shape {bias.shape}")
     except (ValueError, RecursionError) as error:
-        cure = f"use another model, or export it: xqg export CHECKPOINT {config_path.parents[1]}-xqg"
-        raise ModelError(f"{config_path.parent} {error}.", cure) from error
-    return Dense(weight, bias, ACTIVATIONS[name])
+        raise ModelError(f"{path / folder} {error}.", export_it(path)) from error
+    return Dense(weight, bias, ACTIVATIONS[settings.activation])
 
 
 def read_safetensors(path: Path) -> dict[str, FloatArray]:
     """Read all tensors of a small safetensors file, as float32.
 
     Raises:
-        ValueError: it is none, or holds other numbers.
+        ValueError: the file is damaged, or holds other numbers than float32 and float16.
     """
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 or size > min(LARGEST_HEADER, len(content) - 8):
-        raise ValueError("is no safetensors file")
+        raise ValueError("holds no safetensors file")
     header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
     if not isinstance(header, dict):
-        raise ValueError("is no safetensors file")
+        raise ValueError("holds no safetensors file")
     header.pop("__metadata__", None)
     return {name: _read_tensor(name, about, data) for name, about in header.items()}
 
@@ -140,11 +132,11 @@ def _read_tensor(name: str, about: Any, data: bytes) -> FloatArray:  # noqa: ANN
     fields = about if isinstance(about, dict) else {}
     dtype = DTYPES.get(str(fields.get("dtype")))
     if dtype is None:
-        raise ValueError(f"holds {show(name)} as {show(fields.get('dtype'))}, and known are {', '.join(DTYPES)}")
+        raise ValueError(f"holds {show(name)} as {show(fields.get('dtype'))}; xqg supports {', '.join(DTYPES)}")
     shape, place = _whole_numbers(fields.get("shape")), _whole_numbers(fields.get("data_offsets"))
     size = math.prod(shape or ()) * dtype.itemsize
     if shape is None or place is None or len(place) != 2 or place[1] > len(data) or place[1] - place[0] != size:
-        raise ValueError(f"says of {show(name)} what is no place of a tensor")
+        raise ValueError(f"has an invalid shape or offset of the tensor {show(name)}")
     tensor: FloatArray = np.frombuffer(data[place[0] : place[1]], dtype).reshape(shape).astype(np.float32)
     return tensor
 

@@ -1,6 +1,7 @@
-"""The decoder's graphs as `decoding.Step`: cross-attention of a batch of prompts, caches, and the head of each row.
+"""Run a generator that xqg exported, as `decoding.Step`.
 
-Knows the graphs' inputs and outputs, and memory. Knows nothing of text, languages or when a row ends.
+A step holds the cross-attention of a batch of prompts, the caches, and the vocabulary's head of each row. `Decoder`
+opens the graphs and keeps memory between batches.
 """
 
 from __future__ import annotations
@@ -20,17 +21,22 @@ from xqg_qdrant.inference.decoding import Ids, Noise, Step, fill_holes
 from xqg_qdrant.inference.session import Array, Buffer, Session, are_products_exact
 from xqg_qdrant.model_folders import ModelFolder
 from xqg_qdrant.model_folders.description import FULL_VOCABULARY, head_file
+from xqg_qdrant.model_folders.files import export_again
 
-# A cache grows with the queries: attention over a long empty one costs as much as over a full one.
+# In steps. A cache grows with the queries, because attention over an empty part costs as much as over a full one.
 FIRST_CAPACITY = 8
-# The weights are read once for so many padded tokens, whose activations still fit a CPU's cache.
+# The encoder reads the weights once for this many padded tokens, whose activations still fit a CPU's cache.
 ENCODER_TOKENS = 512
-# With one row a group another kernel runs, whose sums differ in the last bit.
+# With one row in a group another kernel runs, whose sums differ in the last bit.
 LEAST_WIDTH = 2
+
+ENCODER_INPUTS = {"input_ids", "attention_mask"}
+DECODER_INPUTS = {"ids", "step", "places", "row_places", "attention_mask"}
+HEAD_INPUTS = {"hidden", "chosen_rows", "temperature", "noise"}
 
 
 class Graphs(NamedTuple):
-    """The open graphs of a generator; `heads` by the name of the vocabulary that each writes with."""
+    """The open graphs of a generator; `heads` by the name of their vocabulary."""
 
     encoder: Session
     decoder: Session
@@ -38,13 +44,13 @@ class Graphs(NamedTuple):
 
 
 class Memory:
-    """Arrays that are kept from batch to batch, as new memory costs a page fault every 4 KiB."""
+    """Arrays kept from batch to batch, because new memory costs a page fault every 4 KiB."""
 
     def __init__(self) -> None:
         self._bytes: dict[str, npt.NDArray[np.uint8]] = {}
 
     def take(self, name: str, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
-        """Return an array with anything in it, which is valid until its name is taken again."""
+        """Return an uninitialised array, valid until its name is taken again."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if name not in self._bytes or self._bytes[name].size < size:
             self._bytes[name] = np.empty(size, dtype=np.uint8)
@@ -53,7 +59,7 @@ class Memory:
 
 
 class _Choice(NamedTuple):
-    """One run of a head: for which rows, with which noise, into which ids."""
+    """One run of a head: the rows, their noise, and the ids it writes."""
 
     rows: Ids
     noise: Buffer
@@ -62,7 +68,7 @@ class _Choice(NamedTuple):
 
 
 class DecoderStep:
-    """A batch of prompts and the rows that are written from them."""
+    """A batch of prompts and the rows written from them."""
 
     def __init__(
         self,
@@ -73,7 +79,7 @@ class DecoderStep:
         row_heads: npt.NDArray[np.str_],
         temperature: float,
     ) -> None:
-        """Encode the prompts, given as ids; row `i` belongs to prompt `row_prompts[i]` and head `row_heads[i]`."""
+        """Encode the prompts, lists of ids; row `i` has prompt `row_prompts[i]` and head `row_heads[i]`."""
         self._graphs, self._memory = graphs, memory
         self._row_groups, self._row_heads = row_prompts, row_heads
         self._temperature = graphs.decoder.buffer(np.array(temperature, dtype=np.float32))
@@ -107,7 +113,7 @@ class DecoderStep:
         return next_ids
 
     def keep(self, places: Ids) -> None:
-        """Drop the other rows, and the prompts that no row is left of."""
+        """Drop the other rows, and the prompts without rows."""
         self._row_groups, self._row_heads = self._row_groups[places], self._row_heads[places]
         self._computed = self._copied = np.arange(len(places))
         self._caches = _keep(self._graphs.decoder, self._caches, places)
@@ -131,7 +137,7 @@ class DecoderStep:
             ids[row, : len(prompt)] = prompt
             mask[row, : len(prompt)] = 1
         crosses = self._take_crosses("whole", len(prompts), longest)
-        # Elsewhere than on a CPU a buffer has no parts, and larger batches are faster.
+        # On a GPU a buffer cannot be sliced, and larger batches are faster.
         size = len(prompts) if encoder.device != "cpu" else min(len(prompts), max(1, ENCODER_TOKENS // longest))
         buffers = {name: encoder.buffer(array) for name, array in crosses.items()}
         for start in range(0, len(prompts), size):
@@ -154,7 +160,7 @@ class DecoderStep:
         }
 
     def _hand_over(self, name: str, written: Buffer) -> Buffer:
-        """Return what the encoder wrote as the decoder takes it: int8, or uint8 with 128 added."""
+        """Return the encoder's output in the decoder's type: int8, or uint8 with 128 added."""
         decoder = self._graphs.decoder
         if decoder.input_dtypes[name] != np.uint8:
             return written
@@ -164,7 +170,7 @@ class DecoderStep:
         return decoder.buffer(unsigned)
 
     def _take_crosses(self, label: str, groups: int, tokens: int) -> dict[str, Array]:
-        """Return memory for what the encoder writes about prompts of so many tokens."""
+        """Return memory for the encoder's output for `groups` prompts of `tokens` tokens."""
         decoder = self._graphs.decoder
         sizes = {"groups": groups, "tokens": tokens}
         return {
@@ -176,9 +182,9 @@ class DecoderStep:
         }
 
     def _begin(self, ids: Ids) -> None:
-        """Make ready for the first step, which is the same for the rows of one prompt that begin with one id.
+        """Prepare the first step, which is the same for a prompt's rows that start with the same id.
 
-        One row of each such set is computed; `_copied` tells for every row which of the computed ones it is.
+        One row of each such set is computed; `_copied` maps every row to its computed one.
         """
         pairs = np.stack([self._row_groups, ids], axis=1)
         _, self._computed, copied = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
@@ -191,16 +197,16 @@ class DecoderStep:
         self._bind()
 
     def _take_cache(self, name: str, rows: int, filled: int) -> Array:
-        """Return memory for a cache whose first places the caller fills."""
+        """Return memory for a cache, of which the caller fills the first `filled` steps."""
         _, heads, _, head_dim = self._graphs.decoder.input_shapes[name]
         shape = (rows, heads, self._capacity, head_dim)
         cache = self._memory.take(f"{name} of {self._capacity}", shape, self._graphs.decoder.input_dtypes[name])
-        # What is not written yet is masked, but a NaN left there would come through.
+        # Unwritten steps are masked, but a NaN left there would spread all the same.
         cache[:, :, filled:] = 0
         return cache
 
     def _grow(self, capacity: int) -> None:
-        """Enlarge the caches, and from then on compute every row."""
+        """Enlarge the caches to `capacity` steps, and compute every row from then on."""
         filled, self._capacity = self._capacity, capacity
         for name, cache in self._caches.items():
             cache.pull()
@@ -211,7 +217,7 @@ class DecoderStep:
         self._bind()
 
     def _bind(self) -> None:
-        """Bind the decoder's graph to the memory of the rows that are left."""
+        """Bind the decoder's graph to the memory of the remaining rows."""
         decoder = self._graphs.decoder
         rows = len(self._computed)
         groups = len(self._crosses["attention_mask"].array)
@@ -245,55 +251,14 @@ class DecoderStep:
             self._choices.append(_Choice(rows, noise, next_ids, head.bind(inputs, {"next_ids": next_ids})))
 
 
-def _keep(session: Session, buffers: Mapping[str, Buffer], places: Ids) -> dict[str, Buffer]:
-    """Move what stands at `places`, see `fill_holes`, to the front, in place, and cut the rest off."""
-    moved = np.flatnonzero(places != np.arange(len(places)))
-    kept = {}
-    for name, buffer in buffers.items():
-        buffer.pull()
-        buffer.array[moved] = buffer.array[places[moved]]
-        kept[name] = session.buffer(buffer.array[: len(places)])
-    return kept
-
-
-def _signed(dtype: npt.DTypeLike) -> npt.DTypeLike:
-    return np.int8 if dtype == np.uint8 else dtype
-
-
-def _copy_padded(source: Array, target: Array) -> None:
-    """Copy into an array that may have more tokens, and put zeros there."""
-    inside = tuple(slice(size) for size in source.shape)
-    if source.shape != target.shape:
-        target[...] = 0
-    target[inside] = source
-
-
-def _place_rows(row_groups: Ids, groups: int) -> tuple[Ids, Ids]:
-    """Return the rows of each group, shape `(groups, width)`, filled up with any, and where in it each row stands."""
-    order = np.argsort(row_groups, kind="stable")
-    counts = np.bincount(row_groups, minlength=groups)
-    width = max(LEAST_WIDTH, int(counts.max()))
-    firsts = np.cumsum(counts) - counts
-    flat = np.empty_like(row_groups)
-    flat[order] = row_groups[order] * width + np.arange(len(order)) - firsts[row_groups[order]]
-    places = np.zeros(groups * width, dtype=np.int64)
-    places[flat] = np.arange(len(row_groups))
-    return places.reshape(groups, width), flat
-
-
-ENCODER_INPUTS = {"input_ids", "attention_mask"}
-DECODER_INPUTS = {"ids", "step", "places", "row_places", "attention_mask"}
-HEAD_INPUTS = {"hidden", "chosen_rows", "temperature", "noise"}
-
-
 class Decoder:
-    """The open graphs, and memory that goes from one run to the next; several threads may use one."""
+    """The open graphs, and memory reused between runs; several threads may use one."""
 
     def __init__(self, folder: ModelFolder, device: str, threads: int, optional: bool) -> None:
         """Open all graphs of a folder on one device.
 
         Raises:
-            ModelError: they do not run there, or not together.
+            ModelError: they do not run there, or do not fit together.
         """
         languages = folder.description["restricted_languages"]
         files = {FULL_VOCABULARY: "head.onnx", **{code: head_file(code) for code in languages}}
@@ -309,7 +274,7 @@ class Decoder:
         self._idle_memories: list[Memory] = []
 
     def sizes(self, rows: int, steps: int) -> Sizes:
-        """Return how large a prompt is that so many rows of so many steps are written from."""
+        """Return the size of a prompt with `rows` rows of at most `steps` steps."""
         decoder = self.graphs.decoder
         pasts = [name for name in decoder.input_names if name.startswith("past_")]
         crosses = [name for name in decoder.input_names if name.startswith("cross_") and "scale" not in name]
@@ -319,24 +284,63 @@ class Decoder:
     def begin(
         self, prompts: Sequence[Sequence[int]], row_prompts: Ids, row_heads: npt.NDArray[np.str_], temperature: float
     ) -> Iterator[Step]:
-        """Encode the prompts; row `i` belongs to prompt `row_prompts[i]`, and is written with head `row_heads[i]`."""
+        """Encode the prompts; row `i` has prompt `row_prompts[i]` and head `row_heads[i]`."""
         memory = self._take_memory()
         yield DecoderStep(self.graphs, memory, prompts, row_prompts, row_heads, temperature)
         self._idle_memories.append(memory)
 
     def _take_memory(self) -> Memory:
-        # Each thread needs its own; looking first whether one is idle would be a race.
+        # Each thread needs its own; checking first for an idle one would be a race.
         try:
             return self._idle_memories.pop()
         except IndexError:
             return Memory()
 
 
+def _keep(session: Session, buffers: Mapping[str, Buffer], places: Ids) -> dict[str, Buffer]:
+    """Move the rows at `places`, see `fill_holes`, to the front, in place, and drop the rest."""
+    moved = np.flatnonzero(places != np.arange(len(places)))
+    kept = {}
+    for name, buffer in buffers.items():
+        buffer.pull()
+        buffer.array[moved] = buffer.array[places[moved]]
+        kept[name] = session.buffer(buffer.array[: len(places)])
+    return kept
+
+
+def _signed(dtype: npt.DTypeLike) -> npt.DTypeLike:
+    return np.int8 if dtype == np.uint8 else dtype
+
+
+def _copy_padded(source: Array, target: Array) -> None:
+    """Copy into an array that may be larger, and fill the rest with zeros."""
+    inside = tuple(slice(size) for size in source.shape)
+    if source.shape != target.shape:
+        target[...] = 0
+    target[inside] = source
+
+
+def _place_rows(row_groups: Ids, groups: int) -> tuple[Ids, Ids]:
+    """Return the rows of each group, shape `(groups, width)`, and each row's flat position in it.
+
+    Unused positions hold row 0.
+    """
+    order = np.argsort(row_groups, kind="stable")
+    counts = np.bincount(row_groups, minlength=groups)
+    width = max(LEAST_WIDTH, int(counts.max()))
+    firsts = np.cumsum(counts) - counts
+    flat = np.empty_like(row_groups)
+    flat[order] = row_groups[order] * width + np.arange(len(order)) - firsts[row_groups[order]]
+    places = np.zeros(groups * width, dtype=np.int64)
+    places[flat] = np.arange(len(row_groups))
+    return places.reshape(groups, width), flat
+
+
 def _check_graphs(graphs: Graphs, folder: Path) -> None:
-    """Make sure that these graphs of a folder take and give what they must to be run together.
+    """Check that the graphs of a folder have the inputs and outputs to run together.
 
     Raises:
-        ModelError: one of them does not.
+        ModelError: one of them has others.
     """
     encoder, decoder = graphs.encoder, graphs.decoder
     pasts = {name for name in decoder.input_names if name.startswith("past_")}
@@ -350,6 +354,5 @@ def _check_graphs(graphs: Graphs, folder: Path) -> None:
     for place, found, wanted in checked:
         if set(found) != wanted:
             raise ModelError(
-                f"{place} of {folder} has {sorted(found)}, where {sorted(wanted)} is needed.",
-                f"export it again: xqg export CHECKPOINT {folder}",
+                f"{place} of {folder} has {sorted(found)}, but {sorted(wanted)} is needed.", export_again(folder)
             )

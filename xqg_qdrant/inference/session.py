@@ -1,7 +1,4 @@
-"""The only door to ONNX Runtime: which devices, how many threads, what really ran.
-
-Knows ONNX files, providers and arrays. Knows nothing of texts, tokens or pooling.
-"""
+"""Run ONNX graphs on CPUs and GPUs; the only module that imports ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -22,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from xqg_qdrant.errors import ModelError, OutOfMemoryError
+from xqg_qdrant.inference.batching import MEMORY_CURE
 from xqg_qdrant.inference.integer_products import EXACT_CONSTANTS, make_probe, with_unsigned_operands
 
 Array: TypeAlias = npt.NDArray[Any]
 
 AUTO, CPU, CUDA = "auto", "cpu", "cuda"
 DEVICE = re.compile(rf"{AUTO}|{CPU}|{CUDA}(:[0-9]{{1,2}})?")
-# Where a graph that is opened from bytes finds its weights.
+# The folder in which a graph that is opened from bytes finds its weights.
 EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 NO_CUDA = "CUDA was asked for, but does not run here."
@@ -36,9 +34,8 @@ CUDA_CURE = (
     "install its libraries with: pip install 'xqg-qdrant[cuda]', check that nvidia-smi sees the GPU, "
     "or use --device cpu"
 )
-# What the runtime, CUDA and its libraries say where memory ends; there is no kind of exception of its own for it.
+# What the runtime, CUDA and its libraries report when memory is exhausted; they raise no exception type of their own.
 OUT_OF_MEMORY = re.compile(r"Failed to allocate memory|out of memory|ALLOC_FAILED|bad[_ ]alloc")
-
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -53,8 +50,7 @@ _DTYPES = {
 class Session:
     """An open ONNX graph.
 
-    `device` is `"cpu"` or `"cuda:0"`, with the GPU's number: the one that the runtime really chose, not the one that
-    was asked for.
+    `device` is `"cpu"`, or `"cuda:0"` with the GPU's number: the one that the runtime chose, not the one asked for.
     """
 
     def __init__(
@@ -66,25 +62,25 @@ class Session:
         optional: bool = False,
         unsigned_operands: bool = False,
     ) -> None:
-        """Open the graph on one device, of all GPUs the first.
+        """Open the graph on one device.
 
         Args:
             path: the graph.
-            device: one of `find_devices`, or a choice that it takes.
-            threads: for one operator; 0 leaves it to the runtime.
-            profile: a folder that the runtime writes into what ran, for `count_operators`.
-            optional: the CPU takes the place of a GPU if CUDA does not run, as always with `auto`.
-            unsigned_operands: open it as `integer_products.with_unsigned_operands` edits it.
+            device: one of `find_devices`, or its argument; of several GPUs the first is used.
+            threads: CPU threads for one operator; 0 leaves the number to the runtime.
+            profile: a folder for the runtime's profile, which `count_operators` reads.
+            optional: fall back to the CPU if CUDA does not run, as `auto` always does.
+            unsigned_operands: edit the graph first with `integer_products.with_unsigned_operands`.
 
         Raises:
             ModelError: the file is not a usable graph, or CUDA was asked for and does not run.
-            OutOfMemoryError: the device has no room for it.
+            OutOfMemoryError: the graph does not fit into the device's memory.
         """
         onnxruntime = _import_runtime()
 
         wanted = find_devices(device)[0]
         cuda_wanted = wanted != CPU
-        said = _preload_cuda() if cuda_wanted else ""
+        missing = _preload_cuda() if cuda_wanted else ""
         self._kind, _, number = wanted.partition(":")
         self._number = int(number or 0)
         options = _make_options(threads)
@@ -103,33 +99,34 @@ class Session:
         except Exception as error:
             if "NOT_IMPLEMENTED" in str(error):
                 raise ModelError(
-                    f"{path} has an operator that this device lacks. If it computes in bfloat16, which ONNX Runtime "
-                    f"does on a GPU only, use --device cuda, or export the model in int8 for a CPU ({error})"
+                    f"{path} has an operator that this device lacks; ONNX Runtime computes in bfloat16 only on a GPU "
+                    f"({error}).",
+                    "use --device cuda, or export the model in int8 for a CPU",
                 ) from error
-            raise _failure(f"{path} cannot be opened by ONNX Runtime: {error}. Export the model again.") from error
+            raise _failure(f"{path} cannot be opened by ONNX Runtime: {error}") from error
         if CUDA_PROVIDER not in self._session.get_providers():
             self._kind, self._number = CPU, 0
             if wanted != CPU and not (optional or device == AUTO):
-                raise ModelError(f"{NO_CUDA}{f' The runtime said: {said}' if said else ''}", CUDA_CURE)
+                raise ModelError(f"{NO_CUDA}{f' The runtime reports: {missing}.' if missing else ''}", CUDA_CURE)
         self.device = f"{CUDA}:{self._number}" if self._kind == CUDA else CPU
         self.input_names = tuple(node.name for node in self._session.get_inputs())
         self.output_names = tuple(node.name for node in self._session.get_outputs())
         self.input_shapes = {node.name: tuple(node.shape) for node in self._session.get_inputs()}
         self.output_shapes = {node.name: tuple(node.shape) for node in self._session.get_outputs()}
-        foreign = [node for node in self._session.get_inputs() if node.type not in _DTYPES]
-        if foreign:
+        unknown = [node for node in self._session.get_inputs() if node.type not in _DTYPES]
+        if unknown:
             raise ModelError(
-                f"{path} takes {foreign[0].name!r} as {foreign[0].type}, which no model of xqg does.",
-                "export the model again.",
+                f"{path} takes {unknown[0].name!r} as {unknown[0].type}, which xqg does not support.",
+                "export the model again",
             )
         self.input_dtypes = {node.name: _DTYPES[node.type] for node in self._session.get_inputs()}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
-        """Run the graph once and return these of its outputs, by default all in its order.
+        """Run the graph once and return the named outputs, by default all in the graph's order.
 
         Raises:
-            OutOfMemoryError: the device has no room for it.
-            ModelError: the graph refuses the inputs.
+            OutOfMemoryError: the run does not fit into the device's memory.
+            ModelError: the graph rejects the inputs.
         """
         try:
             binding = self._session.io_binding()
@@ -147,7 +144,7 @@ class Session:
         return results
 
     def bytes_of(self, names: Iterable[str]) -> int:
-        """Return the bytes of these inputs, with every size that the graph leaves open taken as 1."""
+        """Return the bytes of these inputs; sizes that the graph leaves open count as 1."""
         return sum(
             math.prod(size for size in self.input_shapes[name] if isinstance(size, int))
             * np.dtype(self.input_dtypes[name]).itemsize
@@ -155,17 +152,17 @@ class Session:
         )
 
     def count_operators(self) -> dict[str, int]:
-        """Return how many operators ran on each device so far, by the runtime's own profile; ends the profile."""
+        """Return the number of operators that ran on each device, by the runtime's profile; ends the profile."""
         events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
         ran = [event["args"]["provider"] for event in events if "provider" in event.get("args", {})]
         return {_name_device(provider): ran.count(provider) for provider in sorted(set(ran))}
 
     def buffer(self, array: Array) -> Buffer:
-        """Make memory where the graph runs from an array in C order."""
+        """Return memory on the graph's device, filled from an array in C order."""
         return Buffer(array, self._kind, self._number)
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Callable[[], None]:
-        """Return a function that runs the graph once, in place: from these buffers into those.
+        """Return a function that runs the graph once, from these buffers into those.
 
         An input and an output may share a buffer where the graph updates it.
         """
@@ -188,7 +185,7 @@ class Session:
 
 
 class Buffer:
-    """Memory of a fixed shape where a graph runs; on a CPU it is the array's own, elsewhere a copy."""
+    """Memory of a fixed shape on a graph's device; on a CPU it is the array's own, elsewhere a copy."""
 
     def __init__(self, array: Array, kind: str, number: int) -> None:
         onnxruntime = _import_runtime()
@@ -197,23 +194,26 @@ class Buffer:
         try:
             self.ort_value = onnxruntime.OrtValue.ortvalue_from_numpy(array, kind, number)
         except Exception as error:
-            raise _failure(f"an array of shape {array.shape} found no room on {kind}:{number}: {error}") from error
+            raise _failure(f"an array of shape {array.shape} does not fit on {kind}:{number}: {error}") from error
         self._is_copy = kind != CPU
 
     def push(self) -> None:
-        """Bring what was written to the array to where the graph runs."""
+        """Copy the array to the device."""
         if self._is_copy:
             self.ort_value.update_inplace(self.array)
 
     def pull(self) -> None:
-        """Bring what the graph wrote to the array."""
+        """Copy the graph's output to the array."""
         if self._is_copy:
             self.array[...] = self.ort_value.numpy()
 
 
 @cache
 def are_products_exact() -> bool:
-    """Return whether this CPU multiplies uint8 by int8 exactly: run one product that would saturate 16 bits."""
+    """Return whether this CPU multiplies uint8 by int8 exactly.
+
+    Runs one product that would saturate 16 bits.
+    """
     rows, weights = np.full((8, 64), 255, dtype=np.uint8), np.full((64, 16), 127, dtype=np.int8)
     session = _import_runtime().InferenceSession(make_probe(), _make_options(1), providers=["CPUExecutionProvider"])
     [products] = session.run(None, {"rows": rows, "weights": weights})
@@ -223,9 +223,9 @@ def are_products_exact() -> bool:
 def _make_options(threads: int) -> Any:  # noqa: ANN401
     options = _import_runtime().SessionOptions()
     options.intra_op_num_threads = threads
-    # Errors come as exceptions; some of them are no end of the work.
+    # Errors are raised, and some are recoverable, so silence the runtime's log.
     options.log_severity_level = 4
-    # A decoder step is too short for threads that wait by spinning: they take the core that the others need.
+    # A decoder step is too short for threads to spin while they wait: they occupy a core that others need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry(EXACT_CONSTANTS, "1")
     return options
@@ -233,11 +233,11 @@ def _make_options(threads: int) -> Any:  # noqa: ANN401
 
 @cache
 def _import_runtime() -> Any:  # noqa: ANN401
-    """Return ONNX Runtime, with the reports off that version 1.31 sends to its makers unless told otherwise first."""
+    """Return ONNX Runtime with its telemetry off, which version 1.31 sends unless disabled before the import."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime  # half of a second, which `xqg --help` must not pay
+    import onnxruntime  # takes half a second, which `xqg --help` must not cost
 
-    # Another program may have imported it before.
+    # Another package may have imported it earlier.
     onnxruntime.disable_telemetry_events()
     return onnxruntime
 
@@ -250,22 +250,22 @@ def runtime_version() -> str:
 
 
 def is_cuda_at_hand() -> bool:
-    """Tell whether the installed runtime knows CUDA and this machine has a GPU that a process may use."""
+    """Return whether the installed runtime supports CUDA and this process may use a GPU."""
     onnxruntime = _import_runtime()
 
     return CUDA_PROVIDER in onnxruntime.get_available_providers() and count_gpus() > 0
 
 
 def find_devices(device: str) -> list[str]:
-    """Return the devices that a choice stands for: `["cpu"]`, or `cuda:N` for each GPU of `cuda`, or that one.
+    """Return the devices for `cpu`, `cuda` (all GPUs), `cuda:N` or `auto`: `["cpu"]` or a list of `cuda:N`.
 
-    `auto` is all GPUs where there are any.
+    `auto` means all GPUs, or the CPU if there are none.
 
     Raises:
-        ModelError: it is no such choice, or there is no GPU.
+        ModelError: the choice is unknown, or there is no such GPU.
     """
     if not DEVICE.fullmatch(device):
-        raise ModelError(f"unknown device {device!r}.", "give auto, cpu, cuda for all GPUs, or cuda:N for one")
+        raise ModelError(f"unknown device {device!r}.", "use auto, cpu, cuda for all GPUs, or cuda:N for one")
     if device == CPU or (device == AUTO and not is_cuda_at_hand()):
         return [CPU]
     if not is_cuda_at_hand():
@@ -279,13 +279,13 @@ def find_devices(device: str) -> list[str]:
 
 
 def join_devices(devices: Iterable[str]) -> str:
-    """Return where several sessions of one model run: `cpu`, or the GPUs with commas between."""
+    """Return the devices of a model's sessions: `cpu`, or the GPUs joined by commas."""
     return ",".join(dict.fromkeys(devices))
 
 
 def count_gpus() -> int:
-    """Return how many GPUs this process may use, by NVIDIA's driver, which heeds CUDA_VISIBLE_DEVICES."""
-    # Asking for CUDA without a driver makes the runtime print errors on every machine that has no GPU.
+    """Return the number of GPUs this process may use, from NVIDIA's driver, which obeys CUDA_VISIBLE_DEVICES."""
+    # On a machine without a driver, asking the runtime for CUDA makes it print errors.
     count = ctypes.c_int(0)
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
@@ -297,17 +297,21 @@ def count_gpus() -> int:
 
 
 def _preload_cuda() -> str:
-    """Load CUDA's libraries from the Python packages that hold them; return what is missing, in the runtime's words."""
+    """Load CUDA's libraries from their Python packages; return the runtime's message on what is missing."""
     onnxruntime = _import_runtime()
 
-    # It prints to standard output, where the data goes.
-    with redirect_stdout(io.StringIO()) as said:
+    # The runtime prints to standard output, which is for data.
+    with redirect_stdout(io.StringIO()) as printed:
         onnxruntime.preload_dlls()
-    return " ".join(said.getvalue().split())
+    return " ".join(printed.getvalue().split())
 
 
 def _failure(message: str) -> ModelError:
-    return (OutOfMemoryError if OUT_OF_MEMORY.search(message) else ModelError)(message)
+    # The runtime's messages may span several lines.
+    message = f"{' '.join(message.split()).removesuffix('.')}."
+    if OUT_OF_MEMORY.search(message):
+        return OutOfMemoryError(message, MEMORY_CURE)
+    return ModelError(message, "export the model again")
 
 
 def _name_device(provider: str) -> str:

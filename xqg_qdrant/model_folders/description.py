@@ -1,15 +1,13 @@
-"""What `xqg.json` may say: every field that something later relies on, with what it must be.
+"""Read and check `xqg.json`, the description of a model.
 
-A model folder comes from anywhere. So a value of another type, a code that is no language or a number out of all
-bounds is told here, by its field, instead of surfacing later as an exception of something else.
-
-Knows the fields and their limits. Knows nothing of the other files of the folder, besides their names.
+A model folder may come from anywhere. A wrong type, an unknown language or a number out of bounds is reported here with
+its field, instead of surfacing later as an unrelated exception.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +18,9 @@ from xqg_qdrant.model_folders.files import (
     FOREIGN_DATA_SUFFIX,
     GRAPH_SUFFIX,
     SAFETENSORS_SUFFIX,
+    export_again,
+    export_it,
+    hash_file,
     is_file_name,
     is_plain_name,
     read_json,
@@ -33,21 +34,21 @@ GRAPH_FILES = {"encoder": ("model.onnx",), "generator": ("encoder.onnx", "decode
 FORMAT = 1
 
 POOLINGS = ("cls", "mean", "last")
-# Of a foreign graph that gives whole vectors: what was done to them is its own affair.
+# The pooling of another program's graph that returns whole vectors; how it makes them is not visible.
 IN_GRAPH = "in graph"
 DTYPES = ("float32", "int8", "float16", "bfloat16")
 FULL_VOCABULARY = "full"
 RESTRICTED_VOCABULARY = "restricted"
 VOCABULARIES = (FULL_VOCABULARY, RESTRICTED_VOCABULARY)
 
-# A description is a page of text; a thousand times that is still nothing to parse.
+# In bytes. A description is a page of text; a thousand times that still parses at once.
 LARGEST_DESCRIPTION = 1 << 20
 # The longest vector that Qdrant takes.
 LARGEST_DIM = 65_536
-# Beyond any text's length and any vocabulary; what a model really takes its graph knows.
+# Beyond any text's length and any vocabulary; the real limit is the graph's.
 LARGEST_COUNT = 1 << 20
 LARGEST_ID = (1 << 31) - 1
-# Below, one token is certain; above, all are alike.
+# Below, one token is certain; above, all are equally likely.
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.001, 1000
 LISTED_SUFFIXES = frozenset({GRAPH_SUFFIX, DATA_SUFFIX, ".json"})
 FOREIGN_SUFFIXES = LISTED_SUFFIXES | {FOREIGN_DATA_SUFFIX, SAFETENSORS_SUFFIX}
@@ -55,29 +56,29 @@ PROMPT_FIELDS = frozenset({"{language}", "{title}", "{text}"})
 
 
 class _Rule(NamedTuple):
-    """What a field must be: a test, and the same in words."""
+    """What a field must be, as a test and in words."""
 
     is_met: Callable[[Any], bool]
     wanted: str
 
 
 def unknown_prompt_fields(prompt: str) -> list[str]:
-    """Return what stands in braces in a prompt and is not filled in."""
+    """Return the fields in braces in a prompt that nothing fills in."""
     return [found for found in re.findall(r"\{[^{}]*\}", prompt) if found not in PROMPT_FIELDS]
 
 
 def head_file(language: str) -> str:
-    """Return the name of the graph that chooses among the tokens of one language."""
+    """Return the name of the graph that chooses among one language's tokens."""
     return f"head-{language}.onnx"
 
 
 def read_description(path: Path, kind: str) -> dict[str, Any]:
-    """Read an `xqg.json`, which must describe a model of this kind.
+    """Read an `xqg.json` that describes a model of this kind, `encoder` or `generator`.
 
     Raises:
-        ModelError: it is no JSON of this format, describes another kind, or a field is not what it must be.
+        ModelError: it is not JSON of this format, describes another kind, or has an invalid field.
     """
-    again = f"export it again: xqg export CHECKPOINT {path.parent}"
+    again = export_again(path.parent)
     about = read_json(path, LARGEST_DESCRIPTION)
     if not isinstance(about, dict) or type(about.get("format")) is not int or about["format"] != FORMAT:
         raise ModelError(f"{path} is not of format {FORMAT}.", again)
@@ -91,27 +92,52 @@ def read_description(path: Path, kind: str) -> dict[str, Any]:
 
 
 def wrong_kind(folder: Path, found: object, wanted: str) -> ModelError:
-    """Return what is raised where a folder holds a model of another kind."""
+    """Return the error for a folder that holds a model of another kind."""
     return ModelError(
         f"{folder} holds a model of kind {show(found)}, but {wanted!r} is needed here.",
-        f"name a folder that holds one of kind {wanted!r}",
+        f"name a folder with a model of kind {wanted!r}",
     )
 
 
-def check_generation(generation: Mapping[str, Any]) -> None:
-    """Make sure that what a `generation_config.json` says, and is used, is what it must be.
+def complete_description(path: Path, about: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the description of another program's model, with the checksums of the named files.
 
     Raises:
-        ValueError: it is not.
+        ModelError: a field is invalid.
+    """
+    kind = about["kind"]
+    try:
+        check_description({**about, "files": dict.fromkeys(names, "0" * 64)}, kind)
+    except ValueError as error:
+        raise ModelError(
+            f"the files of {path} describe no usable {kind}: its description {error}.", export_it(path)
+        ) from error
+    return {**about, "files": {name: hash_file(path / name) for name in names}}
+
+
+def check_prefix(name: str, prefix: object) -> None:
+    """Check `query_prefix` or `passage_prefix`.
+
+    Raises:
+        ValueError: it is not text.
+    """
+    _check_fields({name: prefix}, {name: RULES["encoder"][name]})
+
+
+def check_generation(generation: Mapping[str, Any]) -> None:
+    """Check the fields of a `generation_config.json` that are used.
+
+    Raises:
+        ValueError: one is invalid.
     """
     _check_fields(generation, {name: rule for name, rule in GENERATION_RULES.items() if generation.get(name)})
 
 
 def check_description(about: Mapping[str, Any], kind: str) -> None:
-    """Make sure that every field of a description is what it must be.
+    """Check every field of a description.
 
     Raises:
-        ValueError: one is not.
+        ValueError: one is invalid; the text continues a sentence that begins with the file.
     """
     foreign = is_foreign(about)
     _check_fields(about, (FOREIGN_RULES if foreign else RULES)[kind])
@@ -121,18 +147,18 @@ def check_description(about: Mapping[str, Any], kind: str) -> None:
 
 
 def is_foreign(about: Mapping[str, Any]) -> bool:
-    """Tell whether a description is of a model in the layout of another program."""
+    """Return whether a description is of a model in another program's layout."""
     return "graph" in about
 
 
 def find_graph(about: Mapping[str, Any]) -> str:
-    """Return the name of the graph that takes a text's tokens."""
+    """Return the name of the graph that reads a text's tokens."""
     graph: str = about.get("graph", GRAPH_FILES[about["kind"]][0])
     return graph
 
 
 def dense_files(folder: str) -> tuple[str, str]:
-    """Return the names of a Dense layer's settings and weights."""
+    """Return the names of a dense layer's settings and weights."""
     return f"{folder}/config.json", f"{folder}/model{SAFETENSORS_SUFFIX}"
 
 
@@ -141,40 +167,40 @@ def _check_fields(about: Mapping[str, Any], rules: Mapping[str, _Rule], parent: 
         if name not in about:
             raise ValueError(f"lacks the field {parent + name!r}")
         if not rule.is_met(about[name]):
-            raise ValueError(f"says of {parent + name}: {show(about[name])}, which must be {rule.wanted}")
+            raise ValueError(f"has {parent + name} = {show(about[name])}; it must be {rule.wanted}")
 
 
 def _check_generator(about: Mapping[str, Any]) -> None:
     sampling, languages = about["sampling"], about["languages"]
     for name in sampling.keys() - SAMPLING_RULES.keys():
-        raise ValueError(f"has in sampling the field {show(name)}, which is none")
+        raise ValueError(f"has an unknown field {show(name)} in sampling")
     _check_fields(sampling, SAMPLING_RULES, "sampling.")
     if sampling["max_new_tokens"] > about["max_output_tokens"]:
         raise ValueError(
-            f"says of sampling.max_new_tokens: {sampling['max_new_tokens']}, which is more than max_output_tokens, "
+            f"has sampling.max_new_tokens = {sampling['max_new_tokens']}, more than max_output_tokens = "
             f"{about['max_output_tokens']}"
         )
     for name in ("language_tokens", "restricted_languages"):
         others = [language for language in about[name] if language not in languages]
         if others:
-            raise ValueError(f"names in {name} {show(others[0])}, which is none of its languages")
+            raise ValueError(f"names {show(others[0])} in {name}, but not in languages")
 
 
 def _check_files(about: Mapping[str, Any], kind: str, foreign: bool) -> None:
     files = about.get("files")
     if not isinstance(files, dict):
-        raise ValueError(f"says of files: {show(files)}, which must be an object of names and checksums")
+        raise ValueError(f"has files = {show(files)}; it must be an object of names and checksums")
     suffixes = FOREIGN_SUFFIXES if foreign else LISTED_SUFFIXES
     for name, checksum in files.items():
         if not (is_file_name if foreign else is_plain_name)(name):
             raise ValueError(f"names a file outside its folder: {show(name)}")
         if suffix_of(name) not in suffixes:
-            raise ValueError(f"lists {show(name)}, but a model has no files but {', '.join(sorted(suffixes))}")
+            raise ValueError(f"lists {show(name)}; the files of a model end in {', '.join(sorted(suffixes))}")
         if not isinstance(checksum, str) or not re.fullmatch(r"[0-9a-f]{64}", checksum):
-            raise ValueError(f"says of files.{name}: {show(checksum)}, which must be a SHA-256 in hexadecimal")
+            raise ValueError(f"has files.{name} = {show(checksum)}; it must be a SHA-256 in hexadecimal")
     for name in (*_needed_files(about, kind, foreign), TOKENIZER_FILE):
         if name not in files:
-            raise ValueError(f"does not list every file of a model of kind {kind!r}: {name} is missing in files")
+            raise ValueError(f"lists too few files for a model of kind {kind!r}: {name} is missing in files")
 
 
 def _needed_files(about: Mapping[str, Any], kind: str, foreign: bool) -> list[str]:
@@ -186,7 +212,7 @@ def _needed_files(about: Mapping[str, Any], kind: str, foreign: bool) -> list[st
 
 
 def _is_text(value: object) -> bool:
-    # JSON can hold halves of surrogate pairs, which no tokenizer takes.
+    # JSON can hold halves of surrogate pairs, which no tokenizer accepts.
     return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
@@ -241,7 +267,7 @@ RULES: dict[str, dict[str, _Rule]] = {
         "max_passage_tokens": _LENGTH,
     },
     "generator": {
-        "prompt": _Rule(_is_prompt, "a text with {text} in it, and in braces nothing else but {title} and {language}"),
+        "prompt": _Rule(_is_prompt, "a text with {text} in it, and no other braces than {title} and {language}"),
         "dtype": _DTYPE,
         "languages": _Rule(
             lambda value: _are_languages(value) and 0 < len(value) == len(set(value)),
@@ -258,21 +284,21 @@ RULES: dict[str, dict[str, _Rule]] = {
         "sampling": _Rule(lambda value: isinstance(value, dict), "an object"),
     },
 }
-# Where another program laid it out; its graphs and tensors have names of their own, and tell the dim.
+# For another program's layout: its graphs and tensors have names of their own, and the graph decides the dimension.
 FOREIGN_RULES: dict[str, dict[str, _Rule]] = {
     "encoder": {
         **{name: rule for name, rule in RULES["encoder"].items() if name != "dim"},
         "dtype": _TEXT,
         "pooling": _is_one_of(*POOLINGS, IN_GRAPH),
         "graph": _GRAPH,
-        "output": _Rule(lambda value: _is_text(value) and bool(value), "the name of what the graph gives"),
+        "output": _Rule(lambda value: _is_text(value) and bool(value), "the name of an output of the graph"),
         "dense": _is_list_of(lambda name: isinstance(name, str) and is_plain_name(name), "folders"),
     },
     "generator": {
         **RULES["generator"],
         "dtype": _TEXT,
         "graph": _GRAPH,
-        # The first step, which makes the caches, and the further ones.
+        # The graph of the first step, which makes the caches, and that of the later steps.
         "decoder_graphs": _Rule(
             lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_graph, value)),
             f"a list of two names of files that end in {GRAPH_SUFFIX}",

@@ -1,7 +1,4 @@
-"""How a generator is asked, and how it samples: what its checkpoint says of generation, and what is given.
-
-Knows prompts, languages and the limits of T5. Knows no files and no graphs.
-"""
+"""Merge a generator's prompt, languages and sampling from its checkpoint's settings and the user's options."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ LONGEST_OUTPUT = 256
 
 
 class GeneratorSettings(NamedTuple):
-    """How a generator is asked, and how it samples."""
+    """How a generator is prompted, and how it samples."""
 
     prompt: str
     languages: tuple[str, ...]
@@ -29,7 +26,7 @@ class GeneratorSettings(NamedTuple):
     max_new_tokens: int
 
     def describe(self, vocabulary: str = FULL_VOCABULARY) -> dict[str, Any]:
-        """Return what `xqg.json` says of them, where queries are drawn from this vocabulary by default."""
+        """Return the fields of `xqg.json`; `vocabulary` is the default to draw queries from."""
         return {
             "prompt": self.prompt,
             "languages": list(self.languages),
@@ -46,10 +43,15 @@ class GeneratorSettings(NamedTuple):
 
 
 def read_generator_settings(source: str, generation: Mapping[str, Any], **given: Any) -> GeneratorSettings:
-    """Read language tokens and sampling from what `generation_config.json` of a source holds; what is given wins.
+    """Read language tokens and sampling; the options override the checkpoint.
+
+    Args:
+        source: the checkpoint's name, for errors.
+        generation: the content of its `generation_config.json`.
+        given: the options; None where the checkpoint or a default decides.
 
     Raises:
-        InputError: nothing tells the prompt or the languages.
+        InputError: the prompt or the languages are neither stored nor given, or do not go together.
     """
     language_tokens = generation.get("lang_to_id") or {}
     prompt = given["prompt"] or ("{title} {text}" if language_tokens else None)
@@ -61,10 +63,12 @@ def read_generator_settings(source: str, generation: Mapping[str, Any], **given:
         )
     unknown = unknown_prompt_fields(prompt)
     if unknown:
-        raise InputError(f"the prompt {prompt!r} has {unknown[0]}, which nothing fills in.", "write {title}, {text}")
+        raise InputError(
+            f"the prompt {prompt!r} has {unknown[0]}, which nothing fills in.", "use {language}, {title} and {text}"
+        )
     if "{language}" in prompt[prompt.index("{text}") :]:
         raise InputError(
-            f"the prompt {prompt!r} names the language behind the text, where a long passage is cut.",
+            f"the prompt {prompt!r} names the language after the text, where a long passage is truncated.",
             "put {language} before {text}",
         )
     languages = given["languages"] or tuple(language_tokens)
@@ -72,13 +76,14 @@ def read_generator_settings(source: str, generation: Mapping[str, Any], **given:
         raise InputError(f"{source} does not say which languages it writes.", "give --languages ar,bn,…")
     if len(languages) > 1 and not language_tokens and "{language}" not in prompt:
         raise InputError(
-            f"nothing tells {source} which of the languages {', '.join(languages)} to write: the prompt "
-            f"{prompt!r} has no {{language}}.",
+            f"the prompt {prompt!r} has no {{language}}, so {source} cannot tell which of {', '.join(languages)} to "
+            "write.",
             f"give the one language that it writes: --languages {languages[0]}",
         )
     if language_tokens and not set(languages) <= language_tokens.keys():
         raise InputError(
-            f"{source} has tokens for the languages {', '.join(language_tokens)} alone.", "name some of these"
+            f"{source} has tokens only for the languages {', '.join(language_tokens)}.",
+            "choose --languages from these",
         )
     return GeneratorSettings(
         prompt=prompt,

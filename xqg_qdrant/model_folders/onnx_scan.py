@@ -1,11 +1,8 @@
-"""Which files an ONNX graph names, and what it gives: read from the bytes, before a runtime opens any of them.
+"""Find the files that an ONNX graph reads, and its outputs, before a runtime opens it.
 
-An ONNX file may keep a tensor's values in another file, by a path that the runtime would follow. This walks the
-file's protobuf messages from the model to each of its tensors, wherever they stand: weights, sparse weights, constants
-in nodes' attributes, nested graphs, functions and training. What is not on the way is skipped; what a parser could
-read in two ways is refused.
-
-Knows the wire format and the numbers of ONNX's fields. Knows nothing of operators, folders or what may be named.
+An ONNX file may keep a tensor's values in another file, by a path that the runtime would follow. The scan walks the
+protobuf messages from the model to every tensor: weights, sparse weights, constants in nodes' attributes, nested
+graphs, functions and training. It skips all other fields, and refuses what parsers could read in two ways.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from xqg_qdrant.errors import ModelError
 
 T = TypeVar("T")
 
-# message → the numbers of its fields that can hold a tensor, and what those hold
+# message → its fields that can hold a tensor: number → the message in it
 ONNX_FIELDS: dict[str, dict[int, str]] = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
@@ -44,15 +41,15 @@ VARINT, LENGTH_DELIMITED = 0, 2
 FIXED_SIZES = {1: 8, 5: 4}
 LONGEST_VARINT = 10
 LARGEST_TAG = 2**32 - 1
-# Protobuf itself stops at 100 messages in one another; the exports here need 6.
+# Levels of nested messages. Protobuf itself stops at 100; xqg's exports need 6.
 DEEPEST = 64
-# The largest exports have some ten thousand fields on the way to their tensors; more would only cost time.
+# The largest exports have some ten thousand fields on the way to their tensors; many more would only cost time.
 MOST_FIELDS = 5_000_000
 LONGEST_ENTRY = 1024
 
 
 class ExternalData(NamedTuple):
-    """Where a tensor's values lie: a file, from where, and how many bytes (None: as many as the tensor needs)."""
+    """Where a tensor's values lie: a file, an offset, and a length in bytes (None: as the tensor needs)."""
 
     location: str
     offset: int
@@ -60,7 +57,7 @@ class ExternalData(NamedTuple):
 
 
 class Field(NamedTuple):
-    """A field of a message: its number, all its bytes, and those of its value alone."""
+    """A field of a message: its number, all its bytes, and the bytes of its value."""
 
     number: int
     whole: bytes
@@ -68,10 +65,10 @@ class Field(NamedTuple):
 
 
 def read_fields(message: bytes) -> list[Field]:
-    """Split a message into its fields, in their order.
+    """Split a message into its fields, in order.
 
     Raises:
-        ValueError: the bytes are not the wire format.
+        ValueError: the bytes are not protobuf's wire format.
     """
     fields, start = [], 0
     for number, _, first, last in _Walk(message).fields(0, len(message)):
@@ -81,16 +78,16 @@ def read_fields(message: bytes) -> list[Field]:
 
 
 def read_external_data(path: Path) -> list[ExternalData]:
-    """Return where the values of all tensors lie that an ONNX file does not hold itself.
+    """Return the places of all tensor values that lie outside an ONNX file.
 
     Raises:
-        ModelError: the file is not a whole ONNX model, or describes a tensor's place in a way that is not ONNX's.
+        ModelError: the file is not a whole ONNX model, or describes such a place in another way than ONNX.
     """
     return _walk(path, lambda walk: list(walk.model()))
 
 
 def read_outputs(path: Path) -> list[str]:
-    """Return the names of what a graph gives.
+    """Return the names of a graph's outputs.
 
     Raises:
         ModelError: the file is not a whole ONNX model.
@@ -103,12 +100,12 @@ def _walk(path: Path, read: Callable[[_Walk], T]) -> T:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return read(_Walk(data))
     except ValueError as error:
-        # An empty file is one too: it cannot be mapped.
-        raise ModelError(f"{path} is not a whole ONNX model: {error}.", "export the model again.") from error
+        # mmap raises it too, for an empty file.
+        raise ModelError(f"{path} is not a whole ONNX model: {error}.", "export the model again") from error
 
 
 class _Walk:
-    """One pass through a model's bytes; everything that is not the wire format is a `ValueError`."""
+    """One pass through a model's bytes; raises `ValueError` for anything but the wire format."""
 
     def __init__(self, data: mmap.mmap | bytes) -> None:
         self._data = data
@@ -133,7 +130,7 @@ class _Walk:
 
     def _message(self, name: str, start: int, end: int, depth: int) -> Iterator[ExternalData]:
         if not depth:
-            raise ValueError(f"its messages stand deeper than {DEEPEST} in one another")
+            raise ValueError(f"its messages are nested more than {DEEPEST} deep")
         if name == "TensorProto":
             yield from self._tensor(start, end)
             return
@@ -151,14 +148,12 @@ class _Walk:
                 _check_message(wire_type, first)
                 key, value = self._entry(first, last)
                 if key not in TENSOR_KEYS or key in entries:
-                    raise ValueError(
-                        f"external data has the key {key!r}, which is none of ONNX's or stands there twice"
-                    )
+                    raise ValueError(f"external data has an unknown or duplicate key {key!r}")
                 entries[key] = value
             elif number == DATA_LOCATION and wire_type == VARINT:
-                # Parsers keep 32 bits of it.
+                # Parsers keep the low 32 bits.
                 external = self._varint(first, last)[0] & 0xFFFFFFFF != 0
-        # A place that the runtime would not look at, as the tensor has its values inside, is judged all the same.
+        # Entries are checked even where the runtime would ignore them because the values are inside.
         if external or entries:
             if "location" not in entries:
                 raise ValueError("the values of a tensor lie in a file that is not named")
@@ -180,7 +175,7 @@ class _Walk:
         return self._data[start:end].decode("utf-8")
 
     def fields(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield for each field of a message its number, its wire type, and from where to where its value stands."""
+        """Yield each field of a message: its number, wire type, and its value's start and end."""
         place = start
         while place < end:
             self._fields_left -= 1
@@ -200,12 +195,12 @@ class _Walk:
             else:
                 raise ValueError(f"the field at byte {place} has the wire type {wire_type}, which ONNX does not use")
             if last > end:
-                raise ValueError(f"the field at byte {place} ends behind the message that it is in")
+                raise ValueError(f"the field at byte {place} ends after its message")
             yield number, wire_type, first, last
             place = last
 
     def _varint(self, place: int, end: int) -> tuple[int, int]:
-        """Return a number and the place behind it."""
+        """Return a number and the position after it."""
         data = self._data
         value = 0
         for shift in range(0, 7 * LONGEST_VARINT, 7):
@@ -220,9 +215,9 @@ class _Walk:
 
 
 def _check_message(wire_type: int, place: int) -> None:
-    # A parser would skip it as unknown; another one might not.
+    # Some parsers would skip it as unknown, others might not.
     if wire_type != LENGTH_DELIMITED:
-        raise ValueError(f"the field before byte {place} has the wire type {wire_type}, where ONNX has a message")
+        raise ValueError(f"the field before byte {place} has the wire type {wire_type}, but ONNX has a message there")
 
 
 def _parse_bytes(text: str) -> int:

@@ -1,6 +1,6 @@
-"""Checkpoints that are known by a short name: where they lie, and how each wants to be used.
+"""List known checkpoints: a short name, the hub id, and the options that each needs.
 
-A table, and nothing that loads or checks a model. Dense layers are not in it: a checkpoint's own files tell them.
+Dense layers are not listed: a checkpoint's own files describe them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ XQG_PROMPT = "Generate a {language} question for this passage: {title} {text}"
 WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 E5_PREFIXES = {"query_prefix": "query: ", "passage_prefix": "passage: "}
 SEE_CARD = "see its card"
-COMPARED = "of length 1 here, as it is made to be compared by cosine"
+COMPARED = "normalised here, because it is trained for cosine similarity"
 
 
 class Preset(NamedTuple):
-    """A checkpoint's kind, hub id, licence as its card names it, options of `xqg export`, and what to know besides."""
+    """A known checkpoint: kind, hub id, licence as its card names it, options of `xqg export`, a note."""
 
     kind: str
     source: str
@@ -54,7 +54,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "doc2query-14langs": _generator(
         "doc2query/msmarco-14langs-mt5-base-v1", "apache-2.0", "{text}", revision="refs/pr/3",
-        max_input_tokens=320, max_new_tokens=64, note="writes in the passage's language: give that one to --languages",
+        max_input_tokens=320, max_new_tokens=64, note="writes in the passage's language: set --languages to it",
     ),
     "doc2query-t5": _generator(
         "castorini/doc2query-t5-base-msmarco", SEE_CARD, "{text}", languages=("en",),
@@ -90,7 +90,7 @@ PRESETS: dict[str, Preset] = {
         "Snowflake/snowflake-arctic-embed-m-v2.0", "apache-2.0", "cls", 8192, query_prefix="query: "
     ),
     "qwen3-embedding-0.6b": _encoder(
-        # Of the 32,768 tokens it can read; the attention over a text grows with the square of its length.
+        # It can read 32,768 tokens, but attention grows with the square of a text's length.
         "Qwen/Qwen3-Embedding-0.6B", "apache-2.0", "last", 8192,
         query_prefix="Instruct: {task}\nQuery:", task=WEB_SEARCH, note="another --task for other questions",
     ),
@@ -120,7 +120,7 @@ def find_preset(name: str) -> Preset:
 
 
 def preset_options(name: str) -> dict[str, Any]:
-    """Return the options of a preset, with its task filled in where it has one.
+    """Return the options of a preset, with its task filled in.
 
     Raises:
         InputError: there is none of this name.
