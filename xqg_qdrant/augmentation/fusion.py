@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from xqg_qdrant.augmentation.calibration import unpack_mean
 from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.records import FloatArray
 
@@ -30,12 +31,18 @@ class Fusion(NamedTuple):
         renormalise: Scale the result to the length of the passage's vector. The paper does not: there, a passage whose
             queries agree with each other gets a longer vector, and scores higher for any question.
         min_score: Least dot product of a query with its passage; queries below it take no part. None keeps all.
+        gamma: Weight of the question bank's mean, which calibrates the result; 0 leaves it out.
+        question_bank: SHA-256 of the bank, for the fingerprint.
+        bank_mean: The bank's mean vector, from `calibration.pack_mean`.
     """
 
     alpha: float = PUBLISHED_ALPHA
     fusion: str = "sum"
     renormalise: bool = False
     min_score: float | None = None
+    gamma: float = 0.0
+    question_bank: str = ""
+    bank_mean: str = ""
 
 
 def check_fusion(settings: Fusion) -> None:
@@ -59,6 +66,12 @@ def check_fusion(settings: Fusion) -> None:
             f"min_score must be a finite number, was: {settings.min_score}.",
             "choose a dot product, or leave it out to keep all queries",
         )
+    if not (settings.gamma >= 0 and math.isfinite(settings.gamma)):
+        raise InputError(
+            f"gamma must be a finite number of at least 0, was: {settings.gamma}.", "choose a number such as 0.5"
+        )
+    if settings.gamma and not settings.renormalise:
+        raise InputError("calibration needs vectors of one length.", "use --renormalise, or --no-calibrate")
 
 
 def augment_passage(passage: FloatArray, queries: FloatArray, settings: Fusion) -> tuple[FloatArray, int]:
@@ -95,15 +108,29 @@ def fuse(passage: FloatArray, queries: FloatArray, settings: Fusion) -> FloatArr
     """
     check_fusion(settings)
     if settings.fusion == "mean" and len(queries) == 0:
-        return passage
+        return _to_float32(_calibrate(passage.astype(np.float64), settings)) if settings.gamma else passage
     total = queries.astype(np.float64).sum(axis=0)
     weighted = total if settings.fusion == "sum" else total / len(queries)
     fused = (1 - settings.alpha) * passage.astype(np.float64) + settings.alpha * weighted
-    length = np.linalg.norm(fused)
-    if settings.renormalise and length > 0:
-        fused *= np.linalg.norm(passage.astype(np.float64)) / length
+    if settings.renormalise:
+        fused = _scale(fused, float(np.linalg.norm(passage.astype(np.float64))))
+    return _to_float32(_calibrate(fused, settings) if settings.gamma else fused)
+
+
+def _calibrate(fused: npt.NDArray[np.float64], settings: Fusion) -> npt.NDArray[np.float64]:
+    """Add the bank's mean to the unit vector, and return the sum with the length that the vector had."""
+    length = float(np.linalg.norm(fused))
+    return _scale(_scale(fused, 1.0) + settings.gamma * unpack_mean(settings.bank_mean), length)
+
+
+def _scale(vector: npt.NDArray[np.float64], length: float) -> npt.NDArray[np.float64]:
+    present = np.linalg.norm(vector)
+    return vector * (length / present) if present > 0 else vector
+
+
+def _to_float32(vector: npt.NDArray[np.float64]) -> FloatArray:
     with np.errstate(over="ignore"):  # callers refuse infinite vectors
-        result: FloatArray = fused.astype(np.float32)
+        result: FloatArray = vector.astype(np.float32)
     return result
 
 

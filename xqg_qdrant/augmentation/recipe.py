@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from xqg_qdrant.augmentation.calibration import DEFAULT_GAMMA, QuestionBank, encode_bank, pack_mean, read_bank
 from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA, Fusion, check_fusion
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.fingerprint import GIVEN, QUERIES_FIELD, Fingerprint
 from xqg_qdrant.generation.lexicon import LEXICON, Lexicon
 from xqg_qdrant.generation.onnx import QueryGenerator, Sampling
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.stores.points import OUR_NAMES
 
 RECIPE_PREFIX = "recipe."
+AUTO, PAPER = "auto", "paper"
+RECIPES = (AUTO, PAPER)
+PUBLISHED: Mapping[str, Any] = MappingProxyType({
+    "alpha": PUBLISHED_ALPHA, "fusion": "sum", "renormalise": False, "queries_per_language": 5,
+})  # fmt: skip
+SUITED: Mapping[str, Any] = MappingProxyType({
+    "alpha": 0.4, "fusion": "mean", "renormalise": True, "queries_per_language": 3,
+})  # fmt: skip
+"""For normalised encoders; measured in docs/results.md."""
 
 
 class Recipe(NamedTuple):
@@ -31,6 +46,9 @@ class Recipe(NamedTuple):
         seed: Of the sampling.
         min_score: Queries whose dot product with the plain vector is below take no part, but are stored.
         sparse: Store a sparse vector of the terms in the passage and its queries.
+        gamma: Weight of the calibration; see `Fusion` for this and the next two.
+        question_bank: SHA-256 of the bank that calibrates.
+        bank_mean: The bank's mean vector, packed.
         names: Other programs' names of a point's fields and vector, from `make_names`.
     """
 
@@ -43,6 +61,9 @@ class Recipe(NamedTuple):
     seed: int = 0
     min_score: float | None = None
     sparse: bool = False
+    gamma: float = 0.0
+    question_bank: str = ""
+    bank_mean: str = ""
     names: Mapping[str, str] = OUR_NAMES
 
     @property
@@ -53,19 +74,101 @@ class Recipe(NamedTuple):
     @property
     def fusion_settings(self) -> Fusion:
         """Return the settings that decide how vectors are fused."""
-        return Fusion(self.alpha, self.fusion, self.renormalise, self.min_score)
+        return Fusion(*(getattr(self, name) for name in Fusion._fields))
 
     def describe(self) -> dict[str, Any]:
         """Return every setting in use as JSON values, for a fingerprint."""
         # Unused settings are left out, so collections made before they existed keep their fingerprint.
         filtered = {} if self.min_score is None else {"min_score": self.min_score}
         stored = {**({"sparse": True} if self.sparse else {}), **({"names": dict(self.names)} if self.names else {})}
-        fused = {"alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise, **filtered, **stored}
+        bank = {"gamma": self.gamma, "question_bank": self.question_bank, "bank_mean": self.bank_mean}
+        calibrated = bank if self.gamma else {}
+        fused = {
+            "alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise,
+            **filtered, **calibrated, **stored,
+        }  # fmt: skip
         if self.given:
             return fused
         asked = {"languages": list(self.languages), "queries_per_language": self.queries_per_language}
         drawn = {} if self.sampling is None else {**self.sampling._asdict(), "seed": self.seed}
         return {**asked, **drawn, **fused}
+
+
+class ChosenRecipe(NamedTuple):
+    """A recipe, and a sentence on why it was chosen."""
+
+    recipe: Recipe
+    reason: str
+
+
+def choose_recipe(
+    encoder: Encoder,
+    generator: QueryGenerator | Lexicon | None,
+    languages: Sequence[str] = (),
+    *,
+    recipe: str = AUTO,
+    calibrate: bool | None = None,
+    question_bank: Path | None = None,
+    stored: Fingerprint | None = None,
+    **settings: Any,
+) -> ChosenRecipe:
+    """Return a recipe with defaults that suit the encoder.
+
+    Normalised encoders, made to be compared by cosine: mean fusion, renormalised, alpha 0.4, 3 queries a language, and
+    calibrated if their vectors lie in a narrow cone. Others: as published.
+
+    Args:
+        encoder: of the collection.
+        generator: writes the queries; None if they are given.
+        languages: to generate queries in; by default the generator's.
+        recipe: `auto`, or `paper` for the published one.
+        calibrate: whether to calibrate; None chooses by the encoder.
+        question_bank: JSONL file of questions to calibrate with; None is the shipped one.
+        stored: fingerprint of the existing collection, whose bank mean is used again if the bank is the same.
+        **settings: of `Recipe` and `Sampling`; None is the default.
+
+    Raises:
+        InputError: a setting or the bank cannot be used.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    normalised = bool(encoder.describe()["normalise"])
+    suited = normalised and recipe == AUTO
+    defaults = dict(SUITED if suited else PUBLISHED)
+    if generator is None:
+        del defaults["queries_per_language"]
+    reason = (
+        "recipe auto: the encoder is normalised"
+        if suited
+        else ("recipe paper" if recipe == PAPER else "recipe as published: the encoder is compared by raw dot product")
+    )
+    if recipe == PAPER and normalised:
+        reason += ", although the encoder is normalised"
+    bank, calibration = None, {}
+    if calibrate is False and given.get("gamma"):
+        raise InputError("gamma is a setting of the calibration.", "leave out --gamma, or --no-calibrate")
+    if calibrate or given.get("gamma") or question_bank is not None or (calibrate is None and suited):
+        bank = read_bank(question_bank)
+        means = encode_bank(bank, encoder)
+        if calibrate or given.get("gamma") or question_bank is not None or means.narrow:
+            calibration = {
+                "gamma": DEFAULT_GAMMA, "question_bank": bank.sha256, "bank_mean": _stored_mean(stored, encoder, bank)
+                or pack_mean(means.overall),
+            }  # fmt: skip
+            length = float(np.linalg.norm(means.overall))
+            reason += f"; calibrated, as its cone is narrow (|mean| {length:.2f})" if means.narrow else "; calibrated"
+    made = make_recipe(generator, languages, **{**defaults, **calibration, **given})
+    return ChosenRecipe(made, reason)
+
+
+def _stored_mean(stored: Fingerprint | None, encoder: Encoder, bank: QuestionBank) -> str:
+    """Return the bank mean of an existing collection if the same encoder made it from the same bank.
+
+    On another machine the last bits of a mean may differ, and the collection must not change for that.
+    """
+    if stored is None or stored.get("encoder.sha256") != encoder.describe()["sha256"]:
+        return ""
+    same = stored.get(f"{RECIPE_PREFIX}question_bank") == bank.sha256
+    return str(stored.get(f"{RECIPE_PREFIX}bank_mean", "")) if same else ""
 
 
 def make_recipe(generator: QueryGenerator | Lexicon | None, languages: Sequence[str] = (), **settings: Any) -> Recipe:

@@ -18,7 +18,7 @@ from xqg_qdrant.errors import ModelError
 from xqg_qdrant.inference.batching import Budget
 from xqg_qdrant.inference.pooling import Pooler, read_dense
 from xqg_qdrant.inference.session import AUTO, CPU, Array, Session, find_devices, join_devices
-from xqg_qdrant.inference.tokenizer import Tokenizer, encode_ids, open_tokenizer
+from xqg_qdrant.inference.tokenizer import Tokenizer, encode_ids, open_tokenizer, unknown_id
 from xqg_qdrant.model_folders import DEMO_ENCODER, read_model_folder, shipped_model
 from xqg_qdrant.model_folders.description import IN_GRAPH, TOKENIZER_FILE, find_graph, is_foreign
 from xqg_qdrant.model_folders.files import export_again
@@ -90,6 +90,13 @@ class Encoder:
             "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens", "max_passage_tokens", "dtype"
         )  # fmt: skip
         return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
+
+    def unknown_share(self, texts: Sequence[str]) -> float:
+        """Return the share of the texts' pieces that the tokenizer does not know."""
+        tokenizer = self._tokenizer(self._max_query_tokens)
+        unknown = unknown_id(tokenizer)
+        rows = encode_ids(tokenizer, texts)
+        return sum(row.count(unknown) for row in rows) / max(1, sum(map(len, rows)))
 
     def encode_passages(self, texts: Sequence[str]) -> FloatArray:
         """Encode passages into float32 of shape `(len(texts), dim)`; the caller joins title and text."""

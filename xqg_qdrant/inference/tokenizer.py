@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer
 from xqg_qdrant.errors import ModelError
 from xqg_qdrant.model_folders.files import export_again
 
-__all__ = ["Tokenizer", "encode_ids", "open_tokenizer"]
+__all__ = ["Tokenizer", "encode_ids", "open_tokenizer", "unknown_id"]
 
 # While it works on a text, a tokenizer keeps a hundred bytes or more a character, even of what it truncates.
 CHARACTERS_AT_ONCE = 2**20
@@ -39,3 +40,12 @@ def encode_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     # A batch of one, because encode() would block the other threads.
     return [tokenizer.encode_batch([text])[0].ids for text in texts]
+
+
+def unknown_id(tokenizer: Tokenizer) -> int:
+    """Return the id of unknown pieces, -1 if the tokenizer has none."""
+    model = json.loads(tokenizer.to_str())["model"]
+    found = model.get("unk_id")
+    if found is None and model.get("unk_token"):
+        found = tokenizer.token_to_id(model["unk_token"])
+    return -1 if found is None else int(found)
