@@ -15,11 +15,9 @@ from pathlib import Path
 
 import click
 import pytest
-from click.formatting import wrap_text
 from click.testing import CliRunner, Result
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.cli.shared import command_name
 from xqg_qdrant.corpus.passages import read_passages
 from xqg_qdrant.demo import DEMO_FOLDER, DEMO_LEXICON, read_demo_passages, read_demo_qrels, read_demo_queries
 from xqg_qdrant.evaluation.files import read_judged_questions
@@ -76,53 +74,6 @@ def test_every_command_and_every_option_has_help() -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert parameter.help, f"{name} {parameter.opts}"
-
-
-# Their options are still explained at length.
-LONG_HELP = {"compare", "demo", "evaluate", "pilot", "robustness", "sweep"}
-NARROWEST_HELP = 80 - 2 - 30 - 4  # columns, beside the longest name of an option that click keeps on the same line
-
-
-@pytest.mark.parametrize("name", sorted(main.commands.keys() - LONG_HELP))
-def test_the_help_of_an_option_fits_two_lines(name: str) -> None:
-    command = main.commands[name]
-    context = click.Context(command, info_name=name)
-    records = [parameter.get_help_record(context) for parameter in command.params]
-    lines = {record[0]: wrap_text(record[1], NARROWEST_HELP).splitlines() for record in records if record}
-    assert {option: wrapped for option, wrapped in lines.items() if len(wrapped) > 2} == {}
-
-
-def test_the_help_of_ingest_shows_every_option_below_one_heading() -> None:
-    headings, shown = [], []
-    for line in xqg("ingest", "--help").stdout.splitlines():
-        if line.endswith(":") and not line.startswith(" "):
-            headings.append(line)
-        elif headings and line.startswith("  -"):
-            shown.append(line.split()[0])
-    assert headings == ["Source:", "Models:", "Queries:", "Vectors:", "Store:", "Engine:", "Other:"]
-    options = [parameter.opts[0] for parameter in main.commands["ingest"].params if isinstance(parameter, click.Option)]
-    assert sorted(shown) == sorted([*options, "-h,"])
-    assert shown[-1] == "-h,"  # nothing else is without a heading
-
-
-def test_the_name_of_the_command_is_the_path_by_which_it_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Path("a venv/bin").absolute()
-    folder.mkdir(parents=True)
-    (folder / "xqg").write_text("#!/bin/sh\n")
-    (folder / "xqg").chmod(0o755)
-    monkeypatch.setenv("PATH", "/nowhere")
-    for called, name in {
-        "xqg": "xqg",
-        ".venv/bin/xqg": ".venv/bin/xqg",
-        "a venv/bin/xqg": "'a venv/bin/xqg'",
-        "/work/cli.py": "xqg",
-    }.items():
-        monkeypatch.setattr(sys, "argv", [called])
-        assert command_name() == name
-    # A shell that finds the command by its name passes its path, too.
-    monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.setattr(sys, "argv", [str(folder / "xqg")])
-    assert command_name() == "xqg"
 
 
 def test_help_starts_in_under_half_a_second_of_processor_time() -> None:

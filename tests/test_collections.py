@@ -1,4 +1,4 @@
-"""What a collection's life promises: it is told, brought up to date with its corpus, and deleted."""
+"""The life of a collection: its status is shown, it is synced with its corpus, and deleted."""
 
 from __future__ import annotations
 
@@ -131,11 +131,11 @@ def test_sync_refuses_what_it_cannot_do() -> None:
     assert "cannot be standard input" in twice.stderr
 
 
-def test_status_tells_the_recipe_and_what_is_missing_against_a_corpus() -> None:
+def test_status_shows_the_recipe_and_what_is_missing_against_a_corpus() -> None:
     ingest(row(0), row(1), row(2))
-    told = xqg("status", "--collection", "docs", "--corpus", write(row(0), row(1, text="other"), row(4), "{"))
-    assert told.exit_code == 0, told.output
-    lines = told.stdout.splitlines()
+    shown = xqg("status", "--collection", "docs", "--corpus", write(row(0), row(1, text="other"), row(4), "{"))
+    assert shown.exit_code == 0, shown.output
+    lines = shown.stdout.splitlines()
     assert lines[0] == "collection 'docs' in edge:xqg_data: 3 passages"
     assert {"  recipe.alpha: 0.2", "  recipe.languages: ['fi', 'ru']", "  recipe.fusion: mean"} <= set(lines)
     assert lines[-1] == (
@@ -156,8 +156,8 @@ def test_status_counts_passages_of_another_recipe() -> None:
     fingerprint = store.read_fingerprint("docs") or {}
     store.write_fingerprint("docs", {**fingerprint, "recipe.alpha": 0.9})
     store.close()
-    told = xqg("status", "--collection", "docs").stdout
-    assert "  3 of them were made by another recipe than this one:\n" in told
+    shown = xqg("status", "--collection", "docs").stdout
+    assert "  3 of them were made by another recipe than this one:\n" in shown
 
 
 def test_status_without_a_collection_lists_them() -> None:

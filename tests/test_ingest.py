@@ -294,7 +294,7 @@ def interrupt_ingest(corpus: Path, store: Path, seconds: float) -> subprocess.Po
 
 
 def finish_ingest(corpus: Path, store: Path, threads: int = 1) -> str:
-    """Ingest to the end, and return what was told."""
+    """Ingest to the end, and return what stderr shows."""
     process = start_ingest(corpus, store, threads)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
