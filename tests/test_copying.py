@@ -325,7 +325,7 @@ def test_asked_to_stop_it_ends_after_a_batch_and_goes_on_from_there(places: Plac
 
 KILLED = """
 import os, signal, sys, threading
-from xqg_qdrant import copying
+from xqg_qdrant.lifecycle import copying
 from xqg_qdrant.stores import open_store
 source, target, moment, calls = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 copying.BATCH = 8

@@ -56,7 +56,7 @@ def test_all_is_well_with_the_shipped_models_and_an_embedded_store_and_nothing_i
 def test_a_store_that_was_there_keeps_its_collections_and_no_other() -> None:
     EdgeStore("there").create_collection("docs", 4, {"encoder.dim": 4})
     checks = read_checks(run_doctor("--store", "there", "--json"))
-    assert "1 collections" in checks["store"]["detail"]
+    assert "; 1 collection; " in checks["store"]["detail"]
     assert EdgeStore("there").collections() == ["docs"]
 
 
