@@ -207,7 +207,7 @@ def test_passages_are_read_from_a_pipe_that_can_be_read_once() -> None:
     result = xqg("ingest", "pipe.jsonl", "--collection", "docs", *FEW_QUERIES)
     writer.join()
     assert result.exit_code == 0, result.stderr
-    assert "1 passages stored" in result.stderr
+    assert "1 passage stored" in result.stderr
 
 
 def test_passages_are_read_from_stdin() -> None:

@@ -124,7 +124,7 @@ def test_a_collection_is_created_with_the_shards_that_are_asked_for(server: Serv
     params = server.client.get_collection(server.name("docs")).config.params
     assert (params.shard_number, params.replication_factor, params.write_consistency_factor) == (3, 1, 1)
     again = server.ingest("docs", range(3), "--shard-number", 3)
-    assert "1 passages stored, 2 unchanged" in again.stderr
+    assert "1 passage stored, 2 unchanged" in again.stderr
 
 
 @SCRIPTED

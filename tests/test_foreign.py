@@ -523,11 +523,11 @@ def test_the_command_augments_tells_of_dead_letters_and_query_prints_their_text(
     command = ["augment", "--collection", "theirs", "--store", "local:theirs", *FIELDS, *FEW_QUERIES]
     result = xqg(*command)
     assert result.exit_code == 3, result.output
-    assert "3 passages stored, 0 unchanged, 1 rows rejected" in result.stderr
+    assert "3 passages stored, 0 unchanged, 1 row rejected" in result.stderr
     [letter] = [json.loads(line) for line in Path("theirs.rejected.jsonl").read_text().splitlines()]
     assert letter["source"] == "local:theirs, collection 'theirs', point 9"
     assert letter["reason"] == "no field document"
-    assert "0 passages stored, 3 unchanged, 1 rows rejected" in xqg(*command).stderr
+    assert "0 passages stored, 3 unchanged, 1 row rejected" in xqg(*command).stderr
     found = xqg("query", "--collection", "theirs", "--store", "local:theirs", "--json", make_payload(1)["document"])
     assert found.exit_code == 0, found.output
     hit = json.loads(found.stdout)["hits"][0]

@@ -61,8 +61,8 @@ class Totals:
     def summary(self, seconds: float) -> str:
         """Return a summary, with the share of the generated queries kept in each language."""
         lines = [
-            f"{self.stored} passages stored, {self.unchanged} unchanged, {self.rejected} rows rejected, "
-            f"in {format_seconds(seconds)}."
+            f"{count(self.stored, 'passage')} stored, {self.unchanged} unchanged, "
+            f"{count(self.rejected, 'row')} rejected, in {format_seconds(seconds)}."
         ]
         if self.asked:
             yields = "  ".join(f"{name} {100 * self.kept[name] / asked:.0f}%" for name, asked in self.asked.items())
@@ -75,11 +75,11 @@ class Totals:
             counts = "  ".join(
                 f"{one_line(name) or 'of no language'} {count}" for name, count in sorted(self.kept.items())
             )
-            lines.append(f"{self.kept.total()} given queries encoded: {counts}")
+            lines.append(f"{count(self.kept.total(), 'given query', 'given queries')} encoded: {counts}")
         if self.left_out:
             lines.append(format_left_out(self.left_out, self.kept.total()))
         if self.bare:
-            lines.append(f"{self.bare} of the stored passages have no query.")
+            lines.append(f"{self.bare} of the stored passages {'has' if self.bare == 1 else 'have'} no query.")
         return "\n".join(lines)
 
 
@@ -91,9 +91,19 @@ def format_check(check: Check) -> str:
     return f"{line.removesuffix('.')}. Cure: {check.cure.removesuffix('.')}." if check.cure else line
 
 
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun.
+
+    >>> count(1, "row"), count(2, "row"), count(0, "query", "queries")
+    ('1 row', '2 rows', '0 queries')
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def format_left_out(left_out: int, queries: int) -> str:
     """Return how many queries the filter excludes."""
-    return f"{left_out} of the {queries} queries score below --min-score and are excluded; they are still stored."
+    score, are = ("scores", "is") if left_out == 1 else ("score", "are")
+    return f"{left_out} of the {count(queries, 'query', 'queries')} {score} below --min-score and {are} excluded."
 
 
 def format_seconds(seconds: float) -> str:
@@ -106,14 +116,16 @@ def format_seconds(seconds: float) -> str:
 
 def format_status(status: Status) -> str:
     """Return the contents of a collection and the fields of its fingerprint, one per line."""
-    lines = [f"collection {status.collection!r} in {status.store}: {status.passages} passages"]
+    lines = [f"collection {status.collection!r} in {status.store}: {count(status.passages, 'passage')}"]
     lines += [f"  alias {alias!r} names {named!r}" for alias, named in status.aliases.items()]
     if status.retuned is not None:
-        lines.append(f"  {status.retuned} of them are retuned; finish it: xqg retune --collection {status.collection}")
+        are = "is" if status.retuned == 1 else "are"
+        command = f"xqg retune --collection {status.collection}"
+        lines.append(f"  {status.retuned} of them {are} retuned; finish it: {command}")
         lines += [f"  {one_line(line)}" for line in describe_retune(status.fingerprint)]
     others = status.passages - status.current - (status.retuned or 0)
     if others:
-        lines.append(f"  {others} of them were made by another recipe than this one:")
+        lines.append(f"  {others} of them {'was' if others == 1 else 'were'} made by another recipe than this one:")
     lines += [
         f"  {name}: {one_line(str(value))}" for name, value in status.fingerprint.items() if name != RETUNING_FIELD
     ]

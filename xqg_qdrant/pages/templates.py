@@ -43,7 +43,7 @@ def open_templates(*, needed_by: str, extra: str) -> Environment:
 
 
 def language_tag(language: str) -> str:
-    """Return a language as a value of the attribute `lang`, or an empty string, which means unknown, if it is no tag."""
+    """Return a language as a value of the attribute `lang`; empty, which means unknown, if it is no language tag."""
     return language if LANGUAGE_TAG.fullmatch(language) else ""
 
 
