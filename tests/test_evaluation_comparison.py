@@ -224,7 +224,7 @@ def test_mcnemars_test_has_no_p_for_measures_with_values_between() -> None:
     assert report.comparisons["xqg"]["recall@1"].overall.p == 1
     without = report.comparisons["xqg"]["MRR@2"]
     assert {without.overall.p, without.per_language["ar"].p, without.per_language["ar"].p_holm} == {None}
-    assert report.notes == ("McNemar's test is of hits and misses; MRR@2 have values between and no p",)
+    assert report.notes == ("McNemar's test needs hits and misses; no p for MRR@2",)
     [line] = [line for line in format_table(report).splitlines() if line.endswith("3     1      -")]
     assert line.split()[0] == "difference"
     json.dumps(report.to_json())

@@ -110,7 +110,7 @@ def test_what_is_judged_relevant_is_in_the_sample() -> None:
 
 
 def test_a_corpus_without_a_usable_passage_is_refused() -> None:
-    with pytest.raises(InputError, match=r"holds no usable passage \(2 rows rejected\)\. Cure: "):
+    with pytest.raises(InputError, match=r"holds no usable passage \(rejected rows: 2\)\. Cure: "):
         draw_sample([REJECT, REJECT], 10, 0)
 
 

@@ -260,14 +260,16 @@ def test_of_many_changes_some_of_each_language_are_shown_and_the_number_of_all(t
     (folder / "changes.jsonl").write_text(lines_of(*many), encoding="utf-8")
     page = Page(rendered(folder))
     assert "Questions won: 90" in page.texts("h3")
-    assert "60 of them, the first of each language; all are in changes.jsonl of the folder." in page.texts("p")
+    assert "60 of them are shown, the first of each language; all are in changes.jsonl in the folder." in page.texts(
+        "p"
+    )
 
 
 def test_a_sweep_shows_a_chart_for_each_axis_and_what_was_chosen(tmp_path: Path) -> None:
     page = Page(rendered(write_sweep(tmp_path / "sweep")))
     titles = [inner for tag, found, inner in page.elements if tag == "title" and "id" in found]
     assert ["".join(inner) for inner in titles] == [
-        "R@2kt: differences to passage",
+        "R@2kt: differences from passage",
         "R@2kt by language",
         "R@2kt against alpha, mean fusion",
         "R@2kt against alpha, sum fusion",
@@ -277,7 +279,7 @@ def test_a_sweep_shows_a_chart_for_each_axis_and_what_was_chosen(tmp_path: Path)
     ]
     lead, gained = page.texts("p", class_="lead")
     assert lead.startswith("Chosen on 210 questions: mean, alpha 0.1, 5 a language, all languages.")
-    assert lead.endswith("is told by the other 212 questions.")
+    assert lead.endswith("is measured on the other 212 questions.")
     assert gained.startswith("R@2kt: xqg 46.50, passage 44.00, a difference of +2.50 (95% interval +1.50 to +3.50")
     assert "Significantly better in ar, bn, fi, ja, ko, te, worse in none." in gained
     # In a language it is Holm's p that counts.
@@ -291,7 +293,7 @@ def test_a_pilot_says_what_the_whole_corpus_would_take(tmp_path: Path) -> None:
     assert "Worth it: significantly better." in paragraphs
     assert (
         "The whole corpus of 100,000 passages would take about 3:20:00 (hours:minutes:seconds) and 400 MB of disk, and "
-        "cost 4.00, by 500 of them that took 60.0 s."
+        "cost 4.00. Measured: 500 of them in 60.0 s."
     ) in paragraphs
     assert any(text.startswith("No questions were given") for text in paragraphs)
     assert any(text.startswith("Chosen on 210 questions") for text in paragraphs)

@@ -121,8 +121,8 @@ def test_five_passages_are_given_where_nothing_is_said(served: Served) -> None:
 @pytest.mark.parametrize(
     ("parameters", "where", "part"),
     [
-        ({}, "the parameter q", "no question"),
-        ({"q": " \t"}, "the parameter q", "no question"),
+        ({}, "the parameter q", "question is missing"),
+        ({"q": " \t"}, "the parameter q", "question is missing"),
         ({"q": "a" * 1001}, "the parameter q", "1001 characters"),
         ({"q": "a", "limit": "0"}, "the parameter limit", "'0'"),
         ({"q": "a", "limit": "51"}, "the parameter limit", "'51'"),
@@ -329,9 +329,7 @@ def test_a_collection_of_another_encoder_is_not_served(store: Store, demo_encode
 
 
 def test_the_only_collection_needs_no_name(store: Store, tmp_path: Path, demo_encoder: Encoder) -> None:
-    with pytest.raises(
-        InputError, match=r"several collections in .*: docs, terms\. Cure: choose one with --collection"
-    ):
+    with pytest.raises(InputError, match=r"several collections .*: docs, terms\. Cure: choose one with --collection"):
         choose_collection(store)
     other = open_store(str(tmp_path / "store"))
     with pytest.raises(InputError, match=r"there are no collections in .*\. Cure: make one with xqg ingest"):
@@ -346,7 +344,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         result = CliRunner().invoke(main, ["serve", "--store", str(tmp_path), "--port", str(port)])
     assert result.exit_code == 2
-    assert f"cannot listen at 127.0.0.1:{port}" in result.stderr
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
     assert "Cure: choose another --port." in result.stderr
 
 

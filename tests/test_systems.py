@@ -75,7 +75,7 @@ def test_predictions_become_passages_without_ids_in_the_order_of_their_contexts(
 
 def test_what_cannot_be_a_systems_results_is_an_error_with_the_file() -> None:
     Path("twice.trec").write_text("1 Q0 oulu 1 9 t\n1 Q0 oulu 2 8 t\n")
-    with pytest.raises(InputError, match=r"twice\.trec: query '1': a passage occurs twice"):
+    with pytest.raises(InputError, match=r"twice\.trec: query '1': a passage occurs twice in its results\. Cure: "):
         read_system_run(Path("twice.trec"), {"1"})
     with pytest.raises(InputError, match=r"bm25\.trec: no results for any of the questions\. Cure: "):
         read_system_run(Path("bm25.trec"), {"a"})

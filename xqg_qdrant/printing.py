@@ -58,9 +58,19 @@ def format_check(check: Check) -> str:
     return f"{line.removesuffix('.')}. Cure: {check.cure.removesuffix('.')}." if check.cure else line
 
 
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun.
+
+    >>> count(1, "row"), count(2, "row"), count(0, "query", "queries")
+    ('1 row', '2 rows', '0 queries')
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def format_left_out(left_out: int, queries: int) -> str:
     """Return how many queries the filter excludes."""
-    return f"{left_out} of the {queries} queries score below --min-score and are excluded; they are still stored."
+    score, are = ("scores", "is") if left_out == 1 else ("score", "are")
+    return f"{left_out} of the {count(queries, 'query', 'queries')} {score} below --min-score and {are} excluded."
 
 
 def format_seconds(seconds: float) -> str:
@@ -73,14 +83,16 @@ def format_seconds(seconds: float) -> str:
 
 def format_status(status: Status) -> str:
     """Return the contents of a collection and the fields of its fingerprint, one per line."""
-    lines = [f"collection {status.collection!r} in {status.store}: {status.passages} passages"]
+    lines = [f"collection {status.collection!r} in {status.store}: {count(status.passages, 'passage')}"]
     lines += [f"  alias {alias!r} names {named!r}" for alias, named in status.aliases.items()]
     if status.retuned is not None:
-        lines.append(f"  {status.retuned} of them are retuned; finish it: xqg retune --collection {status.collection}")
+        are = "is" if status.retuned == 1 else "are"
+        command = f"xqg retune --collection {status.collection}"
+        lines.append(f"  {status.retuned} of them {are} retuned; finish it: {command}")
         lines += [f"  {one_line(line)}" for line in describe_retune(status.fingerprint)]
     others = status.passages - status.current - (status.retuned or 0)
     if others:
-        lines.append(f"  {others} of them were made by another recipe than this one:")
+        lines.append(f"  {others} of them {'was' if others == 1 else 'were'} made by another recipe than this one:")
     lines += [
         f"  {name}: {one_line(str(value))}" for name, value in status.fingerprint.items() if name != RETUNING_FIELD
     ]

@@ -160,7 +160,7 @@ def subtract_offsets(
 ) -> FloatArray:
     """Subtract from each question the offset of its language.
 
-    For calibrated passages that is half of `mean(language) - mean(passages)`, so a question in the passages' own language
+    For calibrated passages that is half of `mean(language) - mean(passages)`. A question in the passages' own language
     stays as it is, and so does one in a language that the bank lacks. For plain passages it is half of the language's
     mean, or of the overall mean if the bank lacks the language.
 

@@ -206,20 +206,19 @@ def _make_ingest(encoder: Encoder, generator: QueryGenerator | Lexicon, recipe: 
 
 
 def _describe_corpus(file: str, sample: Sample) -> str:
-    from xqg_qdrant.evaluation.pilot import count_rejected
+    from xqg_qdrant.printing import count
 
-    rejected = f", {count_rejected(sample.rejected)}" if sample.rejected else ""
-    return f"{file}: {sample.corpus} {'passage' if sample.corpus == 1 else 'passages'}{rejected}"
+    rejected = f", {count(sample.rejected, 'row')} rejected" if sample.rejected else ""
+    return f"{file}: {count(sample.corpus, 'passage')}{rejected}"
 
 
 def _describe_cost(cost: Cost, recipe: Recipe, device: str, price_per_hour: float | None) -> str:
     from xqg_qdrant.evaluation.pilot import format_bytes
-    from xqg_qdrant.printing import format_seconds
+    from xqg_qdrant.printing import count, format_seconds
 
-    number = recipe.queries_per_language
     lines = [
         f"measured: {cost.measured} of them in {format_seconds(cost.seconds)} on this machine ({device}), each with "
-        f"{number} {'query' if number == 1 else 'queries'} in each of {', '.join(recipe.languages)}",
+        f"{count(recipe.queries_per_language, 'query', 'queries')} in each of {', '.join(recipe.languages)}",
         f"all of them: about {format_seconds(cost.total_seconds)} and {format_bytes(cost.total_bytes)} of disk",
     ]
     if price_per_hour is not None:

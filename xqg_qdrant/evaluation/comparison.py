@@ -224,7 +224,7 @@ def make_report(
         if overall.p is None
     }
     if untested:
-        notes = [*notes, f"McNemar's test needs hits and misses; {', '.join(untested)} have other values, so no p"]
+        notes = [*notes, f"McNemar's test needs hits and misses; no p for {', '.join(untested)}"]
     return Report(dict(sorted(Counter(languages.values()).items())), values, comparisons, tuple(notes))
 
 

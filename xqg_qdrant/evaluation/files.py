@@ -148,7 +148,10 @@ def write_run(
             for rank, (passage_id, score) in enumerate(ranked(results, query_id), start=1):
                 for name in (query_id, passage_id):
                     if name.split(white) != [name] or name != name.strip() or not name or "\n" in name:
-                        raise InputError(f"{path}: a run cannot hold the white space in the id {name!r}.", "rename it")
+                        raise InputError(
+                            f"{path}: the id {name!r} is empty or contains white space.",
+                            "rename it, as a run cannot represent it",
+                        )
                 cells = (query_id, "Q0", passage_id, str(rank), f"{score:.9g}", tag)
                 file.write(separator.join(cells) + "\n")
 

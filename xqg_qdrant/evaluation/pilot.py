@@ -150,20 +150,11 @@ def draw_sample(rows: Iterable[Passage | Reject], size: int, seed: int, wanted: 
             heapq.heapreplace(drawn, item)
     if not drawn:
         raise InputError(
-            f"the corpus holds no usable passage ({count_rejected(rejected)}).",
+            f"the corpus holds no usable passage (rejected rows: {rejected}).",
             "check the file, or name its id field with --id-field",
         )
     # In this order any prefix is a random sample too, where no passage is wanted.
     return Sample(tuple(passage for *_, passage in sorted(drawn, reverse=True)), corpus, rejected)
-
-
-def count_rejected(rejected: int) -> str:
-    """Return the number of rejected rows as text.
-
-    >>> count_rejected(1)
-    '1 row rejected'
-    """
-    return f"{rejected} {'row' if rejected == 1 else 'rows'} rejected"
 
 
 def choose_questions(
