@@ -26,9 +26,9 @@ from writing import lines_of
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.evaluation.results import read_results
+from xqg_qdrant.evaluation.significance import stars_of
 from xqg_qdrant.pages.changes import marked_parts, view_changes
 from xqg_qdrant.pages.charts import Axis, Point, Row, Series, draw_lines, draw_rows, tick_step
-from xqg_qdrant.pages.evaluations import stars_of
 from xqg_qdrant.pages.report import render_report
 from xqg_qdrant.pages.sweeps import name_setting
 from xqg_qdrant.pages.templates import direction, language_tag

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from xqg_qdrant.augmentation.pipeline import Progress, Row, Totals
 from xqg_qdrant.augmentation.pipeline import ingest as ingest_chunks
-from xqg_qdrant.augmentation.recipe import make_recipe
+from xqg_qdrant.augmentation.recipe import choose_recipe
 from xqg_qdrant.corpus.inputs import CORPUS, Inputs
 from xqg_qdrant.corpus.passages import check_passages
 from xqg_qdrant.errors import InputError
@@ -59,7 +59,8 @@ def ingest(
         languages: of the queries, such as `("ja", "ru")`; by default all of the generator's.
         id_field: the field of the passage id, if not `id`, `_id`, `passage_id` or `docid`.
         **settings: fields of `xqg_qdrant.augmentation.recipe.Recipe` and `xqg_qdrant.generation.onnx.Sampling`, such
-            as `queries_per_language`, `alpha`, `fusion`, `seed`, `sparse`, `top_k`. Defaults follow the paper.
+            as `queries_per_language`, `alpha`, `fusion`, `seed`, `sparse`, `top_k`. Defaults suit the
+            encoder; `recipe_name="paper"` gives the published ones.
 
     Returns:
         The sum over all chunks. `xqg_qdrant.augmentation.pipeline.ingest` yields each chunk.
@@ -70,7 +71,8 @@ def ingest(
         StoreError: the database cannot be reached, or refuses.
         ModelError: a model fails.
     """
-    recipe = make_recipe(generator, languages, **settings)
+    stored = store.read_fingerprint(collection)
+    chosen = choose_recipe(encoder, generator, languages, stored=stored, **settings).recipe
     rows: Iterable[Row]
     total = None
     queries = CORPUS if generator is None else None
@@ -83,7 +85,7 @@ def ingest(
     totals, rejects = Totals(), list[Reject]()
     with (
         tqdm(total=total, unit=" passages", disable=None) as bar,
-        closing(ingest_chunks(rows, store, collection, encoder, generator, recipe, workers)) as steps,
+        closing(ingest_chunks(rows, store, collection, encoder, generator, chosen, workers)) as steps,
     ):
         for progress in steps:
             totals.add(progress)

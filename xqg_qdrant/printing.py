@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 from xqg_qdrant.augmentation.pipeline import Totals
 from xqg_qdrant.evaluation.comparison import Comparison, Report
+from xqg_qdrant.evaluation.significance import stars_of
 from xqg_qdrant.fingerprint import RETUNING_FIELD, describe_retune
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.retrieval import Hit
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from xqg_qdrant.doctor import Check
     from xqg_qdrant.stores.protocol import Snapshot
 
+SUMMARY_MEASURES = ("MRR@10", "R@2kt")
+SUMMARY_WIDTH = 8
+FEWEST_QUESTIONS = 100
+SIGNIFICANT = 0.05
 SNIPPET_CHARACTERS = 160
 DIFFERENCE_ROWS = ("difference", "95% from", "95% to", "p, Holm")
 
@@ -58,19 +63,10 @@ def format_check(check: Check) -> str:
     return f"{line.removesuffix('.')}. Cure: {check.cure.removesuffix('.')}." if check.cure else line
 
 
-def count(number: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun.
-
-    >>> count(1, "row"), count(2, "row"), count(0, "query", "queries")
-    ('1 row', '2 rows', '0 queries')
-    """
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
-
-
 def format_left_out(left_out: int, queries: int) -> str:
     """Return how many queries the filter excludes."""
     score, are = ("scores", "is") if left_out == 1 else ("score", "are")
-    return f"{left_out} of the {count(queries, 'query', 'queries')} {score} below --min-score and {are} excluded."
+    return f"{left_out} of the {count_of(queries, 'query', 'queries')} {score} below --min-score and {are} excluded."
 
 
 def format_seconds(seconds: float) -> str:
@@ -83,7 +79,7 @@ def format_seconds(seconds: float) -> str:
 
 def format_status(status: Status) -> str:
     """Return the contents of a collection and the fields of its fingerprint, one per line."""
-    lines = [f"collection {status.collection!r} in {status.store}: {count(status.passages, 'passage')}"]
+    lines = [f"collection {status.collection!r} in {status.store}: {count_of(status.passages, 'passage')}"]
     lines += [f"  alias {alias!r} names {named!r}" for alias, named in status.aliases.items()]
     if status.retuned is not None:
         are = "is" if status.retuned == 1 else "are"
@@ -212,6 +208,60 @@ def format_table(report: Report) -> str:
         ]
     lines += [fill(f"Note: {note}.", width=100, subsequent_indent="  ") for note in report.notes]
     return "\n".join(lines) + "\n"
+
+
+def format_summary(report: Report, measures: Sequence[str] = SUMMARY_MEASURES) -> str:
+    """Return the main measures of a report, a line a run, with stars where it differs from the first."""
+    languages = list(report.questions)
+    width = max(map(len, report.values))
+    lines = [f"{'':<{SUMMARY_WIDTH + width}}" + "".join(f"{name:>10}" for name in ("macro", *languages))]
+    for measure in (name for name in measures if name in report.measures):
+        for number, (run, found) in enumerate(report.values.items()):
+            if measure not in found:
+                continue
+            compared = report.comparisons.get(run, {}).get(measure)
+            cells = [_starred(found[measure].macro, compared and compared.overall.p)]
+            for language in languages:
+                difference = compared.per_language.get(language) if compared else None
+                p = difference and (difference.p if difference.p_holm is None else difference.p_holm)
+                cells.append(_starred(found[measure].per_language.get(language), p))
+            lines.append(f"{'' if number else measure:<{SUMMARY_WIDTH}}{run:<{width}}" + "".join(cells))
+    lines += [fill(f"Note: {note}.", width=100, subsequent_indent="  ") for note in report.notes]
+    return "\n".join(lines) + "\n"
+
+
+def format_conclusion(report: Report, run: str, measure: str, against_control: Comparison | None) -> str:
+    """Return in words what a run gains over the first, and how much of it the content of the queries brings."""
+    compared = report.comparisons.get(run, {}).get(measure)
+    if compared is None:
+        return ""
+    first = next(iter(report.values))
+    gain, before, after = compared.overall, report.values[first][measure].macro, report.values[run][measure].macro
+    asked = sum(report.questions.values())
+    if asked < FEWEST_QUESTIONS:
+        caveat = f" {asked} questions are too few to tell; ask {FEWEST_QUESTIONS} or more."
+    else:
+        caveat = ""
+    if gain.p is None or gain.p >= SIGNIFICANT:
+        verdict = "no difference beyond chance" if not caveat else "no verdict"
+        return f"{run} against {first}: {measure} {before:.1f} and {after:.1f}, {verdict} ({_p_value(gain.p)}).{caveat}"
+    verb = "lifts" if gain.points > 0 else "lowers"
+    line = f"{run} {verb} {measure} from {before:.1f} to {after:.1f} ({gain.points:+.1f}, {_p_value(gain.p)})."
+    if against_control is not None and gain.points > 0:
+        content = against_control.overall
+        line += (
+            f" Of that, {content.points:+.1f} is the content of the queries ({_p_value(content.p)}); the control, "
+            "which gives every passage the same mean query, shows the rest too."
+        )
+    return line + caveat
+
+
+def _starred(value: float | None, p: float | None) -> str:
+    return f"{'-':>7}   " if value is None else f"{value:7.1f}{stars_of(p):<3}"
+
+
+def _p_value(p: float | None) -> str:
+    return "untested" if p is None else f"p = {p:.4f}"
 
 
 def _compared(comparison: Comparison, languages: Iterable[str]) -> tuple[str, str, str, str]:

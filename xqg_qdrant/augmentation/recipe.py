@@ -7,9 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from xqg_qdrant.augmentation.calibration import DEFAULT_GAMMA, QuestionBank, encode_bank, pack_mean, read_bank
+from xqg_qdrant.augmentation.calibration import DEFAULT_GAMMA, encode_bank, pack_mean, read_bank
 from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA, Fusion, check_fusion
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.fingerprint import GIVEN, QUERIES_FIELD, Fingerprint
@@ -106,7 +104,7 @@ def choose_recipe(
     generator: QueryGenerator | Lexicon | None,
     languages: Sequence[str] = (),
     *,
-    recipe: str = AUTO,
+    recipe_name: str = AUTO,
     calibrate: bool | None = None,
     question_bank: Path | None = None,
     stored: Fingerprint | None = None,
@@ -121,7 +119,7 @@ def choose_recipe(
         encoder: of the collection.
         generator: writes the queries; None if they are given.
         languages: to generate queries in; by default the generator's.
-        recipe: `auto`, or `paper` for the published one.
+        recipe_name: `auto`, or `paper` for the published one.
         calibrate: whether to calibrate; None chooses by the encoder.
         question_bank: JSONL file of questions to calibrate with; None is the shipped one.
         stored: fingerprint of the existing collection, whose bank mean is used again if the bank is the same.
@@ -132,43 +130,56 @@ def choose_recipe(
     """
     given = {name: value for name, value in settings.items() if value is not None}
     normalised = bool(encoder.describe()["normalise"])
-    suited = normalised and recipe == AUTO
+    suited = normalised and recipe_name == AUTO
     defaults = dict(SUITED if suited else PUBLISHED)
     if generator is None:
         del defaults["queries_per_language"]
-    reason = (
-        "recipe auto: the encoder is normalised"
-        if suited
-        else ("recipe paper" if recipe == PAPER else "recipe as published: the encoder is compared by raw dot product")
-    )
-    if recipe == PAPER and normalised:
-        reason += ", although the encoder is normalised"
-    bank, calibration = None, {}
-    if calibrate is False and given.get("gamma"):
-        raise InputError("gamma is a setting of the calibration.", "leave out --gamma, or --no-calibrate")
-    if calibrate or given.get("gamma") or question_bank is not None or (calibrate is None and suited):
-        bank = read_bank(question_bank)
-        means = encode_bank(bank, encoder)
-        if calibrate or given.get("gamma") or question_bank is not None or means.narrow:
-            calibration = {
-                "gamma": DEFAULT_GAMMA, "question_bank": bank.sha256, "bank_mean": _stored_mean(stored, encoder, bank)
-                or pack_mean(means.overall),
-            }  # fmt: skip
-            length = float(np.linalg.norm(means.overall))
-            reason += f"; calibrated, as its cone is narrow (|mean| {length:.2f})" if means.narrow else "; calibrated"
+    if suited:
+        reason = "suits a normalised encoder"
+    elif normalised:
+        reason = "as published, although the encoder is normalised"
+    else:
+        reason = "as published, for raw dot products"
+    gamma = given.pop("gamma", None)
+    calibration = change_calibration(encoder, calibrate, gamma, question_bank)
+    if not calibration and suited and encode_bank(read_bank(), encoder).narrow:
+        calibration = change_calibration(encoder, True, None, None)
+        reason += ", and its vectors lie in a narrow cone"
+    if calibration.get("gamma") and stored is not None:
+        calibration["bank_mean"] = (
+            _stored_mean(stored, encoder, calibration["question_bank"]) or calibration["bank_mean"]
+        )
     made = make_recipe(generator, languages, **{**defaults, **calibration, **given})
     return ChosenRecipe(made, reason)
 
 
-def _stored_mean(stored: Fingerprint | None, encoder: Encoder, bank: QuestionBank) -> str:
+def change_calibration(
+    encoder: Encoder, calibrate: bool | None, gamma: float | None, question_bank: Path | None
+) -> dict[str, Any]:
+    """Return the settings of a recipe that these choices change; none if nothing is chosen.
+
+    Raises:
+        InputError: the choices contradict each other, or the bank cannot be used.
+    """
+    if calibrate is False:
+        if gamma or question_bank is not None:
+            raise InputError("a setting of the calibration is given with --no-calibrate.", "leave one of them out")
+        return {"gamma": 0.0, "question_bank": "", "bank_mean": ""}
+    if calibrate is None and gamma is None and question_bank is None:
+        return {}
+    bank = read_bank(question_bank)
+    mean = pack_mean(encode_bank(bank, encoder).overall)
+    return {"gamma": DEFAULT_GAMMA if gamma is None else gamma, "question_bank": bank.sha256, "bank_mean": mean}
+
+
+def _stored_mean(stored: Fingerprint, encoder: Encoder, bank: str) -> str:
     """Return the bank mean of an existing collection if the same encoder made it from the same bank.
 
     On another machine the last bits of a mean may differ, and the collection must not change for that.
     """
-    if stored is None or stored.get("encoder.sha256") != encoder.describe()["sha256"]:
-        return ""
-    same = stored.get(f"{RECIPE_PREFIX}question_bank") == bank.sha256
-    return str(stored.get(f"{RECIPE_PREFIX}bank_mean", "")) if same else ""
+    same_encoder = stored.get("encoder.sha256") == encoder.describe()["sha256"]
+    same_bank = stored.get(f"{RECIPE_PREFIX}question_bank") == bank
+    return str(stored.get(f"{RECIPE_PREFIX}bank_mean", "")) if same_encoder and same_bank else ""
 
 
 def make_recipe(generator: QueryGenerator | Lexicon | None, languages: Sequence[str] = (), **settings: Any) -> Recipe:

@@ -254,12 +254,14 @@ def retune(
     queries and languages can become fewer, not more. Searches work meanwhile. To resume after an interruption, run the
     same command again, or one without settings.
     """
+    from xqg_qdrant.augmentation.recipe import change_calibration
     from xqg_qdrant.cli.progress import run_retune
     from xqg_qdrant.languages import LANGUAGES, parse_languages
     from xqg_qdrant.lifecycle.retune import plan_retune
 
     if no_min_score and settings["min_score"] is not None:
         raise click.UsageError("Give --min-score or --no-min-score, not both.")
+    calibration = {name: settings.pop(name) for name in ("calibrate", "gamma", "question_bank")}
     changes = {name: value for name, value in settings.items() if value is not None}
     if no_min_score:
         changes["min_score"] = None
@@ -268,6 +270,7 @@ def retune(
     with opened_store(location) as store:
         # One thread inside an operator: the workers are the threads.
         encoder = load_encoder(encoder_folder, device, 1)
+        changes |= change_calibration(encoder, **calibration)
         plan = plan_retune(store, collection, encoder, changes)
         if plan.dropped:
             dropped, counted = f"{plan.dropped} of the {plan.asked[0]}", count_of(plan.passages, "passage")

@@ -26,6 +26,7 @@ from xqg_qdrant.cli.options import (
 from xqg_qdrant.cli.shared import (
     describe_searched,
     echo_report,
+    echo_summary,
     given_command,
     load_encoder,
     main,
@@ -94,12 +95,12 @@ def rules_options(command: F) -> F:
 @click.option(
     "--rank",
     "rankings",
-    type=click.Choice(["passage", "xqg", "hybrid", "max-sim"]),
+    type=click.Choice(["passage", "xqg", "hybrid", "max-sim", "control", "centred"]),
     multiple=True,
     default=["passage", "xqg"],
     show_default=True,
-    help="Ranking to measure: plain vectors, augmented vectors, augmented vectors and terms (hybrid), or the nearest "
-    "of passage and queries (max-sim). Repeatable; each is compared with the first.",
+    help="Ranking to measure, as in xqg query, or the baselines control and centred. Repeatable; each is compared with "
+    "the first.",
 )
 @click.option(
     "--limit",
@@ -109,6 +110,7 @@ def rules_options(command: F) -> F:
     help="Passages for each question.",
 )
 @rules_options
+@click.option("--full", is_flag=True, help="Print every measure, with intervals and p-values.")
 @json_option
 @click.option("--write-run", type=click.Path(path_type=Path), help="Write the last --rank as a TREC run.")
 @click.option("--write-predictions", type=click.Path(path_type=Path), help="Write the last --rank as predictions.")
@@ -131,6 +133,7 @@ def evaluate(
     word_rules: WordRules,
     lenient: bool,
     test: TestName,
+    full: bool,
     as_json: bool,
     write_run: Path | None,
     write_predictions: Path | None,
@@ -141,7 +144,8 @@ def evaluate(
     """Measure retrieval: R@2kt and R@5kt where there are answers, recall, MRR and nDCG where there are judgements.
 
     Search a --collection with --questions. Each --rank, --run and --predictions is compared with the first ranking; a
-    question without a result is a miss. To measure files alone, use xqg score.
+    question without a result is a miss. The control gives every passage the collection's mean query, and centred
+    subtracts the means of languages and corpus from plain vectors. To measure files alone, use xqg score.
     """
     from xqg_qdrant.cli.progress import make_bars
     from xqg_qdrant.evaluation import files
@@ -155,6 +159,7 @@ def evaluate(
         scores_of_run,
         search_all,
     )
+    from xqg_qdrant.printing import SUMMARY_MEASURES
     from xqg_qdrant.retrieval import check_collection
 
     if collection is None:
@@ -181,7 +186,10 @@ def evaluate(
         data = describe_asked(questions, queries, qrels, judgements)
         asked = (data, queries, judgements)
         save_runs(save, given_command(), *asked, runs, report, others, rules, limit, match_by(encoder), **searched)
-    echo_report(report, as_json)
+    if full or as_json or len(runs) < 2 or not {*report.measures}.intersection(SUMMARY_MEASURES):
+        echo_report(report, as_json)
+    else:
+        echo_summary(report, queries)
 
 
 @main.command()

@@ -35,6 +35,7 @@ from xqg_qdrant.cli.shared import (
     GroupedCommand,
     check_ray,
     choose_languages,
+    echo_recipe,
     echo_unused_queries,
     engine_options,
     index_large,
@@ -98,7 +99,7 @@ def ingest(
     alias: str | None,
     **settings: Any,
 ) -> None:
-    """Store the passages of FILE with augmented vectors. Defaults follow the paper.
+    """Store the passages of FILE with augmented vectors; the default recipe suits the encoder.
 
     FILE is JSONL, TSV or Parquet, a folder of BEIR or of Parquet files, JSON of SQuAD, MLQA or XQuAD, ir_datasets:ID,
     the URL of a file or folder in an object store (s3://, gs://), or - for JSONL on standard input.
@@ -110,7 +111,7 @@ def ingest(
     rows are written to the dead-letter file with their line and the reason; then the exit code is 3.
     """
     from xqg_qdrant.augmentation.pipeline import describe
-    from xqg_qdrant.augmentation.recipe import make_recipe
+    from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.cli.progress import run_ingest
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.corpus.inputs import Inputs
@@ -125,7 +126,7 @@ def ingest(
     if engine == RAY:
         check_ray(files, location)
     with opened_store(location, sharding=sharding) as store:
-        store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
+        stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         if alias is not None:
             check_alias(store, alias, collection)
         # With Ray the models are only described here, as its workers open their own. Otherwise the workers are
@@ -140,7 +141,8 @@ def ingest(
         # A folder of another program may not name its source.
         model = str(encoder.folder.description.get("source") or encoder.folder.path.resolve().name)
         names = make_names(payload_layout, model) if payload_layout else None
-        recipe = make_recipe(generator, chosen, names=names, **settings)
+        recipe, reason = choose_recipe(encoder, generator, chosen, stored=stored, names=names, **settings)
+        echo_recipe(recipe, reason, quiet)
         total = None if quiet else inputs.count()
         rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), *files, queries)
         if engine == RAY:
@@ -276,17 +278,19 @@ def augment(
     whose text changed. Points without a usable text are written to the dead-letter file with their id and the reason;
     then the exit code is 3.
     """
-    from xqg_qdrant.augmentation.recipe import make_recipe
+    from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.cli.progress import run_ingest
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.records import PayloadLayout
 
     layout = PayloadLayout(text_field, title_field, id_field)
     with opened_foreign_store(location, layout) as store:
-        store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
+        stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         encoder = load_encoder(encoder_folder, device, 1)
         generator = load_generator(generator_folder, device, 1)
-        recipe = make_recipe(generator, choose_languages(languages, generator), **settings)
+        chosen = choose_languages(languages, generator)
+        recipe, reason = choose_recipe(encoder, generator, chosen, stored=stored, **settings)
+        echo_recipe(recipe, reason, quiet)
         rows, total = store.read_passages(collection), store.count(collection)
         rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"))
         totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
@@ -325,7 +329,7 @@ def generate(
     Spark connector makes the same points as xqg ingest. Run the same command again to resume. Rejected rows are written
     to the dead-letter file; then the exit code is 3.
     """
-    from xqg_qdrant.augmentation.recipe import make_recipe
+    from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.cli.progress import count_read, run_ingest
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.corpus.inputs import Inputs
@@ -342,7 +346,8 @@ def generate(
     read = count_read(inputs.read(), total, quiet)
     metadata = find_metadata_kind(row for row in read if isinstance(row, Passage))
     encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_folder, device, 1)
-    recipe = make_recipe(generator, choose_languages(languages, generator), **settings)
+    recipe, reason = choose_recipe(encoder, generator, choose_languages(languages, generator), **settings)
+    echo_recipe(recipe, reason, quiet)
     rejected = DeadLetters(dead_letters or Path(f"{out.name}.rejected.jsonl"), *files)
     store = ParquetFolder(out, metadata, recipe.sparse)
     totals = run_ingest(inputs.read(), total, store, str(out), encoder, generator, recipe, threads, rejected, quiet)

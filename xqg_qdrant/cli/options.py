@@ -24,7 +24,19 @@ OPTION_GROUPS: dict[str, tuple[str, ...]] = {
         *("queries", "languages", "queries_per_language", "top_k", "temperature"),
         *("max_new_tokens", "vocabulary", "seed"),
     ),
-    "Vectors": ("fusion", "alpha", "renormalise", "min_score", "no_min_score", "sparse", "quantisation"),
+    "Vectors": (
+        "recipe",
+        "fusion",
+        "alpha",
+        "renormalise",
+        "calibrate",
+        "gamma",
+        "question_bank",
+        "min_score",
+        "no_min_score",
+        "sparse",
+        "quantisation",
+    ),
     "Store": (
         *("collection", "location", "out", "payload_layout", "alias", "no_snapshot"),
         *("shard_number", "replication_factor", "write_consistency_factor"),
@@ -156,27 +168,38 @@ def dead_letters_option(command: F) -> F:
 
 
 def fusion_options(command: F) -> F:
-    """Add --fusion, --alpha, --renormalise and --min-score, each None by default."""
+    """Add the options of `Fusion`, each None by default."""
     options = (
         click.option(
             "--fusion",
             type=click.Choice(["sum", "mean"]),
-            help="sum is the paper's; with mean, alpha does not depend on the number of queries.",
+            help="sum is the paper's; mean suits normalised encoders.  [default: by the encoder]",
         ),
         click.option(
             "--alpha",
             type=float,
-            help="Weight of the queries, 0 to 1; the paper's is 0.01; with mean, try 0.2.",
+            help="Weight of the queries, 0 to 1.  [default: 0.4 with mean, 0.01 with sum]",
         ),
         click.option(
             "--renormalise/--no-renormalise",
             default=None,
-            help="Keep the plain vector's length, for cosine encoders. Not in the paper.",
+            help="Keep the plain vector's length.  [default: for normalised encoders]",
         ),
         click.option(
             "--min-score",
             type=float,
             help="Exclude queries whose dot product with the passage is lower; still stored.",
+        ),
+        click.option(
+            "--calibrate/--no-calibrate",
+            default=None,
+            help="Move hubs away with a bank of questions.  [default: by the encoder]",
+        ),
+        click.option("--gamma", type=float, help="Weight of the calibration.  [default: 0.5]"),
+        click.option(
+            "--question-bank",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="Bank to calibrate with, JSONL of lang and question.  [default: the shipped one]",
         ),
     )
     return add_options(options, command)
@@ -189,11 +212,26 @@ def languages_option(command: F) -> F:
     )(command)
 
 
+def recipe_option(command: F) -> F:
+    """Add --recipe."""
+    return click.option(
+        "--recipe",
+        "recipe_name",
+        type=click.Choice(["auto", "paper"]),
+        default="auto",
+        show_default=True,
+        help="Defaults of the settings below: by the encoder, or as published.",
+    )(command)
+
+
 def recipe_options(command: F) -> F:
     """Add the options of a recipe, by the names of its settings."""
     options = (
         languages_option,
-        click.option("--queries-per-language", type=int, help="Generated queries per language.  [default: 5]"),
+        click.option(
+            "--queries-per-language", type=int, help="Generated queries per language.  [default: 3, or the paper's 5]"
+        ),
+        recipe_option,
         fusion_options,
         click.option(
             "--top-k", type=int, help="Sample among the k likeliest tokens; 1 is greedy.  [default: the model's]"

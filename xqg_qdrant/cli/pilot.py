@@ -22,10 +22,11 @@ from xqg_qdrant.cli.options import (
     languages_option,
     qrels_option,
     questions_option,
+    recipe_option,
     save_option,
     workers_option,
 )
-from xqg_qdrant.cli.shared import echo_report, given_command, load_encoder, load_generator, main
+from xqg_qdrant.cli.shared import echo_recipe, echo_report, given_command, load_encoder, load_generator, main
 from xqg_qdrant.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -46,9 +47,7 @@ def queries_per_language_option(least: int) -> Callable[[F], F]:
     return click.option(
         "--queries-per-language",
         type=click.IntRange(min=least),
-        default=5,
-        show_default=True,
-        help="Queries generated in each language.",
+        help="Queries generated in each language.  [default: 3; the paper's: 5]",
     )
 
 
@@ -59,6 +58,7 @@ def queries_per_language_option(least: int) -> Callable[[F], F]:
 @generator_option
 @languages_option
 @queries_per_language_option(1)
+@recipe_option
 @id_field_option
 @sample_seed_option
 @json_option
@@ -73,7 +73,8 @@ def estimate(
     encoder_folder: Path | None,
     generator_folder: Path | None,
     languages: str | None,
-    queries_per_language: int,
+    queries_per_language: int | None,
+    recipe_name: str,
     id_field: str | None,
     seed: int,
     as_json: bool,
@@ -90,7 +91,7 @@ def estimate(
 
     sample = _draw(file, id_field, PASSAGES_OF_A_MINUTE, seed, quiet)
     encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_folder, device, 1)
-    recipe = _make_recipe(generator, languages, queries_per_language)
+    recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, quiet)
     cost = estimate_cost(sample, _make_ingest(encoder, generator, recipe, threads), make_bars(quiet))
     if as_json:
         echo(json.dumps(cost.to_json(price_per_hour), indent=2))
@@ -116,6 +117,7 @@ def estimate(
 @generator_option
 @languages_option
 @queries_per_language_option(2)
+@recipe_option
 @id_field_option
 @sample_seed_option
 @json_option
@@ -136,7 +138,8 @@ def pilot(
     encoder_folder: Path | None,
     generator_folder: Path | None,
     languages: str | None,
-    queries_per_language: int,
+    queries_per_language: int | None,
+    recipe_name: str,
     id_field: str | None,
     seed: int,
     as_json: bool,
@@ -163,7 +166,7 @@ def pilot(
         asked, data = (chosen, judgements), describe_asked(questions, queries, qrels, judgements)
     sample = _draw(file, id_field, passages, seed, quiet, wanted)
     encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_folder, device, 1)
-    recipe = _make_recipe(generator, languages, queries_per_language)
+    recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, quiet)
     ingest = _make_ingest(encoder, generator, recipe, threads)
     found = run_pilot(sample, asked, ingest, recipe, encoder, threads, measure, seed, make_bars(quiet))
     if save:
@@ -189,12 +192,23 @@ def _draw(file: str, id_field: str | None, size: int, seed: int, quiet: bool, wa
     return draw_sample(count_read(read_passages(file, id_field=id_field), total, quiet), size, seed, wanted)
 
 
-def _make_recipe(generator: QueryGenerator | Lexicon, languages: str | None, queries_per_language: int) -> Recipe:
-    from xqg_qdrant.augmentation.recipe import make_recipe
+def _make_recipe(
+    encoder: Encoder,
+    generator: QueryGenerator | Lexicon,
+    languages: str | None,
+    queries_per_language: int | None,
+    recipe_name: str,
+    quiet: bool,
+) -> Recipe:
+    from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.languages import parse_languages
 
     named = parse_languages(languages, generator.languages) if languages is not None else ()
-    return make_recipe(generator, named, queries_per_language=queries_per_language)
+    recipe, reason = choose_recipe(
+        encoder, generator, named, recipe_name=recipe_name, queries_per_language=queries_per_language
+    )
+    echo_recipe(recipe, reason, quiet)
+    return recipe
 
 
 def _make_ingest(encoder: Encoder, generator: QueryGenerator | Lexicon, recipe: Recipe, threads: int) -> Ingest:
@@ -206,19 +220,20 @@ def _make_ingest(encoder: Encoder, generator: QueryGenerator | Lexicon, recipe: 
 
 
 def _describe_corpus(file: str, sample: Sample) -> str:
-    from xqg_qdrant.printing import count
+    from xqg_qdrant.text import count_of
 
-    rejected = f", {count(sample.rejected, 'row')} rejected" if sample.rejected else ""
-    return f"{file}: {count(sample.corpus, 'passage')}{rejected}"
+    rejected = f", {count_of(sample.rejected, 'row')} rejected" if sample.rejected else ""
+    return f"{file}: {count_of(sample.corpus, 'passage')}{rejected}"
 
 
 def _describe_cost(cost: Cost, recipe: Recipe, device: str, price_per_hour: float | None) -> str:
     from xqg_qdrant.evaluation.pilot import format_bytes
-    from xqg_qdrant.printing import count, format_seconds
+    from xqg_qdrant.printing import format_seconds
+    from xqg_qdrant.text import count_of
 
     lines = [
         f"measured: {cost.measured} of them in {format_seconds(cost.seconds)} on this machine ({device}), each with "
-        f"{count(recipe.queries_per_language, 'query', 'queries')} in each of {', '.join(recipe.languages)}",
+        f"{count_of(recipe.queries_per_language, 'query', 'queries')} in each of {', '.join(recipe.languages)}",
         f"all of them: about {format_seconds(cost.total_seconds)} and {format_bytes(cost.total_bytes)} of disk",
     ]
     if price_per_hour is not None:
@@ -248,10 +263,10 @@ def _echo_pilot(file: str, sample: Sample, found: Pilot) -> None:
 
 def _command(file: str, places: list[str], found: Pilot, languages: tuple[str, ...]) -> str:
     """Return the `xqg ingest` with the best setting."""
-    from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA
+    from xqg_qdrant.augmentation.recipe import PUBLISHED, SUITED
     from xqg_qdrant.evaluation.sweep.settings import Setting
     from xqg_qdrant.evaluation.sweep.summary import make_options
 
-    defaults = Setting("sum", PUBLISHED_ALPHA, False, 5, tuple(sorted(languages)))
+    defaults = Setting(languages=tuple(sorted(languages)), **(SUITED if found.recipe.renormalise else PUBLISHED))
     options = make_options(found.sweep.chosen, defaults)
     return shlex.join(["xqg", "ingest", file, "--collection", "NAME", *places, *options])

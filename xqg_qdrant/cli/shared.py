@@ -24,6 +24,7 @@ from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InputError, XqgError
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.pipeline import Totals
     from xqg_qdrant.augmentation.ray_engine import Job
+    from xqg_qdrant.augmentation.recipe import Recipe
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.evaluation.comparison import Report
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.generation.lexicon import Lexicon
     from xqg_qdrant.generation.onnx import QueryGenerator
     from xqg_qdrant.inference.encoder import Encoder
-    from xqg_qdrant.records import PayloadLayout
+    from xqg_qdrant.records import PayloadLayout, Query
     from xqg_qdrant.stores import Sharding, Store
     from xqg_qdrant.stores.server.foreign import ForeignStore
 
@@ -171,6 +172,19 @@ def match_by(encoder: Encoder) -> MatchQueries:
     return lambda question, found: match_queries(encoder, encoder.encode_queries([question])[0], found)
 
 
+def echo_summary(report: Report, queries: Sequence[Query]) -> None:
+    """Print the main measures of a report, and in words what the augmentation gains."""
+    from xqg_qdrant.evaluation.baselines import CONTROL
+    from xqg_qdrant.evaluation.comparison import compare_runs
+    from xqg_qdrant.printing import SUMMARY_MEASURES, format_conclusion, format_summary
+    from xqg_qdrant.records import XQG_VECTOR
+
+    echo(format_summary(report))
+    measure = next((name for name in SUMMARY_MEASURES if name in report.measures), "")
+    against = compare_runs(report, CONTROL, XQG_VECTOR, measure, queries)
+    echo(format_conclusion(report, XQG_VECTOR, measure, against))
+
+
 def echo_report(report: Report, as_json: bool) -> None:
     """Print a report."""
     import json
@@ -233,6 +247,16 @@ def choose_languages(languages: str | None, generator: QueryGenerator | Lexicon)
     from xqg_qdrant.languages import parse_languages
 
     return parse_languages(languages, generator.languages) if languages is not None else ()
+
+
+def echo_recipe(recipe: Recipe, reason: str, quiet: bool) -> None:
+    """Print which recipe is used, and why."""
+    if quiet:
+        return
+    fused = f"{recipe.fusion} fusion, alpha {recipe.alpha:g}{', renormalised' if recipe.renormalise else ''}"
+    calibrated = f", calibrated with gamma {recipe.gamma:g}" if recipe.gamma else ""
+    written = "given queries" if recipe.given else f"{recipe.queries_per_language} queries a language"
+    echo(f"{written}, {fused}{calibrated} ({reason})", err=True)
 
 
 def echo_unused_queries(inputs: Inputs) -> None:

@@ -1,8 +1,8 @@
 """The demo corpus: English passages, and questions about them in the seven languages of the paper, as a BEIR folder.
 
 `corpus.jsonl` holds the passages, `queries.jsonl` the questions with their English answers, `qrels/test.tsv` which
-passage answers which question. All of it was written for this project. `lexicon.tsv.gz` is a lexicon in the place of a
-generator.
+passage answers which question, and `generated_queries.jsonl.gz` two questions in each language that were written from
+each passage alone. `lexicon.tsv.gz` is a lexicon that can be used as a generator.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from xqg_qdrant.records import Passage, Qrel, Query
 
 DEMO_FOLDER = Path(__file__).resolve().parent
 DEMO_LEXICON = DEMO_FOLDER / "lexicon.tsv.gz"
+DEMO_QUERIES = DEMO_FOLDER / "generated_queries.jsonl.gz"
 
 
 def read_demo_passages() -> list[Passage]:
@@ -45,6 +46,7 @@ def write_demo(folder: Path) -> dict[str, Path]:
         "passages": (DEMO_FOLDER / "corpus.jsonl", "passages.jsonl"),
         "questions": (DEMO_FOLDER / "queries.jsonl", "questions.jsonl"),
         "judgements": (DEMO_FOLDER / "qrels" / "test.tsv", "qrels.tsv"),
+        "queries": (DEMO_QUERIES, "generated_queries.jsonl.gz"),
         "lexicon": (DEMO_LEXICON, "lexicon.tsv.gz"),
     }
     written = {what: folder / name for what, (_, name) in originals.items()}

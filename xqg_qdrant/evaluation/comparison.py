@@ -276,6 +276,14 @@ def average(per_query: Mapping[str, float], languages: Mapping[str, str]) -> Val
     return Values(fmean(per_language.values()), per_language, per_query)
 
 
+def compare_runs(report: Report, first: str, second: str, measure: str, queries: Iterable[Query]) -> Comparison | None:
+    """Compare two runs of a report by one measure; None if one of them lacks it."""
+    values = [report.values.get(run, {}).get(measure) for run in (first, second)]
+    if values[0] is None or values[1] is None:
+        return None
+    return compare_values(values[0], values[1], languages_of(queries))
+
+
 def languages_of(queries: Iterable[Query]) -> dict[str, str]:
     """Return the language of each question, by its id."""
     return {query.query_id: query.language or UNKNOWN_LANGUAGE for query in queries}

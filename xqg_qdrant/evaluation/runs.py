@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import Bars
+from xqg_qdrant.evaluation.baselines import BASELINES, search_baseline
 from xqg_qdrant.evaluation.comparison import Report, evaluate_runs, languages_of, make_report
 from xqg_qdrant.evaluation.files import Prediction, ranked, read_predictions, read_run
 from xqg_qdrant.evaluation.results import (
@@ -126,8 +127,12 @@ def search_all(
     bars: Bars,
 ) -> dict[str, SystemRun]:
     """Search a collection for all questions; return a run for each ranking."""
+    stored = [name for name in rankings if name not in BASELINES]
     with bars(len(queries), " questions") as bar:
-        return search_runs(store, collection, encoder, queries, limit, rankings, bar.update)
+        runs = search_runs(store, collection, encoder, queries, limit, stored, bar.update)
+    for name in (name for name in rankings if name in BASELINES):
+        runs[name] = search_baseline(name, store, collection, encoder, queries, limit, bars)
+    return {name: runs[name] for name in rankings}
 
 
 def measure_runs(

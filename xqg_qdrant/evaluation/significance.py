@@ -26,6 +26,9 @@ CONFIDENCE = 0.95
 ROUNDS = 10_000
 
 
+STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
+
+
 def paired_randomisation_test(first: Column, second: Column, *, rounds: int = ROUNDS, seed: int = 0) -> float:
     """Return the two-sided p-value of a difference between the means of paired values.
 
@@ -202,3 +205,12 @@ def _regularised_beta(x: float, a: float, b: float) -> float:
         if abs(c * d - 1) < 1e-15:
             break
     return front * fraction
+
+
+def stars_of(p: float | None) -> str:
+    """Return the stars that mark a p-value.
+
+    >>> stars_of(0.049), stars_of(0.05)
+    ('*', '')
+    """
+    return "" if p is None else next((stars for limit, stars in STARS if p < limit), "")

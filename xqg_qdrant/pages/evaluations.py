@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from xqg_qdrant.evaluation.comparison import Comparison, Difference, Report, Values, make_report
-from xqg_qdrant.evaluation.significance import TestName, bootstrap_interval
+from xqg_qdrant.evaluation.significance import TestName, bootstrap_interval, stars_of
 from xqg_qdrant.pages.charts import Point, Row, RowChart, describe_point, draw_rows
 
 MACRO = "average"
 TESTS = {"randomisation": "randomisation test", "t": "t-test", "mcnemar": "McNemar test"}
-LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 
 class Gain(NamedTuple):
@@ -74,15 +73,6 @@ class SideBySide(NamedTuple):
     languages: Sequence[str]
     lines: Sequence[RunLine]
     chart: RowChart
-
-
-def stars_of(p: float | None) -> str:
-    """Return the stars that mark a p-value.
-
-    >>> stars_of(0.049), stars_of(0.05)
-    ('*', '')
-    """
-    return "" if p is None else next((stars for limit, stars in LEVELS if p < limit), "")
 
 
 def view_evaluation(report: Report, languages: Mapping[str, str], test: TestName = "randomisation") -> Evaluation:

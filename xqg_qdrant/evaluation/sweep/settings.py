@@ -41,7 +41,11 @@ class Setting(NamedTuple):
     def apply(self, recipe: Recipe) -> Recipe:
         """Return a recipe with this setting."""
         changed = recipe._replace(
-            fusion=self.fusion, alpha=self.alpha, renormalise=self.renormalise, min_score=self.min_score
+            fusion=self.fusion,
+            alpha=self.alpha,
+            renormalise=self.renormalise,
+            min_score=self.min_score,
+            gamma=recipe.gamma if self.renormalise else 0.0,
         )
         if self.queries_per_language is None or self.languages is None:
             return changed
