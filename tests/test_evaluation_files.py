@@ -156,7 +156,7 @@ def test_a_foreign_run_is_put_in_order_of_score_and_then_rank(tmp_path: Path) ->
 
 @pytest.mark.parametrize("line", ["q1 Q0 d1 1", "q1 Q0 d1 one 0.5 t", "q1 Q0 d1 1 high t"])
 def test_a_run_that_cannot_be_used_is_an_error_with_its_line(tmp_path: Path, line: str) -> None:
-    with pytest.raises(InputError, match="line 2: .* Cure: give query id, Q0, passage id, rank, score and tag"):
+    with pytest.raises(InputError, match=r"line 2: .* Cure: give query id, Q0, passage id, rank, score and tag"):
         read_run(written(tmp_path / "run.txt", f"q1 Q0 d0 1 0.5 t\n{line}\n"))
 
 
