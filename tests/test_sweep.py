@@ -425,7 +425,7 @@ def test_a_verdict_needs_a_difference_that_is_hardly_chance(points: float, p: fl
     told = judge("R@2kt", Difference(points, 5, 1, 10, (-0.5, 4.5), p), 16)
     assert told.startswith(begins)
     assert "95% interval -0.50 to +4.50" in told
-    assert ("On 16 questions a difference of less than some 2.5 points does not show" in told) == (p != 0.01)
+    assert ("On 16 questions, differences below about 2.5 points cannot be detected" in told) == (p != 0.01)
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def judge_held_back(measure: str, gained: Difference, found_plain: float) -> str
     gain = describe_gain(measure, gained)
     own = (
         f"The plain vectors find the passage of {found_plain:.0f}% of these questions among the first ten. A low "
-        "figure means that the generator's queries have little to do with their passages."
+        "figure means that the generated queries have little to do with their passages."
     )
     if is_sure(gained) and gained.points > 0:
         return (

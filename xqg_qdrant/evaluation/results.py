@@ -142,7 +142,7 @@ def describe_file(path: Path, rows: int) -> dict[str, Any]:
 def describe_sources(sources: Sequence[Path], in_folder: str, rows: int) -> dict[str, Any]:
     """Return the names of sources, the checksum of all their files in sequence, and the number of rows.
 
-    A folder stands for its file `in_folder`. A data set of ir_datasets has a name and no checksum.
+    A folder stands for its file `in_folder`. A data set of ir_datasets contributes only its id.
     """
     checksum = hashlib.sha256()
     files = [source if is_catalogued(source) else existing_file(source, in_folder) for source in sources]
