@@ -123,7 +123,7 @@ def test_a_restricted_vocabulary_must_be_in_the_model_folder() -> None:
 def test_a_sample_must_hold_every_language(tmp_path: Path) -> None:
     sample = tmp_path / "sample.jsonl"
     sample.write_text(json.dumps({"id": "1", "text": "Кто это?", "lang": "ru"}) + "\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"sample.jsonl holds no text in 'fi'; give a few hundred questions in each"):
+    with pytest.raises(InputError, match=r"sample.jsonl holds no text in 'fi'\. Cure: add a few hundred questions"):
         export_checkpoint(str(generator_checkpoint("mt5")), tmp_path / "out", restrict_vocabulary=sample)
     assert not (tmp_path / "out").exists()
 
