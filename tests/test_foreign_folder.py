@@ -356,6 +356,15 @@ def test_what_is_not_computed_here_is_refused_with_its_cure(name: str, tmp_path:
     assert_refusal(caught.value, folder, said)
 
 
+def test_a_layer_that_names_no_activation_has_the_default_of_sentence_transformers(tmp_path: Path) -> None:
+    folder = copy_of(sentence_transformers_folder("labse"), tmp_path)
+    config = json.loads((folder / "2_Dense" / "config.json").read_text())
+    del config["activation_function"]
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(config))
+    reference = SentenceTransformer(str(folder), device="cpu")
+    assert_same(Encoder(folder, "cpu", 1).encode_queries(TEXTS), reference.encode_query(TEXTS))
+
+
 def test_the_old_form_of_pooling_is_understood(tmp_path: Path) -> None:
     folder = copy_of(sentence_transformers_folder("labse"), tmp_path)
     flags = {"pooling_mode": None, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
