@@ -291,12 +291,12 @@ def tensor(**changes: Any) -> bytes:
 # What lies behind a checksum of its own is judged when it is read.
 LAYERS = {
     "a sound one": (tensor(), ""),
-    "nothing": (b"", "holds no safetensors file"),
-    "a pickle": (pickle.dumps(_Code()), "holds no safetensors file"),
-    "a header beyond the file": ((1 << 62).to_bytes(8, "little") + b"{}", "holds no safetensors file"),
+    "nothing": (b"", "has a damaged safetensors file"),
+    "a pickle": (pickle.dumps(_Code()), "has a damaged safetensors file"),
+    "a header beyond the file": ((1 << 62).to_bytes(8, "little") + b"{}", "has a damaged safetensors file"),
     "a header of no JSON": (safetensors(b"\x80\x04"), "2_Dense "),
     "a deep header": (safetensors(b"[" * DEEP), "2_Dense "),
-    "a header as a list": (safetensors([1]), "holds no safetensors file"),
+    "a header as a list": (safetensors([1]), "has a damaged safetensors file"),
     "a tensor as a list": (safetensors({"linear.weight": [1]}), "holds 'linear.weight' as None"),
     "no tensors": (safetensors({}), "holds [], but ['linear.bias', 'linear.weight'] is needed"),
     "bfloat16": (tensor(dtype="BF16"), "holds 'linear.weight' as 'BF16'"),
