@@ -360,7 +360,7 @@ def test_settings_that_cannot_be_are_refused(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("options", "said"),
     [
         (("{language}: {title}", "fi"), "with {text} in it"),
         (("{text}, {tongue}", "fi"), "has {tongue}, which nothing fills in"),
@@ -369,9 +369,9 @@ def test_settings_that_cannot_be_are_refused(name: str, tmp_path: Path) -> None:
         (("{text}", "fi,xx"), "unknown language 'xx'"),
     ],
 )
-def test_a_prompt_is_held_to_what_the_export_holds_it_to(told: tuple[str, str], said: str, tmp_path: Path) -> None:
+def test_a_prompt_is_held_to_what_the_export_holds_it_to(options: tuple[str, str], said: str, tmp_path: Path) -> None:
     folder = copy_of("t5", tmp_path)
-    done = CliRunner().invoke(main, ["describe", str(folder), "--prompt", told[0], "--languages", told[1]])
+    done = CliRunner().invoke(main, ["describe", str(folder), "--prompt", options[0], "--languages", options[1]])
     assert done.exit_code == InputError.exit_code
     assert said in done.stderr
 
@@ -388,7 +388,7 @@ def test_options_of_the_other_kind_are_refused(tmp_path: Path) -> None:
 
 
 def merge(folder: Path) -> None:
-    """Leave what optimum leaves unless it is told not to."""
+    """Leave what optimum leaves by default."""
     (folder / PAST_GRAPH).unlink()
     (folder / DECODER_GRAPH).replace(folder / "decoder_model_merged.onnx")
 
@@ -633,7 +633,7 @@ def test_the_command_line_describes_ingests_asks_and_generates(tmp_path: Path) -
     asked = run("query", *place, "--limit", "1", rows[3]["text"])
     assert any(f"matched best: {query.text}" in asked for point in points for query in point.generated_queries)
     refused = run("ingest", corpus, *place, *models, "--vocabulary", "restricted", exit_code=InputError.exit_code)
-    assert f"{folder} holds no restricted vocabulary of 'fi'" in refused
+    assert f"{folder} has no restricted vocabulary for 'fi'" in refused
 
     edit_json(folder / "xqg.json", {"end_id": 2})
     refused = run("ingest", corpus, *place, *models, exit_code=MismatchError.exit_code)
