@@ -18,8 +18,7 @@ from foreign_folders import sentence_transformers_folder
 from xqg_qdrant.cli import main
 from xqg_qdrant.errors import ModelError, OutOfMemoryError
 from xqg_qdrant.generation.onnx import QueryGenerator, Sampling
-from xqg_qdrant.inference import seq2seq as decoder_step
-from xqg_qdrant.inference import session
+from xqg_qdrant.inference import seq2seq, session
 from xqg_qdrant.inference.batching import Budget
 from xqg_qdrant.inference.encoder import CUDA_TOKENS_A_RUN, Encoder
 from xqg_qdrant.inference.session import OUT_OF_MEMORY, Session, count_gpus, find_devices, is_cuda_at_hand
@@ -66,29 +65,31 @@ def test_each_gpu_has_workers_of_its_own() -> None:
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_what_is_missing_of_cuda_is_told_in_the_error_and_not_printed(
+def test_missing_cuda_libraries_are_named_in_the_error_and_not_printed(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told = "Failed to load libcudnn.so.9:\n no such file"
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(told))  # noqa: T201
+    printed = "Failed to load libcudnn.so.9:\n no such file"
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print(printed))  # noqa: T201
     path = exported_encoder("bert") / "model.onnx"
     with pytest.raises(ModelError) as caught:
         Session(path, "cuda:1", threads=1)
-    assert "CUDA was asked for, but does not run here. Cure: " in str(caught.value)
-    assert str(caught.value).endswith("(the runtime said: Failed to load libcudnn.so.9: no such file)")
+    assert caught.value.message == (
+        "CUDA was asked for, but does not run here. The runtime reports: Failed to load libcudnn.so.9: no such file."
+    )
+    assert caught.value.cure.startswith("install its libraries with: pip install 'xqg-qdrant[cuda]'")
     assert Session(path, "auto", threads=1).device == "cpu"
     assert Session(path, "cuda:1", threads=1, optional=True).device == "cpu"
     assert capfd.readouterr().out == ""
 
 
-def spread_over_two(monkeypatch: pytest.MonkeyPatch, room: str) -> None:
+def spread_over_two(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     """Let a model open two sessions, as on two GPUs."""
-    monkeypatch.setattr(f"xqg_qdrant.{room}.find_devices", lambda device: ["cpu", "cpu"])
+    monkeypatch.setattr(f"xqg_qdrant.{module}.find_devices", lambda device: ["cpu", "cpu"])
 
 
 def test_the_calls_of_an_encoder_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Encoder(exported_encoder("bert"), "cpu", 1).encode_passages(TEXTS)
-    spread_over_two(monkeypatch, "encoder")
+    spread_over_two(monkeypatch, "inference.encoder")
     encoder = Encoder(exported_encoder("bert"), "cpu", 1)
     assert len({id(one) for one in encoder._sessions}) == 2
     ran: list[int] = []
@@ -111,11 +112,11 @@ def record(run: Any, ran: list[int], number: int) -> Any:  # noqa: ANN401
 def test_the_calls_of_a_generator_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = exported_generator("mt5")
     expected = QueryGenerator(folder, "cpu", 1).generate(passages()[:3], ["fi", "ja"], 2, 0, SAMPLING)
-    spread_over_two(monkeypatch, "generator")
+    spread_over_two(monkeypatch, "generation.onnx")
     generator = QueryGenerator(folder, "cpu", 1)
     used: list[Any] = []
 
-    class Step(decoder_step.DecoderStep):
+    class Step(seq2seq.DecoderStep):
         def __init__(self, graphs: Any, *given: Any) -> None:  # noqa: ANN401
             used.append(graphs)
             super().__init__(graphs, *given)
@@ -127,7 +128,7 @@ def test_the_calls_of_a_generator_take_the_gpus_in_turn(monkeypatch: pytest.Monk
     assert [id(graphs) for graphs in used] == [id(decoder.graphs) for decoder in decoders]
 
 
-SAID = (
+MEMORY_MESSAGES = (
     "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running FusedMatMul node. "
     "Name:'MatMul_92' Status Message: /onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:376 void* "
     "onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*, bool, "
@@ -140,7 +141,7 @@ SAID = (
 )
 
 
-@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("said", MEMORY_MESSAGES)
 def test_the_runtimes_words_for_no_memory_are_known(said: str) -> None:
     assert OUT_OF_MEMORY.search(said)
 
@@ -185,7 +186,7 @@ def test_a_text_that_finds_no_memory_alone_is_an_error_with_a_cure(tmp_path: Pat
     limit_memory(folder / "onnx" / "model.onnx", 30)
     encoder = Encoder(folder, "cpu", 1)
     pad_runs(encoder)
-    with pytest.raises(ModelError, match=r"a single run of 40 tokens finds no room: .* Cure: free memory") as caught:
+    with pytest.raises(ModelError, match=r"one run of 40 tokens does not fit: .* Cure: free memory") as caught:
         encoder.encode_passages(TEXTS)
     assert f"Failed to allocate memory for requested buffer of size {4 * TOO_MUCH}" in str(caught.value)
 
@@ -215,7 +216,7 @@ def test_the_command_line_says_so_unless_it_is_to_be_quiet(
     place = ["--collection", "docs", "--store", str(tmp_path / "store")]
     done = CliRunner().invoke(main, [*command, *place])
     assert done.exit_code == 0, done.output
-    assert "Warning: out of memory with 315 tokens in a run; going on with 157\n" in done.stderr
+    assert "Warning: out of memory with 315 tokens in a run; continuing with 157\n" in done.stderr
     quiet = CliRunner().invoke(main, ["-q", *command, *place[:2], "--store", str(tmp_path / "other")])
     assert (quiet.exit_code, quiet.stderr) == (0, "")
 
@@ -228,7 +229,7 @@ def test_where_memory_ends_smaller_batches_give_the_same_queries(
     generator = QueryGenerator(folder, "cpu", 1)
     tried: list[int] = []
 
-    class Small(decoder_step.DecoderStep):
+    class Small(seq2seq.DecoderStep):
         def __init__(self, graphs: Any, memory: Any, prompts: Sequence[Any], *given: Any) -> None:  # noqa: ANN401
             tried.append(len(prompts))
             super().__init__(graphs, memory, prompts, *given)
@@ -238,14 +239,14 @@ def test_where_memory_ends_smaller_batches_give_the_same_queries(
             self.steps += 1
             # Some steps in: what was written so far is lost, and written again.
             if self.prompts > 4 and self.steps > 2:
-                raise OutOfMemoryError(SAID[0])
+                raise OutOfMemoryError(MEMORY_MESSAGES[0])
             return super().__call__(*given)
 
     monkeypatch.setattr("xqg_qdrant.inference.seq2seq.DecoderStep", Small)
     assert generator.generate(passages(), ["fi", "ja"], 2, 3, SAMPLING) == expected
     assert tried[0] == 20
     assert max(tried[tried.index(min(tried)) :]) <= 4
-    assert "bytes in a run; going on with" in caplog.text
+    assert "bytes in a run; continuing with" in caplog.text
 
 
 def cut(items: Sequence[int], most: int) -> Iterator[list[int]]:

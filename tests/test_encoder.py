@@ -151,13 +151,15 @@ def test_an_encoder_describes_what_decides_its_vectors() -> None:
 
 def test_an_unknown_device_is_refused() -> None:
     for device in ("tpu", "cuda:", "cuda:x", "cuda:0,cuda:1", "CPU", ""):
-        with pytest.raises(ModelError, match=rf"unknown device '{device}'\. Cure: give auto, cpu, cuda for all GPUs"):
+        with pytest.raises(ModelError, match=rf"unknown device '{device}'\. Cure: use auto, cpu, cuda for all GPUs"):
             Encoder(exported_encoder("bert"), device=device)
 
 
 def test_a_graph_that_cannot_be_opened_is_reported_with_its_cure(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
-    with pytest.raises(ModelError, match=r"model\.onnx cannot be opened by ONNX Runtime: .* Export the model again\."):
+    with pytest.raises(
+        ModelError, match=r"model\.onnx cannot be opened by ONNX Runtime: .* Cure: export the model again\."
+    ):
         Session(tmp_path / "model.onnx", "cpu")
 
 

@@ -316,10 +316,24 @@ def test_prompts_lengths_and_normalisation_are_read_and_what_is_given_wins(tmp_p
     assert read_settings(folder, max_passage_tokens=4000).max_passage_tokens == 300
 
 
-def test_a_prompt_named_passage_comes_before_one_named_document(tmp_path: Path) -> None:
-    prompts = {"document": "doc: ", "passage": "passage: "}
-    folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"}, prompts=prompts)
-    assert read_settings(folder) == EncoderSettings("cls", False, "", "passage: ", 300, 300)
+def test_the_prompt_of_passages_is_the_one_that_sentence_transformers_takes(tmp_path: Path) -> None:
+    prompts = {"corpus": "corpus: ", "passage": "passage: ", "document": "doc: "}
+    for name in ("document", "passage", "corpus"):
+        folder = write_settings(tmp_path / name, {"pooling_mode": "cls"}, prompts=prompts)
+        assert read_settings(folder) == EncoderSettings("cls", False, "", prompts.pop(name), 300, 300)
+
+
+def test_a_prompt_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"})
+    edit_json(folder / "config_sentence_transformers.json", {"prompts": {"query": 5}})
+    with pytest.raises(InputError, match=r"has query_prefix = 5; it must be a text .* Cure: correct that file, or"):
+        read_settings(folder)
+
+
+def test_the_least_length_in_the_files_counts(tmp_path: Path) -> None:
+    folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"}, max_seq_length=99)
+    edit_json(folder / "tokenizer_config.json", {"model_max_length": 64})
+    assert read_settings(folder).max_passage_tokens == 64
 
 
 @pytest.mark.parametrize(("model_max_length", "expected"), [(128, 128), (int(1e30), 300), (None, 300)])
@@ -342,7 +356,9 @@ def test_positions_of_roberta_begin_behind_the_padding(tmp_path: Path) -> None:
 def test_modules_that_cannot_be_exported_are_refused(modules: tuple[str, ...], tmp_path: Path) -> None:
     folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"}, *modules)
     names = ", ".join(("Transformer", "Pooling", *modules))
-    with pytest.raises(InputError, match=rf"unsupported modules {names} \(st\)\. Cure: export a checkpoint with"):
+    with pytest.raises(
+        InputError, match=rf"st is a pipeline of '{names}'; xqg supports .* Cure: correct that file, or"
+    ):
         read_settings(folder)
 
 
@@ -350,7 +366,9 @@ def test_a_module_of_another_package_is_refused(tmp_path: Path) -> None:
     folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"})
     listed = [{"path": "", "type": "custom_st.Transformer"}, {"path": "1_Pooling", "type": "custom_st.Pooling"}]
     (folder / "modules.json").write_text(json.dumps(listed))
-    with pytest.raises(InputError, match=r"unsupported modules custom_st\.Transformer, custom_st\.Pooling \(st\)"):
+    with pytest.raises(
+        InputError, match=r"is a pipeline of 'custom_st\.Transformer, custom_st\.Pooling'; xqg supports"
+    ):
         read_settings(folder)
 
 

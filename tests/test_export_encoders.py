@@ -398,13 +398,25 @@ def test_a_dense_layer_that_is_a_pickle_is_not_read(tmp_path: Path) -> None:
     [
         (
             {"activation_function": "torch.nn.modules.activation.GELU"},
-            r"unsupported activation 'GELU' \(Dense module of in\)\. Cure: export .* have activation Identity, Tanh",
+            r"in/2_Dense has the activation 'torch\.nn\.modules\.activation\.GELU'; xqg supports .* Cure: correct that",
+        ),
+        (
+            {"activation_function": "torch.nn.modules.activation.ReLU"},
+            r"unsupported activation 'ReLU' \(Dense module of in\)\. Cure: export .* have activation Identity, Tanh",
         ),
         (
             {"use_residual": True},
-            "Dense module of in has a residual connection, or .* Cure: export a checkpoint with plain Dense",
+            r"in/2_Dense adds its input \(use_residual\), which xqg does not support\. Cure: correct",
         ),
-        ({"module_input_name": "token_embeddings"}, "or another input or output than the sentence embedding"),
+        (
+            {"module_input_name": "token_embeddings"},
+            "in/2_Dense works on 'token_embeddings', not on sentence_embedding",
+        ),
+        (
+            {"module_output_name": "token_embeddings"},
+            "in/2_Dense works on 'token_embeddings', not on sentence_embedding",
+        ),
+        ({"bias": False}, r"in/2_Dense holds \['linear.bias', 'linear.weight'\], but \['linear.weight'\] is needed"),
     ],
 )
 def test_a_dense_layer_of_another_form_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_folder_of_sentence_transformers_gives_its_vectors(name: str) -> None:
 def test_a_folder_of_optimum_is_used_once_its_pooling_is_said(pooling: str, tmp_path: Path) -> None:
     folder = copy_of(optimum_folder("bert"), tmp_path)
     message = (
-        r"does not tell how the token vectors of model\.onnx become one .* Cure: .* xqg describe .*/model --pooling"
+        r"does not say how the token vectors of model\.onnx become one .* Cure: .* xqg describe .*/model --pooling"
     )
     with pytest.raises(ModelError, match=message):
         Encoder(folder, "cpu", 1)
@@ -104,7 +104,7 @@ def test_a_folder_of_fastembed_is_used_once_its_pooling_is_said(tmp_path: Path) 
     folder = copy_of(optimum_folder("xlm-roberta"), tmp_path)
     (folder / "model.onnx").rename(folder / "model_optimized.onnx")
     (folder / "special_tokens_map.json").write_text('{"pad_token": "<pad>"}')
-    with pytest.raises(ModelError, match=r"does not tell how the token vectors of model_optimized\.onnx become one"):
+    with pytest.raises(ModelError, match=r"does not say how the token vectors of model_optimized\.onnx become one"):
         Encoder(folder, "cpu", 1)
     given = ("--pooling", "mean", "--normalise", "--query-prefix", "q: ", "--passage-prefix", "p: ")
     describe(folder, *given, "--max-query-tokens", "12")
@@ -243,7 +243,7 @@ def test_a_folder_is_described_once(tmp_path: Path) -> None:
     said = (folder / "xqg.json").read_bytes()
     again = CliRunner().invoke(main, given)
     assert again.exit_code == InputError.exit_code
-    assert f"Cure: to describe it anew, remove {folder / 'xqg.json'}" in again.stderr
+    assert f"Cure: to describe it again, remove {folder / 'xqg.json'}" in again.stderr
     assert (folder / "xqg.json").read_bytes() == said
 
 
@@ -319,7 +319,7 @@ def test_a_length_that_nothing_tells_is_asked_for(tmp_path: Path) -> None:
     folder = copy_of(sentence_transformers_folder("last"), tmp_path)
     edit_json(folder / "config.json", {"max_position_embeddings": None})
     edit_json(folder / "tokenizer_config.json", {"model_max_length": None})
-    with pytest.raises(ModelError, match=r"does not tell how many tokens a text may have\. Cure: say it: xqg describe"):
+    with pytest.raises(ModelError, match=r"does not say how many tokens a text may have\. Cure: set it: xqg describe"):
         Encoder(folder, "cpu", 1)
 
 
@@ -334,10 +334,15 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"pooling_mode": None, "pooling_mode_cls_token": True, "pooling_mode_max_tokens": True},
         "pools by ['cls_token', 'max_tokens']",
     ),
+    "layer with another output": (
+        "2_Dense/config.json",
+        {"module_output_name": "token_embeddings"},
+        "'token_embeddings'",
+    ),
     "tokens normalised": ("3_Normalize/config.json", {"module_input_name": "token_embeddings"}, "'token_embeddings'"),
     "residual": ("2_Dense/config.json", {"use_residual": True}, "adds its input"),
     "activation": ("2_Dense/config.json", {"activation_function": "os.abort"}, "has the activation 'os.abort'"),
-    "no bias": ("2_Dense/config.json", {"bias": False}, "where ['linear.weight'] is needed"),
+    "no bias": ("2_Dense/config.json", {"bias": False}, "but ['linear.weight'] is needed"),
 }
 
 
@@ -349,6 +354,15 @@ def test_what_is_not_computed_here_is_refused_with_its_cure(name: str, tmp_path:
     with pytest.raises(ModelError) as caught:
         Encoder(folder, "cpu", 1)
     assert_refusal(caught.value, folder, said)
+
+
+def test_a_layer_that_names_no_activation_has_the_default_of_sentence_transformers(tmp_path: Path) -> None:
+    folder = copy_of(sentence_transformers_folder("labse"), tmp_path)
+    config = json.loads((folder / "2_Dense" / "config.json").read_text())
+    del config["activation_function"]
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(config))
+    reference = SentenceTransformer(str(folder), device="cpu")
+    assert_same(Encoder(folder, "cpu", 1).encode_queries(TEXTS), reference.encode_query(TEXTS))
 
 
 def test_the_old_form_of_pooling_is_understood(tmp_path: Path) -> None:
@@ -368,7 +382,7 @@ def test_a_pipeline_of_other_modules_is_refused(tmp_path: Path) -> None:
     ):
         named = [{"type": kind, "path": module["path"]} for kind, module in zip(kinds, modules, strict=False)]
         (folder / "modules.json").write_text(json.dumps(named))
-        with pytest.raises(ModelError, match=r"is a pipeline of .*; xqg knows Transformer, .* Cure"):
+        with pytest.raises(ModelError, match=r"is a pipeline of .*; xqg supports Transformer, .* Cure"):
             Encoder(folder, "cpu", 1)
 
 
@@ -379,7 +393,7 @@ def test_a_pooling_that_is_said_of_a_graph_that_pools_is_refused(tmp_path: Path)
     onnx.save(model, folder / "model.onnx")
     done = CliRunner().invoke(main, ["describe", str(folder), "--pooling", "cls", "--normalise"])
     assert done.exit_code == ModelError.exit_code
-    assert "pools inside. Cure: leave out --pooling" in done.stderr
+    assert "pools inside.\nCure: leave out --pooling" in done.stderr
     assert not (folder / "xqg.json").exists()
 
 
@@ -418,5 +432,5 @@ def test_doctor_runs_such_a_folder(tmp_path: Path) -> None:
 def test_a_traced_graph_is_no_folder_of_ours(tmp_path: Path) -> None:
     trace("bert", tmp_path / "model.onnx")
     shutil.copy(encoder_checkpoint("bert") / "tokenizer.json", tmp_path)
-    with pytest.raises(ModelError, match=r"lacks xqg.json: it is half written, or no model folder"):
+    with pytest.raises(ModelError, match=r"lacks xqg.json: it is half written, or not a model folder"):
         Encoder(tmp_path, "cpu", 1)

@@ -138,7 +138,7 @@ def test_a_description_that_does_not_list_every_file_is_refused(absent: str, tmp
     folder = write_folder(tmp_path / "model")
     files = json.loads((folder / "xqg.json").read_text(encoding="utf-8"))["files"]
     edit_description(folder, files={name: files[name] for name in files if name != absent})
-    message = rf"does not list every file of a model of kind 'encoder': {absent} is missing in files. {CURE}"
+    message = rf"lists too few files for a model of kind 'encoder': {absent} is missing in files. {CURE}"
     with pytest.raises(ModelError, match=message):
         read_model_folder(folder, "encoder")
 
@@ -161,7 +161,7 @@ def test_a_large_file_is_hashed_whole(tmp_path: Path) -> None:
 def test_a_model_that_ships_lies_in_the_wheel_or_else_in_the_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = tmp_path / "xqg_qdrant" / "model_folder.py"
+    module = tmp_path / "xqg_qdrant" / "model_folders" / "__init__.py"
     monkeypatch.setattr("xqg_qdrant.model_folders.__file__", str(module))
     assert shipped_model(DEMO_ENCODER) == tmp_path / "onnx" / "demo-encoder"
     installed = tmp_path / "xqg_qdrant" / "models" / "demo-encoder"
@@ -172,7 +172,9 @@ def test_a_model_that_ships_lies_in_the_wheel_or_else_in_the_checkout(
 def test_the_files_of_the_shipped_models_may_be_hard_links_as_installers_make_them_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xqg_qdrant.model_folders.__file__", str(tmp_path / "xqg_qdrant" / "model_folder.py"))
+    monkeypatch.setattr(
+        "xqg_qdrant.model_folders.__file__", str(tmp_path / "xqg_qdrant" / "model_folders" / "__init__.py")
+    )
     installed = write_folder(tmp_path / "xqg_qdrant" / "models" / DEMO_ENCODER)
     (tmp_path / "copy").mkdir()
     for file in installed.iterdir():

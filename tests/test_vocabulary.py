@@ -114,9 +114,9 @@ def test_languages_with_their_own_vocabularies_do_not_touch_each_other() -> None
 def test_a_restricted_vocabulary_must_be_in_the_model_folder() -> None:
     generator = QueryGenerator(exported_generator("mt5"), device="cpu", threads=1)
     noise = np.zeros((1, 2, 1), dtype=np.float32)
-    with pytest.raises(InputError, match=r"no restricted vocabulary of 'fi'; export it with --restrict-vocabulary"):
+    with pytest.raises(InputError, match=r"no restricted vocabulary for 'fi'\. Cure: export it with --restrict-v"):
         generator.generate_ids(passages()[:1], ("fi",), noise, 1.0, "restricted")
-    with pytest.raises(InputError, match="unknown vocabulary 'tiny'; choose one of full, restricted"):
+    with pytest.raises(InputError, match=r"unknown vocabulary 'tiny'\. Cure: choose one of full, restricted"):
         generator.generate_ids(passages()[:1], ("fi",), noise, 1.0, "tiny")
 
 

@@ -140,7 +140,7 @@ CASES: dict[str, Case] = {
         for name in (GRAPH, DATA, WEIGHTS, "tokenizer.json", "modules.json")
     },
     **{
-        f"pipe for {name}": Case(replaces(name, os.mkfifo), f"{name} is no regular file")
+        f"pipe for {name}": Case(replaces(name, os.mkfifo), f"{name} is not a regular file")
         for name in (GRAPH, DATA, WEIGHTS, "tokenizer.json", "config.json", "modules.json", "1_Pooling/config.json")
     },
     "file for a folder": Case(replaces("1_Pooling", lambda path: path.write_bytes(b"")), "pools by []"),
@@ -157,14 +157,15 @@ CASES: dict[str, Case] = {
     # JSON
     "deep configuration": Case(holds("config.json", b"[" * DEEP), "is nested too deep"),
     "deep modules": Case(holds("modules.json", b"[" * DEEP + b"]" * DEEP), "is nested too deep"),
-    "configuration as a list": Case(holds("config.json", b"[]"), "config.json is no JSON object"),
+    "configuration as a list": Case(holds("config.json", b"[]"), "config.json is not a JSON object"),
     "modules of no JSON": Case(holds("modules.json", b"\x80\x04"), "is not valid JSON"),
-    "modules as an object": Case(holds("modules.json", b"{}"), "has a module None"),
+    "modules as an object": Case(holds("modules.json", b"{}"), "has a malformed module None"),
     "pooling given twice": Case(
-        holds("1_Pooling/config.json", b'{"pooling_mode": "cls", "pooling_mode": "mean"}'), "stands there twice"
+        holds("1_Pooling/config.json", b'{"pooling_mode": "cls", "pooling_mode": "mean"}'),
+        "duplicate field 'pooling_mode'",
     ),
     **{
-        f"module {module!r:.60}": Case(lists(module), "has a module ")
+        f"module {module!r:.60}": Case(lists(module), "has a malformed module ")
         for module in WRONG_MODULES
     },
     "module of another package": Case(lists({"type": "os.Dense", "path": "2_Dense"}), "is a pipeline of"),
@@ -173,11 +174,11 @@ CASES: dict[str, Case] = {
     ),
     **{
         f"prompts {prompts!r:.40}": Case(
-            says("config_sentence_transformers.json", prompts=prompts), "_prefix: "
+            says("config_sentence_transformers.json", prompts=prompts), "_prefix = "
         )
         for prompts in (["query: "], "query: ", {"query": 5}, {"query": ["q"]}, {"document": "\ud800"})
     },
-    "length of nothing": Case(says("sentence_bert_config.json", max_seq_length=1), "max_query_tokens: 1"),
+    "length of nothing": Case(says("sentence_bert_config.json", max_seq_length=1), "max_query_tokens = 1"),
     # graphs that name other files
     **{
         f"weights in {location!r:.40}": Case(reads(location), "model.onnx keeps a tensor in ")
@@ -195,14 +196,14 @@ CASES: dict[str, Case] = {
     "negative offset": Case(reads("model.onnx_data", offset="-1"), "offset or length '-1'"),
     "empty graph": Case(holds(GRAPH, b""), "is not a whole ONNX model"),
     "pickle for a graph": Case(holds(GRAPH, pickle.dumps(_Code())), "is not a whole ONNX model"),
-    "graph of nothing": Case(holds(GRAPH, b"\x3a\x00"), "it is no encoder of texts"),
+    "graph of nothing": Case(holds(GRAPH, b"\x3a\x00"), "is not a text encoder"),
     "pickle for a layer": Case(
         replaces(WEIGHTS, lambda path: path.with_name("pytorch_model.bin").write_bytes(pickle.dumps(_Code()))),
-        "pytorch_model.bin is a pickle, which can run anything, and is never opened",
+        "pytorch_model.bin is a pickle, which can run any code, and is never opened",
     ),
     # what xqg describe wrote, changed afterwards
     **{
-        f"described {field} {value!r:.40}": Case(described(says("xqg.json", **{field: value})), f"says of {field}: ")
+        f"described {field} {value!r:.40}": Case(described(says("xqg.json", **{field: value})), f"has {field} = ")
         for field, values in WRONG_IN_DESCRIPTIONS.items()
         for value in values
     },
@@ -271,7 +272,8 @@ def test_a_hostile_or_damaged_folder_is_refused_before_anything_of_it_is_opened(
     # The command that describes a folder refuses it too, and leaves no description behind.
     if not (folder / "xqg.json").exists():
         done = CliRunner().invoke(main, ["describe", str(folder)])
-        assert (done.exit_code, done.stdout, done.stderr) == (6, "", f"Error: {message}\n")
+        printed = f"Error: {caught.value.message}\nCure: {caught.value.cure}.\n"
+        assert (done.exit_code, done.stdout, done.stderr) == (6, "", printed)
         assert not os.path.lexists(folder / "xqg.json")
 
 
@@ -289,21 +291,24 @@ def tensor(**changes: Any) -> bytes:
 # What lies behind a checksum of its own is judged when it is read.
 LAYERS = {
     "a sound one": (tensor(), ""),
-    "nothing": (b"", "is no safetensors file"),
-    "a pickle": (pickle.dumps(_Code()), "is no safetensors file"),
-    "a header beyond the file": ((1 << 62).to_bytes(8, "little") + b"{}", "is no safetensors file"),
+    "nothing": (b"", "has a damaged safetensors file"),
+    "a pickle": (pickle.dumps(_Code()), "has a damaged safetensors file"),
+    "a header beyond the file": ((1 << 62).to_bytes(8, "little") + b"{}", "has a damaged safetensors file"),
     "a header of no JSON": (safetensors(b"\x80\x04"), "2_Dense "),
     "a deep header": (safetensors(b"[" * DEEP), "2_Dense "),
-    "a header as a list": (safetensors([1]), "is no safetensors file"),
+    "a header as a list": (safetensors([1]), "has a damaged safetensors file"),
     "a tensor as a list": (safetensors({"linear.weight": [1]}), "holds 'linear.weight' as None"),
-    "no tensors": (safetensors({}), "holds [], where ['linear.bias', 'linear.weight'] is needed"),
+    "no tensors": (safetensors({}), "holds [], but ['linear.bias', 'linear.weight'] is needed"),
     "bfloat16": (tensor(dtype="BF16"), "holds 'linear.weight' as 'BF16'"),
-    "offsets beyond the end": (tensor(data_offsets=[1 << 40, (1 << 40) + 3072]), "no place of a tensor"),
-    "offsets backwards": (tensor(data_offsets=[3072, 0]), "no place of a tensor"),
-    "negative offsets": (tensor(data_offsets=[-3072, 0]), "no place of a tensor"),
-    "one offset": (tensor(data_offsets=[0]), "no place of a tensor"),
-    "a larger shape": (tensor(shape=[1 << 40, 1 << 40]), "no place of a tensor"),
-    "a shape of no numbers": (tensor(shape=["24", True]), "no place of a tensor"),
+    "offsets beyond the end": (
+        tensor(data_offsets=[1 << 40, (1 << 40) + 3072]),
+        "invalid shape or offset of the tensor 'linear.weight'",
+    ),
+    "offsets backwards": (tensor(data_offsets=[3072, 0]), "invalid shape or offset of the tensor 'linear.weight'"),
+    "negative offsets": (tensor(data_offsets=[-3072, 0]), "invalid shape or offset of the tensor 'linear.weight'"),
+    "one offset": (tensor(data_offsets=[0]), "invalid shape or offset of the tensor 'linear.weight'"),
+    "a larger shape": (tensor(shape=[1 << 40, 1 << 40]), "invalid shape or offset of the tensor 'linear.weight'"),
+    "a shape of no numbers": (tensor(shape=["24", True]), "invalid shape or offset of the tensor 'linear.weight'"),
     "one dimension": (tensor(shape=[768]), "has a weight of shape (768,)"),
     "turned round": (tensor(shape=[32, 24]), "has a weight of shape (32, 24) and a bias of shape (24,)"),
 }
@@ -329,5 +334,5 @@ def test_a_layer_that_takes_another_dimension_is_refused(sound: Path, tmp_path: 
     bias = {"dtype": "F32", "shape": [24], "data_offsets": [0, 96]}
     weight = {"dtype": "F32", "shape": [24, 5], "data_offsets": [96, 576]}
     (folder / WEIGHTS).write_bytes(safetensors({"linear.weight": weight, "linear.bias": bias}, bytes(576)))
-    with pytest.raises(ModelError, match=r"a Dense layer takes 5 numbers, and the layer before it gives 32\. Cure: "):
+    with pytest.raises(ModelError, match=r"a Dense layer takes 5 numbers, but the layer before it returns 32\. Cure: "):
         Encoder(folder, "cpu", 1)

@@ -120,10 +120,10 @@ def read_safetensors(path: Path) -> dict[str, FloatArray]:
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 or size > min(LARGEST_HEADER, len(content) - 8):
-        raise ValueError("holds no safetensors file")
+        raise ValueError("has a damaged safetensors file")
     header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
     if not isinstance(header, dict):
-        raise ValueError("holds no safetensors file")
+        raise ValueError("has a damaged safetensors file")
     header.pop("__metadata__", None)
     return {name: _read_tensor(name, about, data) for name, about in header.items()}
 

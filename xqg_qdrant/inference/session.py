@@ -99,8 +99,8 @@ class Session:
         except Exception as error:
             if "NOT_IMPLEMENTED" in str(error):
                 raise ModelError(
-                    f"{path} has an operator that this device lacks; ONNX Runtime computes in bfloat16 only on a GPU "
-                    f"({error}).",
+                    f"{path} has an operator that this device lacks, perhaps because it computes in bfloat16, which "
+                    f"ONNX Runtime does on a GPU only ({error}).",
                     "use --device cuda, or export the model in int8 for a CPU",
                 ) from error
             raise _failure(f"{path} cannot be opened by ONNX Runtime: {error}") from error

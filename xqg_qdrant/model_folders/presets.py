@@ -123,7 +123,7 @@ def preset_options(name: str) -> dict[str, Any]:
     """Return the options of a preset, with its task filled in.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: there is no such preset.
     """
     options = dict(find_preset(name).options)
     task = options.pop("task", "")

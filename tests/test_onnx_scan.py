@@ -1,4 +1,4 @@
-"""Which files an ONNX graph names: compared with the onnx package, which the run time does not need."""
+"""Test the scan of ONNX files against the onnx package, which inference does not need."""
 
 from __future__ import annotations
 
@@ -200,24 +200,24 @@ TWICE.external_data.add(key="location", value="b")
     [
         (b"", "cannot mmap an empty file"),
         (b"\x12\x01x", "it holds no graph"),
-        (MODEL[:-1], "ends behind the message"),
+        (MODEL[:-1], "ends after its message"),
         (MODEL + b"\x00", "there is no field at byte"),
         (MODEL + b"\x3b", "has the wire type 3, which ONNX does not use"),
         (MODEL + b"\xff" * 11, "does not end"),
         (MODEL + b"\xfa\xff\xff\xff\x7f\x00", "there is no field at byte"),
-        (MODEL + b"\x3a\xff\xff\xff\xff\x0f", "ends behind the message"),
-        (b"\x38\x01", "has the wire type 0, where ONNX has a message"),
-        (model_of(bytes([13 << 3 | 5, 0, 0, 0, 0])), "has the wire type 5, where ONNX has a message"),
+        (MODEL + b"\x3a\xff\xff\xff\xff\x0f", "ends after its message"),
+        (b"\x38\x01", "has the wire type 0, but ONNX has a message there"),
+        (model_of(bytes([13 << 3 | 5, 0, 0, 0, 0])), "has the wire type 5, but ONNX has a message there"),
         (model_of(UNNAMED), "lie in a file that is not named"),
         (model_of(bytes([14 << 3, 0x81, 0x80, 0x80, 0x80, 0x10])), "lie in a file that is not named"),
-        (model_of(TWICE), "has the key 'location', which is none of ONNX's or stands there twice"),
-        (model_of(external("a", prepacked_0="1")), "has the key 'prepacked_0'"),
+        (model_of(TWICE), "has an unknown or duplicate key 'location'"),
+        (model_of(external("a", prepacked_0="1")), "has an unknown or duplicate key 'prepacked_0'"),
         (model_of(external("a", offset="-1")), "has the offset or length '-1'"),
         (model_of(external("a", length="1e3")), "has the offset or length '1e3'"),
         (model_of(external("a", offset="٣")), "has the offset or length '٣'"),
         (model_of(external("a", offset="9" * 20)), "has the offset or length '9999"),
         (helper.make_model(graph(constant("x" * 2000))).SerializeToString(), "is 2000 bytes long"),
-        (helper.make_model(nested(DEEPEST // 3)).SerializeToString(), f"deeper than {DEEPEST}"),
+        (helper.make_model(nested(DEEPEST // 3)).SerializeToString(), f"nested more than {DEEPEST} deep"),
         (model_of(external("a")).replace(b"location", b"\xff" * 8), "can't decode byte 0xff"),
     ],
 )
