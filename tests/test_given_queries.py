@@ -304,7 +304,7 @@ def test_given_queries_are_filtered_too_and_the_command_reports_how_many() -> No
     result = xqg(corpus, "--queries", "corpus", "--min-score", "1000000", "--fusion", "mean")
     assert result.exit_code == 0, result.stderr
     count = sum(len(row.queries) for row in rows)
-    assert f"{count} of the {count} queries score below --min-score and are excluded." in result.stderr
+    assert f"Queries excluded by --min-score: {count} of {count}." in result.stderr
     for row in rows:
         point = stored()[row.passage.passage_id]
         assert point.generated_queries == row.queries

@@ -461,10 +461,10 @@ def test_the_command_retunes_and_tells_what_it_did(ingested: Sequence[str], monk
         result = xqg("retune", "--alpha", 0.2, "--fusion", "mean", "--renormalise", "--min-score", 1000)
         assert result.exit_code == 0, result.stderr
         assert f"{PASSAGES} passages retuned, " in result.stderr
-        assert "queries score below --min-score and are excluded." in result.stderr
+        assert "Queries excluded by --min-score: " in result.stderr
         result = xqg("retune", "--no-min-score", "--no-renormalise", "--threads", 2)
         assert result.exit_code == 0, result.stderr
-        assert "below --min-score" not in result.stderr
+        assert "excluded by --min-score" not in result.stderr
     again = xqg("ingest", *ingested, "--queries-per-language", 3, "--alpha", 0.2, "--fusion", "mean")
     assert f"0 passages stored, {PASSAGES} unchanged" in again.stderr
 

@@ -65,8 +65,7 @@ def format_check(check: Check) -> str:
 
 def format_left_out(left_out: int, queries: int) -> str:
     """Return how many queries the filter excludes."""
-    score, are = ("scores", "is") if left_out == 1 else ("score", "are")
-    return f"{left_out} of the {count_of(queries, 'query', 'queries')} {score} below --min-score and {are} excluded."
+    return f"Queries excluded by --min-score: {left_out} of {queries}."
 
 
 def format_seconds(seconds: float) -> str:
