@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"model_folders"},
     "generation": {"corpus", "inference", "model_folders"},
     "augmentation": {"corpus", "generation", "inference", "stores"},
-    "retrieval": {"inference", "stores"},
+    "retrieval": {"augmentation", "inference", "stores"},
     "lifecycle": {"augmentation", "corpus", "inference", "retrieval", "stores"},
     "evaluation": {"augmentation", "corpus", "inference", "lifecycle", "retrieval", "stores"},
     "demo": {"corpus", "evaluation"},

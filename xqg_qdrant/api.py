@@ -99,7 +99,14 @@ def ingest(
 
 @overload
 def search(
-    questions: str, store: Store, collection: str, encoder: Encoder, *, limit: int = ..., ranking: str = ...
+    questions: str,
+    store: Store,
+    collection: str,
+    encoder: Encoder,
+    *,
+    limit: int = ...,
+    ranking: str = ...,
+    language: str = ...,
 ) -> list[Hit]: ...
 
 
@@ -112,6 +119,7 @@ def search(
     *,
     limit: int = ...,
     ranking: str = ...,
+    language: str = ...,
 ) -> list[list[Hit]]: ...
 
 
@@ -123,6 +131,7 @@ def search(
     *,
     limit: int = 5,
     ranking: str = "xqg",
+    language: str = "",
 ) -> list[Hit] | list[list[Hit]]:
     """Find the passages that answer a question, asked in any language.
 
@@ -132,7 +141,8 @@ def search(
         collection: its name.
         encoder: the one that the collection was made with.
         limit: number of passages for each question.
-        ranking: `xqg` (augmented vectors), `passage` (plain ones), `hybrid` or `max-sim`; see `xqg_qdrant.retrieval`.
+        ranking: `xqg` (augmented vectors), `passage` (plain ones), or another of `xqg_qdrant.retrieval.RANKINGS`.
+        language: of the questions, such as `fi`, for the rankings `offset` and `passage-offset`.
 
     Returns:
         The question's hits, best first: passage, score, and the generated query nearest to the question. For several
@@ -148,8 +158,8 @@ def search(
     check_rankings([ranking])
     check_collection(store, collection, encoder)
     if isinstance(questions, str):
-        return search_hits(store, collection, encoder, [questions], limit, ranking)[0]
-    return search_hits(store, collection, encoder, questions, limit, ranking)
+        return search_hits(store, collection, encoder, [questions], limit, ranking, language)[0]
+    return search_hits(store, collection, encoder, questions, limit, ranking, language)
 
 
 def evaluate(

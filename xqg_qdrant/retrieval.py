@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from xqg_qdrant.augmentation.calibration import encode_bank, read_bank, subtract_offsets
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import refuse_mismatch
 from xqg_qdrant.inference.encoder import Encoder
@@ -17,7 +18,9 @@ from xqg_qdrant.text import find_term_ids
 
 HYBRID = "hybrid"
 MAX_SIM = "max-sim"
-RANKINGS = (PASSAGE_VECTOR, XQG_VECTOR, HYBRID, MAX_SIM)
+# With the offset of the question's language subtracted: by augmented vectors, and by plain ones.
+OFFSET, PASSAGE_OFFSET = "offset", "passage-offset"
+RANKINGS = (PASSAGE_VECTOR, XQG_VECTOR, HYBRID, MAX_SIM, OFFSET, PASSAGE_OFFSET)
 
 QUERIES_AT_ONCE = 64
 # `hybrid` fuses this many results of each search, or the limit if that is higher.
@@ -90,18 +93,25 @@ def search_runs(
     runs: dict[str, dict[str, list[ScoredPassage]]] = {name: {} for name in rankings}
     for batch in batched(queries, QUERIES_AT_ONCE):
         ids = [query.query_id for query in batch]
-        for name, lists in ranker.search([query.text for query in batch], limit, rankings).items():
+        languages = [query.language for query in batch]
+        for name, lists in ranker.search([query.text for query in batch], limit, rankings, languages).items():
             runs[name].update(zip(ids, lists, strict=True))
         advance(len(batch))
     return runs
 
 
 def search_hits(
-    store: Store, collection: str, encoder: Encoder, questions: Sequence[str], limit: int, ranking: str
+    store: Store,
+    collection: str,
+    encoder: Encoder,
+    questions: Sequence[str],
+    limit: int,
+    ranking: str,
+    language: str = "",
 ) -> list[list[Hit]]:
-    """Return for each question the `limit` best passages with their nearest queries, best first."""
+    """Return for each question, of one language, the `limit` best passages with their nearest queries, best first."""
     vectors = encoder.encode_queries(questions)
-    lists = Ranker(store, collection, encoder).rank(questions, vectors, ranking, limit)
+    lists = Ranker(store, collection, encoder).rank(questions, vectors, ranking, limit, [language] * len(questions))
     return [
         [Hit(*pair) for pair in zip(found, match_queries(encoder, vector, found), strict=True)]
         for vector, found in zip(vectors, lists, strict=True)
@@ -126,22 +136,23 @@ class Ranker:
         self._cached: dict[str, FloatArray] = {}
 
     def search(
-        self, questions: Sequence[str], limit: int, rankings: Sequence[str]
+        self, questions: Sequence[str], limit: int, rankings: Sequence[str], languages: Sequence[str] = ()
     ) -> dict[str, list[list[ScoredPassage]]]:
         """Return the `limit` best passages by ranking and question, best first; encode each question once."""
         vectors = self._encoder.encode_queries(questions)
-        return {name: self.rank(questions, vectors, name, limit) for name in rankings}
+        return {name: self.rank(questions, vectors, name, limit, languages) for name in rankings}
 
     def rank(
-        self, questions: Sequence[str], vectors: FloatArray, ranking: str, limit: int
+        self, questions: Sequence[str], vectors: FloatArray, ranking: str, limit: int, languages: Sequence[str] = ()
     ) -> list[list[ScoredPassage]]:
         """Return for each question the `limit` best passages, best first.
 
         Args:
             questions: as text.
             vectors: of the same questions, shape `(n, dim)`.
-            ranking: `passage`, `xqg`, `hybrid` or `max-sim`.
+            ranking: one of `RANKINGS`.
             limit: number of passages for each question.
+            languages: of the same questions, for `offset` and `passage-offset`; empty where unknown.
 
         Raises:
             StoreError: the search fails; for `hybrid` also if the collection has no sparse vector.
@@ -155,6 +166,13 @@ class Ranker:
         if ranking == MAX_SIM:
             found = self._store.search(self._collection, vectors, XQG_VECTOR, limit)
             return [self._rescore(vector, hits) for vector, hits in zip(vectors, found, strict=True)]
+        if ranking in (OFFSET, PASSAGE_OFFSET):
+            means = encode_bank(read_bank(), self._encoder)
+            known = languages or [""] * len(questions)
+            shifted = subtract_offsets(vectors, known, means, calibrated=ranking == OFFSET)
+            return self._store.search(
+                self._collection, shifted, XQG_VECTOR if ranking == OFFSET else PASSAGE_VECTOR, limit
+            )
         return self._store.search(self._collection, vectors, ranking, limit)
 
     def _rescore(self, question: FloatArray, hits: Sequence[ScoredPassage]) -> list[ScoredPassage]:

@@ -95,7 +95,7 @@ def rules_options(command: F) -> F:
 @click.option(
     "--rank",
     "rankings",
-    type=click.Choice(["passage", "xqg", "hybrid", "max-sim", "control", "centred"]),
+    type=click.Choice(["passage", "xqg", "hybrid", "max-sim", "offset", "passage-offset", "control", "centred"]),
     multiple=True,
     default=["passage", "xqg"],
     show_default=True,

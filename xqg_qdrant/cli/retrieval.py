@@ -24,11 +24,12 @@ from xqg_qdrant.errors import InputError
 @click.option(
     "--rank",
     "ranking",
-    type=click.Choice(["xqg", "passage", "hybrid", "max-sim"]),
+    type=click.Choice(["xqg", "passage", "hybrid", "max-sim", "offset", "passage-offset"]),
     default="xqg",
     show_default=True,
-    help="Augmented or plain vectors, vectors and terms, or the nearest query.",
+    help="How passages are ranked; see above.",
 )
+@click.option("--language", default="", help="Language of the questions, for --rank offset, such as fi.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per question, a line each.")
 @device_options
 def query(
@@ -38,6 +39,7 @@ def query(
     encoder_folder: Path | None,
     limit: int,
     ranking: str,
+    language: str,
     as_json: bool,
     device: str,
     threads: int,
@@ -47,7 +49,8 @@ def query(
     With - as the only QUESTION, questions are read from standard input, one a line.
 
     --rank xqg searches the augmented vectors, passage the plain ones for comparison, hybrid the augmented vectors and
-    the terms, max-sim by the nearest of a passage and its queries.
+    the terms, max-sim by the nearest of a passage and its queries. offset subtracts from the question what its
+    --language adds to every question, which suits calibrated vectors; passage-offset does so for plain ones.
     """
     from xqg_qdrant.printing import format_hits, hits_to_json
     from xqg_qdrant.retrieval import check_collection, search_hits
@@ -59,7 +62,7 @@ def query(
         encoder = load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
         for question in (line.strip() for line in lines if line.strip()):
-            [hits] = search_hits(store, collection, encoder, [question], limit, ranking)
+            [hits] = search_hits(store, collection, encoder, [question], limit, ranking, language)
             echo(hits_to_json(question, ranking, hits) if as_json else f"{question}\n{format_hits(hits)}")
 
 
