@@ -9,19 +9,22 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from xqg_qdrant.demo import read_demo_passages, read_demo_qrels, read_demo_queries
+from xqg_qdrant.corpus.passages import read_generated_queries
+from xqg_qdrant.demo import DEMO_QUERIES, read_demo_passages, read_demo_qrels, read_demo_queries
 from xqg_qdrant.languages import is_written_in
 from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, read_model_folder
+from xqg_qdrant.records import Reject
 
 ROOT = Path(__file__).parent.parent
 LANGUAGES = {"ar", "bn", "fi", "ja", "ko", "ru", "te"}
-SHIPPED_MODELS_BYTES = 40_000_000
+SHIPPED_MODELS_BYTES = 90_000_000
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +129,9 @@ def test_the_wheel_carries_every_file_of_the_package_the_shipped_models_and_noth
     assert names == package | models
 
 
-def test_the_demo_corpus_has_200_passages_of_80_to_150_words() -> None:
+def test_the_demo_corpus_has_500_passages_of_80_to_150_words() -> None:
     passages = read_demo_passages()
-    assert len(passages) >= 200
+    assert len(passages) >= 500
     assert len({passage.title for passage in passages}) == len(passages)
     for passage in passages:
         assert 80 <= len(passage.text.split()) <= 150, passage.passage_id
@@ -142,6 +145,18 @@ def test_each_demo_question_is_asked_in_seven_languages_each_in_its_script() -> 
         asked.setdefault(query.query_id.rsplit("-", 1)[0], set()).add(query.language)
     assert len(asked) >= 100
     assert all(languages == LANGUAGES for languages in asked.values())
+
+
+def test_each_demo_passage_has_two_questions_in_each_language_none_of_which_is_an_evaluation_question() -> None:
+    rows = list(read_generated_queries(DEMO_QUERIES))
+    generated = [row for row in rows if not isinstance(row, Reject)]
+    assert generated == rows
+    asked = {(query.language, query.text) for query in read_demo_queries()}
+    counts = Counter((passage_id, query.language) for passage_id, queries in generated for query in queries)
+    assert {passage_id for passage_id, _ in counts} == {passage.passage_id for passage in read_demo_passages()}
+    assert Counter(counts.values())[2] >= 535 * 7 - 2
+    assert {query.language for _, queries in generated for query in queries} == LANGUAGES
+    assert not [query for _, queries in generated for query in queries if (query.language, query.text) in asked]
 
 
 def test_each_demo_answer_occurs_only_in_the_judged_passage() -> None:
