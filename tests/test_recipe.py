@@ -23,8 +23,8 @@ from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import FloatArray
 
 SHIPPED_HASH = "29d837a28574b060"
-SUITED = {"alpha": 0.4, "fusion": "mean", "renormalise": True}
-PUBLISHED = {"alpha": 0.01, "fusion": "sum", "renormalise": False}
+SUITED: dict[str, Any] = {"alpha": 0.4, "fusion": "mean", "renormalise": True}
+PUBLISHED: dict[str, Any] = {"alpha": 0.01, "fusion": "sum", "renormalise": False}
 
 
 class StubEncoder:
@@ -152,9 +152,9 @@ def test_a_calibration_that_is_asked_for_takes_place_with_any_encoder(tmp_path: 
 def test_settings_of_a_calibration_that_is_switched_off_are_refused(
     tmp_path: Path, small_bank: Path, setting: str
 ) -> None:
-    value = {"gamma": 0.5, "question_bank": small_bank}[setting]
+    given: dict[str, Any] = {setting: {"gamma": 0.5, "question_bank": small_bank}[setting]}
     with pytest.raises(InputError, match=r"is given with --no-calibrate\. Cure: leave one of them out"):
-        choose_for(StubEncoder(tmp_path, True, True), calibrate=False, **{setting: value})
+        choose_for(StubEncoder(tmp_path, True, True), calibrate=False, **given)
 
 
 def test_nothing_chosen_changes_nothing(tmp_path: Path) -> None:
