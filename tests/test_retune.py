@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -467,6 +468,49 @@ def test_the_command_retunes_and_tells_what_it_did(ingested: Sequence[str], monk
         assert "excluded by --min-score" not in result.stderr
     again = xqg("ingest", *ingested, "--queries-per-language", 3, "--alpha", 0.2, "--fusion", "mean")
     assert f"0 passages stored, {PASSAGES} unchanged" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([], ["--no-calibrate"]),
+        (["--no-calibrate"], ["--calibrate"]),
+        (["--no-calibrate"], ["--question-bank", "bank.jsonl"]),
+        (["--gamma", "0.25"], ["--gamma", "0.5", "--alpha", "0.2"]),
+    ],
+    ids=" ".join,
+)
+def test_a_retune_of_the_calibration_is_an_ingest_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: list[str], after: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XQG_CACHE", str(tmp_path / "cache"))
+    queries = [[{"language": query.language, "text": query.text} for query in row.queries] for row in given_rows()]  # type: ignore[union-attr]
+    lines = [
+        json.dumps({"id": row.passage_id, "text": row.text, "generated_queries": own})  # type: ignore[union-attr]
+        for row, own in zip(rows(), queries, strict=True)
+    ]
+    Path("corpus.jsonl").write_text("\n".join(lines))
+    bank = [json.dumps({"lang": "fi", "question": f"Kuka on {number}?"}) for number in range(10)]
+    Path("bank.jsonl").write_text("\n".join(bank))
+
+    def fill_by_command(collection: str, *options: str) -> None:
+        command = ["ingest", "corpus.jsonl", "--queries", "corpus", "--store", "store", "--threads", "1"]
+        result = CliRunner().invoke(main, [*command, "--collection", collection, *options])
+        assert result.exit_code == 0, result.stderr
+
+    fill_by_command("docs", *before)
+    fill_by_command("fresh", *after)
+    with closing(open_store("store")) as store:
+        old, fresh = read_points(store, "docs"), read_points(store, "fresh")
+        gamma = (store.read_fingerprint("fresh") or {}).get("recipe.gamma")
+        assert gamma == (None if after == ["--no-calibrate"] else 0.5)
+    for passage_id, point in fresh.items():  # those without queries, too
+        assert point.vectors["xqg"].tobytes() != old[passage_id].vectors["xqg"].tobytes()
+    result = xqg("retune", *after)
+    assert result.exit_code == 0, result.stderr
+    with closing(open_store("store")) as store:
+        assert_equal(store, "docs", "fresh")
 
 
 def test_queries_are_not_dropped_for_good_without_a_yes(ingested: Sequence[str]) -> None:
