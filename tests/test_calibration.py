@@ -163,6 +163,7 @@ def test_the_hash_changes_with_one_character_and_not_with_the_order_of_the_langu
     good = bank_file(tmp_path).read_text(encoding="utf-8").splitlines()
     (tmp_path / "bank.jsonl").write_text("\n".join([*english, *good]), encoding="utf-8")
     assert read_bank(tmp_path / "bank.jsonl") == bank
+    assert list(read_bank(tmp_path / "bank.jsonl").questions) == list(bank.questions) == ["en", "fi"]
     for other in ([english[0], english[1].replace("?", "!")], [english[0], english[1].replace('"en"', '"em"')]):
         assert read_bank(bank_file(tmp_path, *other)).sha256 != bank.sha256
     assert len(bank.sha256) == 64
@@ -174,6 +175,7 @@ def test_a_written_bank_reads_back_and_is_always_the_same_bytes(tmp_path: Path) 
     write_bank(paths[1], dict(reversed(QUESTIONS.items())))
     assert read_bank(paths[0]).questions == QUESTIONS
     assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert paths[0].read_bytes()[4:8] == bytes(4)  # the time in gzip's header
 
 
 # Its means

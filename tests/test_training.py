@@ -1,18 +1,24 @@
-"""The training scripts run from the data to checkpoints that `xqg export` takes, at smoke size."""
+"""The scripts in `training` at smoke size: from the data to checkpoints that `xqg export` takes, and to the lexicon."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import transformers
+from checkpoints import corpus, encoder_checkpoint
+from safetensors.numpy import load_file, save_file
 from shared_data import shared_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from xqg_qdrant.export import export_checkpoint
 from xqg_qdrant.generation.lexicon import Lexicon
 from xqg_qdrant.generation.onnx import QueryGenerator
-from xqg_qdrant.inference.encoder import Encoder
 
 TRAINING = Path(__file__).parent.parent / "training"
 LANGUAGES = ("ar", "bn", "fi", "ja", "ko", "ru", "te")
@@ -25,13 +31,80 @@ def run_smoke(script: str, out: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_the_encoder_trains_and_exports_with_parity(tmp_path: Path) -> None:
-    run_smoke("train_encoder.py", tmp_path / "checkpoint")
-    exported = export_checkpoint(str(tmp_path / "checkpoint"), tmp_path / "exported")
-    assert exported.parity["float32"]["lowest_cosine"] >= 0.9999
-    encoder = Encoder(exported.folder, "cpu")
-    assert encoder.folder.description["pooling"] == "mean"
-    assert encoder.encode_queries(["Missä Oulu on?"]).shape == (1, encoder.dim)
+def make_checkpoint(folder: Path) -> Tokenizer:
+    """Write a checkpoint whose special pieces are not the first, with two numbers a piece; return its tokenizer."""
+    pieces = ["▁bb", "<s>", "</s>", "<unk>", "▁cc", "▁", "a", "▁aa", "b", "▁c", "c"]
+    scores = [0.0 if piece.startswith("<") else -len(pieces) + 4.0 * len(piece) for piece in pieces]
+    tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=3))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens(["<s>", "</s>", "<unk>"])
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    words = np.arange(2 * len(pieces), dtype=np.float32).reshape(-1, 2)
+    other = np.array([7], dtype=np.float32)
+    save_file({"embeddings.word_embeddings.weight": words, "other": other}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"vocab_size": len(pieces), "hidden_size": 2}))
+    return tokenizer
+
+
+def test_the_demo_encoder_keeps_single_characters_special_pieces_and_what_the_languages_use_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(TRAINING))
+    import cut_demo_encoder
+
+    monkeypatch.setattr(cut_demo_encoder, "KEPT", 1)
+    monkeypatch.setattr(cut_demo_encoder, "BATCH", 3)
+    tokenizer = make_checkpoint(tmp_path / "whole")
+    # English counts three times: ▁aa 3·1, ▁bb 1 + 1, however many texts there are.
+    texts = {"en": ["aa"], "fi": 10 * ["bb"], "ja": ["bb"]}
+    kept = cut_demo_encoder.choose_pieces(tokenizer, texts)
+    # all but ▁bb and ▁cc; ▁c is one character, too
+    assert kept == [1, 2, 3, 5, 6, 7, 8, 9, 10]
+    # without English ▁bb leads with 1 + 1/2
+    assert cut_demo_encoder.choose_pieces(tokenizer, {"fi": 10 * ["bb"], "ja": ["bb", "cc"]})[0] == 0
+
+    cut_demo_encoder.cut_checkpoint(tmp_path / "whole", tmp_path / "cut", kept)
+    cut = Tokenizer.from_file(str(tmp_path / "cut" / "tokenizer.json"))
+    for text in ("aa", "aa b c", "x aa", "ab"):
+        assert [kept[number] for number in cut.encode(text).ids] == tokenizer.encode(text).ids
+    assert cut.encode("aa bb cc").tokens == ["<s>", "▁aa", "▁", "b", "b", "▁c", "c", "</s>"]
+    assert cut.encode("x").ids == [kept.index(number) for number in (1, 5, 3, 2)]
+    weights = load_file(tmp_path / "cut" / "model.safetensors")
+    assert weights["embeddings.word_embeddings.weight"].tolist() == [[2 * number, 2 * number + 1] for number in kept]
+    assert weights["other"].tolist() == [7]
+    assert json.loads((tmp_path / "cut" / "config.json").read_text()) == {"vocab_size": 9, "hidden_size": 2}
+    assert len(load_file(tmp_path / "whole" / "model.safetensors")["embeddings.word_embeddings.weight"]) == 11
+
+
+def test_a_text_whose_pieces_are_all_kept_has_the_same_vector_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(TRAINING))
+    import cut_demo_encoder
+
+    monkeypatch.setattr(cut_demo_encoder, "KEPT", 300)
+    whole, cut, texts = encoder_checkpoint("minilm"), tmp_path / "cut", list(corpus()[:20])
+    before = Tokenizer.from_file(str(whole / "tokenizer.json"))
+    kept = cut_demo_encoder.choose_pieces(before, {"en": texts[:10], "fi": texts[10:]})
+    cut_demo_encoder.cut_checkpoint(whole, cut, kept)
+    after = Tokenizer.from_file(str(cut / "tokenizer.json"))
+    assert after.get_vocab_size() == len(kept) < before.get_vocab_size()
+
+    words = [word for text in texts for word in text.split()][:300]
+    same = [word for word in words if before.encode(word).tokens == after.encode(word).tokens]
+    assert 50 < len(same) < len(words)
+    for word in words:
+        assert before.encode(word).tokens.count("<unk>") == after.encode(word).tokens.count("<unk>")
+    encoders = [transformers.AutoModel.from_pretrained(folder).eval() for folder in (whole, cut)]
+    for word in same[::5]:
+        with torch.no_grad():
+            vectors = [
+                encoder(input_ids=torch.tensor([tokenizer.encode(word).ids])).last_hidden_state
+                for encoder, tokenizer in zip(encoders, (before, after), strict=True)
+            ]
+        assert torch.equal(*vectors)
 
 
 def test_the_generator_trains_and_exports_with_parity(tmp_path: Path) -> None:
