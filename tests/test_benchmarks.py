@@ -91,14 +91,15 @@ def test_each_table_is_found_on_the_page_of_results_and_replaced() -> None:
         results.replace_table(page, "other", ["| new |"])
 
 
-def test_a_row_of_the_results_has_stars_for_languages_that_are_significant_after_holm() -> None:
+def test_a_row_of_the_results_averages_the_languages_that_were_not_generated() -> None:
     import results
 
-    values = {"macro": 12.345, "per_language": {"ar": 10.0, "ru": 14.69}}
-    compared = {"difference": -1.5, "p": 0.0312, "per_language": {"ar": {"p_holm": 0.049}, "ru": {"p_holm": 0.05}}}
-    figures = {"passage": {"MRR@10": values}, "xqg": {"MRR@10": values}, "comparison": {"xqg": {"MRR@10": compared}}}
-    assert results.format_row(figures, "xqg", "MRR@10", ("ar", "ru")) == ["12.35", "10.00*", "14.69", "−1.50", "0.03"]
-    assert results.format_row(figures, "passage", "MRR@10", ("ru",)) == ["12.35", "14.69", "", ""]
+    values = {"MRR@10": {"per_language": {"ar": 80.0, "ru": 90.0, "de": 70.0, "el": 60.0, "en": 96.0}}}
+    compared = {"difference": 0.25, "interval": [-0.5, 1], "p": 0.0004}
+    figures = {"passage": values, "xqg": values, "comparison": {"xqg": {"MRR@10": compared}}}
+    row = ["80.00", "90.00", "65.00", "96.00", "75.00"]
+    assert results.summarise_languages(figures, "passage") == [*row, "", ""]
+    assert results.summarise_languages(figures, "xqg") == [*row, "+0.25 (−0.50 to +1.00)", "0.0004"]
     assert results.format_difference({"difference": 0.25, "interval": [-0.5, 1], "p": 0.0004}) == [
         "+0.25 (−0.50 to +1.00)",
         "0.0004",
