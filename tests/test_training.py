@@ -57,13 +57,14 @@ def test_the_demo_encoder_keeps_single_characters_special_pieces_and_what_the_la
     monkeypatch.setattr(cut_demo_encoder, "KEPT", 1)
     monkeypatch.setattr(cut_demo_encoder, "BATCH", 3)
     tokenizer = make_checkpoint(tmp_path / "whole")
-    # English counts three times: ▁aa 3·1, ▁bb 1 + 1, however many texts there are.
-    texts = {"en": ["aa"], "fi": 10 * ["bb"], "ja": ["bb"]}
+    # English counts three times: ▁aa 3·1, ▁bb 0.7 + 1, however many texts there are.
+    finnish = [*3 * ["cc"], *7 * ["bb"]]
+    texts = {"en": ["aa"], "fi": finnish, "ja": ["bb"]}
     kept = cut_demo_encoder.choose_pieces(tokenizer, texts)
     # all but ▁bb and ▁cc; ▁c is one character, too
     assert kept == [1, 2, 3, 5, 6, 7, 8, 9, 10]
-    # without English ▁bb leads with 1 + 1/2
-    assert cut_demo_encoder.choose_pieces(tokenizer, {"fi": 10 * ["bb"], "ja": ["bb", "cc"]})[0] == 0
+    # without English ▁bb leads with 0.7 + 0.5
+    assert cut_demo_encoder.choose_pieces(tokenizer, {"fi": finnish, "ja": ["bb", "cc"]})[0] == 0
 
     cut_demo_encoder.cut_checkpoint(tmp_path / "whole", tmp_path / "cut", kept)
     cut = Tokenizer.from_file(str(tmp_path / "cut" / "tokenizer.json"))
@@ -71,6 +72,8 @@ def test_the_demo_encoder_keeps_single_characters_special_pieces_and_what_the_la
         assert [kept[number] for number in cut.encode(text).ids] == tokenizer.encode(text).ids
     assert cut.encode("aa bb cc").tokens == ["<s>", "▁aa", "▁", "b", "b", "▁c", "c", "</s>"]
     assert cut.encode("x").ids == [kept.index(number) for number in (1, 5, 3, 2)]
+    added = json.loads((tmp_path / "cut" / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    assert {token["content"]: token["id"] for token in added} == {"<s>": 0, "</s>": 1, "<unk>": 2}
     weights = load_file(tmp_path / "cut" / "model.safetensors")
     assert weights["embeddings.word_embeddings.weight"].tolist() == [[2 * number, 2 * number + 1] for number in kept]
     assert weights["other"].tolist() == [7]
