@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -463,10 +464,12 @@ def test_the_command_retunes_and_tells_what_it_did(ingested: Sequence[str], monk
         assert result.exit_code == 0, result.stderr
         assert f"{PASSAGES} passages retuned, " in result.stderr
         assert "Queries excluded by --min-score: " in result.stderr
-        result = xqg("retune", "--no-min-score", "--no-renormalise", "--threads", 2)
+        result = xqg("retune", "--no-min-score", "--no-renormalise", "--no-calibrate", "--threads", 2)
         assert result.exit_code == 0, result.stderr
         assert "excluded by --min-score" not in result.stderr
-    again = xqg("ingest", *ingested, "--queries-per-language", 3, "--alpha", 0.2, "--fusion", "mean")
+    again = xqg(
+        "ingest", *ingested, "--queries-per-language", 3, "--alpha", 0.2, "--fusion", "mean", "--no-renormalise"
+    )
     assert f"0 passages stored, {PASSAGES} unchanged" in again.stderr
 
 
@@ -534,7 +537,7 @@ def test_an_unfinished_retune_is_told_by_the_status_and_finished_without_asking_
     assert lines[1:4] == [
         "  3 of them are retuned; finish it: xqg retune --collection docs",
         "    recipe.languages: from ['fi', 'ru'] to ['fi']",
-        "    recipe.alpha: from 0.01 to 0.3",
+        "    recipe.alpha: from 0.4 to 0.3",
     ]
     assert "retuning" not in "".join(lines)
     assert "another recipe" not in "".join(lines)
@@ -571,7 +574,7 @@ def test_ctrl_c_finishes_the_chunks_in_work_and_says_how_to_go_on(
         result = xqg("retune", "--alpha", 0.3, "--threads", 1)
     assert result.exit_code == 130
     assert "Interrupted; finish it with: xqg retune --collection docs" in result.stderr
-    assert "of them are retuned" in xqg("status").stdout
+    assert re.search(r"of them (is|are) retuned", xqg("status").stdout)
     assert xqg("retune").exit_code == 0
     again = xqg("ingest", *ingested, "--queries-per-language", 3, "--alpha", 0.3)
     assert f"0 passages stored, {PASSAGES} unchanged" in again.stderr

@@ -28,6 +28,8 @@ RETUNING_FIELD = "retuning"
 LAYOUT_PREFIX = "layout."
 FOREIGN, OWN, OTHER_FIELDS = "another program's", "xqg's own", "other fields"
 
+LONGEST_SHOWN, SHOWN_OF_LONG = 400, 24
+
 CURES = {
     FOREIGN: "use xqg augment, as another program owns the collection, or ingest into a new collection",
     OWN: "use xqg ingest, as xqg made the collection",
@@ -130,7 +132,7 @@ def refuse_mismatch(
     elif QUERIES_FIELD in differing:
         differing = [QUERIES_FIELD]
         stored, wanted = ({QUERIES_FIELD: side.get(QUERIES_FIELD, GENERATED)} for side in (stored, wanted))
-    lines = [f"  {name}: stored {stored.get(name)!r}, now {wanted.get(name)!r}" for name in differing]
+    lines = [f"  {name}: stored {show(stored.get(name))}, now {show(wanted.get(name))}" for name in differing]
     topic = stored[QUERIES_FIELD] if QUERIES_FIELD in differing else differing[0].split(".")[0]
     if layouts:
         topic = OTHER_FIELDS if read_layout(wanted) else FOREIGN
@@ -141,11 +143,17 @@ def refuse_mismatch(
     )
 
 
+def show(value: object) -> str:
+    """Return a field's value for a message; a packed vector is cut."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:SHOWN_OF_LONG]}…"
+
+
 def describe_retune(stored: Mapping[str, Any]) -> list[str]:
     """Return one line per field that the unfinished retune of a collection changes."""
     wanted = stored[RETUNING_FIELD]
     return [
-        f"  {name}: from {stored.get(name)!r} to {wanted.get(name)!r}"
+        f"  {name}: from {show(stored.get(name))} to {show(wanted.get(name))}"
         for name in find_differing(stored, wanted)
         if name != RETUNING_FIELD
     ]

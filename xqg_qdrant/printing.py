@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 from xqg_qdrant.augmentation.pipeline import Totals
 from xqg_qdrant.evaluation.comparison import Comparison, Report
 from xqg_qdrant.evaluation.significance import stars_of
-from xqg_qdrant.fingerprint import RETUNING_FIELD, describe_retune
+from xqg_qdrant.fingerprint import LONGEST_SHOWN, RETUNING_FIELD, describe_retune, show
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import DEFAULT_PORT
@@ -89,7 +89,9 @@ def format_status(status: Status) -> str:
     if others:
         lines.append(f"  {others} of them {'was' if others == 1 else 'were'} made by another recipe than this one:")
     lines += [
-        f"  {name}: {one_line(str(value))}" for name, value in status.fingerprint.items() if name != RETUNING_FIELD
+        f"  {name}: {one_line(value if isinstance(value, str) and len(value) <= LONGEST_SHOWN else show(value))}"
+        for name, value in status.fingerprint.items()
+        if name != RETUNING_FIELD
     ]
     return "\n".join(lines)
 

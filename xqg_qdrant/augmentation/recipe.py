@@ -142,7 +142,8 @@ def choose_recipe(
         reason = "as published, for raw dot products"
     gamma = given.pop("gamma", None)
     calibration = change_calibration(encoder, calibrate, gamma, question_bank)
-    if not calibration and suited and encode_bank(read_bank(), encoder).narrow:
+    wanted = suited and calibrate is None and given.get("renormalise") is not False
+    if wanted and not calibration and encode_bank(read_bank(), encoder).narrow:
         calibration = change_calibration(encoder, True, None, None)
         reason += ", and its vectors lie in a narrow cone"
     if calibration.get("gamma") and stored is not None:
