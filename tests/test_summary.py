@@ -56,6 +56,13 @@ def test_the_summary_shows_the_measures_it_is_asked_for_and_the_notes() -> None:
     assert lines[4:] == ["Note: xqg: 3 of the 120 questions have no results and count as misses."]
 
 
+def test_a_run_without_a_measure_has_no_line_for_it() -> None:
+    report = report_of()
+    del report.values["control"]["MRR@10"]  # type: ignore[attr-defined]
+    lines = format_summary(report, ["MRR@10"]).splitlines()
+    assert [line.split()[:-2] for line in lines[1:]] == [["MRR@10", "passage", "40.0"], ["xqg", "42.5**"]]
+
+
 @pytest.mark.parametrize(
     ("p", "stars"), [(0.0009, "***"), (0.001, "**"), (0.0099, "**"), (0.01, "*"), (0.049, "*"), (0.05, ""), (None, "")]
 )
