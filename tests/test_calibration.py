@@ -46,6 +46,8 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class StubEncoder:
     """Two numbers a text: its length, and 1. Texts with `?` twice have unknown pieces."""
 
+    dim = 2
+
     def __init__(self, folder: Path) -> None:
         self.folder = SimpleNamespace(path=folder, sha256=lambda: "5" * 64)
 

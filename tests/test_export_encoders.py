@@ -491,7 +491,7 @@ def test_presets_name_each_a_checkpoint_and_options_that_exist() -> None:
 
 
 def test_a_preset_of_another_kind_is_refused(tmp_path: Path) -> None:
-    message = r"xqg-paper is for a model of kind 'generator', not 'encoder' \(.*bert\)\. Cure: choose a preset of k"
+    message = r"the preset is for a model of kind 'generator', not 'encoder' \(.*bert\)\. Cure: choose a preset of k"
     with pytest.raises(InputError, match=message):
         export_checkpoint(str(encoder_checkpoint("bert")), tmp_path / "out", preset="xqg-paper")
     with pytest.raises(

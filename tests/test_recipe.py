@@ -30,6 +30,8 @@ PUBLISHED: dict[str, Any] = {"alpha": 0.01, "fusion": "sum", "renormalise": Fals
 class StubEncoder:
     """Encodes every question as (1, 0), or every other one as (-1, 0); describes itself as told."""
 
+    dim = 2
+
     def __init__(self, folder: Path, normalise: bool, narrow: bool) -> None:
         self.folder = SimpleNamespace(path=folder, sha256=lambda: f"{normalise} {narrow}")
         self._normalise, self._sign = normalise, 1 if narrow else -1

@@ -217,9 +217,8 @@ def format_summary(report: Report, measures: Sequence[str] = SUMMARY_MEASURES) -
     width = max(map(len, report.values))
     lines = [f"{'':<{SUMMARY_WIDTH + width}}" + "".join(f"{name:>10}" for name in ("macro", *languages))]
     for measure in (name for name in measures if name in report.measures):
-        for number, (run, found) in enumerate(report.values.items()):
-            if measure not in found:
-                continue
+        measured = [(run, found) for run, found in report.values.items() if measure in found]
+        for number, (run, found) in enumerate(measured):
             compared = report.comparisons.get(run, {}).get(measure)
             cells = [_starred(found[measure].macro, compared and compared.overall.p)]
             for language in languages:

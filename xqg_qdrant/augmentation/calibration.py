@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -101,8 +102,8 @@ def encode_bank(bank: QuestionBank, encoder: Encoder) -> BankMeans:
     name = f"question-bank-{encoder.folder.sha256()[:16]}-{bank.sha256[:16]}.npz"
     cached = _cache_folder() / name
     for path in (encoder.folder.path / name, cached):
-        with suppress(OSError, ValueError, KeyError):
-            return _load_means(path, bank)
+        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return _load_means(path, bank, encoder.dim)
     languages = {
         language: encoder.encode_queries(texts).astype(np.float64).mean(axis=0).astype(np.float32)
         for language, texts in bank.questions.items()
@@ -129,10 +130,14 @@ def save_means(path: Path, means: BankMeans) -> None:
     part.replace(path)
 
 
-def _load_means(path: Path, bank: QuestionBank) -> BankMeans:
+def _load_means(path: Path, bank: QuestionBank, dim: int) -> BankMeans:
     with np.load(path, allow_pickle=False) as stored:
         languages = {name.removeprefix("lang "): stored[name] for name in stored.files if name.startswith("lang ")}
-        return BankMeans(stored["overall"], languages, bank.sha256)
+        means = BankMeans(stored["overall"], languages, bank.sha256)
+    vectors = np.stack([means.overall, *languages.values()])
+    if vectors.shape[1:] != (dim,) or not np.isfinite(vectors).all():
+        raise ValueError(f"{path} holds no means of {dim} numbers")
+    return means
 
 
 def _by_language(means: BankMeans) -> dict[str, FloatArray]:

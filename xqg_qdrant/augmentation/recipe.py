@@ -141,21 +141,21 @@ def choose_recipe(
     else:
         reason = "as published, for raw dot products"
     gamma = given.pop("gamma", None)
-    calibration = change_calibration(encoder, calibrate, gamma, question_bank)
+    calibration = change_calibration(encoder, calibrate, gamma, question_bank, stored)
     wanted = suited and calibrate is None and given.get("renormalise") is not False
     if wanted and not calibration and encode_bank(read_bank(), encoder).narrow:
-        calibration = change_calibration(encoder, True, None, None)
+        calibration = change_calibration(encoder, True, None, None, stored)
         reason += ", and its vectors lie in a narrow cone"
-    if calibration.get("gamma") and stored is not None:
-        calibration["bank_mean"] = (
-            _stored_mean(stored, encoder, calibration["question_bank"]) or calibration["bank_mean"]
-        )
     made = make_recipe(generator, languages, **{**defaults, **calibration, **given})
     return ChosenRecipe(made, reason)
 
 
 def change_calibration(
-    encoder: Encoder, calibrate: bool | None, gamma: float | None, question_bank: Path | None
+    encoder: Encoder,
+    calibrate: bool | None,
+    gamma: float | None,
+    question_bank: Path | None,
+    stored: Fingerprint | None = None,
 ) -> dict[str, Any]:
     """Return the settings of a recipe that these choices change; none if nothing is chosen.
 
@@ -169,7 +169,7 @@ def change_calibration(
     if calibrate is None and gamma is None and question_bank is None:
         return {}
     bank = read_bank(question_bank)
-    mean = pack_mean(encode_bank(bank, encoder).overall)
+    mean = _stored_mean(stored or {}, encoder, bank.sha256) or pack_mean(encode_bank(bank, encoder).overall)
     return {"gamma": DEFAULT_GAMMA if gamma is None else gamma, "question_bank": bank.sha256, "bank_mean": mean}
 
 

@@ -270,7 +270,7 @@ def retune(
     with opened_store(location) as store:
         # One thread inside an operator: the workers are the threads.
         encoder = load_encoder(encoder_folder, device, 1)
-        changes |= change_calibration(encoder, **calibration)
+        changes |= change_calibration(encoder, **calibration, stored=store.read_fingerprint(collection))
         plan = plan_retune(store, collection, encoder, changes)
         if plan.dropped:
             dropped, counted = f"{plan.dropped} of the {plan.asked[0]}", count_of(plan.passages, "passage")

@@ -54,7 +54,8 @@ def search_baseline(
         passages = np.stack([fuse(plain, mean, recipe.fusion_settings) for plain in stored.plain])
     else:
         passages = stored.plain - stored.plain.mean(axis=0)
-        passages = passages / np.linalg.norm(passages, axis=1, keepdims=True)
+        # A passage at the mean itself keeps its zeros.
+        passages = passages / np.maximum(np.linalg.norm(passages, axis=1, keepdims=True), np.float32(1e-12))
         questions = centre_by_language(questions, [query.language for query in queries])
     return _search(stored, passages, questions, queries, limit)
 
