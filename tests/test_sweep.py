@@ -410,7 +410,9 @@ def test_the_options_name_what_differs_from_the_base_and_nothing_else() -> None:
     assert shlex.join(make_options(chosen, BASE)) == (
         "--fusion mean --alpha 0.3 --renormalise --min-score -0.05 --languages fi,ru --queries-per-language 2"
     )
-    assert make_options(BASE, BASE._replace(renormalise=True, min_score=0.1)) == ["--no-renormalise", "--no-min-score"]
+    assert make_options(BASE, BASE._replace(renormalise=True, min_score=0.1)) == [
+        "--no-renormalise", "--no-calibrate", "--no-min-score"
+    ]  # fmt: skip
     assert describe(chosen) == (
         "mean fusion, alpha 0.3, renormalised, 2 queries in each of fi, ru, only queries that score -0.05 or more"
     )
@@ -422,10 +424,18 @@ def test_the_options_name_what_differs_from_the_base_and_nothing_else() -> None:
      (2.0, 0.05, "Nothing shows that xQG is worth it here: R@2kt +2.00 points"), (2.0, None, "Nothing shows")],
 )  # fmt: skip
 def test_a_verdict_needs_a_difference_that_is_hardly_chance(points: float, p: float | None, begins: str) -> None:
-    told = judge("R@2kt", Difference(points, 5, 1, 10, (-0.5, 4.5), p), 16)
+    told = judge("R@2kt", Difference(points, 5, 1, 10, (-0.5, 4.5), p), 100)
     assert told.startswith(begins)
     assert "95% interval -0.50 to +4.50" in told
-    assert ("On 16 questions, differences below about 2.5 points cannot be detected" in told) == (p != 0.01)
+    assert ("On 100 questions, differences below about 2.5 points cannot be detected" in told) == (p != 0.01)
+    few = judge("R@2kt", Difference(points, 5, 1, 10, (-0.5, 4.5), p), 99)
+    assert few.endswith("99 questions are too few to rely on; ask 100 or more.")
+    assert few.startswith("There are too few questions to tell") == (p != 0.01)
+
+
+def test_no_verdict_speaks_of_less_than_nothing() -> None:
+    told = judge("R@2kt", Difference(0.0, 0, 0, 200, (0.0, 0.0), 1.0), 200)
+    assert "differences below about 0.1 points" in told
 
 
 @pytest.mark.parametrize(
@@ -510,8 +520,14 @@ def test_the_printed_command_gives_the_collection_that_was_reported_on(
     monkeypatch.chdir(tmp_path)
     store = open_store("edge:xqg_data")
     fill(store, "docs", demo_encoder, demo_generator, BASE)
+    # The generated queries themselves are asked, so that the augmented vectors find more.
+    queries, qrels = [], []
+    for point in store.scroll("docs"):
+        for number, generated in enumerate(point.generated_queries):
+            query_id = f"{point.passage.passage_id}-{number}"
+            queries.append(Query(query_id, generated.text, generated.language))
+            qrels.append(Qrel(query_id, point.passage.passage_id, 1))
     store.close()
-    queries, qrels = questions()
     asked = {query.query_id: query._asdict() | {"id": query.query_id, "lang": query.language} for query in queries}
     Path("questions.jsonl").write_text(lines_of(*asked.values()), encoding="utf-8")
     Path("qrels.tsv").write_text("".join("\t".join(map(str, qrel)) + "\n" for qrel in qrels), encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from xqg_qdrant.augmentation.pipeline import Totals
+from xqg_qdrant.evaluation import FEWEST_QUESTIONS
 from xqg_qdrant.evaluation.comparison import Comparison, Report
 from xqg_qdrant.evaluation.significance import stars_of
 from xqg_qdrant.fingerprint import LONGEST_SHOWN, RETUNING_FIELD, describe_retune, show
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 SUMMARY_MEASURES = ("MRR@10", "R@2kt")
 SUMMARY_WIDTH = 8
-FEWEST_QUESTIONS = 100
 SIGNIFICANT = 0.05
 SNIPPET_CHARACTERS = 160
 DIFFERENCE_ROWS = ("difference", "95% from", "95% to", "p, Holm")

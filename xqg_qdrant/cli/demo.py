@@ -122,10 +122,7 @@ def demo(
     gold = {qrel.query_id: qrel.passage_id for qrel in qrels}
     for question in _choose_questions(queries, runs, gold):
         tell(_show_question(question, runs, gold[question.query_id]))
-    asked = len(queries)
-    tell(
-        f"{asked} questions in {len(report.questions)} languages; stars where the difference to plain is significant:\n"
-    )
+    tell(f"\n{len(queries)} questions; passage is the plain vector; stars mark significant differences from it:\n")
     if full or as_json:
         echo_report(report, as_json)
     else:
@@ -136,8 +133,8 @@ def demo(
     place = f"--collection {collection} --store {store.location}"
     tell(
         f"The collection is kept. Try next:\n"
-        f"  {xqg} query {place} 'Mikä on maailman syvin järvi?'\n"
-        f"  {xqg} evaluate {place} --questions {DEMO_FOLDER}\n"
+        f"  {xqg} query {place} 'どの火山の噴火がポンペイを埋めましたか？'\n"
+        f"  {xqg} evaluate {place} --questions {DEMO_FOLDER} --rank passage --rank control --rank xqg\n"
         f"  {xqg} pilot YOUR_FILE.jsonl --languages ja,ru\n"
     )
 

@@ -176,7 +176,7 @@ def pilot(
         return
     _echo_pilot(file, sample, found)
     echo(_describe_cost(found.cost, found.recipe, encoder.device, price_per_hour))
-    if asked:
+    if asked and found.sweep.gained.points > 0:
         models = {"--encoder": encoder_folder, "--generator": generator_folder}
         places = [word for name, folder in models.items() if folder is not None for word in (name, str(folder))]
         echo(f"With this setting: {_command(file, places, found, generator.languages)}")

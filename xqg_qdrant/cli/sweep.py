@@ -120,4 +120,7 @@ def sweep(
     places = [] if location == DEFAULT_STORE else ["--store", location]
     models = [] if encoder_folder is None else ["--encoder", str(encoder_folder)]
     command = shlex.join(["xqg", "retune", "--collection", collection, *places, *models, *options])
-    echo(f"To apply it: {command}" if options else f"The collection {collection!r} already has this setting.")
+    if not options:
+        echo(f"The collection {collection!r} already has this setting.")
+    elif found.gained.points > 0:
+        echo(f"To apply it: {command}")

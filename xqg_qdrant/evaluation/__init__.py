@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
+FEWEST_QUESTIONS = 100
+"""For a verdict without a caveat."""
 EVALUATION_DEPTH = 100
 """The default number of passages retrieved for each question."""
 

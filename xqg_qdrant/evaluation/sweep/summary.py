@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xqg_qdrant.evaluation import FEWEST_QUESTIONS
 from xqg_qdrant.evaluation.comparison import Difference
 from xqg_qdrant.evaluation.results import new_results
 from xqg_qdrant.evaluation.sweep.bench import Bench
@@ -20,6 +21,7 @@ HEADINGS = {
     FILTER: "filter by the encoder's own score ({})",
 }
 SURE = 0.05
+LEAST_DETECTABLE = 0.1
 
 
 def format_points(sweep: Sweep) -> str:
@@ -57,15 +59,18 @@ def describe(setting: Setting) -> str:
 def judge(measure: str, gained: Difference, questions: int) -> str:
     """Return whether xQG is worth it, judged by its gain on questions not used for the choice."""
     gain = describe_gain(measure, gained)
+    few = questions < FEWEST_QUESTIONS
+    caveat = f" {questions} questions are too few to rely on; ask {FEWEST_QUESTIONS} or more." if few else ""
     if not is_sure(gained):
-        width = (gained.interval[1] - gained.interval[0]) / 2
+        width = max((gained.interval[1] - gained.interval[0]) / 2, LEAST_DETECTABLE)
+        begins = "There are too few questions to tell" if few else "Nothing shows that xQG is worth it here"
         return (
-            f"Nothing shows that xQG is worth it here: {gain}. On {questions} questions, differences below about "
-            f"{width:.1f} points cannot be detected."
+            f"{begins}: {gain}. On {questions} questions, differences below about {width:.1f} points cannot be "
+            f"detected.{caveat}"
         )
     if gained.points > 0:
-        return f"xQG is worth it here: {gain}."
-    return f"xQG does harm here: {gain}. Search the plain vectors, or try another generator."
+        return f"xQG is worth it here: {gain}.{caveat}"
+    return f"xQG does harm here: {gain}. Search the plain vectors, or try another generator.{caveat}"
 
 
 def is_sure(gained: Difference) -> bool:
@@ -88,7 +93,8 @@ def make_options(chosen: Setting, base: Setting) -> list[str]:
     if chosen.alpha != base.alpha:
         options += ["--alpha", repr(chosen.alpha)]
     if chosen.renormalise != base.renormalise:
-        options.append("--renormalise" if chosen.renormalise else "--no-renormalise")
+        # Only vectors of one length can be calibrated.
+        options += ["--renormalise"] if chosen.renormalise else ["--no-renormalise", "--no-calibrate"]
     if chosen.min_score != base.min_score:
         options += ["--no-min-score"] if chosen.min_score is None else ["--min-score", repr(chosen.min_score)]
     if chosen.languages != base.languages and chosen.languages is not None:
