@@ -63,7 +63,8 @@ class Bench:
             word for language in XQUAD for word in ("--questions", str(self._dev / f"queries.{language}.jsonl.gz"))
         ]
         place = ("--collection", collection, "--encoder", self._encoder)
-        return self.run("-q", "evaluate", *place, *asked, "--qrels", self._dev / "qrels.tsv.gz", *ranked, "--json")
+        judged = ("--qrels", self._dev / "qrels.tsv.gz", "--limit", "10")
+        return self.run("-q", "evaluate", *place, *asked, *judged, *ranked, "--json")
 
     def _write_corpus(self) -> None:
         """Write the passages that have queries; the others are of another kind, and nobody asks for them."""
