@@ -372,7 +372,7 @@ def test_the_command_serves_this_machine_alone_and_ends_well(
     try:
         said = process.stderr.readline()
         url = said.split(" at ")[1].split()[0]
-        assert said == f"Serving 'docs' at {url} - Ctrl-C ends it.\n"
+        assert said == f"Serving 'docs' at {url} (Ctrl-C to stop)\n"
         assert url.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(url, timeout=30) as page:
             assert b"Search" in page.read()
