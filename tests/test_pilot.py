@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Container, Iterable
@@ -260,7 +261,8 @@ def test_a_pilot_with_questions_asks_them_on_a_sample_that_holds_their_passages(
     relevant = {qrel.passage_id for qrel in read_demo_qrels() if qrel.query_id in asked}
     assert len(relevant & ids) <= 12
     assert {setting["setting"]["queries_per_language"] for setting in told["sweep"]["points"]} == {1, 2}
-    assert told["verdict"].split(" ")[0] in ("xQG", "Nothing")
+    # 84 questions at most
+    assert told["verdict"].endswith("are too few to rely on; ask 100 or more.")
     assert list(no_trace.iterdir()) == []
 
 
@@ -290,14 +292,17 @@ def test_a_pilot_without_questions_asks_generated_ones_that_no_vector_holds_and_
     assert list(no_trace.iterdir()) == []
 
 
-def test_a_pilot_prints_the_ingest_with_the_best_setting(corpus: Path, no_trace: Path) -> None:
+def test_a_pilot_prints_the_ingest_with_the_best_setting_only_where_it_gains(corpus: Path, no_trace: Path) -> None:
     options = ("--passages", 12, *FEW[:4], "--questions", DEMO_FOLDER, "--measure", "MRR@10", "--threads", 1)
     shown = xqg("-q", "pilot", corpus, *options)
     assert shown.exit_code == 0, shown.stderr
-    [command] = [line for line in shown.stdout.splitlines() if line.startswith("With this setting: ")]
-    assert command.startswith(f"With this setting: xqg ingest {corpus} --collection NAME ")
-    assert "--queries-per-language" in command
-    assert "--languages" in command
+    commands = [line for line in shown.stdout.splitlines() if line.startswith("With this setting: ")]
+    gains = re.search(r"(here|tell): MRR@10 [+](?!0[.]00)", shown.stdout) is not None
+    assert len(commands) == gains
+    for command in commands:
+        assert command.startswith(f"With this setting: xqg ingest {corpus} --collection NAME ")
+        assert "--queries-per-language" in command
+        assert "--languages" in command
     assert list(no_trace.iterdir()) == []
 
 
