@@ -104,7 +104,7 @@ def test_sync_with_an_empty_corpus_deletes_nothing() -> None:
     result = xqg("sync", write(), "--collection", "docs", "--delete")
     assert result.exit_code == 2
     assert "the corpus holds no passage, so all of 'docs' would be deleted" in result.stderr
-    assert "\nCure: check the file, or use xqg delete --collection docs" in result.stderr
+    assert "\nCure: check the file, or delete the collection: xqg delete --collection docs" in result.stderr
     assert len(read_all("docs")) == 2
 
 

@@ -67,7 +67,7 @@ def test_other_shells_get_a_script_and_the_same_words(shell: str, environment: d
 
 
 # Their options are still explained at length.
-LONG_HELP = {"compare", "demo", "evaluate", "pilot", "robustness", "sweep"}
+LONG_HELP = {"compare", "demo", "evaluate", "pilot", "robustness", "score", "sweep"}
 NARROWEST_HELP = 80 - 2 - 30 - 4  # columns, beside the longest name of an option that click keeps on the same line
 
 

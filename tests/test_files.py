@@ -131,5 +131,5 @@ def test_a_file_of_predictions_may_be_one_long_line_but_judgements_may_not(write
     text = "x" * LONGEST_ROW
     (prediction,) = read_predictions(write(f'[{{"id": "1", "lang": "fi", "ctxs": ["{text}"]}}]', "p.json"))
     assert prediction.contexts == (text,)
-    with pytest.raises(InputError, match="line 2: a line of 4,194,305 bytes or more"):
+    with pytest.raises(InputError, match="line 2: the line has 4,194,305 bytes or more"):
         read_qrels(write(f"1\t2\t1\n{text}{text}\t2\t1\n", "q.tsv"))

@@ -37,7 +37,7 @@ ROWS = [
 FIRST = ROWS[0].passage
 # What mcp-server-qdrant 0.8.1 and qdrant-haystack 13.1.0 read.
 WRITTEN = {
-    "mcp": {"text": "document", "metadata": "metadata", "xqg": "fast-demo-encoder"},
+    "mcp": {"text": "document", "metadata": "metadata", "xqg": "fast-multilingual-e5-small"},
     "haystack": {"text": "content", "metadata": "meta", "xqg": "text-dense"},
 }
 NEVER = Event()
@@ -211,7 +211,7 @@ def test_every_command_goes_on_with_such_a_collection(tmp_path: Path, monkeypatc
     ingested = xqg("ingest", "corpus.jsonl", "--queries", "corpus", "--sparse", "--payload-layout", "mcp")
     assert "4 passages stored" in ingested
     status = json.loads(xqg("status", "--json"))
-    assert status["fingerprint"]["recipe.names"] == {"text": "document", "xqg": "fast-demo-encoder"}
+    assert status["fingerprint"]["recipe.names"] == {"text": "document", "xqg": "fast-multilingual-e5-small"}
     assert status["recipes"] == {next(iter(status["recipes"])): 4}
     for ranking in ("xqg", "passage", "hybrid", "max-sim"):
         (hit,) = json.loads(xqg("query", ROWS[0].queries[0].text, "--json", "--limit", "1", "--rank", ranking))["hits"]

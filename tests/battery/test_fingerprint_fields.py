@@ -158,7 +158,7 @@ def test_other_languages_are_refused(store: Store, demo_encoder: Encoder, demo_g
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("pooling", "cls"), ("normalise", False), ("query_prefix", "query: "), ("passage_prefix", "passage: "),
+        ("pooling", "cls"), ("normalise", False), ("query_prefix", "ask: "), ("passage_prefix", "text: "),
         ("max_query_tokens", 64), ("max_passage_tokens", 128), ("dtype", "float32"),
     ],
 )  # fmt: skip
