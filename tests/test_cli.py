@@ -298,7 +298,7 @@ def test_a_collection_of_another_recipe_is_refused_with_exit_code_4(store: Path)
     Path("corpus.jsonl").write_text(to_row(0) + "\n")
     result = xqg(*arguments, "--alpha", "0.5")
     assert result.exit_code == 4
-    assert "recipe.alpha: stored 0.01, now 0.5" in result.stderr
+    assert "recipe.alpha: stored 0.4, now 0.5" in result.stderr
     assert "Cure: " in result.stderr
 
 

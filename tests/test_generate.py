@@ -128,7 +128,7 @@ def test_a_run_that_was_broken_off_is_gone_on_with(folder: Path, monkeypatch: py
 
     other = run("generate", "grown.jsonl", "--out", "parts", *FEW, "--alpha", "0.5")
     assert other.exit_code == 4
-    assert "recipe.alpha: stored 0.01, now 0.5" in other.stderr
+    assert "recipe.alpha: stored 0.4, now 0.5" in other.stderr
     (folder / "grown.jsonl").write_text("".join([rows[0].replace('"text": "', '"text": "Now: '), *rows[1:]]))
     edited = run("generate", "grown.jsonl", "--out", "parts", *FEW)
     assert edited.exit_code == 2

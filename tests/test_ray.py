@@ -117,7 +117,7 @@ def test_an_ingest_on_ray_gives_the_points_the_rejects_and_the_account_of_any_ot
     assert f"0 passages stored, {PASSAGES} unchanged, 3 rows rejected" in again.stderr
     other = ingest(server, "ray", "a.jsonl", *RAY, "--alpha", "0.5")
     assert other.exit_code == 4
-    assert "recipe.alpha: stored 0.01, now 0.5" in other.stderr
+    assert "recipe.alpha: stored 0.4, now 0.5" in other.stderr
 
 
 def test_a_worker_that_is_killed_takes_no_passage_with_it(cluster: str, folder: Path, server: RestQdrant) -> None:
