@@ -205,7 +205,7 @@ def test_an_ingest_that_gives_up_says_so_and_ends_rightly_when_it_is_run_again(
         impatient.setattr("xqg_qdrant.stores.server.requests.PATIENCE_SECONDS", 0.1)
         impatient.setattr("xqg_qdrant.stores.server.requests.FIRST_PATIENCE_SECONDS", 0.1)
         result = xqg_ingest(corpus, proxy.url)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # instead of the five minutes of its patience
     assert result.exit_code == 5, result.output
     assert f" in {proxy.url}: " in result.stderr
     assert "\nCure: " in result.stderr
