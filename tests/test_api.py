@@ -103,7 +103,7 @@ def test_rows_that_cannot_be_used_come_back_with_their_number_and_the_reason(
 def test_without_a_generator_the_rows_bring_their_queries(demo_encoder: Encoder) -> None:
     row = {"id": "nile", "text": "The Nile is long.", "generated_queries": [{"lang": "ru", "text": QUESTION}]}
     with open_store(":memory:") as store:
-        done = ingest([row], store, "docs", demo_encoder, None, alpha=0.5, fusion="mean")
+        done = ingest([row], store, "docs", demo_encoder, None, alpha=0.5, fusion="mean", renormalise=False)
         point = read_points(store)["nile"]
         assert [query.text for query in point.generated_queries] == [QUESTION]
         plain, asked = (

@@ -301,7 +301,7 @@ def test_queries_of_the_corpus_and_of_a_file_give_the_same_points_without_any_ge
 def test_given_queries_are_filtered_too_and_the_command_reports_how_many() -> None:
     rows = demo_rows(2)
     corpus = write("c.jsonl", corpus_rows(rows, with_queries=True))
-    result = xqg(corpus, "--queries", "corpus", "--min-score", "1000000", "--fusion", "mean")
+    result = xqg(corpus, "--queries", "corpus", "--min-score", "1000000", "--fusion", "mean", "--no-calibrate")
     assert result.exit_code == 0, result.stderr
     count = sum(len(row.queries) for row in rows)
     assert f"Queries excluded by --min-score: {count} of {count}." in result.stderr
