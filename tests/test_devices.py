@@ -208,6 +208,7 @@ def test_the_command_line_says_so_unless_it_is_to_be_quiet(
         str(tmp_path / "corpus.jsonl"),
         "--queries",
         "corpus",
+        "--no-calibrate",
         "--encoder",
         str(small),
         "--device",
