@@ -105,7 +105,7 @@ def test_the_name_of_the_command_is_the_path_by_which_it_was_called(
         "xqg": "xqg",
         ".venv/bin/xqg": ".venv/bin/xqg",
         "a venv/bin/xqg": "'a venv/bin/xqg'",
-        "/work/cli.py": "xqg",
+        "/opt/cli.py": "xqg",
     }.items():
         monkeypatch.setattr(sys, "argv", [called])
         assert command_name() == name

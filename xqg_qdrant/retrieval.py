@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
-from xqg_qdrant.augmentation.calibration import encode_bank, read_bank, subtract_offsets
+from xqg_qdrant.augmentation.calibration import BankMeans, encode_bank, read_bank, subtract_offsets
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import refuse_mismatch
 from xqg_qdrant.inference.encoder import Encoder
@@ -167,13 +168,16 @@ class Ranker:
             found = self._store.search(self._collection, vectors, XQG_VECTOR, limit)
             return [self._rescore(vector, hits) for vector, hits in zip(vectors, found, strict=True)]
         if ranking in (OFFSET, PASSAGE_OFFSET):
-            means = encode_bank(read_bank(), self._encoder)
             known = languages or [""] * len(questions)
-            shifted = subtract_offsets(vectors, known, means, calibrated=ranking == OFFSET)
+            shifted = subtract_offsets(vectors, known, self._bank_means, calibrated=ranking == OFFSET)
             return self._store.search(
                 self._collection, shifted, XQG_VECTOR if ranking == OFFSET else PASSAGE_VECTOR, limit
             )
         return self._store.search(self._collection, vectors, ranking, limit)
+
+    @cached_property
+    def _bank_means(self) -> BankMeans:
+        return encode_bank(read_bank(), self._encoder)
 
     def _rescore(self, question: FloatArray, hits: Sequence[ScoredPassage]) -> list[ScoredPassage]:
         """Sort hits by the highest dot product of a passage or its queries with the question, shape `(dim,)`."""
