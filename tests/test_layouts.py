@@ -41,7 +41,7 @@ WRITTEN = {
     "haystack": {"text": "content", "metadata": "meta", "xqg": "text-dense"},
 }
 NEVER = Event()
-NAMES = {layout: make_names(layout, "demo-encoder") for layout in LAYOUTS}
+NAMES = {layout: make_names(layout, "intfloat/multilingual-e5-small") for layout in LAYOUTS}
 
 
 @pytest.fixture(params=["edge", "local", "server"])
