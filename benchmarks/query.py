@@ -24,7 +24,7 @@ from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
 from xqg_qdrant.retrieval import search
-from xqg_qdrant.stores.edge import EdgeStore
+from xqg_qdrant.stores.edge.store import EdgeStore
 
 COPIES = 20
 QUERIES = 35

@@ -21,7 +21,7 @@ import qdrant_edge as engine
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.lifecycle.status import measure_recall
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage
-from xqg_qdrant.stores.edge import EdgeStore
+from xqg_qdrant.stores.edge.store import EdgeStore
 from xqg_qdrant.stores.points import make_point_id
 
 DIM = 384

@@ -31,7 +31,7 @@ from xqg_qdrant.evaluation.files import read_judged_questions
 from xqg_qdrant.inference.session import Session
 from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
 from xqg_qdrant.stores import open_store
-from xqg_qdrant.stores.edge import EdgeStore
+from xqg_qdrant.stores.edge.store import EdgeStore
 from xqg_qdrant.stores.protocol import Indexing
 
 CLI = Path(__file__).parent.parent / "cli.py"

@@ -24,7 +24,7 @@ from xqg_qdrant.lifecycle import copying
 from xqg_qdrant.lifecycle.copying import Copying, copy_collection
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
 from xqg_qdrant.stores import Sharding, Store, is_same_place, open_store
-from xqg_qdrant.stores.edge import EdgeStore
+from xqg_qdrant.stores.edge.store import EdgeStore
 from xqg_qdrant.stores.points import make_point_id
 
 DIM = 8

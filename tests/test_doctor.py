@@ -21,7 +21,7 @@ from xqg_qdrant.machine import free_memory
 from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
 from xqg_qdrant.printing import format_check
 from xqg_qdrant.stores import open_store
-from xqg_qdrant.stores.edge import EdgeStore
+from xqg_qdrant.stores.edge.store import EdgeStore
 
 STEPS = ["read", "generate", "encode", "augment", "upsert", "query"]
 KEY = "a-key-that-nobody-may-see"

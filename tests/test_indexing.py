@@ -19,8 +19,8 @@ from xqg_qdrant.errors import StoreError
 from xqg_qdrant.lifecycle.status import measure_recall
 from xqg_qdrant.records import AugmentedPassage, FloatArray, Passage
 from xqg_qdrant.stores import open_store
-from xqg_qdrant.stores.edge import ENGINE_SCRATCH, EdgeStore
 from xqg_qdrant.stores.edge.index import build_index
+from xqg_qdrant.stores.edge.store import ENGINE_SCRATCH, EdgeStore
 
 # The engine indexes what takes more than 10 MB.
 DIM = 4096
@@ -149,7 +149,7 @@ def test_a_collection_that_could_not_be_opened_is_left_to_others(folder: Path, m
 
     store = EdgeStore(folder)
     with monkeypatch.context() as patch:
-        patch.setattr("xqg_qdrant.stores.edge.load_shard", fail)
+        patch.setattr("xqg_qdrant.stores.edge.store.load_shard", fail)
         with pytest.raises(StoreError):
             store.count("docs")
     assert read_indexed(folder) == 0

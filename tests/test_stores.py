@@ -34,8 +34,8 @@ from rest_qdrant import Json, RestQdrant, Script, answer, hang
 from xqg_qdrant.errors import InputError, MismatchError, StoreError, XqgError
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage
 from xqg_qdrant.stores import Store, open_store
-from xqg_qdrant.stores import edge as edge_module
 from xqg_qdrant.stores import points as layout
+from xqg_qdrant.stores.edge import store as edge_module
 from xqg_qdrant.stores.edge.index import SIDECAR
 from xqg_qdrant.stores.server import client as client_module
 from xqg_qdrant.stores.server import limits as limits_module
@@ -805,7 +805,8 @@ def test_a_kill_while_a_collection_is_created_leaves_no_dead_end(
 ) -> None:
     code = """
 import os, signal, sys
-from xqg_qdrant.stores import edge, open_store
+from xqg_qdrant.stores import open_store
+from xqg_qdrant.stores.edge import store as edge
 edge.write_sidecar = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 open_store(sys.argv[1]).create_collection("passages", 8, {})
 """

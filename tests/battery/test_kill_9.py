@@ -29,7 +29,7 @@ FEW_QUERIES = ["--languages", "fi,ru", "--queries-per-language", "1", "--max-new
 PASSAGES = 40
 INDEX_DIM, INDEX_POINTS = 4096, 700
 
-EDGE = "xqg_qdrant.stores.edge"
+EDGE = "xqg_qdrant.stores.edge.store"
 # name of a point → the function at which the process ends, before or after its work
 POINTS = {
     "reading": ("xqg_qdrant.augmentation.pipeline", "look_up", "before"),

@@ -52,7 +52,7 @@ def cut_writes() -> None:
 
     from xqg_qdrant import streams as workers
     from xqg_qdrant.lifecycle import copying, retune
-    from xqg_qdrant.stores import edge
+    from xqg_qdrant.stores.edge import store as edge
 
     copying.BATCH = retune.CHUNK_SIZE = 8
     # Then no two chunks are written at once, however busy the machine is: as often as a point was passed it is again.

@@ -59,7 +59,7 @@ def open_store(location: str, api_key: str | None = None, sharding: Sharding | N
         from xqg_qdrant.stores.server.client import ClientStore
 
         return ClientStore(location, api_key, sharding)
-    from xqg_qdrant.stores.edge import EdgeStore
+    from xqg_qdrant.stores.edge.store import EdgeStore
 
     return EdgeStore(location.removeprefix(EDGE))
 
