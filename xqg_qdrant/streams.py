@@ -1,4 +1,4 @@
-"""Cut streams of items into batches, and process items in worker threads while keeping their order."""
+"""Cut streams of items into batches, process them in worker threads in order, and show how far they are."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import os
 from collections import abc, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from itertools import islice
 from threading import Event
-from typing import TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,6 +18,17 @@ R = TypeVar("R")
 ITEMS_IN_FLIGHT = 4
 # Per GPU: one worker computes while the results of the other are decoded to text.
 CUDA_WORKERS = 2
+
+
+class Bar(Protocol):
+    """A progress bar."""
+
+    def update(self, n: int, /) -> object:
+        """Advance by n steps."""
+
+
+Bars: TypeAlias = Callable[[int | None, str], AbstractContextManager[Bar]]
+"""Opens a progress bar for a total (None: unknown) and a unit such as ` passages`."""
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -145,10 +145,9 @@ def status(
 
     Without --collection, list the collections.
     """
-    from xqg_qdrant.cli.progress import run_compare, run_status
+    from xqg_qdrant.cli.progress import make_bars, run_status
     from xqg_qdrant.corpus.inputs import Inputs
-    from xqg_qdrant.corpus.seen_ids import TextSet
-    from xqg_qdrant.lifecycle.sync import check_comparable
+    from xqg_qdrant.lifecycle.sync import plan_sync
     from xqg_qdrant.printing import format_status
 
     if collection is None and file is not None:
@@ -161,10 +160,9 @@ def status(
         report = found.to_json()
         lines = format_status(found)
         if file is not None:
-            check_comparable(collection, found.fingerprint, given=queries is not None)
             inputs = Inputs([file], queries, id_field)
             total = None if quiet else inputs.count()
-            compared = run_compare(inputs.read(), total, store, collection, found.fingerprint, TextSet(), quiet)
+            compared = plan_sync(store, collection, inputs, total, make_bars(quiet)).found
             echo_unused_queries(inputs)
             report["corpus"] = {"file": file, **compared._asdict()}
             lines += f"\nagainst {file}: {compared}"
@@ -254,7 +252,6 @@ def retune(
     queries and languages can become fewer, not more. Searches work meanwhile. To resume after an interruption, run the
     same command again, or one without settings.
     """
-    from xqg_qdrant.augmentation.recipe import change_calibration
     from xqg_qdrant.cli.progress import run_retune
     from xqg_qdrant.languages import LANGUAGES, parse_languages
     from xqg_qdrant.lifecycle.retune import plan_retune
@@ -270,8 +267,7 @@ def retune(
     with opened_store(location) as store:
         # One thread inside an operator: the workers are the threads.
         encoder = load_encoder(encoder_folder, device, 1)
-        changes |= change_calibration(encoder, **calibration, stored=store.read_fingerprint(collection))
-        plan = plan_retune(store, collection, encoder, changes)
+        plan = plan_retune(store, collection, encoder, changes, **calibration)
         if plan.dropped:
             dropped, counted = f"{plan.dropped} of the {plan.asked[0]}", count_of(plan.passages, "passage")
             confirm(f"Drop {dropped} queries generated for each of {counted}, for good?", yes)

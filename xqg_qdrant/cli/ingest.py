@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ from xqg_qdrant.text import count_of
 
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.pipeline import Totals
+    from xqg_qdrant.augmentation.recipe import Recipe
 
 
 @main.command(cls=GroupedCommand)
@@ -203,40 +205,36 @@ def sync(
     that left FILE are deleted. If rows of FILE are rejected, nothing is deleted, because what seems to have left may
     only be damaged; the exit code is then 3.
     """
-    from xqg_qdrant.augmentation.pipeline import Totals
-    from xqg_qdrant.augmentation.recipe import read_recipe
-    from xqg_qdrant.cli.progress import run_compare, run_delete_left, run_ingest
+    from xqg_qdrant.cli.progress import make_bars, run_ingest
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.corpus.inputs import Inputs
-    from xqg_qdrant.corpus.seen_ids import TextSet
-    from xqg_qdrant.lifecycle.sync import check_comparable
-    from xqg_qdrant.stores import read_existing_fingerprint
+    from xqg_qdrant.lifecycle.sync import plan_sync
+    from xqg_qdrant.lifecycle.sync import sync as apply_sync
 
     if file == "-":
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
     inputs = Inputs([file], queries, id_field)
-    seen, totals, total = TextSet(), Totals(), inputs.count()
+    total, bars = inputs.count(), make_bars(quiet)
     rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), file, queries)
     with opened_store(location) as store:
-        fingerprint = read_existing_fingerprint(store, collection)
-        check_comparable(collection, fingerprint, given=queries is not None)
-        recipe = read_recipe(fingerprint)
-        found = run_compare(inputs.read(), total, store, collection, fingerprint, seen, quiet)
+        plan = plan_sync(store, collection, inputs, total, bars)
         echo_unused_queries(inputs)
-        echo(found)
+        echo(plan.found)
         if dry_run:
             return
-        if delete and found.deletable:
-            keep_snapshot(store, collection, no_snapshot, quiet)
-        if found.differs:
+
+        def ingest(recipe: Recipe) -> Totals:
             encoder = load_encoder(encoder_folder, device, 1)
             generator = load_generator(generator_folder, device, 1) if queries is None else None
             rows = inputs.read()
-            totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+            return run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+
+        snapshot = partial(keep_snapshot, store, collection, no_snapshot, quiet) if delete else None
+        totals, deleted = apply_sync(store, plan, ingest, snapshot, bars)
         if delete and totals.rejected:
             echo("Nothing was deleted, as rows were rejected. Correct them, and run the same again.", err=True)
         elif delete:
-            echo(f"{count_of(run_delete_left(store, collection, seen, found.left, quiet), 'passage')} deleted")
+            echo(f"{count_of(deleted, 'passage')} deleted")
         if totals.stored:
             index_large(store, collection, quiet)
     exit_if_rejected(totals, rejected.path)

@@ -19,22 +19,18 @@ from xqg_qdrant.augmentation.pipeline import PointStore, Progress, Row, Totals, 
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.corpus.dead_letters import DeadLetters
-from xqg_qdrant.corpus.seen_ids import TextSet
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
-from xqg_qdrant.evaluation import Bars
 from xqg_qdrant.evaluation.robustness import Agreement, Pair, compare_rankings
-from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generation.lexicon import Lexicon
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle.copying import copy_collection
 from xqg_qdrant.lifecycle.retune import Plan, retune
 from xqg_qdrant.lifecycle.status import Status, read_status
-from xqg_qdrant.lifecycle.sync import Comparison, compare, delete_left
 from xqg_qdrant.printing import format_left_out, format_seconds, format_totals
 from xqg_qdrant.stores import Store, read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Indexing
-from xqg_qdrant.streams import count_workers
+from xqg_qdrant.streams import Bars, count_workers
 from xqg_qdrant.text import count_of
 
 T = TypeVar("T")
@@ -108,33 +104,6 @@ def run_status(store: Store, collection: str, quiet: bool) -> Status:
         for status in read_status(store, collection):
             bar.update(status.passages - bar.n)
     return status
-
-
-def run_compare(
-    rows: Iterable[Row],
-    total: int | None,
-    store: Store,
-    collection: str,
-    fingerprint: Fingerprint,
-    seen: TextSet,
-    quiet: bool,
-) -> Comparison:
-    """Compare a corpus with a collection, with a progress bar."""
-    found = Comparison()
-    with _make_bar(total, " rows compared", quiet) as bar:
-        for found in compare(rows, store, collection, fingerprint, seen):
-            bar.update(found.rows - bar.n)
-    return found
-
-
-def run_delete_left(store: Store, collection: str, seen: TextSet, total: int, quiet: bool) -> int:
-    """Delete what left the corpus, with a progress bar; return how many passages that is."""
-    deleted = 0
-    with _make_bar(total, " passages deleted", quiet) as bar:
-        for count in delete_left(store, collection, seen):
-            deleted += count
-            bar.update(count)
-    return deleted
 
 
 def run_copy(source: Store, collection: str, target: Store, name: str, quiet: bool) -> None:

@@ -15,12 +15,12 @@ import numpy as np
 from xqg_qdrant.augmentation.fusion import fuse
 from xqg_qdrant.augmentation.recipe import read_recipe
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.evaluation import Bars
 from xqg_qdrant.evaluation.sweep.vectors import StoredVectors
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import FloatArray, Query, ScoredPassage
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.streams import Bars
 
 CONTROL, CENTRED = "control", "centred"
 BASELINES = (CONTROL, CENTRED)

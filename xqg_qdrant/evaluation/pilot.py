@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 from xqg_qdrant.augmentation.pipeline import Progress
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.evaluation import EVALUATION_DEPTH, Bars
+from xqg_qdrant.evaluation import EVALUATION_DEPTH
 from xqg_qdrant.evaluation.comparison import Difference
 from xqg_qdrant.evaluation.results import make_manifest
 from xqg_qdrant.evaluation.sweep.bench import Bench, make_bench
@@ -26,6 +26,7 @@ from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
 from xqg_qdrant.stores import Store, open_store
+from xqg_qdrant.streams import Bars
 
 TRIAL = "trial"
 """The name of the temporary collection."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.evaluation import Bars
 from xqg_qdrant.evaluation.baselines import BASELINES, search_baseline
 from xqg_qdrant.evaluation.comparison import Report, evaluate_runs, languages_of, make_report
 from xqg_qdrant.evaluation.files import Prediction, ranked, read_predictions, read_run
@@ -25,6 +24,7 @@ from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import XQG_VECTOR, Passage, Qrel, Query, ScoredPassage
 from xqg_qdrant.retrieval import search_runs
 from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.streams import Bars
 
 SystemRun: TypeAlias = dict[str, list[ScoredPassage]]
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from xqg_qdrant.augmentation.fusion import Fusion, augment_passage, check_fusion, check_vectors
 from xqg_qdrant.augmentation.pipeline import find_terms
-from xqg_qdrant.augmentation.recipe import RECIPE_PREFIX, Recipe, check_count, read_recipe
+from xqg_qdrant.augmentation.recipe import RECIPE_PREFIX, Recipe, change_calibration, check_count, read_recipe
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import (
     RETUNING_FIELD,
@@ -91,18 +92,37 @@ class _Chunk(NamedTuple):
     left_out: int
 
 
-def plan_retune(store: Store, collection: str, encoder: Encoder, changes: Mapping[str, Any]) -> Plan:
+def plan_retune(
+    store: Store,
+    collection: str,
+    encoder: Encoder,
+    changes: Mapping[str, Any],
+    *,
+    calibrate: bool | None = None,
+    gamma: float | None = None,
+    question_bank: Path | None = None,
+) -> Plan:
     """Plan these changes of the recipe, if the stored queries allow them.
 
     Without changes, plan to finish an unfinished retune.
 
+    Args:
+        store: the store of the collection.
+        collection: its name.
+        encoder: the one that the collection was made with.
+        changes: settings of `Recipe`, other than those of the calibration.
+        calibrate: whether to calibrate; None leaves that as it is, like the next two.
+        gamma: the weight of the calibration.
+        question_bank: JSONL file of questions to calibrate with.
+
     Raises:
-        InputError: there is no such collection, or the stored queries do not allow a change.
+        InputError: there is no such collection, the bank cannot be used, or the stored queries do not allow a change.
         MismatchError: the collection was made with another encoder, or a retune to another recipe is unfinished.
     """
     check_collection(store, collection, encoder)
     stored = read_existing_fingerprint(store, collection)
     before = {name: value for name, value in stored.items() if name != RETUNING_FIELD}
+    changes = {**changes, **change_calibration(encoder, calibrate, gamma, question_bank, stored)}
     if changes:
         after = _change(collection, before, changes)
     elif RETUNING_FIELD in stored:

@@ -1,14 +1,16 @@
-"""Compare a corpus with a collection, and delete stored passages that left the corpus.
+"""Compare a corpus with a collection, and make the collection match it.
 
 A passage is compared by the content hash that an ingest would store, so nothing is generated or encoded here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from xqg_qdrant.augmentation.pipeline import Row
+from xqg_qdrant.augmentation.pipeline import Row, Totals
+from xqg_qdrant.augmentation.recipe import Recipe, read_recipe
+from xqg_qdrant.corpus.inputs import Inputs
 from xqg_qdrant.corpus.seen_ids import TextSet
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import (
@@ -21,8 +23,8 @@ from xqg_qdrant.fingerprint import (
     refuse_mismatch,
 )
 from xqg_qdrant.records import Passage, QueriedPassage, Reject
-from xqg_qdrant.stores.protocol import Store
-from xqg_qdrant.streams import batched
+from xqg_qdrant.stores import Store, read_existing_fingerprint
+from xqg_qdrant.streams import Bars, batched
 
 BATCH = 1000
 
@@ -66,14 +68,78 @@ class Comparison(NamedTuple):
         )
 
 
-def check_comparable(collection: str, fingerprint: Fingerprint, given: bool) -> None:
-    """Refuse a collection that cannot be compared with a corpus with or without `given` queries.
+class SyncPlan(NamedTuple):
+    """What a sync of a collection will change.
+
+    Attributes:
+        collection: Its name.
+        fingerprint: The collection's, whose recipe new passages get.
+        found: The comparison with the corpus.
+        seen: The ids of the corpus.
+    """
+
+    collection: str
+    fingerprint: Fingerprint
+    found: Comparison
+    seen: TextSet
+
+
+class Synced(NamedTuple):
+    """What a sync stored and rejected, and how many passages it deleted."""
+
+    totals: Totals
+    deleted: int = 0
+
+
+def plan_sync(store: Store, collection: str, inputs: Inputs, total: int | None, bars: Bars) -> SyncPlan:
+    """Compare a corpus with a collection, with a progress bar of `total` rows.
 
     Raises:
+        InputError: there is no such collection, or the corpus cannot be read.
         MismatchError: a retune is unfinished, or only one of corpus and collection has given queries.
     """
+    fingerprint = read_existing_fingerprint(store, collection)
     wanted = {name: value for name, value in fingerprint.items() if name not in (QUERIES_FIELD, RETUNING_FIELD)}
-    refuse_mismatch(collection, fingerprint, wanted | ({QUERIES_FIELD: GIVEN} if given else {}))
+    given = {} if inputs.queries is None else {QUERIES_FIELD: GIVEN}
+    refuse_mismatch(collection, fingerprint, wanted | given)
+    found, seen = Comparison(), TextSet()
+    with bars(total, " rows compared") as bar:
+        for latest in compare(inputs.read(), store, collection, fingerprint, seen):
+            bar.update(latest.rows - found.rows)
+            found = latest
+    return SyncPlan(collection, fingerprint, found, seen)
+
+
+def sync(
+    store: Store,
+    plan: SyncPlan,
+    ingest: Callable[[Recipe], Totals],
+    before_delete: Callable[[], object] | None,
+    bars: Bars,
+) -> Synced:
+    """Make a collection match its corpus; while rows are rejected, nothing is deleted.
+
+    Args:
+        store: the store of the collection.
+        plan: from `plan_sync`.
+        ingest: stores the corpus by a recipe; called only if something differs.
+        before_delete: called before anything changes if passages will be deleted; None deletes nothing.
+        bars: opens progress bars.
+
+    Raises:
+        InputError: the corpus holds no passage, so everything would be deleted.
+    """
+    if before_delete is not None and plan.found.deletable:
+        before_delete()
+    totals = ingest(read_recipe(plan.fingerprint)) if plan.found.differs else Totals()
+    if before_delete is None or totals.rejected:
+        return Synced(totals)
+    deleted = 0
+    with bars(plan.found.left, " passages deleted") as bar:
+        for count in delete_left(store, plan.collection, plan.seen):
+            deleted += count
+            bar.update(count)
+    return Synced(totals, deleted)
 
 
 def compare(

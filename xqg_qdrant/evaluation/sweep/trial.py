@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xqg_qdrant.evaluation import Bars
 from xqg_qdrant.evaluation.comparison import Difference, Report, Values, languages_of
 from xqg_qdrant.evaluation.significance import bootstrap_means, percentile_interval
 from xqg_qdrant.evaluation.sweep.bench import Bench, halve
 from xqg_qdrant.evaluation.sweep.settings import Setting, combine, make_axes, make_base
+from xqg_qdrant.streams import Bars
 
 
 class Measured(NamedTuple):

@@ -20,7 +20,6 @@ import numpy.typing as npt
 from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, score_queries
 from xqg_qdrant.augmentation.recipe import Recipe, read_recipe
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.evaluation import Bars
 from xqg_qdrant.fingerprint import RETUNING_FIELD
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle.retune import is_kept
@@ -28,7 +27,7 @@ from xqg_qdrant.records import PASSAGE_VECTOR, FloatArray, GeneratedQuery, Passa
 from xqg_qdrant.retrieval import check_collection
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Store
-from xqg_qdrant.streams import batched, count_workers, work_in_order
+from xqg_qdrant.streams import Bars, batched, count_workers, work_in_order
 
 TEXTS_AT_ONCE = 1024
 POINTS_AT_ONCE = 256
