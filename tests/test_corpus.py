@@ -8,7 +8,9 @@ import re
 import sys
 import tracemalloc
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -185,13 +187,45 @@ def test_a_row_and_a_payload_have_the_same_limits() -> None:
         passage = Passage("1", "a", "", {"x": value})
         assert list(check_passages([{"id": "1", "text": "a", "x": value}])) == [passage]
         assert make_payload(point_of(passage))["metadata"] == json.loads(json.dumps({"x": value}))
-    for value in (2**64, -(2**63) - 1, math.nan, nested(65), "\ud800", {"\ud800": 1}, {1: 1}, b"", 10**4000):
+    for value in (
+        2**64,
+        -(2**63) - 1,
+        math.nan,
+        nested(65),
+        "\ud800",
+        {"\ud800": 1},
+        {1: 1},
+        b"",
+        10**5000,
+        {10**5000: 1},
+    ):
         (reject,) = check_passages([{"id": "1", "text": "a", "x": value}])
         assert isinstance(reject, Reject)
         with pytest.raises(StoreError) as caught:
             make_payload(point_of(Passage("1", "a", "", {"x": value})))
         assert caught.value.message == f"passage '1': {reject.reason}."
         assert caught.value.cure
+
+
+class Faulty:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def test_a_row_whose_values_cannot_be_printed_is_rejected() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    values = (10**5000, deep, Faulty())
+    rows: list[Any] = [
+        *({"id": "1", "text": "a", "x": value} for value in values),
+        {"id": 10**5000, "text": "a"},
+        *values,
+    ]
+    rejects = [reject for reject in check_passages(rows) if isinstance(reject, Reject)]
+    assert len(rejects) == len(rows)
+    assert rejects[0].row == "{'id': '1', 'text': 'a', 'x': <an integer of 16610 bits>}"
+    assert rejects[3].reason == "id is longer than 1024 bytes"
 
 
 def test_the_path_to_a_bad_value_is_short_however_long_the_keys_are() -> None:
@@ -353,6 +387,48 @@ def test_a_parquet_row_that_is_not_utf8_or_not_json_is_rejected_alone(tmp_path: 
     assert isinstance(third, Reject)
     assert (second.line, second.reason) == (2, "not UTF-8: byte 0xff at position 0")
     assert (third.line, third.reason) == (3, "metadata.raw is a bytes, which JSON does not have")
+
+
+def test_dates_times_and_decimals_of_parquet_are_strings_at_any_depth_and_large_integers_stay(tmp_path: Path) -> None:
+    path = str(tmp_path / "c.parquet")
+    price = pa.struct([("paid", pa.decimal128(5, 2)), ("on", pa.list_(pa.date32()))])
+    columns = {
+        "id": pa.array([2**64 - 1], pa.uint64()),
+        "text": ["a"],
+        "size": pa.array([2**63], pa.uint64()),
+        "price": pa.array([{"paid": Decimal("1.50"), "on": [date(2023, 4, 5)]}], price),
+        "read": pa.array([[("at", 1)]], pa.map_(pa.string(), pa.timestamp("ns"))),
+    }
+    pq.write_table(pa.table(columns), path)
+    [passage] = passages_of(path)
+    assert passage.passage_id == "18446744073709551615"
+    assert passage.metadata == {
+        "size": 2**63,
+        "price": {"paid": "1.50", "on": ["2023-04-05"]},
+        "read": [("at", "1970-01-01 00:00:00.000000001")],
+    }
+
+
+def test_a_parquet_value_that_cannot_be_read_rejects_its_row_alone(tmp_path: Path) -> None:
+    path = str(tmp_path / "c.parquet")
+    day = pa.array([2**30, 1, 1], pa.date32())
+    twins = pa.StructArray.from_arrays([pa.array([1, 2, 3])] * 2, ["x", "x"], mask=pa.array([True, False, True]))
+    pq.write_table(pa.table({"id": ["1", "2", "3"], "text": ["a", "b", "c"], "day": day, "twins": twins}), path)
+    first, second, third = read_passages(path)
+    assert isinstance(first, Reject)
+    assert isinstance(second, Reject)
+    assert first[:3] == (path, 1, "a value that cannot be read: a date or time out of range")
+    assert (second.line, second.reason[:52]) == (2, "a value that cannot be read: Converting to Python di")
+    assert third == Passage("3", "c", "", {"day": "1970-01-02", "twins": None})
+
+
+def test_a_time_zone_that_is_unknown_rejects_the_rows_and_does_not_end_the_run(tmp_path: Path) -> None:
+    path = str(tmp_path / "c.parquet")
+    at = pa.array([1], pa.timestamp("ms", "Mars/Olympus"))
+    pq.write_table(pa.table({"id": ["1"], "text": ["a"], "at": at}), path)
+    [reject] = read_passages(path)
+    assert isinstance(reject, Reject)
+    assert "Mars/Olympus" in reject.reason
 
 
 def test_parquet_without_its_extra_names_the_extra(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

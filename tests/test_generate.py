@@ -185,7 +185,7 @@ def test_metadata_have_the_type_that_holds_all_of_them(values: list[dict[str, An
         ([1], 1, "metadata.a is 1, and was a list before"),
         ([1], ["x"], "metadata.a[] is 'x', and was int before"),
         ({"b": 1}, "x", "metadata.a is 'x', and was an object before"),
-        (1, 2**63, "metadata.a is 9223372036854775808, and was int before"),
+        (None, 2**63, "passage '1': metadata.a is 9223372036854775808, larger than the integers of Spark. Cure: "),
     ],
 )
 def test_metadata_that_have_no_type_in_common_are_refused(left: object, right: object, message: str) -> None:

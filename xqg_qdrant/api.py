@@ -30,6 +30,7 @@ from xqg_qdrant.records import Qrel, Query, Reject
 from xqg_qdrant.retrieval import Hit, check_collection, check_rankings, search_hits, search_runs
 from xqg_qdrant.stores import Store
 from xqg_qdrant.streams import count_workers
+from xqg_qdrant.text import show
 
 Corpus: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
 
@@ -154,7 +155,7 @@ def search(
         StoreError: the database cannot be reached, or refuses.
     """
     if limit < 1:
-        raise InputError(f"limit must be at least 1, was: {limit}.", "ask for 1 passage or more")
+        raise InputError(f"limit must be at least 1, was: {show(limit)}.", "ask for 1 passage or more")
     check_rankings([ranking])
     check_collection(store, collection, encoder)
     if isinstance(questions, str):

@@ -132,7 +132,9 @@ def refuse_mismatch(
     elif QUERIES_FIELD in differing:
         differing = [QUERIES_FIELD]
         stored, wanted = ({QUERIES_FIELD: side.get(QUERIES_FIELD, GENERATED)} for side in (stored, wanted))
-    lines = [f"  {name}: stored {show(stored.get(name))}, now {show(wanted.get(name))}" for name in differing]
+    lines = [
+        f"  {name}: stored {show_field(stored.get(name))}, now {show_field(wanted.get(name))}" for name in differing
+    ]
     topic = stored[QUERIES_FIELD] if QUERIES_FIELD in differing else differing[0].split(".")[0]
     if layouts:
         topic = OTHER_FIELDS if read_layout(wanted) else FOREIGN
@@ -143,7 +145,7 @@ def refuse_mismatch(
     )
 
 
-def show(value: object) -> str:
+def show_field(value: object) -> str:
     """Return a field's value for a message; a packed vector is cut."""
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:SHOWN_OF_LONG]}…"
@@ -153,7 +155,7 @@ def describe_retune(stored: Mapping[str, Any]) -> list[str]:
     """Return one line per field that the unfinished retune of a collection changes."""
     wanted = stored[RETUNING_FIELD]
     return [
-        f"  {name}: from {show(stored.get(name))} to {show(wanted.get(name))}"
+        f"  {name}: from {show_field(stored.get(name))} to {show_field(wanted.get(name))}"
         for name in find_differing(stored, wanted)
         if name != RETUNING_FIELD
     ]

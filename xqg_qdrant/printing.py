@@ -13,7 +13,7 @@ from xqg_qdrant.augmentation.pipeline import Totals
 from xqg_qdrant.evaluation import FEWEST_QUESTIONS
 from xqg_qdrant.evaluation.comparison import Comparison, Report
 from xqg_qdrant.evaluation.significance import stars_of
-from xqg_qdrant.fingerprint import LONGEST_SHOWN, RETUNING_FIELD, describe_retune, show
+from xqg_qdrant.fingerprint import LONGEST_SHOWN, RETUNING_FIELD, describe_retune, show_field
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import DEFAULT_PORT
@@ -89,7 +89,7 @@ def format_status(status: Status) -> str:
     if others:
         lines.append(f"  {others} of them {'was' if others == 1 else 'were'} made by another recipe than this one:")
     lines += [
-        f"  {name}: {one_line(value if isinstance(value, str) and len(value) <= LONGEST_SHOWN else show(value))}"
+        f"  {name}: {one_line(value if isinstance(value, str) and len(value) <= LONGEST_SHOWN else show_field(value))}"
         for name, value in status.fingerprint.items()
         if name != RETUNING_FIELD
     ]

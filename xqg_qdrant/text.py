@@ -1,4 +1,4 @@
-"""Split text of any script into words and sparse-vector terms, and make text safe to print.
+"""Split text of any script into words and sparse-vector terms, and make texts and values safe to print.
 
 The result is the same on every machine and uses no language's rules: in scripts without spaces, a run of letters is
 one word.
@@ -7,6 +7,7 @@ one word.
 from __future__ import annotations
 
 import re
+import reprlib
 import sys
 import unicodedata
 import zlib
@@ -88,6 +89,27 @@ def one_line(text: str) -> str:
 
 def _escape(found: re.Match[str]) -> str:
     return f"\\u{ord(found[0]):04x}"
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        try:
+            return super().repr_int(x, level)
+        except ValueError:
+            return f"<an integer of {x.bit_length()} bits>"
+
+
+def show(value: object, longest: int = 80) -> str:
+    """Return a value as Python writes it, cut to `longest` characters, however long or deep it is.
+
+    >>> show("aaaaaaaa", 5)
+    "'aaaa…"
+    """
+    try:
+        text = repr(value)
+    except Exception:
+        text = _Short().repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def is_blank(text: str) -> bool:

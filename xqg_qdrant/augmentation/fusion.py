@@ -17,6 +17,7 @@ import numpy.typing as npt
 from xqg_qdrant.augmentation.calibration import unpack_mean
 from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.records import FloatArray
+from xqg_qdrant.text import show
 
 FUSIONS = ("sum", "mean")
 PUBLISHED_ALPHA = 0.01
@@ -53,22 +54,22 @@ def check_fusion(settings: Fusion) -> None:
     """
     if not 0 <= settings.alpha <= 1:
         raise InputError(
-            f"alpha must be between 0 and 1 (inclusive), was: {settings.alpha}.",
+            f"alpha must be between 0 and 1 (inclusive), was: {show(settings.alpha)}.",
             f"choose a number in this range, such as {PUBLISHED_ALPHA}",
         )
     if settings.fusion not in FUSIONS:
         raise InputError(
-            f"fusion must be one of {', '.join(FUSIONS)}, was: {settings.fusion!r}.",
+            f"fusion must be one of {', '.join(FUSIONS)}, was: {show(settings.fusion)}.",
             "choose sum for the published fusion, or mean",
         )
     if settings.min_score is not None and not math.isfinite(settings.min_score):
         raise InputError(
-            f"min_score must be a finite number, was: {settings.min_score}.",
+            f"min_score must be a finite number, was: {show(settings.min_score)}.",
             "choose a dot product, or leave it out to keep all queries",
         )
     if not (settings.gamma >= 0 and math.isfinite(settings.gamma)):
         raise InputError(
-            f"gamma must be a finite number of at least 0, was: {settings.gamma}.", "choose a number such as 0.5"
+            f"gamma must be a finite number of at least 0, was: {show(settings.gamma)}.", "choose a number such as 0.5"
         )
     if settings.gamma and not settings.renormalise:
         raise InputError("calibration needs vectors of one length.", "use --renormalise, or --no-calibrate")

@@ -15,6 +15,7 @@ from xqg_qdrant.generation.lexicon import LEXICON, Lexicon
 from xqg_qdrant.generation.onnx import QueryGenerator, Sampling
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.stores.points import OUR_NAMES
+from xqg_qdrant.text import show
 
 RECIPE_PREFIX = "recipe."
 AUTO, PAPER = "auto", "paper"
@@ -225,7 +226,8 @@ def check_count(queries_per_language: int) -> None:
     """
     if queries_per_language < 1:
         raise InputError(
-            f"queries_per_language must be at least 1, was: {queries_per_language}.", "choose 1 or more, such as 5"
+            f"queries_per_language must be at least 1, was: {show(queries_per_language)}.",
+            "choose 1 or more, such as 5",
         )
 
 
@@ -233,16 +235,16 @@ def _check_sampling(generator: QueryGenerator, recipe: Recipe) -> None:
     sampling = recipe.sampling or generator.sampling
     for name, value in (("top_k", sampling.top_k), ("max_new_tokens", sampling.max_new_tokens)):
         if value < 1:
-            raise InputError(f"{name} must be at least 1, was: {value}.", f"choose a larger {name}")
+            raise InputError(f"{name} must be at least 1, was: {show(value)}.", f"choose a larger {name}")
     for name, value, most in (
         ("max_new_tokens", sampling.max_new_tokens, generator.max_output_tokens),
         ("top_k", sampling.top_k, generator.vocabulary_size),
     ):
         if value > most:
-            raise InputError(f"{name} must be at most {most}, was: {value}.", f"choose a smaller {name}")
+            raise InputError(f"{name} must be at most {most}, was: {show(value)}.", f"choose a smaller {name}")
     if not sampling.temperature > 0:
         raise InputError(
-            f"temperature must be above 0, was: {sampling.temperature}.", "choose a larger temperature, such as 1"
+            f"temperature must be above 0, was: {show(sampling.temperature)}.", "choose a larger temperature, such as 1"
         )
     generator.check_vocabulary(recipe.languages, sampling.vocabulary)
 

@@ -23,6 +23,7 @@ from xqg_qdrant.corpus.formats import FileRow
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.records import Qrel
+from xqg_qdrant.text import show
 
 FILE_NAMES = tuple(
     re.compile(pattern)
@@ -161,7 +162,7 @@ def _squad(paragraph: Mapping[str, Any]) -> Iterator[QuestionRow]:
             raise ValueError("qas holds something that is not an object")
         answers = question.get("answers") or ()
         if not isinstance(answers, list | tuple) or not all(isinstance(answer, dict) for answer in answers):
-            raise ValueError(f"the answers of {question.get('id')!r} are not a list of objects")
+            raise ValueError(f"the answers of {show(question.get('id'))} are not a list of objects")
         texts = list(dict.fromkeys(_texts([answer.get("text") for answer in answers], "answers")))
         # A question that SQuAD 2.0 calls impossible is kept, without a relevant passage.
         relevant = {} if question.get("is_impossible") else {context_id(context): 1}

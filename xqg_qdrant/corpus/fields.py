@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from xqg_qdrant.errors import StoreError
-from xqg_qdrant.text import is_blank
+from xqg_qdrant.text import is_blank, show
 
 Json: TypeAlias = Any
 
@@ -35,11 +35,14 @@ def take_id(fields: dict[str, Any], names: Sequence[str]) -> tuple[str, str]:
     value = fields.pop(name)
     if isinstance(value, bool) or not isinstance(value, str | int):
         return "", f"{name} is neither a string nor a whole number"
+    too_long = f"{name} is longer than {MAX_ID_BYTES} bytes"
+    if isinstance(value, int) and value.bit_length() > 4 * MAX_ID_BYTES:  # a digit has 3.3 bits
+        return "", too_long
     text = str(value)
     if is_blank(text):
         return "", f"{name} is empty"
     if len(text) > MAX_ID_BYTES // 4 and len(text.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
-        return "", f"{name} is longer than {MAX_ID_BYTES} bytes"
+        return "", too_long
     return text, ""
 
 
@@ -98,8 +101,8 @@ def to_json(value: object, where: str, depth: int = MAX_DEPTH) -> Json:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise StoreError(f"{where} has the key {key!r:.80}, which is not a string.", "use strings as keys")
-            to_json(key, f"{where}: the key {key!r:.80}")
+                raise StoreError(f"{where} has the key {show(key)}, which is not a string.", "use strings as keys")
+            to_json(key, f"{where}: the key {show(key)}")
         return {key: to_json(item, f"{where}.{key}", depth - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item, f"{where}[{index}]", depth - 1) for index, item in enumerate(value)]

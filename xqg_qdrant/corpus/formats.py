@@ -27,6 +27,7 @@ from xqg_qdrant.corpus.files import (
     opened_file,
 )
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.text import show
 
 PARQUET_BATCH = 1024
 # Metadata key of files from `xqg generate`: names the columns of passages and queries; the others are derived.
@@ -130,23 +131,12 @@ def tsv_rows(
 
 
 def parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
-    """Yield the rows of a Parquet file; dates and decimals become strings, as JSON has neither.
+    """Yield the rows of a Parquet file; dates, times and decimals become strings, as JSON has none of them.
 
     Raises:
         InputError: pyarrow is not installed, the file cannot be read, or its columns cannot be used.
     """
     pa, pq = _import_pyarrow(path)
-
-    def plain(batch: Any) -> Any:  # noqa: ANN401
-        columns = []
-        for kind, column in zip(batch.schema.types, batch.columns, strict=True):
-            if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
-                columns.append(column.cast(pa.string()))
-            else:
-                # Otherwise the whole dictionary would count towards the size of each slice.
-                columns.append(column.dictionary_decode() if pa.types.is_dictionary(kind) else column)
-        return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-
     try:
         with pq.ParquetFile(open_remote(path) if is_remote(path) else path) as file:
             names = file.schema_arrow.names
@@ -156,8 +146,8 @@ def parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
             _refuse_repeated(path, names)
             kept = (file.schema_arrow.metadata or {}).get(PASSAGE_COLUMNS)
             columns = kept.decode().split(",") if kept else None
-            batches = map(plain, file.iter_batches(batch_size=PARQUET_BATCH, columns=columns))
-            found = chain.from_iterable(map(_parquet_fields, batches))
+            batches = file.iter_batches(batch_size=PARQUET_BATCH, columns=columns)
+            found = chain.from_iterable(_parquet_fields(pa, _decode_dictionaries(pa, batch)) for batch in batches)
             for number, (fields, problem) in enumerate(found, start=1):
                 yield FileRow(number, "", fields, problem)
     except (pa.ArrowException, OSError) as error:
@@ -206,7 +196,7 @@ def squad_rows(path: str) -> Iterator[FileRow]:
                 title = unquote(str(article.get("title") or "")).replace("_", " ")
                 yield FileRow(number, "", {"title": title, "context": None, "qas": []} | paragraph)
             else:
-                yield FileRow(number, repr(paragraph), {}, "the paragraph is not an object")
+                yield FileRow(number, show(paragraph), {}, "the paragraph is not an object")
 
 
 def is_topics(path: str) -> bool:
@@ -348,15 +338,47 @@ def _import_pyarrow(path: str) -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _parquet_fields(batch: Any) -> list[tuple[dict[str, Any], str]]:  # noqa: ANN401
+def _decode_dictionaries(pa: Any, batch: Any) -> Any:  # noqa: ANN401
+    # Otherwise the whole dictionary would count towards the size of each slice.
+    kinds = zip(batch.schema.types, batch.columns, strict=True)
+    columns = [column.dictionary_decode() if pa.types.is_dictionary(kind) else column for kind, column in kinds]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _parquet_fields(pa: Any, batch: Any) -> list[tuple[dict[str, Any], str]]:  # noqa: ANN401
     """Return the rows of a record batch as dicts, each with its problem or an empty string."""
-    problem = TOO_LONG
+    problem, names = TOO_LONG, batch.schema.names
     if batch.nbytes <= LONGEST_ROW:
         try:
-            return [(fields, "") for fields in batch.to_pylist()]
+            rows = zip(*(_to_values(pa, column) for column in batch.columns), strict=True)
+            return [(dict(zip(names, row, strict=True)), "") for row in rows]
         except UnicodeDecodeError as error:
             problem = _not_utf8(error)
+        except (ValueError, ArithmeticError, LookupError, NotImplementedError) as error:
+            problem = f"a value that cannot be read: {error}"
     if batch.num_rows == 1:
         return [({}, problem)]
     half = batch.num_rows // 2
-    return _parquet_fields(batch.slice(0, half)) + _parquet_fields(batch.slice(half))
+    return _parquet_fields(pa, batch.slice(0, half)) + _parquet_fields(pa, batch.slice(half))
+
+
+def _to_values(pa: Any, column: Any) -> list[Any]:  # noqa: ANN401
+    kind = _to_json_type(pa, column.type)
+    values: list[Any] = (column if kind == column.type else column.cast(kind)).to_pylist()
+    if pa.types.is_temporal(column.type) and any(value and value.startswith("<") for value in values):
+        raise ValueError("a date or time out of range")
+    return values
+
+
+def _to_json_type(pa: Any, kind: Any) -> Any:  # noqa: ANN401
+    """Return a column's type with text for dates, times and decimals, at any depth."""
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return pa.string()
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _to_json_type(pa, field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(kind.key_type, _to_json_type(pa, kind.item_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        item = _to_json_type(pa, kind.value_type)
+        return kind if item == kind.value_type else pa.list_(item)
+    return kind

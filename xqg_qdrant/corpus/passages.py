@@ -19,6 +19,7 @@ from xqg_qdrant.corpus.datasets import (
     is_id_derived,
     passage_fields,
 )
+from xqg_qdrant.corpus.dead_letters import LONGEST_ROW_KEPT
 from xqg_qdrant.corpus.fields import (
     LANGUAGE_FIELDS,
     QUERY_TEXT_FIELDS,
@@ -32,7 +33,7 @@ from xqg_qdrant.corpus.formats import FileRow, is_squad, is_tsv, jsonl_rows, par
 from xqg_qdrant.corpus.seen_ids import TextSet
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage, Reject
-from xqg_qdrant.text import is_blank
+from xqg_qdrant.text import is_blank, show
 
 ID_FIELDS = ("id", "_id", "passage_id", "docid")
 GENERATED_QUERIES_FIELD = "generated_queries"
@@ -79,7 +80,9 @@ def check_passages(
     With `queried`, works like `read_queried_passages`. The line of a `Reject` is the number of the row, from 1.
     """
     numbered = (
-        FileRow(number, "", row) if isinstance(row, Mapping) else FileRow(number, repr(row), {}, "not a mapping")
+        FileRow(number, "", row)
+        if isinstance(row, Mapping)
+        else FileRow(number, show(row, LONGEST_ROW_KEPT), {}, "not a mapping")
         for number, row in enumerate(rows, start=1)
     )
     return _passages(numbered, "rows", (id_field,) if id_field else ID_FIELDS, queried, TextSet().add)
@@ -152,7 +155,7 @@ def _passages(
                 continue  # the same text again, with other questions
             problem = f"the id {passage.passage_id!r} occurred before"
         if passage is None or problem:
-            yield Reject(source, row.line, problem, row.raw or repr(row.fields))
+            yield Reject(source, row.line, problem, row.raw or show(dict(row.fields), LONGEST_ROW_KEPT))
         else:
             yield QueriedPassage(passage, queries) if queried else passage
 

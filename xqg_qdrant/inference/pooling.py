@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from xqg_qdrant.errors import ModelError
 from xqg_qdrant.model_folders.description import dense_files
-from xqg_qdrant.model_folders.files import export_it, show
+from xqg_qdrant.model_folders.files import export_it
 from xqg_qdrant.model_folders.sentence_transformers import IDENTITY, RELU, TANH, read_dense_settings
 from xqg_qdrant.records import FloatArray
+from xqg_qdrant.text import show
 
 ACTIVATIONS: dict[str, Callable[[FloatArray], FloatArray]] = {
     IDENTITY: lambda vector: vector,

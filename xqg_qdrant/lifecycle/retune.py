@@ -34,6 +34,7 @@ from xqg_qdrant.retrieval import check_collection
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.streams import batched, work_in_order
+from xqg_qdrant.text import show
 
 GENERATED = ("languages", "queries_per_language")
 
@@ -218,8 +219,8 @@ def _change(collection: str, before: Fingerprint, changes: Mapping[str, Any]) ->
 
 def _needs_generation(collection: str, name: str, stored: object, wanted: object) -> InputError:
     return InputError(
-        f"{name} of {collection!r} cannot be retuned: stored {stored!r}, wanted {wanted!r}, which needs queries that "
-        "are not stored.",
+        f"{name} of {collection!r} cannot be retuned: stored {show(stored)}, wanted {show(wanted)}, which needs "
+        "queries that are not stored.",
         "ingest the corpus into a new collection",
     )
 

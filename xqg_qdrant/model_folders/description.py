@@ -24,9 +24,9 @@ from xqg_qdrant.model_folders.files import (
     is_file_name,
     is_plain_name,
     read_json,
-    show,
     suffix_of,
 )
+from xqg_qdrant.text import show
 
 DESCRIPTION_FILE = "xqg.json"
 TOKENIZER_FILE = "tokenizer.json"

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import reprlib
 import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from typing import Any
 
 from xqg_qdrant.errors import ModelError
 from xqg_qdrant.model_folders.onnx_scan import read_external_data
+from xqg_qdrant.text import show
 
 GRAPH_SUFFIX = ".onnx"
 DATA_SUFFIX = ".data"
@@ -188,13 +188,6 @@ def read_json(path: Path, largest: int) -> Any:  # noqa: ANN401
         raise ModelError(f"{path} is nested too deeply.", again) from error
     except ValueError as error:
         raise ModelError(f"{path} is not valid JSON: {error}.", again) from error
-
-
-def show(value: object) -> str:
-    """Return a value as one short ASCII line, however long or deep it is."""
-    short = reprlib.Repr()
-    short.maxstring = 80
-    return short.repr(value).encode("ascii", "backslashreplace").decode()
 
 
 def _beside(graph: str, location: str) -> str:

@@ -19,7 +19,7 @@ from xqg_qdrant.model_folders.description import (
     check_generation,
     complete_description,
 )
-from xqg_qdrant.model_folders.files import check_file, check_graph, export_it, read_object, show
+from xqg_qdrant.model_folders.files import check_file, check_graph, export_it, read_object
 from xqg_qdrant.model_folders.generator_settings import MODEL_TYPES, read_generator_settings
 from xqg_qdrant.model_folders.sentence_transformers import (
     CONFIG_FILE,
@@ -28,6 +28,7 @@ from xqg_qdrant.model_folders.sentence_transformers import (
     MERGED_DECODER_GRAPH,
     holds_generator,
 )
+from xqg_qdrant.text import show
 
 GENERATION_FILE = "generation_config.json"
 GRAPHS = ("encoder_model.onnx", DECODER_GRAPH, "decoder_with_past_model.onnx")

@@ -35,9 +35,9 @@ from xqg_qdrant.model_folders.files import (
     is_plain_name,
     read_checked,
     read_object,
-    show,
 )
 from xqg_qdrant.model_folders.onnx_scan import read_outputs
+from xqg_qdrant.text import show
 
 CONFIG_FILE = "config.json"
 MODULES_FILE = "modules.json"

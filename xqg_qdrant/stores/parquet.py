@@ -33,6 +33,7 @@ from xqg_qdrant.stores.edge.index import (
 )
 from xqg_qdrant.stores.points import VECTOR_NAMES, check_points
 from xqg_qdrant.streams import batched
+from xqg_qdrant.text import show
 
 OURS = "_xqg"
 UNFINISHED = "_unfinished.parquet"
@@ -199,11 +200,13 @@ def _merge(kind: Kind, value: object, where: str) -> Kind:
     found = type(value).__name__
     if (kind, found) in (("int", "float"), ("float", "int")):
         return "float"
-    if kind in (None, found) and (found != "int" or MIN_INTEGER <= int(str(value)) <= MAX_INTEGER):
+    if isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:
+        raise InputError(f"{where} is {value}, larger than the integers of Spark.", "store it as text, or remove it")
+    if kind in (None, found):
         return found
     before = "an object" if isinstance(kind, dict) else "a list" if isinstance(kind, list) else kind
     cure = "give the field values of one type, or remove it"
-    raise InputError(f"{where} is {value!r:.80}, and was {before} before: Parquet wants one type.", cure)
+    raise InputError(f"{where} is {show(value)}, and was {before} before: Parquet wants one type.", cure)
 
 
 def _make_schema(metadata: pyarrow.DataType | None, sparse: bool) -> pyarrow.Schema:
