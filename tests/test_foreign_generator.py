@@ -45,7 +45,8 @@ from onnxruntime.quantization import quantize_dynamic
 from xqg_qdrant.cli import main
 from xqg_qdrant.doctor import examine
 from xqg_qdrant.errors import InputError, MismatchError, ModelError, OutOfMemoryError
-from xqg_qdrant.generation.onnx import Generation, QueryGenerator, Sampling
+from xqg_qdrant.generation import Generation
+from xqg_qdrant.generation.onnx import QueryGenerator, Sampling
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.inference.optimum_decoder import ForeignStep, choose_ids
 from xqg_qdrant.inference.session import is_cuda_at_hand

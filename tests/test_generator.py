@@ -30,7 +30,8 @@ from scipy import stats
 
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.generation.onnx import Generation, QueryGenerator, Sampling
+from xqg_qdrant.generation import Generation
+from xqg_qdrant.generation.onnx import QueryGenerator, Sampling
 from xqg_qdrant.inference.decoding import Noise, gumbel_noise
 from xqg_qdrant.inference.seq2seq import DecoderStep, Graphs, Memory
 from xqg_qdrant.inference.session import Buffer, Session

@@ -18,6 +18,7 @@ from xqg_qdrant.augmentation.recipe import make_recipe, read_recipe
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError, MismatchError
+from xqg_qdrant.generation import Generation
 from xqg_qdrant.generation.lexicon import WORDS_A_QUERY, Lexicon
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
@@ -50,25 +51,24 @@ def read_points(store: Store, collection: str) -> dict[str, AugmentedPassage]:
 
 def test_a_pseudo_query_holds_each_known_word_once_and_phrases_before_their_words(lexicon: Lexicon) -> None:
     assert lexicon.languages == ("fi", "ru")
-    assert lexicon.write_queries([NILE], ["ru", "fi"], 5) == [
-        (GeneratedQuery("ru", "река Восточная Африка Африка", 0), GeneratedQuery("fi", "joki", 0))
-    ]
+    expected = (GeneratedQuery("ru", "река Восточная Африка Африка", 0), GeneratedQuery("fi", "joki", 0))
+    assert lexicon.generate([NILE], ["ru", "fi"], 5) == [Generation(expected, 5)]
 
 
 def test_each_query_holds_the_next_sixteen_words_so_that_fewer_queries_are_the_first_ones(write: Write) -> None:
     names = [f"w{number}" for number in range(40)]
     lexicon = Lexicon(Path(write("".join(f"ru\t{name}\tс{name}\n" for name in names), "long.tsv")))
     passage = Passage("p", " ".join(names))
-    [(first, second, third)] = lexicon.write_queries([passage], ["ru"], 5)
+    [((first, second, third), *_)] = lexicon.generate([passage], ["ru"], 5)
     assert WORDS_A_QUERY == 16
     assert first == GeneratedQuery("ru", " ".join(f"с{name}" for name in names[:16]), 0)
     assert second == GeneratedQuery("ru", " ".join(f"с{name}" for name in names[16:32]), 1)
     assert third == GeneratedQuery("ru", " ".join(f"с{name}" for name in names[32:]), 2)
-    assert lexicon.write_queries([passage], ["ru"], 2) == [(first, second)]
+    assert lexicon.generate([passage], ["ru"], 2) == [Generation((first, second), 2)]
 
 
 def test_a_passage_of_which_no_word_is_known_has_no_query(lexicon: Lexicon) -> None:
-    assert lexicon.write_queries([Passage("p", "Nothing here.")], ["ru"], 5) == [()]
+    assert lexicon.generate([Passage("p", "Nothing here.")], ["ru"], 5) == [Generation((), 5)]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_file_that_is_no_lexicon_is_refused_with_its_line(write: Write, data: 
 
 def test_a_language_that_the_lexicon_lacks_is_refused(lexicon: Lexicon) -> None:
     with pytest.raises(InputError, match=r"has no language 'ja', only fi, ru\. Cure: choose from these"):
-        lexicon.write_queries([NILE], ["ja"], 1)
+        lexicon.generate([NILE], ["ja"], 1)
 
 
 def test_the_fingerprint_names_the_file_and_tells_its_recipe_back(

@@ -16,7 +16,8 @@ import pytest
 from xqg_qdrant.augmentation.pipeline import CHEAP_CHUNK_SIZE, CHUNK_SIZE, Progress, Totals, ingest
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.errors import InputError, MismatchError, ModelError, StoreError
-from xqg_qdrant.generation.onnx import Generation, QueryGenerator, Sampling
+from xqg_qdrant.generation import FAST, SLOW, Generation, Generator
+from xqg_qdrant.generation.onnx import Sampling
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, QueriedPassage, Reject
 from xqg_qdrant.stores import Store
@@ -48,7 +49,8 @@ class FakeEncoder:
 class FakeGenerator:
     """Writes a query in each language, after `before` was called with the passages."""
 
-    device = "cpu"
+    pace = SLOW
+    sampling = Sampling(1, 1.0, 8)
 
     def __init__(self, before: Callable[[Sequence[Passage]], object] = lambda _: None) -> None:
         self._before = before
@@ -127,7 +129,7 @@ def run(
     encoder: FakeEncoder | None = None,
 ) -> abc.Generator[Progress, None, None]:
     recipe = RECIPE if generator else Recipe()
-    models = cast(Encoder, encoder or FakeEncoder()), cast(QueryGenerator, generator)
+    models = cast(Encoder, encoder or FakeEncoder()), cast(Generator, generator)
     return ingest(rows, cast(Store, store), "docs", *models, recipe, workers, stop)
 
 
@@ -401,6 +403,6 @@ def test_chunks_are_larger_where_passages_are_cheap() -> None:
     rows = [QueriedPassage(passage, ()) for passage in passages(CHEAP_CHUNK_SIZE + 1)]
     assert [step.rows for step in run(rows, FakeStore(), None)] == [CHEAP_CHUNK_SIZE, 1]
     generator = FakeGenerator()
-    generator.device = "cuda"
+    generator.pace = FAST
     steps = run([row.passage for row in rows], FakeStore(), generator)
     assert [step.rows for step in steps] == [CHEAP_CHUNK_SIZE, 1]

@@ -22,8 +22,7 @@ from xqg_qdrant.evaluation import EVALUATION_DEPTH
 from xqg_qdrant.evaluation.comparison import Report, evaluate_runs
 from xqg_qdrant.evaluation.files import read_judged_questions, read_qrels
 from xqg_qdrant.evaluation.significance import TestName
-from xqg_qdrant.generation.lexicon import Lexicon
-from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.generation import Generator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle.status import EXACT_UP_TO
 from xqg_qdrant.records import Qrel, Query, Reject
@@ -40,7 +39,7 @@ def ingest(
     store: Store,
     collection: str,
     encoder: Encoder,
-    generator: QueryGenerator | Lexicon | None,
+    generator: Generator | None,
     *,
     languages: Sequence[str] = (),
     id_field: str | None = None,

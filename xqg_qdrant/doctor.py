@@ -25,6 +25,7 @@ from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import ModelError, StoreError, XqgError
 from xqg_qdrant.fingerprint import hash_content, hash_recipe, make_fingerprint
+from xqg_qdrant.generation import Generator
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder, make_feeds
 from xqg_qdrant.inference.session import AUTO, CUDA, Session, are_products_exact, is_cuda_at_hand
@@ -211,7 +212,7 @@ def _use_store(open_store: Callable[[], Store]) -> tuple[Store, Check]:
     return store, Check("store", OK, detail, seconds=seconds)
 
 
-def _use_all(store: Store, encoder: Encoder, generator: QueryGenerator) -> tuple[None, Check]:
+def _use_all(store: Store, encoder: Encoder, generator: Generator) -> tuple[None, Check]:
     """Take one passage of the demo corpus through an ingest and a search."""
     seconds: dict[str, float] = {}
 
@@ -232,7 +233,7 @@ def _use_all(store: Store, encoder: Encoder, generator: QueryGenerator) -> tuple
                 recipe.languages,
                 recipe.queries_per_language,
                 recipe.seed,
-                recipe.sampling or generator.sampling,
+                recipe.sampling,
             )
         with timed("encode"):
             [plain] = encoder.encode_passages([f"{passage.title} {passage.text}"])

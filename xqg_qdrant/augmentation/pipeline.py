@@ -30,8 +30,7 @@ from xqg_qdrant.fingerprint import (
     make_fingerprint,
     refuse_mismatch,
 )
-from xqg_qdrant.generation.lexicon import Lexicon
-from xqg_qdrant.generation.onnx import Generation, QueryGenerator
+from xqg_qdrant.generation import INSTANT, SLOW, Generation, Generator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
@@ -159,7 +158,7 @@ def ingest(
     store: PointStore,
     collection: str,
     encoder: Encoder,
-    generator: QueryGenerator | Lexicon | None,
+    generator: Generator | None,
     recipe: Recipe,
     workers: int = 1,
     stop: Event | None = None,
@@ -176,7 +175,7 @@ def ingest(
         store: used only by the consuming thread.
         collection: its name; created if missing.
         encoder: called from `workers` threads at once.
-        generator: also called from `workers` threads; may be a lexicon. None if the rows have their queries, which are
+        generator: also called from `workers` threads. None if the rows have their queries, which are
             then stored as they are.
         recipe: from `make_recipe`, for the same generator.
         workers: number of chunks worked on at once; at most four times as many are in memory.
@@ -187,18 +186,18 @@ def ingest(
         InputError: the recipe is for given queries and there is a generator, or vice versa; or the rows cannot be read
             to the end, which is raised after those before are stored.
     """
-    model = None if isinstance(generator, Lexicon) else generator
+    pace = INSTANT if generator is None else generator.pace
     fingerprint = describe(encoder, generator, recipe)
     recipe_hash = hash_recipe(fingerprint)
     damage: list[InputError] = []
     unread = until_damage(open_collection(rows, store, collection, encoder.dim, fingerprint), damage)
-    chunks = cut_chunks(unread, cheap=model is None or model.device != "cpu")
+    chunks = cut_chunks(unread, cheap=pace != SLOW)
     generates = generator is not None
     looked_up = (look_up(chunk, store, collection, generates, recipe_hash) for chunk in chunks)
     work = partial(augment, encoder=encoder, generator=generator, recipe=recipe, recipe_hash=recipe_hash)
     with (
         closing(work_in_order(work, looked_up, workers, stop)) as batches,
-        store.bulk_load(collection, fast=model is None),
+        store.bulk_load(collection, fast=pace == INSTANT),
     ):
         for done in batches:
             # One write for all that wait: each pays for a flush to the disk.
@@ -210,14 +209,14 @@ def ingest(
         raise damage[0]
 
 
-def describe(encoder: Encoder, generator: QueryGenerator | Lexicon | None, recipe: Recipe) -> Fingerprint:
+def describe(encoder: Encoder, generator: Generator | None, recipe: Recipe) -> Fingerprint:
     """Return the fingerprint of the models and the recipe.
 
     Raises:
         InputError: the recipe is for given queries and there is a generator, or vice versa.
     """
-    model = None if isinstance(generator, Lexicon) else generator
-    if recipe.given != (generator is None) or (model is None) != (recipe.sampling is None):
+    drawn = None if generator is None else generator.sampling
+    if recipe.given != (generator is None) or type(drawn) is not type(recipe.sampling):
         raise InputError("the recipe was made for another generator.", "make it with make_recipe(generator)")
     return make_fingerprint(encoder.describe(), None if generator is None else generator.describe(), recipe.describe())
 
@@ -312,9 +311,7 @@ def look_up(rows: Sequence[Row], store: PointStore, collection: str, generates: 
     return Chunk(missing, len(passages) - len(missing), rejects)
 
 
-def augment(
-    chunk: Chunk, encoder: Encoder, generator: QueryGenerator | Lexicon | None, recipe: Recipe, recipe_hash: str
-) -> Augmented:
+def augment(chunk: Chunk, encoder: Encoder, generator: Generator | None, recipe: Recipe, recipe_hash: str) -> Augmented:
     """Augment a chunk with one call of each model; a worker runs this."""
     if not chunk.missing:
         return Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}, wrong_script={}))
@@ -356,13 +353,8 @@ def find_terms(passage: Passage, queries: Iterable[GeneratedQuery]) -> tuple[int
     return find_term_ids([passage.title, passage.text, *(query.text for query in queries)])
 
 
-def _find_queries(
-    rows: Sequence[QueriedPassage], generator: QueryGenerator | Lexicon | None, recipe: Recipe
-) -> Sequence[Generation]:
-    passages = [row.passage for row in rows]
-    if isinstance(generator, Lexicon):
-        written = generator.write_queries(passages, recipe.languages, recipe.queries_per_language)
-        return [Generation(queries, recipe.queries_per_language) for queries in written]
-    if generator is None or recipe.sampling is None:
+def _find_queries(rows: Sequence[QueriedPassage], generator: Generator | None, recipe: Recipe) -> Sequence[Generation]:
+    if generator is None:
         return [Generation(row.queries, asked=0) for row in rows]
+    passages = [row.passage for row in rows]
     return generator.generate(passages, recipe.languages, recipe.queries_per_language, recipe.seed, recipe.sampling)

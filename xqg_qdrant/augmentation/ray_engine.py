@@ -45,8 +45,7 @@ from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.corpus.inputs import Inputs
 from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.fingerprint import Fingerprint, hash_recipe
-from xqg_qdrant.generation.lexicon import Lexicon
-from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.generation import open_generator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.stores import Store, open_store
 
@@ -165,7 +164,7 @@ class AugmentChunk:
                 cure = "use fewer --num-workers or --threads if memory ran out, or read Ray's logs"
                 raise XqgError(f"workers died {MAX_DEATHS} times without finishing a chunk.", cure)
             self._encoder = Encoder(job.encoder, plan.device, 1)
-            self._generator = _open_generator(job, plan.device)
+            self._generator = None if job.recipe.given else open_generator(job.generator, plan.device, 1)
             if describe(self._encoder, self._generator, job.recipe) != job.fingerprint:
                 raise ModelError(
                     f"the models on {ray.util.get_node_ip_address()} differ from those of the driver.",
@@ -317,14 +316,6 @@ def _pack(rows: Sequence[tuple[int, Chunk | Augmented]]) -> pyarrow.Table:
 def _unpack(table: pyarrow.Table) -> Iterator[tuple[int, Any]]:
     for row in table.to_pylist():
         yield row["number"], pickle.loads(row["content"])
-
-
-def _open_generator(job: Job, device: str) -> QueryGenerator | Lexicon | None:
-    if job.recipe.given:
-        return None
-    if job.generator is not None and job.recipe.sampling is None:
-        return Lexicon(job.generator)
-    return QueryGenerator(job.generator, device, 1)
 
 
 @cache

@@ -11,8 +11,9 @@ from xqg_qdrant.augmentation.calibration import DEFAULT_GAMMA, encode_bank, pack
 from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA, Fusion, check_fusion
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.fingerprint import GIVEN, QUERIES_FIELD, Fingerprint
-from xqg_qdrant.generation.lexicon import LEXICON, Lexicon
-from xqg_qdrant.generation.onnx import QueryGenerator, Sampling
+from xqg_qdrant.generation import DRAWING, Generator
+from xqg_qdrant.generation.lexicon import LEXICON
+from xqg_qdrant.generation.onnx import Sampling
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.stores.points import OUR_NAMES
 from xqg_qdrant.text import show
@@ -102,7 +103,7 @@ class ChosenRecipe(NamedTuple):
 
 def choose_recipe(
     encoder: Encoder,
-    generator: QueryGenerator | Lexicon | None,
+    generator: Generator | None,
     languages: Sequence[str] = (),
     *,
     recipe_name: str = AUTO,
@@ -184,7 +185,7 @@ def _stored_mean(stored: Fingerprint, encoder: Encoder, bank: str) -> str:
     return str(stored.get(f"{RECIPE_PREFIX}bank_mean", "")) if same_encoder and same_bank else ""
 
 
-def make_recipe(generator: QueryGenerator | Lexicon | None, languages: Sequence[str] = (), **settings: Any) -> Recipe:
+def make_recipe(generator: Generator | None, languages: Sequence[str] = (), **settings: Any) -> Recipe:
     """Return a recipe of these settings, with defaults for the others.
 
     Languages and sampling default to the generator's, the fusion to the published one. Without a generator queries are
@@ -195,7 +196,7 @@ def make_recipe(generator: QueryGenerator | Lexicon | None, languages: Sequence[
     """
     given = {name: value for name, value in settings.items() if value is not None}
     if generator is None:
-        for name in ("languages", "queries_per_language", "seed", *Sampling._fields):
+        for name in ("languages", "queries_per_language", *DRAWING):
             if name in given or (name == "languages" and languages):
                 raise InputError(
                     f"{name} is a setting of the generation, but the queries are given.", f"leave {name} out"
@@ -205,14 +206,9 @@ def make_recipe(generator: QueryGenerator | Lexicon | None, languages: Sequence[
         return recipe
     # Sorted, so that the order of the languages does not change the fingerprint.
     wanted = tuple(sorted(languages or generator.languages))
-    if isinstance(generator, Lexicon):
-        if drawn := [name for name in ("seed", *Sampling._fields) if name in given]:
-            raise InputError(f"{drawn[0]} is a setting of a model, but a lexicon is used.", f"leave {drawn[0]} out")
-        recipe = Recipe(wanted, **given)
-    else:
-        sampled = {name: given.pop(name) for name in Sampling._fields if name in given}
-        recipe = Recipe(wanted, generator.sampling._replace(**sampled), **given)
-        _check_sampling(generator, recipe)
+    drawing = {name: given.pop(name) for name in DRAWING if name in given}
+    sampling = generator.choose_sampling(wanted, drawing)
+    recipe = Recipe(wanted, sampling, seed=drawing.get("seed", 0), **given)
     check_count(recipe.queries_per_language)
     check_fusion(recipe.fusion_settings)
     return recipe
@@ -229,24 +225,6 @@ def check_count(queries_per_language: int) -> None:
             f"queries_per_language must be at least 1, was: {show(queries_per_language)}.",
             "choose 1 or more, such as 5",
         )
-
-
-def _check_sampling(generator: QueryGenerator, recipe: Recipe) -> None:
-    sampling = recipe.sampling or generator.sampling
-    for name, value in (("top_k", sampling.top_k), ("max_new_tokens", sampling.max_new_tokens)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, was: {show(value)}.", f"choose a larger {name}")
-    for name, value, most in (
-        ("max_new_tokens", sampling.max_new_tokens, generator.max_output_tokens),
-        ("top_k", sampling.top_k, generator.vocabulary_size),
-    ):
-        if value > most:
-            raise InputError(f"{name} must be at most {most}, was: {show(value)}.", f"choose a smaller {name}")
-    if not sampling.temperature > 0:
-        raise InputError(
-            f"temperature must be above 0, was: {show(sampling.temperature)}.", "choose a larger temperature, such as 1"
-        )
-    generator.check_vocabulary(recipe.languages, sampling.vocabulary)
 
 
 def read_recipe(fingerprint: Fingerprint) -> Recipe:

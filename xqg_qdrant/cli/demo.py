@@ -169,10 +169,7 @@ def _show_question(question: Query, runs: Runs, wanted: str) -> str:
 
 def _write_live(passages: Sequence[Passage], device: str, threads: int) -> str:
     """Return what the shipped generator writes for some passages."""
-    from xqg_qdrant.generation.onnx import QueryGenerator
-
     generator = load_generator(None, device, threads)
-    assert isinstance(generator, QueryGenerator)
     generations = generator.generate(passages, generator.languages, 1, 0, generator.sampling)
     lines = ["The shipped generator is small (10 MB) and often misses the point. Live, it writes:"]
     for passage, generation in zip(passages, generations, strict=True):

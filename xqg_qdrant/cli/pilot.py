@@ -32,8 +32,7 @@ from xqg_qdrant.cli.terminal import echo
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.recipe import Recipe
     from xqg_qdrant.evaluation.pilot import Cost, Ingest, Pilot, Sample
-    from xqg_qdrant.generation.lexicon import Lexicon
-    from xqg_qdrant.generation.onnx import QueryGenerator
+    from xqg_qdrant.generation import Generator
     from xqg_qdrant.inference.encoder import Encoder
 
 price_option = click.option(
@@ -194,7 +193,7 @@ def _draw(file: str, id_field: str | None, size: int, seed: int, quiet: bool, wa
 
 def _make_recipe(
     encoder: Encoder,
-    generator: QueryGenerator | Lexicon,
+    generator: Generator,
     languages: str | None,
     queries_per_language: int | None,
     recipe_name: str,
@@ -211,7 +210,7 @@ def _make_recipe(
     return recipe
 
 
-def _make_ingest(encoder: Encoder, generator: QueryGenerator | Lexicon, recipe: Recipe, threads: int) -> Ingest:
+def _make_ingest(encoder: Encoder, generator: Generator, recipe: Recipe, threads: int) -> Ingest:
     from xqg_qdrant.augmentation.pipeline import ingest
     from xqg_qdrant.streams import count_workers
 

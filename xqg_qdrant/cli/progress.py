@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import abc
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from threading import Event
@@ -21,8 +22,7 @@ from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.corpus.dead_letters import DeadLetters
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
 from xqg_qdrant.evaluation.robustness import Agreement, Pair, compare_rankings
-from xqg_qdrant.generation.lexicon import Lexicon
-from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.generation import Generator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle.copying import copy_collection
 from xqg_qdrant.lifecycle.retune import Plan, retune
@@ -42,7 +42,7 @@ def run_ingest(
     store: PointStore,
     collection: str,
     encoder: Encoder,
-    generator: QueryGenerator | Lexicon | None,
+    generator: Generator | None,
     recipe: Recipe,
     threads: int,
     dead_letters: DeadLetters,
@@ -59,7 +59,10 @@ def run_ingest(
 
 
 def run_engine(
-    begin: Callable[[Event], Generator[Progress, None, None]], total: int | None, dead_letters: DeadLetters, quiet: bool
+    begin: Callable[[Event], abc.Generator[Progress, None, None]],
+    total: int | None,
+    dead_letters: DeadLetters,
+    quiet: bool,
 ) -> Totals:
     """Run any engine as `run_ingest` does; `begin` starts it with the event that Ctrl-C sets."""
     totals, start = Totals(), time.perf_counter()

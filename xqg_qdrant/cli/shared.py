@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.evaluation.comparison import Report
     from xqg_qdrant.evaluation.results import MatchQueries
-    from xqg_qdrant.generation.lexicon import Lexicon
-    from xqg_qdrant.generation.onnx import QueryGenerator
+    from xqg_qdrant.generation import Generator
     from xqg_qdrant.inference.encoder import Encoder
     from xqg_qdrant.records import PayloadLayout, Query
     from xqg_qdrant.stores import Sharding, Store
@@ -232,17 +231,14 @@ def load_encoder(folder: Path | None, device: str, threads: int) -> Encoder:
     return Encoder(folder, device, threads)
 
 
-def load_generator(path: Path | None, device: str, threads: int) -> QueryGenerator | Lexicon:
+def load_generator(path: Path | None, device: str, threads: int) -> Generator:
     """Open the generator in a folder, the lexicon in a file, or the shipped generator."""
-    from xqg_qdrant.generation.lexicon import Lexicon
-    from xqg_qdrant.generation.onnx import QueryGenerator
+    from xqg_qdrant.generation import open_generator
 
-    if path is not None and path.is_file():
-        return Lexicon(path)
-    return QueryGenerator(path, device, threads)
+    return open_generator(path, device, threads)
 
 
-def choose_languages(languages: str | None, generator: QueryGenerator | Lexicon) -> tuple[str, ...]:
+def choose_languages(languages: str | None, generator: Generator) -> tuple[str, ...]:
     """Return the languages that --languages names; none where it is not given."""
     from xqg_qdrant.languages import parse_languages
 

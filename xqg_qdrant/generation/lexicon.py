@@ -17,6 +17,7 @@ from typing import Any
 
 from xqg_qdrant.corpus.files import file_lines
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.generation import INSTANT, Generation
 from xqg_qdrant.records import GeneratedQuery, Passage
 from xqg_qdrant.text import split_words
 
@@ -29,11 +30,14 @@ Words = tuple[str, ...]
 
 
 class Lexicon:
-    """Translations by language; replaces a generator in an ingest.
+    """Translations by language; a `Generator` without a model.
 
     A pseudo-query is a row of translated words. Query number i of a language holds the i-th sixteen of the passage's
     words that the lexicon contains, each once, in their order. Longer phrases are matched before shorter ones.
     """
+
+    pace = INSTANT
+    sampling = None
 
     def __init__(self, path: Path) -> None:
         """Read a file of three columns, gzipped or not; the first of several translations counts.
@@ -58,10 +62,20 @@ class Lexicon:
         """Return the settings that decide the pseudo-queries, for a fingerprint."""
         return {"kind": LEXICON, "sha256": self._sha256, "words_a_query": WORDS_A_QUERY}
 
-    def write_queries(
-        self, passages: Sequence[Passage], languages: Sequence[str], count: int
-    ) -> list[tuple[GeneratedQuery, ...]]:
-        """Return up to `count` pseudo-queries of each passage in each language.
+    def choose_sampling(self, languages: Sequence[str], settings: Mapping[str, Any]) -> None:
+        """Refuse any setting, as nothing is drawn.
+
+        Raises:
+            InputError: there is one.
+        """
+        if settings:
+            name = next(iter(settings))
+            raise InputError(f"{name} is a setting of a model, but a lexicon is used.", f"leave {name} out")
+
+    def generate(
+        self, passages: Sequence[Passage], languages: Sequence[str], count: int, seed: int = 0, sampling: None = None
+    ) -> list[Generation]:
+        """Return up to `count` pseudo-queries of each passage in each language; they need no seed.
 
         Raises:
             InputError: the lexicon has no entry for a language.
@@ -70,17 +84,13 @@ class Lexicon:
             if language not in self._entries:
                 known = ", ".join(self.languages)
                 raise InputError(f"{self.path} has no language {language!r}, only {known}.", "choose from these")
-        found = []
-        for passage in passages:
-            words = tuple(split_words(f"{passage.title} {passage.text}"))
-            found.append(
-                tuple(
-                    GeneratedQuery(language, " ".join(row), number)
-                    for language in languages
-                    for number, row in enumerate(islice(_cut(words, self._entries[language]), count))
-                )
-            )
-        return found
+        return [Generation(tuple(self._translate(passage, languages, count)), count) for passage in passages]
+
+    def _translate(self, passage: Passage, languages: Sequence[str], count: int) -> Iterator[GeneratedQuery]:
+        words = tuple(split_words(f"{passage.title} {passage.text}"))
+        for language in languages:
+            for number, row in enumerate(islice(_cut(words, self._entries[language]), count)):
+                yield GeneratedQuery(language, " ".join(row), number)
 
 
 def _read_entry(line: bytes, where: str) -> tuple[str, Words, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.generation import FAST, SLOW, Generation
 from xqg_qdrant.inference.batching import BATCH_BYTES, Budget, cut_prompts
 from xqg_qdrant.inference.decoding import Noise, decode, gumbel_noise
 from xqg_qdrant.inference.optimum_decoder import ForeignDecoder
@@ -33,6 +34,7 @@ from xqg_qdrant.model_folders.description import (
     is_foreign,
 )
 from xqg_qdrant.records import GeneratedQuery, Passage
+from xqg_qdrant.text import show
 
 
 class Sampling(NamedTuple):
@@ -49,17 +51,6 @@ class Sampling(NamedTuple):
     temperature: float
     max_new_tokens: int
     vocabulary: str = FULL_VOCABULARY
-
-
-class Generation(NamedTuple):
-    """The kept queries of one passage, and how many were asked for in each language.
-
-    `wrong_script` has the language of each query that was dropped for not being in that language's script.
-    """
-
-    queries: tuple[GeneratedQuery, ...]
-    asked: int
-    wrong_script: tuple[str, ...] = ()
 
 
 class _Group(NamedTuple):
@@ -120,6 +111,34 @@ class QueryGenerator:
             # These come from its settings, which the checksum does not cover.
             names += ["language_tokens", "decoder_start_id", "end_id", "suppressed_ids"]
         return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
+
+    @property
+    def pace(self) -> str:
+        """Return `SLOW` on a CPU, `FAST` on a GPU."""
+        return SLOW if self.device == "cpu" else FAST
+
+    def choose_sampling(self, languages: Sequence[str], settings: Mapping[str, Any]) -> Sampling:
+        """Return the sampling with these settings; those of the model folder are the defaults.
+
+        Raises:
+            InputError: a setting is out of range, or the model lacks the vocabulary.
+        """
+        sampling = self.sampling._replace(**{name: settings[name] for name in Sampling._fields if name in settings})
+        for name, value, most in (
+            ("max_new_tokens", sampling.max_new_tokens, self.max_output_tokens),
+            ("top_k", sampling.top_k, self.vocabulary_size),
+        ):
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, was: {show(value)}.", f"choose a larger {name}")
+            if value > most:
+                raise InputError(f"{name} must be at most {most}, was: {show(value)}.", f"choose a smaller {name}")
+        if not sampling.temperature > 0:
+            raise InputError(
+                f"temperature must be above 0, was: {show(sampling.temperature)}.",
+                "choose a larger temperature, such as 1",
+            )
+        self.check_vocabulary(languages, sampling.vocabulary)
+        return sampling
 
     def generate(
         self, passages: Sequence[Passage], languages: Sequence[str], count: int, seed: int, sampling: Sampling
