@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import numpy.typing as npt
 import pytest
+from banks import write_bank
 
 from xqg_qdrant.augmentation.calibration import (
     BankMeans,
@@ -21,7 +22,6 @@ from xqg_qdrant.augmentation.calibration import (
     read_bank,
     subtract_offsets,
     unpack_mean,
-    write_bank,
 )
 from xqg_qdrant.augmentation.fusion import Fusion, check_fusion, fuse
 from xqg_qdrant.errors import InputError
@@ -169,15 +169,6 @@ def test_the_hash_changes_with_one_character_and_not_with_the_order_of_the_langu
     for other in ([english[0], english[1].replace("?", "!")], [english[0], english[1].replace('"en"', '"em"')]):
         assert read_bank(bank_file(tmp_path, *other)).sha256 != bank.sha256
     assert len(bank.sha256) == 64
-
-
-def test_a_written_bank_reads_back_and_is_always_the_same_bytes(tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in ("one.jsonl.gz", "two.jsonl.gz")]
-    write_bank(paths[0], QUESTIONS)
-    write_bank(paths[1], dict(reversed(QUESTIONS.items())))
-    assert read_bank(paths[0]).questions == QUESTIONS
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert paths[0].read_bytes()[4:8] == bytes(4)  # the time in gzip's header
 
 
 # Its means

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from banks import write_bank
 
-from xqg_qdrant.augmentation.calibration import encode_bank, pack_mean, read_bank, write_bank
+from xqg_qdrant.augmentation.calibration import encode_bank, pack_mean, read_bank
 from xqg_qdrant.augmentation.pipeline import describe
 from xqg_qdrant.augmentation.recipe import ChosenRecipe, Recipe, change_calibration, choose_recipe, read_recipe
 from xqg_qdrant.demo import DEMO_LEXICON
@@ -63,6 +64,11 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def small_bank(tmp_path: Path) -> Path:
     write_bank(tmp_path / "bank.jsonl.gz", {"fi": [f"Mikä on {number}?" for number in range(12)]})
     return tmp_path / "bank.jsonl.gz"
+
+
+def test_a_recipe_that_does_not_exist_is_refused(demo_encoder: Encoder) -> None:
+    with pytest.raises(InputError, match=r"unknown recipe 'papre'. Cure: choose auto or paper"):
+        choose_for(demo_encoder, None, recipe_name="papre")
 
 
 # The default

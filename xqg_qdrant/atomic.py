@@ -39,18 +39,19 @@ def built_aside(folder: Path) -> Iterator[Path]:
         final = Path(temporary) / "final"
         # Sync first: after a power failure the name must not point to files that never reached the disk.
         for path in final.iterdir():
-            _sync(path)
-        _sync(final)
+            sync(path)
+        sync(final)
         try:
             final.rename(folder)
         except OSError as error:
             raise InputError(
                 f"cannot name the finished folder {folder} ({error}).", "use another output folder"
             ) from error
-        _sync(folder.parent)
+        sync(folder.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a directory, to disk, so that they survive a power failure."""
     if path.is_dir() and os.name != "posix":  # elsewhere a directory cannot be opened
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -9,7 +9,6 @@ language is subtracted (centring by language: Libovický et al. 2020).
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
 import os
@@ -188,14 +187,3 @@ def subtract_offsets(
             offsets.append(means.languages.get(language, means.overall))
     shifted: FloatArray = (vectors - OFFSET * np.stack(offsets)).astype(np.float32)
     return shifted
-
-
-def write_bank(path: Path, questions: Mapping[str, Sequence[str]]) -> None:
-    """Write a bank as gzipped JSONL, the same bytes for the same questions."""
-    rows = (
-        json.dumps({"lang": language, "question": text}, ensure_ascii=False)
-        for language in sorted(questions)
-        for text in questions[language]
-    )
-    with path.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as file:
-        file.write("".join(f"{row}\n" for row in rows).encode())

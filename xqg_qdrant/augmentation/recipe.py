@@ -130,6 +130,8 @@ def choose_recipe(
     Raises:
         InputError: a setting or the bank cannot be used.
     """
+    if recipe_name not in RECIPES:
+        raise InputError(f"unknown recipe {show(recipe_name)}.", f"choose {' or '.join(RECIPES)}")
     given = {name: value for name, value in settings.items() if value is not None}
     normalised = bool(encoder.describe()["normalise"])
     suited = normalised and recipe_name == AUTO

@@ -12,13 +12,11 @@ import click
 from xqg_qdrant.cli.options import (
     F,
     add_options,
+    asked_options,
     collection_option,
     device_options,
     encoder_option,
     json_option,
-    language_option,
-    qrels_option,
-    questions_option,
     save_option,
     store_option,
     test_option,
@@ -86,9 +84,7 @@ def rules_options(command: F) -> F:
 
 @main.command()
 @collection_option()
-@questions_option
-@qrels_option
-@language_option
+@asked_options
 @files_options
 @store_option
 @encoder_option
@@ -193,9 +189,7 @@ def evaluate(
 
 
 @main.command()
-@questions_option
-@qrels_option
-@language_option
+@asked_options
 @files_options
 @click.option(
     "--gold",

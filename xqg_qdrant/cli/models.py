@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from xqg_qdrant.cli.options import (
     encoder_option,
     encoder_settings_options,
     generator_settings_options,
+    json_option,
     store_option,
 )
 from xqg_qdrant.cli.shared import main
@@ -119,7 +121,7 @@ def export(
     help="Model folder of the generator.  [default: the demo generator]",
 )
 @device_option
-@click.option("--json", "as_json", is_flag=True, help="Print all checks as one JSON object.")
+@json_option
 def doctor(
     location: str, encoder_folder: Path | None, generator_folder: Path | None, device: str, as_json: bool
 ) -> None:
@@ -128,8 +130,6 @@ def doctor(
     Each part is really used: each model runs a batch; a scratch collection is written, searched and deleted. The exit
     code is 0, or that of the first failure; warnings do not fail.
     """
-    import json
-
     from xqg_qdrant.doctor import FAILED, examine
     from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
     from xqg_qdrant.printing import format_check
@@ -169,8 +169,6 @@ def describe(folder: Path, preset: str | None, languages: str | None, **settings
     its prompt and languages, which no file states; the rest is read from the folder. From then on, the checksums of its
     files are verified too.
     """
-    import json
-
     from xqg_qdrant.languages import LANGUAGES, parse_languages
     from xqg_qdrant.model_folders import describe_in_place
 

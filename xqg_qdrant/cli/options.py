@@ -127,16 +127,6 @@ def queries_option(command: F) -> F:
     )(command)
 
 
-def questions_option(command: F) -> F:
-    """Add --questions."""
-    return click.option(
-        "--questions",
-        type=click.Path(path_type=Path),
-        multiple=True,
-        help="Questions: a file, a BEIR folder, or ir_datasets:ID. Repeatable.",
-    )(command)
-
-
 def qrels_option(command: F) -> F:
     """Add --qrels."""
     return click.option(
@@ -151,6 +141,17 @@ def language_option(command: F) -> F:
     return click.option(
         "--language", default="", help="Language of the input, where neither rows nor file name state it."
     )(command)
+
+
+def asked_options(command: F) -> F:
+    """Add --questions, --qrels and --language."""
+    questions = click.option(
+        "--questions",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        help="Questions: a file, a BEIR folder, or ir_datasets:ID. Repeatable.",
+    )
+    return add_options([questions, qrels_option, language_option], command)
 
 
 def id_field_option(command: F) -> F:

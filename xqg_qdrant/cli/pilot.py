@@ -13,20 +13,26 @@ import click
 
 from xqg_qdrant.cli.options import (
     F,
+    asked_options,
     device_option,
     encoder_option,
     generator_option,
     id_field_option,
     json_option,
-    language_option,
     languages_option,
-    qrels_option,
-    questions_option,
     recipe_option,
     save_option,
     workers_option,
 )
-from xqg_qdrant.cli.shared import echo_recipe, echo_report, given_command, load_encoder, load_generator, main
+from xqg_qdrant.cli.shared import (
+    choose_languages,
+    echo_recipe,
+    echo_report,
+    given_command,
+    load_encoder,
+    load_generator,
+    main,
+)
 from xqg_qdrant.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -100,9 +106,7 @@ def estimate(
 
 @main.command()
 @click.argument("file")
-@questions_option
-@qrels_option
-@language_option
+@asked_options
 @click.option(
     "--passages",
     type=click.IntRange(min=10),
@@ -200,9 +204,8 @@ def _make_recipe(
     quiet: bool,
 ) -> Recipe:
     from xqg_qdrant.augmentation.recipe import choose_recipe
-    from xqg_qdrant.languages import parse_languages
 
-    named = parse_languages(languages, generator.languages) if languages is not None else ()
+    named = choose_languages(languages, generator)
     recipe, reason = choose_recipe(
         encoder, generator, named, recipe_name=recipe_name, queries_per_language=queries_per_language
     )

@@ -10,13 +10,11 @@ import click
 
 from xqg_qdrant.cli.options import (
     DEFAULT_STORE,
+    asked_options,
     collection_option,
     device_option,
     encoder_option,
     json_option,
-    language_option,
-    qrels_option,
-    questions_option,
     save_option,
     store_option,
     workers_option,
@@ -28,9 +26,7 @@ from xqg_qdrant.evaluation import EVALUATION_DEPTH
 
 @main.command()
 @collection_option(required=True)
-@questions_option
-@qrels_option
-@language_option
+@asked_options
 @click.option(
     "--measure",
     help="Measure to choose by: R@2kt, R@5kt, recall@10, MRR@10, nDCG@10 or similar.  [default: R@2kt if there are "

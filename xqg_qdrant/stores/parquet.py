@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from xqg_qdrant.atomic import sync
 from xqg_qdrant.corpus.formats import PASSAGE_COLUMNS
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import AugmentedPassage, Passage
@@ -28,7 +29,6 @@ from xqg_qdrant.stores.edge.index import (
     lock_collection,
     read_sidecar,
     release_lock,
-    sync_directory,
     write_sidecar,
 )
 from xqg_qdrant.stores.points import VECTOR_NAMES, check_points
@@ -143,7 +143,7 @@ class ParquetFolder:
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(self._folder / f"part-{number:05}.parquet")
-        sync_directory(self._folder)
+        sync(self._folder)
 
     def _make_rows(self, points: Sequence[AugmentedPassage]) -> Iterator[Mapping[str, Any]]:
         dim = len(points[0].vectors[VECTOR_NAMES[0]])

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import qdrant_edge as engine
 
+from xqg_qdrant.atomic import sync
 from xqg_qdrant.errors import StoreError
 from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage
 from xqg_qdrant.stores.points import VECTOR_NAMES, Names, rename
@@ -73,17 +74,7 @@ def write_sidecar(path: Path, dim: int, fingerprint: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     (path / UNFINISHED_SIDECAR).replace(path / SIDECAR)
-    sync_directory(path)
-
-
-def sync_directory(path: Path) -> None:
-    """Flush a directory's entries to disk, so they survive a power failure."""
-    if os.name == "posix":  # elsewhere a directory cannot be opened
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync(path)
 
 
 def lock_collection(path: Path) -> int:

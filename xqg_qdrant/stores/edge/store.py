@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import qdrant_edge as engine
 
+from xqg_qdrant.atomic import sync
 from xqg_qdrant.errors import MismatchError, StoreError
 from xqg_qdrant.fingerprint import is_sparse
 from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
@@ -33,7 +34,6 @@ from xqg_qdrant.stores.edge.index import (
     make_vectors,
     read_sidecar,
     release_lock,
-    sync_directory,
     write_sidecar,
 )
 from xqg_qdrant.stores.points import Names, read_names
@@ -104,7 +104,7 @@ class EdgeStore:
                 self._sweep(unfinished.stat().st_mtime)
                 write_sidecar(unfinished, dim, kept)
                 unfinished.rename(path)
-                sync_directory(self._directory)
+                sync(self._directory)
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
@@ -217,7 +217,7 @@ class EdgeStore:
         removed = self._directory / f"{UNFINISHED_PREFIX}{uuid.uuid4().hex}"
         with self._wrapped(f"delete collection {collection!r}"):
             self._path(collection).rename(removed)
-            sync_directory(self._directory)
+            sync(self._directory)
             shutil.rmtree(removed)
             release_lock(self._locks.pop(collection))
 
