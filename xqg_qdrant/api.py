@@ -181,7 +181,7 @@ def evaluate(
         encoder: the one that the collection was made with.
         qrels: which passages answer which question: a file, or judgements. By default those in the questions' file,
             or beside it.
-        rankings: `passage` (plain vectors), `xqg` (augmented ones), `hybrid` and `max-sim`.
+        rankings: names of `xqg_qdrant.retrieval.RANKINGS`; the others are compared with the first.
         test: the paired test of a difference: `randomisation`, `t` or `mcnemar`.
 
     Returns:

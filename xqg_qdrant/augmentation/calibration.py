@@ -93,7 +93,7 @@ def read_bank(path: Path | None = None) -> QuestionBank:
 def encode_bank(bank: QuestionBank, encoder: Encoder) -> BankMeans:
     """Return the means of a bank; they are kept beside the model or in the user's cache, and computed once.
 
-    Languages in which more than `MOST_UNKNOWN` of the pieces are unknown to the encoder take no part.
+    Languages in which more than `MOST_UNKNOWN` of the pieces are unknown to the encoder are left out.
 
     Raises:
         InputError: the encoder can read no language of the bank.

@@ -1,4 +1,4 @@
-"""Choose the generated queries that take part, and fuse their vectors with the passage's.
+"""Choose the generated queries that count, and fuse their vectors with the passage's.
 
 The fusion is from Zhuang, Shou, Zuccon, "Augmenting Passage Representations with Query Generation for Enhanced
 Cross-Lingual Dense Retrieval", SIGIR 2023: `E = (1 - alpha) * E(p) + alpha * sum_i E(q_i)`, scored by dot product.
@@ -31,7 +31,7 @@ class Fusion(NamedTuple):
         fusion: `sum` as published; `mean` makes the weight independent of the number of queries.
         renormalise: Scale the result to the length of the passage's vector. The paper does not: there, a passage whose
             queries agree with each other gets a longer vector, and scores higher for any question.
-        min_score: Least dot product of a query with its passage; queries below it take no part. None keeps all.
+        min_score: Least dot product of a query with its passage; queries below it are excluded. None keeps all.
         gamma: Weight of the question bank's mean, which calibrates the result; 0 leaves it out.
         question_bank: SHA-256 of the bank, for the fingerprint.
         bank_mean: The bank's mean vector, from `calibration.pack_mean`.

@@ -44,7 +44,7 @@ class Recipe(NamedTuple):
         fusion: `sum` or `mean`.
         renormalise: Scale the augmented vector to the length of the plain one.
         seed: Of the sampling.
-        min_score: Queries whose dot product with the plain vector is below take no part, but are stored.
+        min_score: Queries whose dot product with the plain vector is lower are excluded, but stored.
         sparse: Store a sparse vector of the terms in the passage and its queries.
         gamma: Weight of the calibration; see `Fusion` for this and the next two.
         question_bank: SHA-256 of the bank that calibrates.

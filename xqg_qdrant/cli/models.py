@@ -1,4 +1,4 @@
-"""The commands about models: `xqg export`, `presets`, `describe`, and `xqg doctor`."""
+"""The commands about models: `xqg export`, `describe` and `doctor`."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from xqg_qdrant.errors import InputError
     show_default=True,
     help="How passages are ranked; see above.",
 )
-@click.option("--language", default="", help="Language of the questions, for --rank offset, such as fi.")
+@click.option("--language", default="", help="Language of the questions, such as fi, for --rank offset and passage-offset.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per question, a line each.")
 @device_options
 def query(

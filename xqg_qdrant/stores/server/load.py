@@ -28,7 +28,7 @@ POLL_SECONDS = 1.0
 GREEN_IN_A_ROW = 2
 STUCK_SECONDS = 900.0
 
-WITHOUT_SNAPSHOT = "take one by the server's own means, or go on without one (--no-snapshot)"
+WITHOUT_SNAPSHOT = "take one by the server's own means, or continue without one (--no-snapshot)"
 
 
 class ServerLoad:
