@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Runs = Mapping[str, Mapping[str, Sequence[ScoredPassage]]]
 
-LABELS = {"passage": "plain", "control": "control", "xqg": "queries"}
+LABELS = {"passage": "plain", "calibrated": "calibrated", "control": "control", "xqg": "queries"}
 IMPROVED_SHOWN = 3
 PASSAGES_WRITTEN_FOR = 2
 

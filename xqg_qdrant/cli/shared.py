@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 LOCAL, RAY = "local", "ray"
+SWEPT_RUNS = "passage is plain, xqg the best setting, control the same with the mean query"
 
 
 class Group(click.Group):
