@@ -122,7 +122,11 @@ def demo(
     gold = {qrel.query_id: qrel.passage_id for qrel in qrels}
     for question in _choose_questions(queries, runs, gold):
         tell(_show_question(question, runs, gold[question.query_id]))
-    tell(f"\n{len(queries)} questions; passage is the plain vector; stars mark significant differences from it:\n")
+    tell(
+        f"\n{len(queries)} questions. passage: plain vectors; calibrated: these with a bank of questions about anything; "
+        "control: all with\nthe same mean query; xqg: with their own queries. Stars: significantly different from "
+        "passage.\n"
+    )
     if full or as_json:
         echo_report(report, as_json)
     else:
@@ -134,7 +138,7 @@ def demo(
     tell(
         f"The collection is kept. Try next:\n"
         f"  {xqg} query {place} 'どの火山の噴火がポンペイを埋めましたか？'\n"
-        f"  {xqg} evaluate {place} --questions {DEMO_FOLDER} --rank passage --rank control --rank xqg\n"
+        f"  {xqg} evaluate {place} --questions {DEMO_FOLDER} --rank passage --rank calibrated --rank control --rank xqg\n"
         f"  {xqg} pilot YOUR_FILE.jsonl --languages ja,ru\n"
     )
 
