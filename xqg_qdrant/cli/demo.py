@@ -123,9 +123,8 @@ def demo(
     for question in _choose_questions(queries, runs, gold):
         tell(_show_question(question, runs, gold[question.query_id]))
     tell(
-        f"\n{len(queries)} questions. passage: plain vectors; calibrated: these with a bank of questions about anything; "
-        "control: all with\nthe same mean query; xqg: with their own queries. Stars: significantly different from "
-        "passage.\n"
+        f"\n{len(queries)} questions. passage: plain vectors; calibrated: the same, calibrated; control: every passage "
+        "with the\nsame mean query; xqg: with its own queries. Stars: significantly different from passage.\n"
     )
     if full or as_json:
         echo_report(report, as_json)
@@ -135,10 +134,11 @@ def demo(
         tell(_write_live(passages[:PASSAGES_WRITTEN_FOR], device, threads))
     xqg = command_name()
     place = f"--collection {collection} --store {store.location}"
+    ranks = " ".join(f"--rank {name}" for name in LABELS)
     tell(
         f"The collection is kept. Try next:\n"
         f"  {xqg} query {place} 'どの火山の噴火がポンペイを埋めましたか？'\n"
-        f"  {xqg} evaluate {place} --questions {DEMO_FOLDER} --rank passage --rank calibrated --rank control --rank xqg\n"
+        f"  {xqg} evaluate {place} --questions {DEMO_FOLDER} {ranks}\n"
         f"  {xqg} pilot YOUR_FILE.jsonl --languages ja,ru\n"
     )
 

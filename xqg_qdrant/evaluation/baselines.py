@@ -86,9 +86,9 @@ def calibrate_plain(plain: FloatArray, recipe: Recipe, encoder: Encoder) -> Floa
     """Return plain vectors, shape `(n, dim)`, calibrated as by the recipe, or with the shipped bank.
 
     Raises:
-        InputError: the encoder is not normalised, or can read no language of the bank.
+        InputError: the recipe does not calibrate and the encoder is not normalised or can read no language of the bank.
     """
-    if not encoder.describe()["normalise"]:
+    if not recipe.gamma and not encoder.describe()["normalise"]:
         raise InputError("vectors of a raw dot-product encoder cannot be calibrated.", f"leave out {CALIBRATED}")
     settings = add_bank(recipe, encoder)._replace(fusion="mean", renormalise=True).fusion_settings
     settings = settings._replace(gamma=recipe.gamma or DEFAULT_GAMMA)
