@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from rest_qdrant import RestQdrant, answer
 
 from xqg_qdrant import doctor
-from xqg_qdrant.augmentation.fusion import Fusion
+from xqg_qdrant.augmentation.fusion import Fusion, augment_passage
 from xqg_qdrant.augmentation.recipe import choose_recipe
 from xqg_qdrant.cli import main
 from xqg_qdrant.doctor import LEAST_MEMORY, Check, check_disk, check_memory, check_packages
@@ -50,11 +50,10 @@ def test_all_is_well_with_the_shipped_models_and_an_embedded_store_and_nothing_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     used = []
-    augment = doctor.augment_passage
 
     def remember(passage: FloatArray, queries: FloatArray, settings: Fusion) -> tuple[FloatArray, int]:
         used.append(settings)
-        return augment(passage, queries, settings)
+        return augment_passage(passage, queries, settings)
 
     monkeypatch.setattr(doctor, "augment_passage", remember)
     result = run_doctor()

@@ -185,11 +185,10 @@ def pilot(
     _echo_pilot(file, sample, found)
     echo(_describe_cost(found.cost, found.recipe, encoder.device, price_per_hour))
     if asked and is_worth_it(found.sweep):
-        models = [
-            [] if folder is None else [name, str(folder)]
-            for name, folder in (("--encoder", encoder_folder), ("--generator", generator_folder))
-        ]
-        echo(f"With this setting: {make_command(file, *models, recipe_name, found, generator.languages)}")
+        encoder_words = [] if encoder_folder is None else ["--encoder", str(encoder_folder)]
+        generator_words = [] if generator_folder is None else ["--generator", str(generator_folder)]
+        command = make_command(file, encoder_words, generator_words, recipe_name, found, generator.languages)
+        echo(f"With this setting: {command}")
 
 
 def _draw(file: str, id_field: str | None, size: int, seed: int, quiet: bool, wanted: Container[str] = ()) -> Sample:
