@@ -29,6 +29,7 @@ from xqg_qdrant.evaluation.sweep.bench import Bench, default_measure, halve, mak
 from xqg_qdrant.evaluation.sweep.settings import Setting, combine, make_axes, make_base, spread, to_mean, to_sum
 from xqg_qdrant.evaluation.sweep.summary import (
     describe,
+    format_gains,
     format_points,
     is_worth_it,
     judge,
@@ -460,6 +461,25 @@ def test_without_any_query_calibration_is_what_a_sweep_can_choose(
     assert found.content is None
     assert "control" not in found.report.values
     assert {setting.gamma for setting in found.points} == {0, 0.25, 0.5, 1}
+    assert set(found.report.values) <= {"passage", "calibrated", "xqg"}
+    assert "xQG" not in judge_sweep(found)
+
+
+def test_each_run_is_printed_with_its_gain_and_p_and_queries_with_theirs_over_the_control() -> None:
+    def compare(points: float, p: float) -> Comparison:
+        return Comparison(Difference(points, 5, 1, 10, (points - 1, points + 1), p), {})
+
+    comparisons = {
+        "calibrated": {"MRR@10": compare(1, 0.02), "recall@10": compare(9, 0.9)}, "xqg": {"MRR@10": compare(3, 0.001)},
+    }  # fmt: skip
+    none: Any = None
+    found = Sweep("MRR@10", ((), ()), BASE, none, {}, {}, BASE, Report({}, {}, comparisons), compare(2, 0.01))
+    assert format_gains(found).splitlines() == [
+        "calibrated against passage  MRR@10 +1.00 points, 95% interval +0.00 to +2.00, p = 0.0200",
+        "xqg against passage         MRR@10 +3.00 points, 95% interval +2.00 to +4.00, p = 0.0010",
+        "xqg against control         MRR@10 +2.00 points, 95% interval +1.00 to +3.00, p = 0.0100",
+    ]
+    assert "against control" not in format_gains(found._replace(content=None))
 
 
 def test_the_half_that_is_reported_on_is_not_looked_at_before_the_choice(

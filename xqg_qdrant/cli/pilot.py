@@ -29,7 +29,7 @@ from xqg_qdrant.cli.options import (
 from xqg_qdrant.cli.shared import (
     SWEPT_RUNS,
     echo_recipe,
-    echo_report,
+    echo_sweep,
     given_command,
     load_encoder,
     load_generator,
@@ -266,7 +266,7 @@ def _echo_pilot(file: str, sample: Sample, found: Pilot) -> None:
     chosen_on, reported_on = map(len, sweep.halves)
     echo(f"\nBest on these {chosen_on} questions: {describe(sweep.chosen)}.")
     echo(f"On the other {reported_on} questions, not used for the choice ({SWEPT_RUNS}):\n")
-    echo_report(sweep.report, as_json=False)
+    echo_sweep(sweep)
     echo(f"\n{found.verdict}\n")
 
 

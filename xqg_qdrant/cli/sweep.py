@@ -24,7 +24,7 @@ from xqg_qdrant.cli.options import (
 from xqg_qdrant.cli.shared import (
     SWEPT_RUNS,
     describe_searched,
-    echo_report,
+    echo_sweep,
     given_command,
     load_encoder,
     main,
@@ -129,7 +129,7 @@ def sweep(
     if found.points[found.chosen].values.macro <= found.plain.values.macro:
         echo("Even on these questions it is not better than the plain vectors.")
     echo(f"On the other {reported_on} questions, not used for the choice ({SWEPT_RUNS}):\n")
-    echo_report(found.report, as_json=False)
+    echo_sweep(found)
     echo(f"\n{judge_sweep(found)}")
     options = make_options(found.chosen, found.base)
     places = [] if location == DEFAULT_STORE else ["--store", location]

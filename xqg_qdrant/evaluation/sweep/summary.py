@@ -44,6 +44,15 @@ def format_points(sweep: Sweep) -> str:
     return "\n".join([*lines, *(label if found is None else _row(label.ljust(width), found) for label, found in rows)])
 
 
+def format_gains(sweep: Sweep) -> str:
+    """Return what each run gains over the plain vectors, and the best setting with queries over its control."""
+    gains = {f"{run} against passage": found[sweep.measure] for run, found in sweep.report.comparisons.items()}
+    if sweep.content:
+        gains[f"{'xqg' if sweep.chosen.alpha else 'best with queries'} against control"] = sweep.content
+    width = max(map(len, gains))
+    return "\n".join(f"{name:<{width}}  {describe_gain(sweep.measure, found.overall)}" for name, found in gains.items())
+
+
 def describe(setting: Setting) -> str:
     """Return a setting in words: `mean fusion, alpha 0.1, 5 queries in each of ar, ja`."""
     if not setting.alpha:
@@ -63,8 +72,8 @@ def describe(setting: Setting) -> str:
 
 def judge_sweep(sweep: Sweep) -> str:
     """Return whether the chosen setting of a sweep is worth it, and how much of it the content of the queries gives."""
-    what = "xQG" if sweep.chosen.alpha else "Calibration without queries"
     content = sweep.content.overall if sweep.content and sweep.chosen.alpha else None
+    what = "xQG" if content else "Calibration without queries"
     verdict = judge(sweep.measure, sweep.gained, len(sweep.halves[1]), content, what)
     if needs_no_queries(sweep):
         alone = sweep.report.comparisons[CALIBRATED][sweep.measure].overall

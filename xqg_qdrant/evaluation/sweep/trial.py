@@ -123,10 +123,11 @@ class Trial:
         chosen = self._best(self._points)
         fused = self._best([setting for setting in self._points if setting.alpha > 0] or [chosen])
         stored, recipe, name = self._bench.vectors, self._bench.recipe, self._bench.measure.name
+        control = stored.fuse_control(fused.apply(recipe)) if fused.alpha else None
         runs = {"passage": stored.plain}
         for label, setting in self._variants(chosen, fused).items():
-            runs[label] = stored.fuse(setting.apply(recipe))
-        control = stored.fuse_control(fused.apply(recipe)) if fused.alpha else None
+            if setting.alpha == 0 or control is not None:
+                runs[label] = stored.fuse(setting.apply(recipe))
         if control is not None:
             runs[CONTROL] = control
         runs["xqg"] = stored.fuse(chosen.apply(recipe))
