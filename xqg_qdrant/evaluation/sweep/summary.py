@@ -184,7 +184,8 @@ def _label(setting: Setting, axis: str, base: Setting) -> str:
 
 
 def _describe_weight(setting: Setting) -> str:
-    return f"{setting.fusion} {setting.alpha:g}{' renormalised' if setting.renormalise else ''}"
+    scaled = " calibrated" if setting.gamma else " renormalised" if setting.renormalise else ""
+    return f"{setting.fusion} {setting.alpha:g}{scaled}"
 
 
 def save_sweep(
