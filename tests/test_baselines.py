@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from xqg_qdrant import retrieval
+from xqg_qdrant.augmentation import recipe as recipes
+from xqg_qdrant.augmentation.calibration import BankMeans, pack_mean
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import baselines
-from xqg_qdrant.evaluation.baselines import search_baseline
+from xqg_qdrant.evaluation.baselines import BASELINES, search_baselines
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, Query, ScoredPassage
 from xqg_qdrant.stores import Store, open_store
+from xqg_qdrant.text import find_term_ids
 
 FINGERPRINT = {"queries": "given", "recipe.alpha": 0.25, "recipe.fusion": "mean", "recipe.renormalise": True}
 # d and b tie for every question
@@ -43,6 +48,10 @@ class StubEncoder:
     """Looks vectors up."""
 
     dim = 3
+    normalise = True
+
+    def describe(self) -> dict[str, Any]:
+        return {"normalise": self.normalise}
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
         return vectors_of(texts).astype(np.float32)
@@ -69,8 +78,14 @@ def store() -> Iterator[Store]:
 
 
 def search(store: Store, name: str, limit: int = 10, bar: Counter | None = None) -> dict[str, list[ScoredPassage]]:
-    encoder: Any = StubEncoder()
-    return search_baseline(name, store, "docs", encoder, QUESTIONS, limit, lambda *_: nullcontext(bar or Counter()))
+    return search_all([name], store, limit, bar)[name]
+
+
+def search_all(
+    names: Sequence[str], store: Store, limit: int = 10, bar: Counter | None = None, encoder: StubEncoder | None = None
+) -> dict[str, dict[str, list[ScoredPassage]]]:
+    known: Any = encoder or StubEncoder()
+    return search_baselines(names, store, "docs", known, QUESTIONS, limit, lambda *_: nullcontext(bar or Counter()))
 
 
 def assert_ranked(
@@ -91,7 +106,7 @@ def unit(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 256])
-def test_the_control_gives_every_passage_the_mean_query(
+def test_the_control_replaces_every_query_by_the_mean_query(
     store: Store, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(baselines, "QUESTIONS_AT_ONCE", at_once)
@@ -100,14 +115,100 @@ def test_the_control_gives_every_passage_the_mean_query(
     # (8 + 0 + 0 + 0)/4, (0 + 2 + 2 + 0)/4, (4 + 0 + 0 - 6)/4
     fused = 0.75 * plain + 0.25 * np.array([2, 1, -0.5])
     # every plain vector has length 5
-    assert_ranked(search(store, "control"), 5 * unit(fused), vectors_of([query.text for query in QUESTIONS]))
+    expected = 5 * unit(fused)
+    expected[0] = plain[0]  # without a query of its own
+    assert_ranked(search(store, "control"), expected, vectors_of([query.text for query in QUESTIONS]))
 
 
-def test_the_control_fuses_as_the_collection_was(store: Store) -> None:
+def test_the_control_weighs_the_mean_as_much_as_the_queries_that_it_replaces(store: Store) -> None:
     fill(store, QUERIES, **{"recipe.fusion": "sum", "recipe.renormalise": False, "recipe.alpha": 0.5})
     plain = np.array([PLAIN[name] for name in "abcd"], dtype=np.float64)
-    fused = 0.5 * plain + 0.5 * np.array([2, 1, -0.5])
+    # a has no query, b and c have one, d has two
+    fused = 0.5 * plain + 0.5 * np.array([[0], [1], [1], [2]]) * np.array([2, 1, -0.5])
     assert_ranked(search(store, "control"), fused, vectors_of([query.text for query in QUESTIONS]))
+
+
+def test_calibrated_adds_the_collections_own_bank_mean_to_the_plain_vectors(store: Store) -> None:
+    mean = np.array([0, 2, 0], dtype=np.float32)
+    fill(store, QUERIES, **{"recipe.gamma": 0.25, "recipe.question_bank": "own", "recipe.bank_mean": pack_mean(mean)})
+    plain = np.array([PLAIN[name] for name in "abcd"], dtype=np.float64)
+    expected = 5 * unit(plain / 5 + 0.25 * mean)
+    assert_ranked(search(store, "calibrated"), expected, vectors_of([query.text for query in QUESTIONS]))
+
+
+def test_calibrated_takes_the_shipped_bank_and_the_default_weight_if_the_collection_is_not_calibrated(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, QUERIES, **{"recipe.fusion": "sum", "recipe.renormalise": False})
+    mean = np.array([0, 2, 0], dtype=np.float32)
+    monkeypatch.setattr(recipes, "encode_bank", lambda *_: BankMeans(mean, {}, "shipped"))
+    plain = np.array([PLAIN[name] for name in "abcd"], dtype=np.float64)
+    expected = 5 * unit(plain / 5 + 0.5 * mean)
+    assert_ranked(search(store, "calibrated"), expected, vectors_of([query.text for query in QUESTIONS]))
+
+
+def test_vectors_of_a_raw_dot_product_encoder_are_not_calibrated(store: Store) -> None:
+    fill(store, QUERIES)
+    raw = StubEncoder()
+    raw.normalise = False
+    with pytest.raises(InputError, match=r"raw dot-product encoder cannot be calibrated\. Cure: leave out calibrated"):
+        search_all(["calibrated"], store, encoder=raw)
+
+
+@pytest.mark.parametrize("limit", [2, 10])
+def test_passage_hybrid_is_the_hybrid_search_of_a_collection_without_queries(
+    tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # More passages share a term than are fetched by terms: of equal scores all are fetched or none.
+    monkeypatch.setattr(baselines, "CANDIDATES", 3)
+    monkeypatch.setattr(retrieval, "CANDIDATES", 3)
+    texts = ["where the river ends", "kuka where", "milloin and where", "the end", "missä kuka milloin", "the river"]
+    draw = np.random.default_rng(0)
+    plain = draw.normal(size=(len(texts), 3)).astype(np.float32)
+    queries = [("long", "deep"), (), ("short",), (), (), ("long",)]
+    with open_store(f"edge:{tmp_path}") as edge:
+        for collection, sparse in (("docs", False), ("bare", True)):
+            edge.create_collection(collection, 3, {**FINGERPRINT, **({"recipe.sparse": True} if sparse else {})})
+            for number, text in enumerate(texts):
+                own = () if sparse else tuple(GeneratedQuery("fi", query) for query in queries[number])
+                # Without queries, the augmented vector is the plain one.
+                xqg = plain[number] if sparse else np.ones(3, dtype=np.float32)
+                terms = find_term_ids([f"Title {number}", text]) if sparse else None
+                vectors = {"passage": plain[number], "xqg": xqg}
+                passage = Passage(f"p{number}", text, f"Title {number}")
+                edge.upsert(collection, [AugmentedPassage(passage, own, vectors, "", "", terms=terms)])
+        found = search_all(["passage-hybrid"], edge, limit)["passage-hybrid"]
+        encoder: Any = StubEncoder()
+        stored = retrieval.search_runs(edge, "bare", encoder, QUESTIONS, limit, ["hybrid"], lambda _: None)["hybrid"]
+    for query in QUESTIONS:
+        hits, expected = found[query.query_id], stored[query.query_id]
+        assert [hit.passage for hit in hits] == [hit.passage for hit in expected]
+        np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in expected], atol=1e-5)
+
+
+def test_several_baselines_read_the_collection_once_and_share_its_passages(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, QUERIES, **{"recipe.bank_mean": pack_mean(np.ones(3, dtype=np.float32))})
+    bar = Counter()
+    runs = search_all(BASELINES, store, bar=bar)
+    assert (list(runs), bar.count) == (list(BASELINES), 4)
+    assert {len(run) for run in runs.values()} == {4}
+    passages = {id(hit.passage) for run in runs.values() for hits in run.values() for hit in hits}
+    assert len(passages) == 4
+
+
+def test_all_hits_of_a_passage_in_a_store_share_one_record_of_it(store: Store) -> None:
+    fill(store, QUERIES)
+    encoder: Any = StubEncoder()
+    runs = retrieval.search_runs(store, "docs", encoder, QUESTIONS, 10, ["passage", "xqg"], lambda _: None)
+    hits = [hit for run in runs.values() for found in run.values() for hit in found]
+    assert len(hits) == 2 * 4 * 4
+    assert (
+        len({id(hit.passage) for hit in hits})
+        == len({id(hit.generated_queries) for hit in hits if hit.generated_queries}) + 1
+    )
+    assert {hit.passage.passage_id: len(hit.generated_queries) for hit in hits} == {"a": 0, "b": 1, "c": 1, "d": 2}
 
 
 def test_the_mean_query_is_that_of_an_even_sample(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -370,15 +370,19 @@ def test_the_demo_shows_a_gain_over_plain_vectors_and_over_the_control_and_says_
     shown = [line for line in result.stdout.splitlines() if line.startswith("  queries ")]
     assert len(shown) == 4
     assert ["✓" in line.split("|")[0] for line in shown] == [True, True, True, False]
-    assert [line.split()[0] for line in result.stdout.splitlines() if line.startswith(("MRR", "R@"))] == [
-        "MRR@10", "R@2kt"
+    head, *table = result.stdout.split("from passage.\n\n")[1].split("\n\n")[0].splitlines()
+    assert head.split() == ["macro", "ar", "bn", "fi", "ja", "ko", "ru", "te"]
+    runs = ["passage", "calibrated", "control", "xqg"]
+    assert [line[:18].split() for line in table] == [
+        ["MRR@10", "passage"], *([run] for run in runs[1:]), ["R@2kt", "passage"], *([run] for run in runs[1:])
     ]  # fmt: skip
     assert "xqg lifts MRR@10 from " in result.stdout
+    assert "The content of the queries gives +" in result.stdout
     assert "The shipped generator" in result.stdout
     assert "xqg query --collection xqg_demo" in result.stdout
     again = xqg("-q", "demo", "--threads", 2, "--json")
     comparison = json.loads(again.stdout)["comparison"]
-    for run in ("control", "xqg"):
+    for run in ("calibrated", "control", "xqg"):
         assert comparison[run]["MRR@10"]["difference"] > 0
     assert comparison["xqg"]["MRR@10"]["difference"] > 5 + comparison["control"]["MRR@10"]["difference"]
     assert comparison["xqg"]["MRR@10"]["p"] < 0.001

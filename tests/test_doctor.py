@@ -13,13 +13,17 @@ from click.testing import CliRunner, Result
 from rest_qdrant import RestQdrant, answer
 
 from xqg_qdrant import doctor
+from xqg_qdrant.augmentation.fusion import Fusion, augment_passage
+from xqg_qdrant.augmentation.recipe import choose_recipe
 from xqg_qdrant.cli import main
 from xqg_qdrant.doctor import LEAST_MEMORY, Check, check_disk, check_memory, check_packages
 from xqg_qdrant.errors import ModelError, StoreError
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.inference.session import Session, is_cuda_at_hand
 from xqg_qdrant.machine import free_memory
 from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
 from xqg_qdrant.printing import format_check
+from xqg_qdrant.records import FloatArray
 from xqg_qdrant.stores import open_store
 from xqg_qdrant.stores.edge.store import EdgeStore
 
@@ -42,8 +46,21 @@ def read_checks(result: Result) -> dict[str, dict[str, Any]]:
     return {check["name"]: check for check in json.loads(result.stdout)["checks"]}
 
 
-def test_all_is_well_with_the_shipped_models_and_an_embedded_store_and_nothing_is_left() -> None:
+def test_all_is_well_with_the_shipped_models_and_an_embedded_store_and_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used = []
+
+    def remember(passage: FloatArray, queries: FloatArray, settings: Fusion) -> tuple[FloatArray, int]:
+        used.append(settings)
+        return augment_passage(passage, queries, settings)
+
+    monkeypatch.setattr(doctor, "augment_passage", remember)
     result = run_doctor()
+    # The recipe is that of an ingest with this encoder.
+    [settings] = used
+    assert settings == choose_recipe(Encoder(None, "cpu", threads=1), None).recipe.fusion_settings
+    assert settings.gamma == 0.5
     assert result.exit_code == 0, result.stdout
     lines = result.stdout.splitlines()
     assert [line.split()[1] for line in lines] == [

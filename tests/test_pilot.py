@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import os
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Container, Iterable
@@ -18,13 +17,14 @@ from click.testing import CliRunner, Result
 from writing import lines_of
 
 from xqg_qdrant.augmentation.pipeline import ingest
-from xqg_qdrant.augmentation.recipe import make_recipe
+from xqg_qdrant.augmentation.recipe import Recipe, make_recipe
 from xqg_qdrant.cli import main
+from xqg_qdrant.cli.pilot import make_command
 from xqg_qdrant.cli.progress import make_bars
 from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_qrels, read_demo_queries
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import pilot as pilots
-from xqg_qdrant.evaluation.comparison import Difference
+from xqg_qdrant.evaluation.comparison import Comparison, Difference, Report
 from xqg_qdrant.evaluation.pilot import (
     Cost,
     choose_questions,
@@ -37,6 +37,8 @@ from xqg_qdrant.evaluation.pilot import (
     measure_disk,
 )
 from xqg_qdrant.evaluation.results import read_results
+from xqg_qdrant.evaluation.sweep.settings import Setting
+from xqg_qdrant.evaluation.sweep.trial import Sweep
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
@@ -297,13 +299,42 @@ def test_a_pilot_prints_the_ingest_with_the_best_setting_only_where_it_gains(cor
     shown = xqg("-q", "pilot", corpus, *options)
     assert shown.exit_code == 0, shown.stderr
     commands = [line for line in shown.stdout.splitlines() if line.startswith("With this setting: ")]
-    gains = re.search(r"(here|tell): MRR@10 [+](?!0[.]00)", shown.stdout) is not None
+    gains = "worth it here: MRR@10" in shown.stdout and "Nothing shows" not in shown.stdout
     assert len(commands) == gains
     for command in commands:
         assert command.startswith(f"With this setting: xqg ingest {corpus} --collection NAME ")
         assert "--queries-per-language" in command
         assert "--languages" in command
     assert list(no_trace.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "p", "expected"),
+    [
+        (Setting("mean", 0.4, True, 2, ("fi", "ru"), gamma=0.5), 0.01,
+         "--encoder E --generator G --queries-per-language 2"),
+        (Setting("mean", 0.4, True, 3, ("fi", "ru")), 0.01, "--encoder E --generator G --no-calibrate"),
+        (Setting("mean", 0.0, True, 3, ("fi", "ru"), gamma=1.0), 0.01,
+         "--encoder E --queries none.jsonl --calibrate --gamma 1.0"),
+        # queries that say nothing are not generated
+        (Setting("mean", 0.4, True, 3, ("fi", "ru"), gamma=0.5), 0.4,
+         "--encoder E --queries none.jsonl --calibrate --gamma 0.5"),
+    ],
+)  # fmt: skip
+def test_the_ingest_that_a_pilot_prints_generates_queries_only_if_they_are_worth_it(
+    chosen: Setting, p: float, expected: str
+) -> None:
+    def compare(points: float, p: float) -> Comparison:
+        return Comparison(Difference(points, 5, 1, 10, (-0.5, 4.5), p), {})
+
+    comparisons = {"calibrated": {"MRR@10": compare(3, 0.01)}, "xqg": {"MRR@10": compare(4, 0.01)}}
+    none: Any = None
+    sweep = Sweep("MRR@10", ((), ()), chosen, none, {}, {}, chosen, Report({}, {}, comparisons), compare(2, p))
+    recipe = Recipe(("fi", "ru"), alpha=0.4, fusion="mean", renormalise=True, gamma=0.5)
+    found = pilots.Pilot(False, "", none, none, sweep, None, recipe)
+    command = make_command("c.jsonl", ["--encoder", "E"], ["--generator", "G"], "auto", found, ("ru", "fi"))
+    assert command.removeprefix(": > none.jsonl; ") == f"xqg ingest c.jsonl --collection NAME {expected}"
+    assert command.startswith(": >") == ("none.jsonl" in expected)
 
 
 def test_a_pilot_needs_a_query_to_fuse_beside_the_one_that_it_asks(corpus: Path) -> None:

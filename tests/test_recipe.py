@@ -12,9 +12,17 @@ import numpy as np
 import pytest
 from banks import write_bank
 
+from xqg_qdrant.augmentation import recipe as recipes
 from xqg_qdrant.augmentation.calibration import encode_bank, pack_mean, read_bank
 from xqg_qdrant.augmentation.pipeline import describe
-from xqg_qdrant.augmentation.recipe import ChosenRecipe, Recipe, change_calibration, choose_recipe, read_recipe
+from xqg_qdrant.augmentation.recipe import (
+    ChosenRecipe,
+    Recipe,
+    add_bank,
+    change_calibration,
+    choose_recipe,
+    read_recipe,
+)
 from xqg_qdrant.demo import DEMO_LEXICON
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import Fingerprint
@@ -143,6 +151,35 @@ def test_given_settings_win(demo_encoder: Encoder, demo_generator: QueryGenerato
     assert recipe.bank_mean == pack_mean(encode_bank(bank, demo_encoder).overall)
     unset, _ = choose_for(demo_encoder, demo_generator, **dict.fromkeys(asked))
     assert unset == choose_for(demo_encoder, demo_generator).recipe
+
+
+def test_the_bank_and_its_means_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def count(name: str) -> Any:  # noqa: ANN401
+        original = getattr(recipes, name)
+
+        def counted(*arguments: object) -> object:
+            read.append(name)
+            return original(*arguments)
+
+        return counted
+
+    for name in ("read_bank", "encode_bank"):
+        monkeypatch.setattr(recipes, name, count(name))
+    assert choose_for(StubEncoder(tmp_path, True, True)).recipe.gamma == 0.5
+    assert read == ["read_bank", "encode_bank"]
+
+
+def test_a_recipe_gets_a_bank_to_calibrate_with_unless_it_has_one(
+    tmp_path: Path, demo_encoder: Encoder, small_bank: Path
+) -> None:
+    added = add_bank(Recipe(alpha=0.3), demo_encoder)
+    calibrated = choose_for(demo_encoder, alpha=0.3).recipe
+    assert added == Recipe(alpha=0.3, question_bank=calibrated.question_bank, bank_mean=calibrated.bank_mean)
+    assert "bank_mean" not in added.describe()  # it is not calibrated yet
+    own = choose_for(StubEncoder(tmp_path, True, True), question_bank=small_bank).recipe
+    assert add_bank(own, demo_encoder) == own
 
 
 def test_a_calibration_that_is_asked_for_takes_place_with_any_encoder(tmp_path: Path, small_bank: Path) -> None:

@@ -228,6 +228,30 @@ def test_each_of_several_runs_is_compared_with_the_first_by_the_measures_that_bo
     assert len(page.texts("p", class_="lead")) == 2
 
 
+@pytest.mark.parametrize(("found", "gives"), [(0, "+16.7 of +16.7 (p = 0.02"), (2, "+0.0 of +16.7, which could be ch")])
+def test_where_the_control_was_measured_the_report_says_what_the_content_gives(
+    tmp_path: Path, found: int, gives: str
+) -> None:
+    folder = write_evaluation(tmp_path / "demo")
+    values = json.loads((folder / "values.json").read_text())
+    # The control answers as many as the plain vectors, or two more of each language's twelve, as xqg does.
+    ids = list(values["passage"]["R@2kt"])
+    hits = {name: 100.0 if number % 12 >= 6 - found else 0.0 for number, name in enumerate(ids)}
+    values = {"passage": values["passage"], "control": {"R@2kt": hits}, "xqg": values["xqg"]}
+    write_json(folder / "values.json", values)
+    page = Page(rendered(folder))
+    *_, sentence = page.texts("p", class_="lead")
+    assert sentence.startswith(f"The content of the queries gives {gives}")
+    assert any(row.startswith(f"average 72 50.00 {50 + 100 * found / 12:.2f} 66.67") for row in page.texts("tr"))
+
+
+def test_of_a_run_that_does_not_gain_nothing_is_owed_to_content(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "demo")
+    values = json.loads((folder / "values.json").read_text())
+    write_json(folder / "values.json", dict.fromkeys(("passage", "control", "xqg"), values["passage"]))
+    assert not [text for text in Page(rendered(folder)).texts("p") if "content of the queries" in text]
+
+
 def test_a_single_run_has_its_values_and_no_differences(tmp_path: Path) -> None:
     folder = write_evaluation(tmp_path / "demo")
     values = json.loads((folder / "values.json").read_text())
@@ -286,6 +310,25 @@ def test_a_sweep_shows_a_chart_for_each_axis_and_what_was_chosen(tmp_path: Path)
     assert "ar 50 44.00 46.50 +2.50** +0.50 to +4.50 0.0060 30 12" in page.texts("tr")
     assert "plain vectors 44.00 41.50 to 46.40" in " ".join(page.texts("tr"))
     assert len([row for row in page.texts("tr") if row.startswith("✓")]) >= 1
+
+
+def test_a_sweep_shows_what_the_content_gives_and_the_weights_of_the_calibration(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "sweep")
+    sweep = json.loads((folder / "sweep.json").read_text())
+    assert "content of the queries" not in rendered(folder)  # saved before controls were measured
+    for gamma in (0.0, 0.5):
+        for alpha in (0.1, 0.0):
+            changed = {"gamma": gamma, "alpha": alpha, "renormalise": gamma > 0}
+            sweep["curves"].setdefault("gamma", []).append(len(sweep["points"]))
+            sweep["points"].append(sweep["points"][0] | {"setting": sweep["base"] | changed})
+    sweep["report"] |= {"control": sweep["report"]["xqg"]}
+    sweep["content"] = sweep["chosen"]["on_other_half"] | {"difference": 1.5, "p": 0.03}
+    write_json(folder / "sweep.json", sweep)
+    page = Page(rendered(folder))
+    assert page.texts("p", class_="lead")[-1].startswith("The content of the queries gives +1.5 of +2.5 (p = 0.0300)")
+    titles = ["".join(inner) for tag, found, inner in page.elements if tag == "title" and "id" in found]
+    assert "R@2kt against the weight of the calibration, gamma" in titles
+    assert any("no queries" in row and "gamma 0.5" in row for row in page.texts("tr"))
 
 
 def test_a_pilot_says_what_the_whole_corpus_would_take(tmp_path: Path) -> None:

@@ -73,8 +73,12 @@ def test_stars_mark_how_small_p_is(p: float | None, stars: str) -> None:
 
 CONTENT = compare(1.5, 0.03)
 CONTROL = (
-    " Of that, +1.5 is the content of the queries (p = 0.0300); the control, which gives every passage the same mean "
-    "query, shows the rest too."
+    " The content of the queries gives +1.5 of +2.5 (p = 0.0300); the control, with the same mean query for every "
+    "passage, gives the rest."
+)
+NO_CONTENT = (
+    " The content of the queries gives +0.2 of +2.5, which could be chance (p = 0.0500): the control, with the same "
+    "mean query for every passage, does about as well."
 )
 
 
@@ -83,6 +87,7 @@ CONTROL = (
     [
         (2.5, 0.004, None, "xqg lifts MRR@10 from 40.0 to 42.5 (+2.5, p = 0.0040)."),
         (2.5, 0.0499, CONTENT, f"xqg lifts MRR@10 from 40.0 to 42.5 (+2.5, p = 0.0499).{CONTROL}"),
+        (2.5, 0.004, compare(0.2, 0.05), f"xqg lifts MRR@10 from 40.0 to 42.5 (+2.5, p = 0.0040).{NO_CONTENT}"),
         (-2.5, 0.004, CONTENT, "xqg lowers MRR@10 from 40.0 to 37.5 (-2.5, p = 0.0040)."),
         (2.5, 0.05, CONTENT, "xqg against passage: MRR@10 40.0 and 42.5, no difference beyond chance (p = 0.0500)."),
         (2.5, None, CONTENT, "xqg against passage: MRR@10 40.0 and 42.5, no difference beyond chance (untested)."),

@@ -18,16 +18,25 @@ from writing import lines_of
 
 from xqg_qdrant.augmentation.fusion import Fusion, fuse
 from xqg_qdrant.augmentation.pipeline import Row, ingest
-from xqg_qdrant.augmentation.recipe import Recipe, make_recipe
+from xqg_qdrant.augmentation.recipe import Recipe, choose_recipe, make_recipe
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages, read_demo_qrels, read_demo_queries
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.evaluation import xor_retrieve as official
-from xqg_qdrant.evaluation.comparison import Difference, evaluate_runs
+from xqg_qdrant.evaluation.comparison import Comparison, Difference, Report, Values, evaluate_runs
 from xqg_qdrant.evaluation.sweep import bench as measuring
 from xqg_qdrant.evaluation.sweep.bench import Bench, default_measure, halve, make_bench, parse_measure, rank
 from xqg_qdrant.evaluation.sweep.settings import Setting, combine, make_axes, make_base, spread, to_mean, to_sum
-from xqg_qdrant.evaluation.sweep.summary import describe, format_points, judge, make_options
+from xqg_qdrant.evaluation.sweep.summary import (
+    describe,
+    format_gains,
+    format_points,
+    is_worth_it,
+    judge,
+    judge_sweep,
+    make_options,
+    needs_no_queries,
+)
 from xqg_qdrant.evaluation.sweep.trial import Sweep, Trial
 from xqg_qdrant.evaluation.sweep.vectors import StoredVectors, check_sweepable, opened_vectors
 from xqg_qdrant.generation.onnx import QueryGenerator
@@ -274,6 +283,62 @@ def test_the_axes_are_laid_around_the_base() -> None:
     assert alphas["mean", False] == alphas["mean", True] == [0.02, 0.03, 0.05, 0.08333, 0.1, 0.2, 0.3, 0.5]
 
 
+def test_the_weight_of_the_calibration_is_tried_with_and_without_queries() -> None:
+    base = BASE._replace(min_score=0.2, gamma=0.0)
+    axis = make_axes(base, 9, np.arange(3.0), calibrated=True)["gamma"]
+    unit, bare = base._replace(renormalise=True), Setting("mean", 0.0, True, 3, LANGUAGES)
+    assert axis == (
+        base, *(unit._replace(gamma=gamma) for gamma in (0.25, 0.5, 1.0)),
+        *(bare._replace(gamma=gamma) for gamma in (0.25, 0.5, 1.0)),
+    )  # fmt: skip
+    own = base._replace(renormalise=True, gamma=0.7)
+    gammas = [setting.gamma for setting in make_axes(own, 9, np.arange(3.0), calibrated=True)["gamma"]]
+    assert gammas == [0, 0.25, 0.5, 0.7, 1, 0.25, 0.5, 0.7, 1]
+    # only vectors of one length are calibrated
+    for axes in (make_axes(own, 9, np.arange(3.0), calibrated=True), make_axes(own, 9, np.arange(3.0))):
+        assert all(setting.renormalise or not setting.gamma for curve in axes.values() for setting in curve)
+    assert combine(own, "alpha", BASE._replace(alpha=0.3)) == own._replace(alpha=0.3, renormalise=False, gamma=0.0)
+    assert combine(base, "gamma", own) == own
+
+
+def test_calibrated_vectors_are_those_of_a_calibrated_ingest_to_the_last_bit(
+    edge: Store, vectors: StoredVectors, demo_encoder: Encoder
+) -> None:
+    fill(edge, "docs", demo_encoder, None, GIVEN_SETTINGS[0])
+    bench = make_setup(vectors, edge, demo_encoder).bench
+    for name, alpha in (("queries", 0.3), ("none", 0.0)):
+        recipe = choose_recipe(demo_encoder, None, alpha=alpha, gamma=0.25).recipe
+        list(ingest(given_rows(), edge, name, demo_encoder, None, recipe))
+        stored = {point.passage.passage_id: point.vectors["xqg"] for point in edge.scroll(name)}
+        fused = vectors.fuse(Setting("mean", alpha, True, gamma=0.25).apply(bench.recipe))
+        for passage, vector in zip(vectors.passages, fused, strict=True):
+            assert vector.tobytes() == stored[passage.passage_id].tobytes()
+
+
+def test_the_control_replaces_each_query_that_takes_part_by_the_mean_of_those(
+    edge: Store, vectors: StoredVectors, demo_encoder: Encoder
+) -> None:
+    fill(edge, "docs", demo_encoder, None, GIVEN_SETTINGS[0])
+    bench = make_setup(vectors, edge, demo_encoder).bench
+    everything = {point.passage.passage_id: point for point in edge.scroll("docs")}
+    for setting in (Setting("sum", 0.05), Setting("mean", 0.4, True, gamma=0.5), Setting("mean", 0.4, min_score=0.9)):
+        recipe = setting.apply(bench.recipe)
+        least = -1.0 if setting.min_score is None else setting.min_score
+        kept = []
+        for passage, plain in zip(vectors.passages, vectors.plain, strict=True):
+            texts = [query.text for query in everything[passage.passage_id].generated_queries]
+            encoded = demo_encoder.encode_queries(texts) if texts else np.empty((0, demo_encoder.dim), np.float32)
+            kept.append(encoded[encoded @ plain >= least])
+        mean = np.concatenate(kept).astype(np.float64).mean(axis=0).astype(np.float32)
+        control = vectors.fuse_control(recipe)
+        assert control is not None
+        assert 0 < sum(map(len, kept)) < 3 * len(kept)
+        for row, plain, queries in zip(control, vectors.plain, kept, strict=True):
+            expected = fuse(plain, np.stack([mean] * len(queries)) if len(queries) else queries, recipe.fusion_settings)
+            np.testing.assert_allclose(row, expected, atol=1e-6)
+    assert vectors.fuse_control(Setting("mean", 0.4, min_score=2.0).apply(bench.recipe)) is None
+
+
 def test_of_given_queries_number_and_languages_are_not_tried_and_one_language_has_no_axis() -> None:
     scores = np.array([0.1, 0.2])
     assert list(make_axes(Setting("mean", 0.2), 3, scores)) == ["alpha", "filter"]
@@ -348,6 +413,75 @@ def test_the_best_on_one_half_is_reported_on_the_other(
     assert all(found.points[setting].values.macro >= 0 for setting in combined)
 
 
+def test_plain_calibrated_fused_both_and_the_control_are_reported_on_the_other_half(
+    edge: Store, vectors: StoredVectors, demo_encoder: Encoder
+) -> None:
+    fill(edge, "docs", demo_encoder, None, Setting("mean", 0.3, True))
+    bench = make_setup(vectors, edge, demo_encoder).bench
+    trial = Trial(bench, 0)
+    list(trial.run())
+
+    def reported(chosen: Setting) -> tuple[dict[str, Values], Comparison | None]:
+        # The choice itself is tested above.
+        best = {setting: measured for setting, measured in trial._points.items() if setting == chosen}
+        forced = trial._points
+        trial._points = {**best, **({} if chosen.alpha else {fused: forced[fused]})}
+        found = trial.conclude()
+        trial._points = forced
+        assert found.chosen == chosen or not chosen.alpha
+        return {run: values["MRR@10"] for run, values in found.report.values.items()}, found.content
+
+    fused = Setting("mean", 0.3, True)
+    both, alone = fused._replace(gamma=0.5), Setting("mean", 0.0, True, gamma=0.5)
+    second = bench.of(halve(bench.queries, 0)[1])
+    plain = second.measure_vectors(vectors.plain)
+    values = {
+        setting: second.measure_vectors(vectors.fuse(setting.apply(bench.recipe))) for setting in (fused, both, alone)
+    }
+    for chosen, other in ((both, "fused"), (fused, "fused-calibrated")):
+        control = vectors.fuse_control(chosen.apply(bench.recipe))
+        assert control is not None
+        expected = {
+            "passage": plain, "calibrated": values[alone], other: values[fused if chosen == both else both],
+            "control": second.measure_vectors(control), "xqg": values[chosen],
+        }  # fmt: skip
+        runs, content = reported(chosen)
+        assert list(runs) == list(expected)
+        assert runs == expected
+        assert content is not None
+        assert content.overall.points == expected["xqg"].macro - expected["control"].macro
+
+
+def test_without_any_query_calibration_is_what_a_sweep_can_choose(
+    edge: Store, vectors: StoredVectors, demo_encoder: Encoder
+) -> None:
+    bare = [QueriedPassage(row, ()) for row in rows() if isinstance(row, Passage)]
+    list(ingest(bare, edge, "docs", demo_encoder, None, make_recipe(None, fusion="mean", alpha=0.3, renormalise=True)))
+    found = run_trial(make_setup(vectors, edge, demo_encoder).bench)
+    assert found.content is None
+    assert "control" not in found.report.values
+    assert {setting.gamma for setting in found.points} == {0, 0.25, 0.5, 1}
+    assert set(found.report.values) <= {"passage", "calibrated", "xqg"}
+    assert "xQG" not in judge_sweep(found)
+
+
+def test_each_run_is_printed_with_its_gain_and_p_and_queries_with_theirs_over_the_control() -> None:
+    def compare(points: float, p: float) -> Comparison:
+        return Comparison(Difference(points, 5, 1, 10, (points - 1, points + 1), p), {})
+
+    comparisons = {
+        "calibrated": {"MRR@10": compare(1, 0.02), "recall@10": compare(9, 0.9)}, "xqg": {"MRR@10": compare(3, 0.001)},
+    }  # fmt: skip
+    none: Any = None
+    found = Sweep("MRR@10", ((), ()), BASE, none, {}, {}, BASE, Report({}, {}, comparisons), compare(2, 0.01))
+    assert format_gains(found).splitlines() == [
+        "calibrated against passage  MRR@10 +1.00 points, 95% interval +0.00 to +2.00, p = 0.0200",
+        "xqg against passage         MRR@10 +3.00 points, 95% interval +2.00 to +4.00, p = 0.0010",
+        "xqg against control         MRR@10 +2.00 points, 95% interval +1.00 to +3.00, p = 0.0100",
+    ]
+    assert "against control" not in format_gains(found._replace(content=None))
+
+
 def test_the_half_that_is_reported_on_is_not_looked_at_before_the_choice(
     edge: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: QueryGenerator
 ) -> None:
@@ -368,14 +502,14 @@ def test_a_sweep_as_json_is_what_a_report_is_built_from(
     fill(edge, "docs", demo_encoder, demo_generator, BASE)
     found = run_trial(make_setup(vectors, edge, demo_encoder).bench)
     told = json.loads(json.dumps(found.to_json()))
-    assert list(told) == ["measure", "halves", "base", "plain", "points", "curves", "chosen", "report"]
+    assert list(told) == ["measure", "halves", "base", "plain", "points", "curves", "chosen", "report", "content"]
     assert told["halves"] == {"chosen_on": list(found.halves[0]), "reported_on": list(found.halves[1])}
     points = list(found.points)
     for axis, places in told["curves"].items():
         assert [points[place] for place in places] == list(found.curves[axis])
     assert told["points"][0]["setting"] == {
         "fusion": "sum", "alpha": 0.01, "renormalise": False, "queries_per_language": 3,
-        "languages": ["fi", "ja", "ru"], "min_score": None, "percentile": None,
+        "languages": ["fi", "ja", "ru"], "min_score": None, "percentile": None, "gamma": 0.0,
     }  # fmt: skip
     assert set(told["points"][0]) == {"setting", "macro", "per_language", "interval"}
     assert told["chosen"]["on_other_half"]["difference"] == found.gained.points
@@ -413,6 +547,11 @@ def test_the_options_name_what_differs_from_the_base_and_nothing_else() -> None:
     assert make_options(BASE, BASE._replace(renormalise=True, min_score=0.1)) == [
         "--no-renormalise", "--no-calibrate", "--no-min-score"
     ]  # fmt: skip
+    calibrated = chosen._replace(gamma=0.25)
+    assert make_options(calibrated, chosen) == ["--gamma", "0.25"]
+    assert make_options(chosen, calibrated) == ["--no-calibrate"]
+    assert "renormalised, calibrated with gamma 0.25, 2 queries" in describe(calibrated)
+    assert describe(calibrated._replace(alpha=0)) == "no queries, calibrated with gamma 0.25"
     assert describe(chosen) == (
         "mean fusion, alpha 0.3, renormalised, 2 queries in each of fi, ru, only queries that score -0.05 or more"
     )
@@ -431,6 +570,41 @@ def test_a_verdict_needs_a_difference_that_is_hardly_chance(points: float, p: fl
     few = judge("R@2kt", Difference(points, 5, 1, 10, (-0.5, 4.5), p), 99)
     assert few.endswith("99 questions are too few to rely on; ask 100 or more.")
     assert few.startswith("There are too few questions to tell") == (p != 0.01)
+
+
+def test_a_verdict_says_how_much_of_the_gain_the_content_of_the_queries_gives() -> None:
+    gained = Difference(10.2, 50, 10, 40, (8, 12), 0.001)
+    told = judge("MRR@10", gained, 100, Difference(6.5, 40, 10, 50, (4, 8), 0.002))
+    assert told.endswith(
+        "p = 0.0010. The content of the queries gives +6.5 of +10.2 (p = 0.0020); the control, with the same mean "
+        "query for every passage, gives the rest."
+    )
+    told = judge("MRR@10", gained, 100, Difference(0.5, 20, 18, 62, (-1, 2), 0.4))
+    assert "gives +0.5 of +10.2, which could be chance (p = 0.4000)" in told
+    told = judge("MRR@10", gained, 100, what="Calibration without queries")
+    assert told.startswith("Calibration without queries is worth it here: MRR@10 +10.20 points")
+
+
+@pytest.mark.parametrize(
+    ("alone", "content", "needed"),
+    [((3.0, 0.01), (0.5, 0.4), False), ((3.0, 0.01), (2.0, 0.01), True), ((3.0, 0.4), (0.5, 0.4), True),
+     ((-3.0, 0.01), (0.5, 0.4), True), ((3.0, 0.01), (-2.0, 0.01), False)],
+)  # fmt: skip
+def test_queries_are_needed_unless_calibration_gains_and_they_say_nothing(
+    alone: tuple[float, float], content: tuple[float, float], needed: bool
+) -> None:
+    def compare(points: float, p: float) -> Comparison:
+        return Comparison(Difference(points, 5, 1, 10, (-0.5, 4.5), p), {})
+
+    comparisons = {"calibrated": {"MRR@10": compare(*alone)}, "xqg": {"MRR@10": compare(3.5, 0.001)}}
+    measured: Any = None
+    found = Sweep(
+        "MRR@10", ((), ["q"] * 100), BASE, measured, {}, {}, BASE, Report({}, {}, comparisons), compare(*content)
+    )
+    assert needs_no_queries(found) != needed
+    assert is_worth_it(found)
+    told = judge_sweep(found)
+    assert told.endswith("Calibration without queries gains +3.00 points and needs no generator.") != needed
 
 
 def test_no_verdict_speaks_of_less_than_nothing() -> None:

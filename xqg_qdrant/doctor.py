@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from xqg_qdrant.augmentation.fusion import augment_passage
-from xqg_qdrant.augmentation.recipe import make_recipe
+from xqg_qdrant.augmentation.recipe import choose_recipe
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import ModelError, StoreError, XqgError
 from xqg_qdrant.fingerprint import hash_content, hash_recipe, make_fingerprint
@@ -222,7 +222,7 @@ def _use_all(store: Store, encoder: Encoder, generator: Generator) -> tuple[None
         yield
         seconds[step] = time.perf_counter() - start
 
-    recipe = make_recipe(generator)
+    recipe = choose_recipe(encoder, generator).recipe
     fingerprint = make_fingerprint(encoder.describe(), generator.describe(), recipe.describe())
     with _scratch(store, encoder.dim, fingerprint) as collection:
         with timed("read"):

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 from xqg_qdrant.augmentation.pipeline import Totals
 from xqg_qdrant.evaluation import FEWEST_QUESTIONS
-from xqg_qdrant.evaluation.comparison import Comparison, Report
+from xqg_qdrant.evaluation.comparison import SIGNIFICANT, Comparison, Report, describe_content, is_gain
 from xqg_qdrant.evaluation.significance import stars_of
 from xqg_qdrant.fingerprint import LONGEST_SHOWN, RETUNING_FIELD, describe_retune, show_field
 from xqg_qdrant.lifecycle.status import Status
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SUMMARY_MEASURES = ("MRR@10", "R@2kt")
 SUMMARY_WIDTH = 8
-SIGNIFICANT = 0.05
 SNIPPET_CHARACTERS = 160
 DIFFERENCE_ROWS = ("difference", "95% from", "95% to", "p, Holm")
 
@@ -247,12 +246,8 @@ def format_conclusion(report: Report, run: str, measure: str, against_control: C
         return f"{run} against {first}: {measure} {before:.1f} and {after:.1f}, {verdict} ({_p_value(gain.p)}).{caveat}"
     verb = "lifts" if gain.points > 0 else "lowers"
     line = f"{run} {verb} {measure} from {before:.1f} to {after:.1f} ({gain.points:+.1f}, {_p_value(gain.p)})."
-    if against_control is not None and gain.points > 0:
-        content = against_control.overall
-        line += (
-            f" Of that, {content.points:+.1f} is the content of the queries ({_p_value(content.p)}); the control, "
-            "which gives every passage the same mean query, shows the rest too."
-        )
+    if against_control is not None and is_gain(gain):
+        line += f" {describe_content(gain, against_control.overall)}"
     return line + caveat
 
 

@@ -88,15 +88,21 @@ def search_runs(
 ) -> dict[str, dict[str, list[ScoredPassage]]]:
     """Return the run of each ranking: the `limit` best passages by query id.
 
-    `advance` is called with the number of questions after each batch.
+    All hits of a passage share one record of it. `advance` is called with the number of questions after each batch.
     """
     ranker = Ranker(store, collection, encoder)
     runs: dict[str, dict[str, list[ScoredPassage]]] = {name: {} for name in rankings}
+    known: dict[str, ScoredPassage] = {}
+
+    def share(hit: ScoredPassage) -> ScoredPassage:
+        first = known.setdefault(hit.passage.passage_id, hit)
+        return ScoredPassage(first.passage, hit.score, first.generated_queries)
+
     for batch in batched(queries, QUERIES_AT_ONCE):
         ids = [query.query_id for query in batch]
         languages = [query.language for query in batch]
         for name, lists in ranker.search([query.text for query in batch], limit, rankings, languages).items():
-            runs[name].update(zip(ids, lists, strict=True))
+            runs[name].update(zip(ids, ([share(hit) for hit in found] for found in lists), strict=True))
         advance(len(batch))
     return runs
 

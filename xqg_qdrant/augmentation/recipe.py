@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from xqg_qdrant.augmentation.calibration import DEFAULT_GAMMA, encode_bank, pack_mean, read_bank
+from xqg_qdrant.augmentation.calibration import DEFAULT_GAMMA, BankMeans, encode_bank, pack_mean, read_bank
 from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA, Fusion, check_fusion
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.fingerprint import GIVEN, QUERIES_FIELD, Fingerprint
@@ -147,9 +147,11 @@ def choose_recipe(
     gamma = given.pop("gamma", None)
     calibration = change_calibration(encoder, calibrate, gamma, question_bank, stored)
     wanted = suited and calibrate is None and given.get("renormalise") is not False
-    if wanted and not calibration and encode_bank(read_bank(), encoder).narrow:
-        calibration = change_calibration(encoder, True, None, None, stored)
-        reason += ", and its vectors lie in a narrow cone"
+    if wanted and not calibration:
+        means = encode_bank(read_bank(), encoder)
+        if means.narrow:
+            calibration = _calibrate(encoder, means.sha256, lambda: means, None, stored)
+            reason += ", and its vectors lie in a narrow cone"
     made = make_recipe(generator, languages, **{**defaults, **calibration, **given})
     return ChosenRecipe(made, reason)
 
@@ -173,8 +175,27 @@ def change_calibration(
     if calibrate is None and gamma is None and question_bank is None:
         return {}
     bank = read_bank(question_bank)
-    mean = _stored_mean(stored or {}, encoder, bank.sha256) or pack_mean(encode_bank(bank, encoder).overall)
-    return {"gamma": DEFAULT_GAMMA if gamma is None else gamma, "question_bank": bank.sha256, "bank_mean": mean}
+    return _calibrate(encoder, bank.sha256, lambda: encode_bank(bank, encoder), gamma, stored)
+
+
+def add_bank(recipe: Recipe, encoder: Encoder) -> Recipe:
+    """Return a recipe with a bank to calibrate with, its own or the shipped one; gamma stays as it is.
+
+    Raises:
+        InputError: the encoder can read no language of the bank.
+    """
+    if recipe.bank_mean:
+        return recipe
+    means = encode_bank(read_bank(), encoder)
+    return recipe._replace(question_bank=means.sha256, bank_mean=pack_mean(means.overall))
+
+
+def _calibrate(
+    encoder: Encoder, bank: str, encode: Callable[[], BankMeans], gamma: float | None, stored: Fingerprint | None
+) -> dict[str, Any]:
+    """Return the settings that calibrate with the bank of this checksum; encode it only if it is not stored."""
+    mean = _stored_mean(stored or {}, encoder, bank) or pack_mean(encode().overall)
+    return {"gamma": DEFAULT_GAMMA if gamma is None else gamma, "question_bank": bank, "bank_mean": mean}
 
 
 def _stored_mean(stored: Fingerprint, encoder: Encoder, bank: str) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Runs = Mapping[str, Mapping[str, Sequence[ScoredPassage]]]
 
-LABELS = {"passage": "plain", "control": "control", "xqg": "queries"}
+LABELS = {"passage": "plain", "calibrated": "calibrated", "control": "control", "xqg": "queries"}
 IMPROVED_SHOWN = 3
 PASSAGES_WRITTEN_FOR = 2
 
@@ -122,7 +122,10 @@ def demo(
     gold = {qrel.query_id: qrel.passage_id for qrel in qrels}
     for question in _choose_questions(queries, runs, gold):
         tell(_show_question(question, runs, gold[question.query_id]))
-    tell(f"\n{len(queries)} questions; passage is the plain vector; stars mark significant differences from it:\n")
+    tell(
+        f"\n{len(queries)} questions. passage: plain vectors; calibrated: the same, calibrated; control: every passage "
+        "with the\nsame mean query; xqg: with its own queries. Stars: significantly different from passage.\n"
+    )
     if full or as_json:
         echo_report(report, as_json)
     else:
@@ -131,10 +134,11 @@ def demo(
         tell(_write_live(passages[:PASSAGES_WRITTEN_FOR], device, threads))
     xqg = command_name()
     place = f"--collection {collection} --store {store.location}"
+    ranks = " ".join(f"--rank {name}" for name in LABELS)
     tell(
         f"The collection is kept. Try next:\n"
         f"  {xqg} query {place} 'どの火山の噴火がポンペイを埋めましたか？'\n"
-        f"  {xqg} evaluate {place} --questions {DEMO_FOLDER} --rank passage --rank control --rank xqg\n"
+        f"  {xqg} evaluate {place} --questions {DEMO_FOLDER} {ranks}\n"
         f"  {xqg} pilot YOUR_FILE.jsonl --languages ja,ru\n"
     )
 

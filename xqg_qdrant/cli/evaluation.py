@@ -91,12 +91,17 @@ def rules_options(command: F) -> F:
 @click.option(
     "--rank",
     "rankings",
-    type=click.Choice(["passage", "xqg", "hybrid", "max-sim", "offset", "passage-offset", "control", "centred"]),
+    type=click.Choice(
+        [
+            *("passage", "xqg", "hybrid", "max-sim", "offset", "passage-offset"),
+            *("calibrated", "control", "centred", "passage-hybrid"),
+        ]
+    ),
     multiple=True,
     default=["passage", "xqg"],
     show_default=True,
-    help="Ranking to measure, as in xqg query, or the baselines control and centred. Repeatable; each is compared with "
-    "the first.",
+    help="Ranking to measure, as in xqg query, or one of the last four, which are baselines. Repeatable; each is "
+    "compared with the first.",
 )
 @click.option(
     "--limit",
@@ -140,8 +145,11 @@ def evaluate(
     """Measure retrieval: R@2kt and R@5kt where there are answers, recall, MRR and nDCG where there are judgements.
 
     Search a --collection with --questions. Each --rank, --run and --predictions is compared with the first ranking; a
-    question without a result is a miss. The control gives every passage the collection's mean query, and centred
-    subtracts the means of languages and corpus from plain vectors. To measure files alone, use xqg score.
+    question without a result is a miss. To measure files alone, use xqg score.
+
+    Baselines: calibrated is the plain vectors, calibrated; control gives every passage the collection's mean query;
+    centred subtracts the means of languages and corpus from plain vectors; passage-hybrid searches by plain vectors and
+    the terms of the passages, without generated queries.
     """
     from xqg_qdrant.cli.progress import make_bars
     from xqg_qdrant.evaluation import files

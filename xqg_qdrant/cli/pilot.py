@@ -25,9 +25,10 @@ from xqg_qdrant.cli.options import (
     workers_option,
 )
 from xqg_qdrant.cli.shared import (
+    SWEPT_RUNS,
     choose_languages,
     echo_recipe,
-    echo_report,
+    echo_sweep,
     given_command,
     load_encoder,
     load_generator,
@@ -159,6 +160,7 @@ def pilot(
     from xqg_qdrant.evaluation.files import read_judged_questions
     from xqg_qdrant.evaluation.pilot import choose_questions, run_pilot, save_pilot
     from xqg_qdrant.evaluation.results import check_folder, describe_asked
+    from xqg_qdrant.evaluation.sweep.summary import is_worth_it
 
     if save:
         check_folder(save)
@@ -179,10 +181,11 @@ def pilot(
         return
     _echo_pilot(file, sample, found)
     echo(_describe_cost(found.cost, found.recipe, encoder.device, price_per_hour))
-    if asked and found.sweep.gained.points > 0:
-        models = {"--encoder": encoder_folder, "--generator": generator_folder}
-        places = [word for name, folder in models.items() if folder is not None for word in (name, str(folder))]
-        echo(f"With this setting: {_command(file, places, found, generator.languages)}")
+    if asked and is_worth_it(found.sweep):
+        encoder_words = [] if encoder_folder is None else ["--encoder", str(encoder_folder)]
+        generator_words = [] if generator_folder is None else ["--generator", str(generator_folder)]
+        command = make_command(file, encoder_words, generator_words, recipe_name, found, generator.languages)
+        echo(f"With this setting: {command}")
 
 
 def _draw(file: str, id_field: str | None, size: int, seed: int, quiet: bool, wanted: Container[str] = ()) -> Sample:
@@ -258,17 +261,26 @@ def _echo_pilot(file: str, sample: Sample, found: Pilot) -> None:
     echo(format_points(sweep))
     chosen_on, reported_on = map(len, sweep.halves)
     echo(f"\nBest on these {chosen_on} questions: {describe(sweep.chosen)}.")
-    echo(f"Compared with the plain vectors on the other {reported_on} questions, not used for the choice:\n")
-    echo_report(sweep.report, as_json=False)
+    echo(f"On the other {reported_on} questions, not used for the choice ({SWEPT_RUNS}):\n")
+    echo_sweep(sweep)
     echo(f"\n{found.verdict}\n")
 
 
-def _command(file: str, places: list[str], found: Pilot, languages: tuple[str, ...]) -> str:
-    """Return the `xqg ingest` with the best setting."""
-    from xqg_qdrant.augmentation.recipe import PUBLISHED, SUITED
+def make_command(
+    file: str, encoder: list[str], generator: list[str], recipe_name: str, found: Pilot, languages: tuple[str, ...]
+) -> str:
+    """Return the `xqg ingest` with the best setting; without queries if they add nothing to the calibration."""
+    from xqg_qdrant.augmentation.calibration import DEFAULT_GAMMA
+    from xqg_qdrant.augmentation.recipe import AUTO, PUBLISHED, SUITED
     from xqg_qdrant.evaluation.sweep.settings import Setting
-    from xqg_qdrant.evaluation.sweep.summary import make_options
+    from xqg_qdrant.evaluation.sweep.summary import make_options, needs_no_queries
 
-    defaults = Setting(languages=tuple(sorted(languages)), **(SUITED if found.recipe.renormalise else PUBLISHED))
-    options = make_options(found.sweep.chosen, defaults)
-    return shlex.join(["xqg", "ingest", file, "--collection", "NAME", *places, *options])
+    recipe, chosen = found.recipe, found.sweep.chosen
+    ingest = ["xqg", "ingest", file, "--collection", "NAME"]
+    if not chosen.alpha or needs_no_queries(found.sweep):
+        options = ["--queries", "none.jsonl", "--calibrate", "--gamma", repr(chosen.gamma or DEFAULT_GAMMA)]
+        return f": > none.jsonl; {shlex.join([*ingest, *encoder, *options])}"
+    published = [] if recipe_name == AUTO else ["--recipe", recipe_name]
+    settings = SUITED if recipe.renormalise else PUBLISHED
+    defaults = Setting(languages=tuple(sorted(languages)), gamma=recipe.gamma, **settings)
+    return shlex.join([*ingest, *encoder, *generator, *published, *make_options(chosen, defaults)])

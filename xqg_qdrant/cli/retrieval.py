@@ -29,7 +29,9 @@ from xqg_qdrant.errors import InputError
     show_default=True,
     help="How passages are ranked; see above.",
 )
-@click.option("--language", default="", help="Language of the questions, such as fi, for --rank offset and passage-offset.")
+@click.option(
+    "--language", default="", help="Language of the questions, such as fi; --rank offset and passage-offset use it."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per question, a line each.")
 @device_options
 def query(

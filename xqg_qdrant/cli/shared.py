@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.evaluation.comparison import Report
     from xqg_qdrant.evaluation.results import MatchQueries
+    from xqg_qdrant.evaluation.sweep.trial import Sweep
     from xqg_qdrant.generation import Generator
     from xqg_qdrant.inference.encoder import Encoder
     from xqg_qdrant.records import PayloadLayout, Query
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 LOCAL, RAY = "local", "ray"
+SWEPT_RUNS = "passage is plain, xqg the best setting, control the same with the mean query"
 
 
 class Group(click.Group):
@@ -182,6 +184,15 @@ def echo_summary(report: Report, queries: Sequence[Query]) -> None:
     measure = next((name for name in SUMMARY_MEASURES if name in report.measures), "")
     against = compare_runs(report, CONTROL, XQG_VECTOR, measure, queries)
     echo(format_conclusion(report, XQG_VECTOR, measure, against))
+
+
+def echo_sweep(sweep: Sweep) -> None:
+    """Print what a sweep reports on the second half of the questions, by the measure that it chose by."""
+    from xqg_qdrant.evaluation.sweep.summary import format_gains
+    from xqg_qdrant.printing import format_summary
+
+    echo(format_summary(sweep.report, [sweep.measure]))
+    echo(format_gains(sweep))
 
 
 def echo_report(report: Report, as_json: bool) -> None:

@@ -19,7 +19,15 @@ from xqg_qdrant.cli.options import (
     store_option,
     workers_option,
 )
-from xqg_qdrant.cli.shared import describe_searched, echo_report, given_command, load_encoder, main, opened_store
+from xqg_qdrant.cli.shared import (
+    SWEPT_RUNS,
+    describe_searched,
+    echo_sweep,
+    given_command,
+    load_encoder,
+    main,
+    opened_store,
+)
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.evaluation import EVALUATION_DEPTH
 
@@ -55,12 +63,12 @@ def sweep(
     device: str,
     threads: int,
 ) -> None:
-    """Find the best settings for a collection: alpha, fusion, number of queries, languages, filter.
+    """Find the best settings for a collection: alpha, fusion, number of queries, languages, filter, calibration.
 
     The stored queries and the questions are encoded once. Each setting is then measured by an exact search of the
     vectors that an ingest with it would store. Nothing is generated, and the collection does not change. The best
-    setting is chosen on one half of the questions and compared with the plain vectors on the other half; the xqg retune
-    that applies it is printed.
+    setting is chosen on one half of the questions. On the other half it is compared with the plain vectors, also
+    calibrated, and with a control whose queries say nothing. If it gains, the xqg retune that applies it is printed.
 
     The passages, their queries' texts and three vectors per passage must fit into memory. The queries' vectors are in a
     temporary file (TMPDIR) of four bytes per dimension and distinct query.
@@ -69,7 +77,14 @@ def sweep(
     from xqg_qdrant.evaluation.files import read_judged_questions
     from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest
     from xqg_qdrant.evaluation.sweep.bench import make_bench
-    from xqg_qdrant.evaluation.sweep.summary import describe, format_points, judge, make_options, save_sweep
+    from xqg_qdrant.evaluation.sweep.summary import (
+        describe,
+        format_points,
+        is_worth_it,
+        judge_sweep,
+        make_options,
+        save_sweep,
+    )
     from xqg_qdrant.evaluation.sweep.trial import run_sweep
     from xqg_qdrant.evaluation.sweep.vectors import check_sweepable, opened_vectors
 
@@ -109,14 +124,14 @@ def sweep(
     echo(f"\nBest: {describe(found.chosen)}.")
     if found.points[found.chosen].values.macro <= found.plain.values.macro:
         echo("Even on these questions it is not better than the plain vectors.")
-    echo(f"On the other {reported_on} questions, not used for the choice (xqg is the best, passage is plain):\n")
-    echo_report(found.report, as_json=False)
-    echo(f"\n{judge(found.measure, found.gained, reported_on)}")
+    echo(f"On the other {reported_on} questions, not used for the choice ({SWEPT_RUNS}):\n")
+    echo_sweep(found)
+    echo(f"\n{judge_sweep(found)}")
     options = make_options(found.chosen, found.base)
     places = [] if location == DEFAULT_STORE else ["--store", location]
     models = [] if encoder_folder is None else ["--encoder", str(encoder_folder)]
     command = shlex.join(["xqg", "retune", "--collection", collection, *places, *models, *options])
     if not options:
         echo(f"The collection {collection!r} already has this setting.")
-    elif found.gained.points > 0:
+    elif is_worth_it(found):
         echo(f"To apply it: {command}")

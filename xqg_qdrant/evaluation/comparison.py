@@ -27,6 +27,7 @@ from xqg_qdrant.evaluation.significance import (
 from xqg_qdrant.evaluation.xor_retrieve import Found, find_answer_hits, note_short_results
 from xqg_qdrant.records import Qrel, Query
 
+SIGNIFICANT = 0.05
 UNKNOWN_LANGUAGE = "und"
 """The BCP 47 code for an undetermined language."""
 
@@ -72,6 +73,11 @@ class Comparison(NamedTuple):
     overall: Difference
     per_language: Mapping[str, Difference]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as JSON values."""
+        per_language = {language: difference.to_json() for language, difference in self.per_language.items()}
+        return self.overall.to_json() | {"per_language": per_language}
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -107,10 +113,7 @@ class Report:
         if len(runs) == 1:
             return next(iter(runs.values()))
         comparison = {
-            run: {
-                name: overall.to_json() | {"per_language": {lang: d.to_json() for lang, d in per_language.items()}}
-                for name, (overall, per_language) in measures.items()
-            }
+            run: {name: found.to_json() for name, found in measures.items()}
             for run, measures in self.comparisons.items()
         }
         return runs | {"comparison": comparison}
@@ -282,6 +285,30 @@ def compare_runs(report: Report, first: str, second: str, measure: str, queries:
     if values[0] is None or values[1] is None:
         return None
     return compare_values(values[0], values[1], languages_of(queries))
+
+
+def is_gain(difference: Difference) -> bool:
+    """Return whether a difference is significant and positive."""
+    return difference.p is not None and difference.p < SIGNIFICANT and difference.points > 0
+
+
+def describe_content(gain: Difference, content: Difference) -> str:
+    """Return in a sentence how much of a gain the content of the queries brings.
+
+    Args:
+        gain: The augmented vectors against the plain ones.
+        content: The augmented vectors against the control.
+    """
+    p = "untested" if content.p is None else f"p = {content.p:.4f}"
+    if is_gain(content):
+        return (
+            f"The content of the queries gives {content.points:+.1f} of {gain.points:+.1f} ({p}); the control, with "
+            "the same mean query for every passage, gives the rest."
+        )
+    return (
+        f"The content of the queries gives {content.points:+.1f} of {gain.points:+.1f}, which could be chance ({p}): "
+        "the control, with the same mean query for every passage, does about as well."
+    )
 
 
 def languages_of(queries: Iterable[Query]) -> dict[str, str]:

@@ -16,10 +16,10 @@ from xqg_qdrant.augmentation.pipeline import Progress
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import EVALUATION_DEPTH
-from xqg_qdrant.evaluation.comparison import Difference
+from xqg_qdrant.evaluation.comparison import Difference, describe_content, is_gain
 from xqg_qdrant.evaluation.results import make_manifest
 from xqg_qdrant.evaluation.sweep.bench import Bench, make_bench
-from xqg_qdrant.evaluation.sweep.summary import describe_gain, is_sure, judge, save_sweep
+from xqg_qdrant.evaluation.sweep.summary import describe_gain, judge_sweep, save_sweep
 from xqg_qdrant.evaluation.sweep.trial import Sweep, run_sweep
 from xqg_qdrant.evaluation.sweep.vectors import opened_vectors
 from xqg_qdrant.fingerprint import Fingerprint
@@ -211,23 +211,25 @@ def hold_back(
     return questions, qrels
 
 
-def judge_held_back(measure: str, gained: Difference, found_plain: float) -> str:
+def judge_held_back(measure: str, gained: Difference, found_plain: float, content: Difference | None = None) -> str:
     """Return what a gain on held-back questions is worth, as text.
 
     Args:
         measure: The name of the measure.
         gained: The gain over the plain vectors.
         found_plain: The percentage of the questions that the plain vectors answer among the first ten.
+        content: The gain over the control, if it was measured.
     """
     gain = describe_gain(measure, gained)
     own = (
         f"The plain vectors find the passage of {found_plain:.0f}% of these questions among the first ten. A low "
         "figure means that the generated queries have little to do with their passages."
     )
-    if is_sure(gained) and gained.points > 0:
+    if is_gain(gained):
+        owed = f" {describe_content(gained, content)}" if content else ""
         return (
-            f"Held-back questions gain: {gain}. Only people's questions can show whether they gain too: give some "
-            f"hundred with --questions and --qrels. {own}"
+            f"Held-back questions gain: {gain}.{owed} Only people's questions can show whether they gain too: give "
+            f"some hundred with --questions and --qrels. {own}"
         )
     return f"Not even held-back questions gain: {gain}. xQG is hardly worth it here. {own}"
 
@@ -282,9 +284,10 @@ def run_pilot(
         sweep = run_sweep(bench, seed, bars)
     if asked is None:
         plain = sweep.report.values["passage"]["recall@10"].macro
-        verdict = judge_held_back(sweep.measure, sweep.gained, plain)
+        content = sweep.content.overall if sweep.content and sweep.chosen.alpha else None
+        verdict = judge_held_back(sweep.measure, sweep.gained, plain, content)
     else:
-        verdict = judge(sweep.measure, sweep.gained, len(sweep.halves[1]))
+        verdict = judge_sweep(sweep)
     return Pilot(asked is None, verdict, cost, bench, sweep, fingerprint, recipe)
 
 

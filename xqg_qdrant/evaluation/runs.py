@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.evaluation.baselines import BASELINES, search_baseline
+from xqg_qdrant.evaluation.baselines import BASELINES, search_baselines
 from xqg_qdrant.evaluation.comparison import Report, evaluate_runs, languages_of, make_report
 from xqg_qdrant.evaluation.files import Prediction, ranked, read_predictions, read_run
 from xqg_qdrant.evaluation.results import (
@@ -128,10 +128,10 @@ def search_all(
 ) -> dict[str, SystemRun]:
     """Search a collection for all questions; return a run for each ranking."""
     stored = [name for name in rankings if name not in BASELINES]
+    baselines = [name for name in rankings if name in BASELINES]
     with bars(len(queries), " questions") as bar:
         runs = search_runs(store, collection, encoder, queries, limit, stored, bar.update)
-    for name in (name for name in rankings if name in BASELINES):
-        runs[name] = search_baseline(name, store, collection, encoder, queries, limit, bars)
+    runs |= search_baselines(baselines, store, collection, encoder, queries, limit, bars)
     return {name: runs[name] for name in rankings}
 
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from xqg_qdrant.evaluation.comparison import Comparison, Difference, Report, Values, make_report
+from xqg_qdrant.evaluation.baselines import CONTROL
+from xqg_qdrant.evaluation.comparison import (
+    Comparison,
+    Difference,
+    Report,
+    Values,
+    compare_values,
+    describe_content,
+    is_gain,
+    make_report,
+)
 from xqg_qdrant.evaluation.significance import TestName, bootstrap_interval, stars_of
 from xqg_qdrant.pages.charts import Point, Row, RowChart, describe_point, draw_rows
+from xqg_qdrant.records import XQG_VECTOR
 
 MACRO = "average"
 TESTS = {"randomisation": "randomisation test", "t": "t-test", "mcnemar": "McNemar test"}
@@ -75,20 +86,27 @@ class SideBySide(NamedTuple):
     chart: RowChart
 
 
-def view_evaluation(report: Report, languages: Mapping[str, str], test: TestName = "randomisation") -> Evaluation:
+def view_evaluation(
+    report: Report,
+    languages: Mapping[str, str],
+    test: TestName = "randomisation",
+    content: Difference | None = None,
+) -> Evaluation:
     """Prepare the tables and charts of a report.
 
     Args:
         report: The report. One that was saved as JSON has no values of single questions.
         languages: The language of each question.
         test: The test of the p-values.
+        content: The gain of `xqg` over its control, if the report has no values of single questions.
     """
     tables = [_table(report, measure, languages) for measure in report.measures]
     first = tables[0]
+    owed = _content_sentence(report, first.measure, languages, content, test)
     return Evaluation(
         "questions",
         f"p is from a paired {TESTS[test]}; per-language p-values are Holm-corrected.",
-        [_sentence(first, number) for number in range(len(first.compared))],
+        [*(_sentence(first, number) for number in range(len(first.compared))), *owed],
         tables,
         [*_gain_chart(first), _value_chart(report, first, languages)],
     )
@@ -187,6 +205,19 @@ def _sentence(table: MeasureTable, number: int) -> str:
         worse = [language for language, found in stars if found and found.stars and found.points < 0]
         text += f" Significantly better in {', '.join(better) or 'no language'}, worse in {', '.join(worse) or 'none'}."
     return text
+
+
+def _content_sentence(
+    report: Report, measure: str, languages: Mapping[str, str], content: Difference | None, test: TestName
+) -> list[str]:
+    """Return how much of a significant gain of `xqg` its queries' content gives, if the control was measured."""
+    gained = report.comparisons.get(XQG_VECTOR, {}).get(measure)
+    control = report.values.get(CONTROL, {}).get(measure)
+    if gained is None or control is None or not is_gain(gained.overall):
+        return []
+    if control.per_query:
+        content = compare_values(control, report.values[XQG_VECTOR][measure], languages, test).overall
+    return [describe_content(gained.overall, content)] if content else []
 
 
 def _gain_chart(table: MeasureTable) -> list[RowChart]:

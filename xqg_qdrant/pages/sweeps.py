@@ -28,6 +28,7 @@ NUMBERS = {
     "queries": ("queries_per_language", "generated queries in each language", "the number of queries", ()),
     "alpha": ("alpha", "alpha (logarithmic)", "alpha", ()),
     "filter": ("percentile", "percent of the queries left out", "the filter", ("min_score",)),
+    "gamma": ("gamma", "gamma", "the weight of the calibration, gamma", ("renormalise",)),
 }
 # Settings are named by the fields in which they differ, in this order.
 NAMES = {
@@ -37,6 +38,7 @@ NAMES = {
     "queries_per_language": "{} a language",
     "min_score": "min-score {:.3g}",
     "percentile": "{}% left out",
+    "gamma": "gamma {:g}",
 }
 
 
@@ -111,7 +113,7 @@ def view_sweep(sweep: Json) -> Sweep:
             for point in points
         ],
         name_setting(chosen, [*everywhere, {}]),
-        view_evaluation(load_report(report), {}),
+        view_evaluation(load_report(report), {}, content=_load_content(sweep)),
     )
 
 
@@ -133,6 +135,8 @@ def name_setting(setting: Json, among: Sequence[Json], without: Sequence[str] = 
     """Return the fields in which a setting differs from others, as text; its fusion if there are none."""
     all_languages = max((one.get("languages") or [] for one in among), key=len, default=[])
     parts = []
+    if setting.get("alpha") == 0 and "alpha" not in without and any(other.get("alpha") != 0 for other in among):
+        parts.append("no queries")
     for field, form in NAMES.items():
         value = setting.get(field)
         differs = any(other.get(field) != value for other in among)
@@ -198,6 +202,12 @@ def load_report(saved: Json, notes: Sequence[str] = ()) -> Report:
     of_languages = [found.per_language for measures in comparisons.values() for found in measures.values()]
     questions = {language: of.won + of.lost + of.tied for found in of_languages for language, of in found.items()}
     return Report(questions, values, comparisons, tuple(notes))
+
+
+def _load_content(sweep: Json) -> Difference | None:
+    """Return the gain over the control, if it is that of the chosen setting."""
+    content = sweep.get("content")
+    return _load_difference(content) if content and sweep["chosen"]["setting"]["alpha"] else None
 
 
 def _load_comparison(saved: Json) -> Comparison:

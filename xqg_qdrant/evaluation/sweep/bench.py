@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xqg_qdrant.augmentation.recipe import Recipe
+from xqg_qdrant.augmentation.recipe import Recipe, add_bank
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import xor_retrieve as official
 from xqg_qdrant.evaluation.comparison import Report, Values, average, evaluate_runs, languages_of
@@ -62,7 +62,7 @@ class Bench:
 
     Attributes:
         vectors: The contents of the collection.
-        recipe: The recipe of the collection.
+        recipe: The recipe of the collection; if its encoder can be calibrated, with a bank mean.
         queries: The questions.
         query_vectors: Their vectors, shape `(questions, dim)`.
         qrels: The judgements; may be empty.
@@ -104,9 +104,9 @@ class Bench:
             values = per_query_values(self.qrels, run, **self.measure.asked)[measure.name]
         return average({query_id: 100 * value for query_id, value in values.items()}, languages_of(self.queries))
 
-    def compare(self, vectors: FloatArray) -> Report:
-        """Compare these vectors with the plain ones, by this measure and the standard ones."""
-        runs = {"passage": self.search(self.vectors.plain), "xqg": self.search(vectors)}
+    def compare(self, vectors: Mapping[str, FloatArray]) -> Report:
+        """Compare vectors with the first ones, by this measure and the standard ones."""
+        runs = {name: self.search(found) for name, found in vectors.items()}
         asked = self.measure.asked
         return evaluate_runs(
             self.queries,
@@ -157,6 +157,8 @@ def make_bench(
         )
     encoded = encoder.encode_queries([query.text for query in usable])
     ids = {query.query_id for query in usable}
+    if encoder.describe()["normalise"]:
+        recipe = add_bank(recipe, encoder)
     return Bench(vectors, recipe, usable, encoded, [qrel for qrel in qrels if qrel.query_id in ids], chosen, limit)
 
 

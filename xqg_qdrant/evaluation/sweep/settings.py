@@ -12,22 +12,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from xqg_qdrant.augmentation.calibration import DEFAULT_GAMMA
 from xqg_qdrant.augmentation.recipe import Recipe
 
-QUERIES, ALPHA, LANGUAGES, FILTER = "queries", "alpha", "languages", "filter"
+QUERIES, ALPHA, LANGUAGES, FILTER, GAMMA = "queries", "alpha", "languages", "filter", "gamma"
 
 # From a weight of the queries that changes little to one that leaves a third of the passage, four steps per decade.
 LEAST_MEAN_ALPHA, GREATEST_MEAN_ALPHA = 0.02, 0.7
 STEPS = (1, 2, 3, 5)
 PERCENTILES = (10, 20, 30, 50, 70, 90)
 """The shares of the queries that filters leave out, in percent."""
+GAMMAS = (0.0, 0.25, DEFAULT_GAMMA, 1.0)
 
 
 class Setting(NamedTuple):
     """The settings of a recipe that a sweep varies.
 
     `queries_per_language` and `languages` are None for given queries. `percentile` is the share of all queries that
-    score below `min_score`, if it was chosen that way.
+    score below `min_score`, if it was chosen that way. With `alpha` 0 no query takes part.
     """
 
     fusion: str
@@ -37,6 +39,7 @@ class Setting(NamedTuple):
     languages: tuple[str, ...] | None = None
     min_score: float | None = None
     percentile: int | None = None
+    gamma: float = 0.0
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Return a recipe with this setting."""
@@ -45,7 +48,7 @@ class Setting(NamedTuple):
             alpha=self.alpha,
             renormalise=self.renormalise,
             min_score=self.min_score,
-            gamma=recipe.gamma if self.renormalise else 0.0,
+            gamma=self.gamma,
         )
         if self.queries_per_language is None or self.languages is None:
             return changed
@@ -63,6 +66,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     QUERIES: ("queries_per_language",),
     LANGUAGES: ("languages",),
     FILTER: ("min_score", "percentile"),
+    GAMMA: ("renormalise", "gamma"),
 }
 
 
@@ -76,11 +80,22 @@ def make_base(recipe: Recipe) -> Setting:
         None if given else recipe.queries_per_language,
         None if given else recipe.languages,
         recipe.min_score,
+        gamma=recipe.gamma,
     )
 
 
+def without_queries(setting: Setting, gamma: float) -> Setting:
+    """Return a setting for calibrated plain vectors."""
+    return setting._replace(fusion="mean", alpha=0.0, renormalise=True, min_score=None, percentile=None, gamma=gamma)
+
+
+def with_gamma(setting: Setting, gamma: float) -> Setting:
+    """Return a setting with this weight of the calibration, which needs vectors of one length."""
+    return setting._replace(renormalise=setting.renormalise or gamma > 0, gamma=gamma)
+
+
 def make_axes(
-    base: Setting, queries_a_passage: float, scores: npt.NDArray[np.float64]
+    base: Setting, queries_a_passage: float, scores: npt.NDArray[np.float64], calibrated: bool = False
 ) -> dict[str, tuple[Setting, ...]]:
     """Return the settings of each axis.
 
@@ -91,17 +106,19 @@ def make_axes(
         base: The setting that the axes vary.
         queries_a_passage: The mean number of queries per passage that are used in the base.
         scores: The dot products of the base's queries with their passages.
+        calibrated: Whether vectors of this encoder can be calibrated.
     """
     weighed = {
         "sum": base.alpha if base.fusion == "sum" else to_sum(base.alpha, queries_a_passage),
         "mean": base.alpha if base.fusion == "mean" else to_mean(base.alpha, queries_a_passage),
     }
     as_mean = base._replace(fusion="mean", alpha=weighed["mean"])
+    gammas = sorted({*GAMMAS, base.gamma}) if calibrated else []
     least, greatest = (to_sum(alpha, queries_a_passage) for alpha in (LEAST_MEAN_ALPHA, GREATEST_MEAN_ALPHA))
     ranges = {"sum": (least, greatest), "mean": (LEAST_MEAN_ALPHA, GREATEST_MEAN_ALPHA)}
     axes = {
         ALPHA: [
-            base._replace(fusion=fusion, renormalise=renormalise, alpha=alpha)
+            base._replace(fusion=fusion, renormalise=renormalise, alpha=alpha, gamma=base.gamma if renormalise else 0.0)
             for fusion, (low, high) in ranges.items()
             for renormalise in (False, True)
             for alpha in sorted({*spread(low, high), weighed[fusion]})
@@ -113,6 +130,10 @@ def make_axes(
         ],
         LANGUAGES: [as_mean, *(as_mean._replace(languages=languages) for languages in _subsets(base.languages or ()))],
         FILTER: [as_mean._replace(min_score=None), *_filtered(as_mean, scores)],
+        GAMMA: [
+            *(with_gamma(base, gamma) for gamma in gammas),
+            *(without_queries(base, gamma) for gamma in gammas if gamma),
+        ],
     }
     # Sum with alpha 1 would reduce a passage without queries to zero; ingest and retune refuse it.
     usable = {name: [s for s in settings if s.fusion == "mean" or s.alpha < 1] for name, settings in axes.items()}
@@ -122,7 +143,8 @@ def make_axes(
 
 def combine(setting: Setting, axis: str, best: Setting) -> Setting:
     """Return a setting with the fields of an axis taken from the best one of that axis."""
-    return setting._replace(**{name: getattr(best, name) for name in FIELDS[axis]})
+    combined = setting._replace(**{name: getattr(best, name) for name in FIELDS[axis]})
+    return combined if combined.renormalise else combined._replace(gamma=0.0)
 
 
 def to_mean(alpha: float, queries: float) -> float:

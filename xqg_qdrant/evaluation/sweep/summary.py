@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from xqg_qdrant.evaluation import FEWEST_QUESTIONS
-from xqg_qdrant.evaluation.comparison import Difference
+from xqg_qdrant.evaluation.baselines import CALIBRATED
+from xqg_qdrant.evaluation.comparison import SIGNIFICANT, Difference, describe_content, is_gain
 from xqg_qdrant.evaluation.results import new_results
 from xqg_qdrant.evaluation.sweep.bench import Bench
-from xqg_qdrant.evaluation.sweep.settings import ALPHA, FILTER, LANGUAGES, QUERIES, Setting, name_languages
+from xqg_qdrant.evaluation.sweep.settings import ALPHA, FILTER, GAMMA, LANGUAGES, QUERIES, Setting, name_languages
 from xqg_qdrant.evaluation.sweep.trial import Measured, Sweep
 
 HEADINGS = {
@@ -19,8 +20,8 @@ HEADINGS = {
     QUERIES: "queries in each language",
     LANGUAGES: "languages of the queries ({})",
     FILTER: "filter by the encoder's own score ({})",
+    GAMMA: "calibration ({}, or no queries)",
 }
-SURE = 0.05
 LEAST_DETECTABLE = 0.1
 
 
@@ -43,11 +44,24 @@ def format_points(sweep: Sweep) -> str:
     return "\n".join([*lines, *(label if found is None else _row(label.ljust(width), found) for label, found in rows)])
 
 
+def format_gains(sweep: Sweep) -> str:
+    """Return what each run gains over the plain vectors, and the best setting with queries over its control."""
+    gains = {f"{run} against passage": found[sweep.measure] for run, found in sweep.report.comparisons.items()}
+    if sweep.content:
+        gains[f"{'xqg' if sweep.chosen.alpha else 'best with queries'} against control"] = sweep.content
+    width = max(map(len, gains))
+    return "\n".join(f"{name:<{width}}  {describe_gain(sweep.measure, found.overall)}" for name, found in gains.items())
+
+
 def describe(setting: Setting) -> str:
     """Return a setting in words: `mean fusion, alpha 0.1, 5 queries in each of ar, ja`."""
+    if not setting.alpha:
+        return f"no queries, calibrated with gamma {setting.gamma:g}" if setting.gamma else "no queries"
     parts = [f"{setting.fusion} fusion", f"alpha {setting.alpha:g}"]
     if setting.renormalise:
         parts.append("renormalised")
+    if setting.gamma:
+        parts.append(f"calibrated with gamma {setting.gamma:g}")
     if setting.queries_per_language is not None and setting.languages is not None:
         number = "1 query" if setting.queries_per_language == 1 else f"{setting.queries_per_language} queries"
         parts.append(f"{number} in each of {', '.join(setting.languages)}")
@@ -56,26 +70,62 @@ def describe(setting: Setting) -> str:
     return ", ".join(parts)
 
 
-def judge(measure: str, gained: Difference, questions: int) -> str:
-    """Return whether xQG is worth it, judged by its gain on questions not used for the choice."""
+def judge_sweep(sweep: Sweep) -> str:
+    """Return whether the chosen setting of a sweep is worth it, and how much of it the content of the queries gives."""
+    content = sweep.content.overall if sweep.content and sweep.chosen.alpha else None
+    what = "xQG" if content else "Calibration without queries"
+    verdict = judge(sweep.measure, sweep.gained, len(sweep.halves[1]), content, what)
+    if needs_no_queries(sweep):
+        alone = sweep.report.comparisons[CALIBRATED][sweep.measure].overall
+        verdict += f" Calibration without queries gains {alone.points:+.2f} points and needs no generator."
+    return verdict
+
+
+def needs_no_queries(sweep: Sweep) -> bool:
+    """Return whether calibrated plain vectors surely gain, and queries do not surely gain beyond their control."""
+    alone = sweep.report.comparisons.get(CALIBRATED, {}).get(sweep.measure)
+    if alone is None or sweep.content is None:
+        return False
+    gained, content = alone.overall, sweep.content.overall
+    return is_gain(gained) and not is_gain(content)
+
+
+def is_worth_it(sweep: Sweep) -> bool:
+    """Return whether the chosen setting surely gains."""
+    return is_gain(sweep.gained)
+
+
+def judge(
+    measure: str, gained: Difference, questions: int, content: Difference | None = None, what: str = "xQG"
+) -> str:
+    """Return whether xQG is worth it, judged by its gain on questions not used for the choice.
+
+    Args:
+        measure: The name of the measure.
+        gained: The gain over the plain vectors.
+        questions: The number of questions.
+        content: The gain over the control, if it was measured.
+        what: What gains.
+    """
     gain = describe_gain(measure, gained)
     few = questions < FEWEST_QUESTIONS
     caveat = f" {questions} questions are too few to rely on; ask {FEWEST_QUESTIONS} or more." if few else ""
     if not is_sure(gained):
         width = max((gained.interval[1] - gained.interval[0]) / 2, LEAST_DETECTABLE)
-        begins = "There are too few questions to tell" if few else "Nothing shows that xQG is worth it here"
+        begins = "There are too few questions to tell" if few else f"Nothing shows that {what} is worth it here"
         return (
             f"{begins}: {gain}. On {questions} questions, differences below about {width:.1f} points cannot be "
             f"detected.{caveat}"
         )
     if gained.points > 0:
-        return f"xQG is worth it here: {gain}.{caveat}"
-    return f"xQG does harm here: {gain}. Search the plain vectors, or try another generator.{caveat}"
+        owed = f" {describe_content(gained, content)}" if content else ""
+        return f"{what} is worth it here: {gain}.{owed}{caveat}"
+    return f"{what} does harm here: {gain}. Search the plain vectors, or try another generator.{caveat}"
 
 
 def is_sure(gained: Difference) -> bool:
     """Return whether a difference is significant."""
-    return gained.p is not None and gained.p < SURE
+    return gained.p is not None and gained.p < SIGNIFICANT
 
 
 def describe_gain(measure: str, gained: Difference) -> str:
@@ -95,6 +145,8 @@ def make_options(chosen: Setting, base: Setting) -> list[str]:
     if chosen.renormalise != base.renormalise:
         # Only vectors of one length can be calibrated.
         options += ["--renormalise"] if chosen.renormalise else ["--no-renormalise", "--no-calibrate"]
+    if chosen.gamma != base.gamma and chosen.renormalise:
+        options += ["--gamma", repr(chosen.gamma)] if chosen.gamma else ["--no-calibrate"]
     if chosen.min_score != base.min_score:
         options += ["--no-min-score"] if chosen.min_score is None else ["--min-score", repr(chosen.min_score)]
     if chosen.languages != base.languages and chosen.languages is not None:
@@ -112,9 +164,15 @@ def _row(label: str, found: Measured) -> str:
 
 def _label(setting: Setting, axis: str, base: Setting) -> str:
     """Return the value of a setting on its axis, or for a combination its differences from the base."""
+    if not setting.alpha:
+        return describe(setting)
     parts = []
+    if axis == GAMMA:
+        return f"gamma {setting.gamma:g}"
     if axis not in (LANGUAGES, FILTER):
         parts.append(_describe_weight(setting))
+    if not axis and setting.gamma != base.gamma:
+        parts.append(f"gamma {setting.gamma:g}")
     if axis == QUERIES or (not axis and setting.queries_per_language != base.queries_per_language):
         parts.append(f"{setting.queries_per_language} a language")
     if axis == LANGUAGES or (not axis and setting.languages != base.languages):
@@ -126,7 +184,8 @@ def _label(setting: Setting, axis: str, base: Setting) -> str:
 
 
 def _describe_weight(setting: Setting) -> str:
-    return f"{setting.fusion} {setting.alpha:g}{' renormalised' if setting.renormalise else ''}"
+    scaled = " calibrated" if setting.gamma else " renormalised" if setting.renormalise else ""
+    return f"{setting.fusion} {setting.alpha:g}{scaled}"
 
 
 def save_sweep(

@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xqg_qdrant.evaluation.comparison import Difference, Report, Values, languages_of
+from xqg_qdrant.augmentation.calibration import DEFAULT_GAMMA
+from xqg_qdrant.evaluation.baselines import CALIBRATED, CONTROL
+from xqg_qdrant.evaluation.comparison import Comparison, Difference, Report, Values, compare_runs, languages_of
 from xqg_qdrant.evaluation.significance import bootstrap_means, percentile_interval
 from xqg_qdrant.evaluation.sweep.bench import Bench, halve
-from xqg_qdrant.evaluation.sweep.settings import Setting, combine, make_axes, make_base
+from xqg_qdrant.evaluation.sweep.settings import (
+    Setting,
+    combine,
+    make_axes,
+    make_base,
+    with_gamma,
+    without_queries,
+)
 from xqg_qdrant.streams import Bars
+
+FUSED, FUSED_CALIBRATED = "fused", "fused-calibrated"
 
 
 class Measured(NamedTuple):
@@ -35,7 +46,9 @@ class Sweep(NamedTuple):
         points: Every setting, on the first half, in the order in which they were measured.
         curves: The settings of each axis.
         chosen: The best setting.
-        report: The chosen setting against the plain vectors on the second half, by several measures.
+        report: Runs on the second half, by several measures: the plain vectors; the same calibrated; the best setting
+            with queries, not calibrated and calibrated; its control; and the chosen one, which is named `xqg` only.
+        content: The best setting with queries against its control; None if there are no queries.
     """
 
     measure: str
@@ -46,6 +59,7 @@ class Sweep(NamedTuple):
     curves: Mapping[str, Sequence[Setting]]
     chosen: Setting
     report: Report
+    content: Comparison | None
 
     @property
     def gained(self) -> Difference:
@@ -55,8 +69,7 @@ class Sweep(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """Return the sweep as JSON values; `curves` holds indices into `points`."""
         places = {setting: place for place, setting in enumerate(self.points)}
-        overall, per_language = self.report.comparisons["xqg"][self.measure]
-        gained = {"per_language": {name: difference.to_json() for name, difference in per_language.items()}}
+        gained = self.report.comparisons["xqg"][self.measure].to_json()
         return {
             "measure": self.measure,
             "halves": {"chosen_on": list(self.halves[0]), "reported_on": list(self.halves[1])},
@@ -64,8 +77,9 @@ class Sweep(NamedTuple):
             "plain": self.plain.to_json(),
             "points": [{"setting": setting.to_json(), **found.to_json()} for setting, found in self.points.items()],
             "curves": {axis: [places[setting] for setting in settings] for axis, settings in self.curves.items()},
-            "chosen": {"setting": self.chosen.to_json(), "on_other_half": overall.to_json() | gained},
+            "chosen": {"setting": self.chosen.to_json(), "on_other_half": gained},
             "report": self.report.to_json(),
+            "content": self.content and self.content.to_json(),
         }
 
 
@@ -79,7 +93,9 @@ class Trial:
         self._first = bench.of(self._halves[0])
         self._base = make_base(bench.recipe)
         scores = bench.vectors.score_queries(bench.recipe)
-        self._curves = make_axes(self._base, len(scores) / len(bench.vectors.passages), scores)
+        self._calibrated = bool(bench.recipe.bank_mean)
+        queries_a_passage = len(scores) / len(bench.vectors.passages)
+        self._curves = make_axes(self._base, queries_a_passage, scores, self._calibrated)
         self._plain = self._measure(None)
         self._points: dict[Setting, Measured] = {}
 
@@ -105,10 +121,32 @@ class Trial:
     def conclude(self) -> Sweep:
         """Return the outcome; the second half is searched only here."""
         chosen = self._best(self._points)
-        vectors = self._bench.vectors.fuse(chosen.apply(self._bench.recipe))
-        report = self._bench.of(self._halves[1]).compare(vectors)
-        name = self._bench.measure.name
-        return Sweep(name, self._halves, self._base, self._plain, self._points, self._curves, chosen, report)
+        fused = self._best([setting for setting in self._points if setting.alpha > 0] or [chosen])
+        stored, recipe, name = self._bench.vectors, self._bench.recipe, self._bench.measure.name
+        control = stored.fuse_control(fused.apply(recipe)) if fused.alpha else None
+        runs = {"passage": stored.plain}
+        for label, setting in self._variants(chosen, fused).items():
+            if setting.alpha == 0 or control is not None:
+                runs[label] = stored.fuse(setting.apply(recipe))
+        if control is not None:
+            runs[CONTROL] = control
+        runs["xqg"] = stored.fuse(chosen.apply(recipe))
+        second = self._bench.of(self._halves[1])
+        report = second.compare(runs)
+        against = "xqg" if fused == chosen else FUSED_CALIBRATED if fused.gamma else FUSED
+        content = compare_runs(report, CONTROL, against, name, second.queries)
+        return Sweep(name, self._halves, self._base, self._plain, self._points, self._curves, chosen, report, content)
+
+    def _variants(self, chosen: Setting, fused: Setting) -> dict[str, Setting]:
+        """Return what else is reported: without queries or without calibration, if these are not chosen."""
+        gamma = chosen.gamma or fused.gamma or DEFAULT_GAMMA
+        variants = {FUSED: with_gamma(fused, 0.0)}
+        if self._calibrated:
+            variants = {CALIBRATED: without_queries(fused, gamma), **variants}
+            variants[FUSED_CALIBRATED] = with_gamma(fused, fused.gamma or gamma)
+        return {
+            name: setting for name, setting in variants.items() if setting != chosen and (setting.alpha or chosen.alpha)
+        }
 
     def _try(self, setting: Setting) -> Iterator[Setting]:
         if setting not in self._points:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, score_queries
+from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, fuse, keep_relevant, score_queries
 from xqg_qdrant.augmentation.recipe import Recipe, read_recipe
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import RETUNING_FIELD
@@ -135,6 +135,20 @@ class StoredVectors:
         for place, (plain, queries) in enumerate(self._pairs(recipe)):
             fused[place], _ = augment_passage(plain, queries, settings)
         return fused
+
+    def fuse_control(self, recipe: Recipe) -> FloatArray | None:
+        """Return the vectors of `fuse` with each query replaced by the mean of all; None if there are no queries."""
+        settings = recipe.fusion_settings
+        total, counts = np.zeros(self.plain.shape[1]), []
+        for plain, queries in self._pairs(recipe):
+            relevant = keep_relevant(plain, queries, settings.min_score)
+            total += relevant.astype(np.float64).sum(axis=0)
+            counts.append(len(relevant))
+        if not any(counts):
+            return None
+        mean = (total / sum(counts)).astype(np.float32)
+        pairs = zip(self.plain, counts, strict=True)
+        return np.stack([fuse(plain, np.tile(mean, (count, 1)), settings) for plain, count in pairs])
 
     def score_queries(self, recipe: Recipe) -> npt.NDArray[np.float64]:
         """Return the dot product of each query the recipe keeps with its passage's plain vector."""
