@@ -23,6 +23,7 @@ from xqg_qdrant.augmentation.pipeline import find_terms
 from xqg_qdrant.corpus.questions import read_questions
 from xqg_qdrant.evaluation.comparison import Comparison, Values, average, compare_values, languages_of
 from xqg_qdrant.evaluation.files import read_qrels
+from xqg_qdrant.evaluation.hubs import NEIGHBOURS, Hubness, measure_hubness
 from xqg_qdrant.evaluation.measures import per_query_values
 from xqg_qdrant.evaluation.sweep.bench import rank
 from xqg_qdrant.inference.encoder import Encoder
@@ -93,13 +94,21 @@ class Evidence:
 
     def fuse(self, alpha: float, gamma: float, keep: Callable[[GeneratedQuery], bool] = lambda _: True) -> FloatArray:
         """Return vectors of the default recipe with another alpha and gamma, and with some of the queries."""
-        settings = Fusion(alpha, "mean", renormalise=True, gamma=gamma, bank_mean=pack_mean(self.means.overall))
+        settings = self._settings(alpha, gamma)
         none = np.empty((0, self.plain.shape[1]), dtype=np.float32)
         fused = []
         for plain, queries in zip(self.plain, self.corpus.queries, strict=True):
             kept = [self._queries[query.text] for query in queries if keep(query)]
             fused.append(fuse(plain, np.stack(kept) if kept else none, settings))
         return np.stack(fused)
+
+    def control(self, alpha: float, gamma: float) -> FloatArray:
+        """Return vectors in which each passage with queries has the mean of all queries in place of its own."""
+        mean = np.stack(list(self._queries.values())).astype(np.float64).mean(axis=0).astype(np.float32)
+        settings = self._settings(alpha, gamma)
+        none = np.empty((0, len(mean)), dtype=np.float32)
+        pairs = zip(self.plain, self.corpus.queries, strict=True)
+        return np.stack([fuse(plain, mean[None] if queries else none, settings) for plain, queries in pairs])
 
     def offset(self, calibrated: bool) -> FloatArray:
         """Return the questions' vectors without the offset of their language."""
@@ -144,9 +153,17 @@ class Evidence:
             ranked.append(fuse_scores(by_vector, by_terms, DEPTH))
         return self._values([(hit.passage.passage_id, hit.score) for hit in found] for found in ranked)
 
+    def measure_hubness(self, passages: FloatArray) -> Hubness:
+        """Return how the ten best passages of the questions spread over the corpus."""
+        counts = Counter(place for places, _ in rank(passages, self.questions, NEIGHBOURS) for place in places)
+        return measure_hubness(list(counts.values()), len(passages))
+
     def compare(self, first: Values, second: Values) -> Comparison:
         """Compare two measured recipes."""
         return compare_values(first, second, self._languages)
+
+    def _settings(self, alpha: float, gamma: float) -> Fusion:
+        return Fusion(alpha, "mean", renormalise=True, gamma=gamma, bank_mean=pack_mean(self.means.overall))
 
     def _store(self, store: Store, vectors: FloatArray) -> None:
         store.create_collection("docs", self.plain.shape[1], {})
