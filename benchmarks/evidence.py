@@ -1,13 +1,12 @@
 """Measure recipes by exact searches in memory, with the package's own fusion, ranking, measures and tests.
 
-A corpus is encoded once for all rows. Only Qdrant's quantisation runs in a store.
+A corpus is encoded once for all rows. No store takes part.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -27,9 +26,8 @@ from xqg_qdrant.evaluation.hubs import NEIGHBOURS, Hubness, measure_hubness
 from xqg_qdrant.evaluation.measures import per_query_values
 from xqg_qdrant.evaluation.sweep.bench import rank
 from xqg_qdrant.inference.encoder import Encoder
-from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, Qrel, Query, ScoredPassage
+from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, Qrel, Query, ScoredPassage
 from xqg_qdrant.retrieval import CANDIDATES, fuse_scores
-from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.text import find_term_ids
 
 MEASURE, DEPTH = "MRR@10", 10
@@ -121,16 +119,6 @@ class Evidence:
         found = rank(passages, self.questions if questions is None else questions, DEPTH)
         return self._values([(ids[place], score) for place, score in zip(*hits, strict=True)] for hits in found)
 
-    def measure_quantised(self, passages: FloatArray) -> Values:
-        """Search an index of int8 codes in Qdrant Edge, which rescores the best, and return MRR@10 in percent."""
-        with tempfile.TemporaryDirectory() as folder, open_store(f"edge:{folder}") as store:
-            self._store(store, passages)
-            store.quantise("docs")
-            for _ in store.optimise("docs"):
-                pass
-            hits = store.search("docs", self.questions, "xqg", DEPTH)
-            return self._values([(hit.passage.passage_id, hit.score) for hit in found] for found in hits)
-
     def measure_hybrid(self, passages: FloatArray, with_queries: bool = True) -> Values:
         """Rank by vectors and terms as `--rank hybrid` does, and return MRR@10 in percent.
 
@@ -165,14 +153,6 @@ class Evidence:
     def _settings(self, alpha: float, gamma: float) -> Fusion:
         return Fusion(alpha, "mean", renormalise=True, gamma=gamma, bank_mean=pack_mean(self.means.overall))
 
-    def _store(self, store: Store, vectors: FloatArray) -> None:
-        store.create_collection("docs", self.plain.shape[1], {})
-        rows = zip(self.corpus.passages, self.plain, vectors, strict=True)
-        store.upsert(
-            "docs",
-            [AugmentedPassage(passage, (), {"passage": plain, "xqg": own}, "", "") for passage, plain, own in rows],
-        )
-
     def _values(self, found: Iterable[Sequence[tuple[str, float]]]) -> Values:
         run = {question.query_id: list(hits) for question, hits in zip(self.corpus.questions, found, strict=True)}
         per_query = per_query_values(self.corpus.qrels, run, mrr_at=(DEPTH,))[MEASURE]
@@ -184,7 +164,7 @@ class Evidence:
 
 
 def quantise(vectors: FloatArray) -> FloatArray:
-    """Return vectors as int8 codes keep them: 128 levels between the smallest and the largest number of all."""
+    """Return vectors as Qdrant's int8 codes keep them: 128 levels from the smallest to the largest number of all."""
     low = float(vectors.min())
     step = (float(vectors.max()) - low) / LEVELS
     return (np.round((vectors - low) / step) * step + low).astype(np.float32)

@@ -197,8 +197,7 @@ def make_int8_table(sources: Sources) -> list[str]:
         reference = dev.measure(first)
         others = [
             (f"{name}, int8 weights", int8.measure(int8.fuse(alpha, gamma))),
-            (f"{name}, Qdrant's int8 codes, rescored", dev.measure_quantised(first)),
-            (f"{name}, int8 codes alone, simulated", dev.measure(quantise(first))),
+            (f"{name}, int8 vectors, simulated", dev.measure(quantise(first))),
         ]
         table += format_rows(dev, [(f"{name}, float32", reference), *others])[2:]
     return table
