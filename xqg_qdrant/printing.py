@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 from xqg_qdrant.augmentation.pipeline import Totals
 from xqg_qdrant.evaluation import FEWEST_QUESTIONS
 from xqg_qdrant.evaluation.comparison import SIGNIFICANT, Comparison, Report, describe_content, is_gain
+from xqg_qdrant.evaluation.hubs import NEIGHBOURS, Hub, Hubs
 from xqg_qdrant.evaluation.significance import stars_of
 from xqg_qdrant.fingerprint import LONGEST_SHOWN, RETUNING_FIELD, describe_retune, show_field
 from xqg_qdrant.lifecycle.status import Status
@@ -249,6 +250,37 @@ def format_conclusion(report: Report, run: str, measure: str, against_control: C
     if against_control is not None and is_gain(gain):
         line += f" {describe_content(gain, against_control.overall)}"
     return line + caveat
+
+
+def format_hubs(hubs: Hubs) -> str:
+    """Return the hubness by each vector side by side, then the passages found most often by each."""
+    names = list(hubs.hubness)
+    lines = [
+        f"{count_of(hubs.questions, 'question')}, the {NEIGHBOURS} best passages of each, "
+        f"in {count_of(hubs.passages, 'passage')}\n",
+        f"{'':<28}" + "".join(f"{name:>16}" for name in names),
+    ]
+    rows = {
+        "never found": [f"{of.never} ({of.never / hubs.passages:.1%})" for of in hubs.hubness.values()],
+        "most often found": [f"{of.most} ({of.most / hubs.questions:.1%})" for of in hubs.hubness.values()],
+        f"skewness of N{NEIGHBOURS}": [f"{of.skewness:.2f}" for of in hubs.hubness.values()],
+    }
+    lines += [f"{label:<28}" + "".join(f"{cell:>16}" for cell in cells) for label, cells in rows.items()]
+    for name in names:
+        head = f"worst by {name}"
+        lines += ["", f"{head:<28}" + "".join(f"{other:>16}" for other in names)]
+        lines += [_hub_line(hub, names) for hub in hubs.worst[name]]
+    unreached = hubs.passages - NEIGHBOURS * hubs.questions
+    if unreached > 0:
+        lines += ["", f"Note: so few questions cannot find {unreached} of the passages by any vector; ask more."]
+    return "\n".join(lines)
+
+
+def _hub_line(hub: Hub, names: Iterable[str]) -> str:
+    passage_id = one_line(hub.passage.passage_id)
+    label = one_line(hub.passage.title) or passage_id
+    counts = "".join(f"{hub.found[name]:>16}" for name in names)
+    return f"{shorten(label, 27, placeholder='…'):<28}{counts}  [{passage_id}]"
 
 
 def _starred(value: float | None, p: float | None) -> str:

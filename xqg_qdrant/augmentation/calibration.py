@@ -93,8 +93,6 @@ def read_bank(path: Path | None = None) -> QuestionBank:
 def encode_bank(bank: QuestionBank, encoder: Encoder) -> BankMeans:
     """Return the means of a bank; they are kept beside the model or in the user's cache, and computed once.
 
-    Languages in which more than `MOST_UNKNOWN` of the pieces are unknown to the encoder are left out.
-
     Raises:
         InputError: the encoder can read no language of the bank.
     """
@@ -105,19 +103,32 @@ def encode_bank(bank: QuestionBank, encoder: Encoder) -> BankMeans:
             return _load_means(path, bank, encoder.dim)
     languages = {
         language: encoder.encode_queries(texts).astype(np.float64).mean(axis=0).astype(np.float32)
-        for language, texts in bank.questions.items()
-        if encoder.unknown_share(texts) <= MOST_UNKNOWN
+        for language, texts in choose_readable(bank, encoder).items()
     }
-    if not languages:
-        raise InputError(
-            "the encoder can read no language of the question bank.", "use --no-calibrate, or another bank"
-        )
     sizes = [len(bank.questions[language]) for language in languages]
     overall = np.average(np.stack(list(languages.values())).astype(np.float64), axis=0, weights=sizes)
     means = BankMeans(overall.astype(np.float32), languages, bank.sha256)
     with suppress(OSError):
         save_means(cached, means)
     return means
+
+
+def choose_readable(bank: QuestionBank, encoder: Encoder) -> dict[str, tuple[str, ...]]:
+    """Return the questions of a bank by language, without languages that the encoder cannot read.
+
+    Those are languages in which more than `MOST_UNKNOWN` of the pieces are unknown to it.
+
+    Raises:
+        InputError: the encoder can read no language of the bank.
+    """
+    readable = {
+        language: texts for language, texts in bank.questions.items() if encoder.unknown_share(texts) <= MOST_UNKNOWN
+    }
+    if not readable:
+        raise InputError(
+            "the encoder can read no language of the question bank.", "use --no-calibrate, or another bank"
+        )
+    return readable
 
 
 def save_means(path: Path, means: BankMeans) -> None:

@@ -1,4 +1,4 @@
-"""`xqg compare`, `xqg report` and `xqg robustness`: compare saved runs, show results, compare paraphrases."""
+"""`xqg compare`, `xqg report`, `xqg robustness` and `xqg hubs`: compare saved runs, show results, inspect rankings."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from xqg_qdrant.cli.options import (
     json_option,
     language_option,
     qrels_option,
+    questions_option,
     save_option,
     store_option,
     test_option,
@@ -181,3 +182,62 @@ def robustness(
         )
         save_robustness(save, manifest, found, report)
     echo_report(report, as_json)
+
+
+@main.command()
+@collection_option(required=True)
+@questions_option
+@language_option
+@store_option
+@encoder_option
+@json_option
+@save_option
+@device_options
+@click.pass_obj
+def hubs(
+    quiet: bool,
+    collection: str,
+    questions: tuple[Path, ...],
+    language: str,
+    location: str,
+    encoder_folder: Path | None,
+    as_json: bool,
+    save: Path | None,
+    device: str,
+    threads: int,
+) -> None:
+    """Find the passages that answer every question a little, and those that no question finds.
+
+    Each question is searched for by plain and by augmented vectors, and each passage counted that is among the ten
+    best. N10 is this count; its skewness measures hubness. Hubs are often boilerplate: tables of contents, disclaimers.
+
+    Without --questions, those of the shipped bank are asked: the same 56 in each language the encoder can read. The few
+    passages that really answer them count as hubs, too, and the bank also calibrates vectors. Questions out of a log of
+    yours are a better test.
+    """
+    from xqg_qdrant.augmentation.calibration import read_bank
+    from xqg_qdrant.cli.progress import make_bars
+    from xqg_qdrant.corpus.questions import read_questions
+    from xqg_qdrant.evaluation.hubs import NEIGHBOURS, ask_bank, find_hubs, save_hubs
+    from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest
+    from xqg_qdrant.printing import format_hubs
+    from xqg_qdrant.retrieval import check_collection
+
+    if save:
+        check_folder(save)
+    asked = read_questions(questions, language).queries if questions else []
+    with opened_store(location) as store:
+        encoder = load_encoder(encoder_folder, device, threads)
+        check_collection(store, collection, encoder)
+        if questions:
+            data = describe_asked(questions, asked, None, [])
+        else:
+            bank = read_bank()
+            asked = ask_bank(bank, encoder)
+            data = {"questions": {"path": "the shipped bank", "sha256": bank.sha256, "rows": len(asked)}}
+        with make_bars(quiet)(len(asked), " questions") as bar:
+            found = find_hubs(store, collection, encoder, asked, bar.update)
+        searched = describe_searched(store, collection, encoder)
+    if save:
+        save_hubs(save, make_manifest("hubs", given_command(), data, {"limit": NEIGHBOURS}, **searched), asked, found)
+    echo(json.dumps(found.to_json(), ensure_ascii=False, indent=2) if as_json else format_hubs(found))

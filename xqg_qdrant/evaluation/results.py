@@ -35,8 +35,8 @@ from xqg_qdrant.evaluation.xor_retrieve import Found, span_answers
 from xqg_qdrant.machine import integer_instructions, processor_name
 from xqg_qdrant.records import GeneratedQuery, Qrel, Query, ScoredPassage
 
-Kind: TypeAlias = Literal["evaluation", "sweep", "robustness", "pilot"]
-KINDS = ("evaluation", "sweep", "robustness", "pilot")
+Kind: TypeAlias = Literal["evaluation", "sweep", "robustness", "pilot", "hubs"]
+KINDS = ("evaluation", "sweep", "robustness", "pilot", "hubs")
 
 MANIFEST = "manifest.json"
 QUESTIONS = "questions.jsonl"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.comparison import languages_of, make_report
+from xqg_qdrant.evaluation.hubs import HUBS_FILE
 from xqg_qdrant.evaluation.results import CHANGES, REPEAT, Results
 from xqg_qdrant.evaluation.significance import TestName
 from xqg_qdrant.pages.changes import Changes, view_changes
@@ -20,6 +21,7 @@ from xqg_qdrant.pages.evaluations import (
     view_robustness,
     view_side_by_side,
 )
+from xqg_qdrant.pages.hubs import HubsView, view_hubs
 from xqg_qdrant.pages.sweeps import Pilot, Sweep, load_report, view_pilot, view_sweep
 from xqg_qdrant.pages.templates import open_templates
 
@@ -45,6 +47,7 @@ class Section(NamedTuple):
     changes: Sequence[Changes]
     sweep: Sweep | None
     pilot: Pilot | None
+    hubs: HubsView | None
 
 
 def render_report(results: Sequence[Results]) -> str:
@@ -102,8 +105,9 @@ def _section(one: Results, name: str) -> Section:
             view_changes(rows) if (rows := one.read_rows(CHANGES)) else [],
             None if sweep is None else view_sweep(sweep),
             None if pilot is None else view_pilot(pilot),
+            view_hubs(one.read_json(HUBS_FILE)) if kind == "hubs" else None,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise InputError(f"{one.folder} is damaged ({error!r}).", REPEAT) from error
 
 
