@@ -143,15 +143,19 @@ def language_option(command: F) -> F:
     )(command)
 
 
-def asked_options(command: F) -> F:
-    """Add --questions, --qrels and --language."""
-    questions = click.option(
+def questions_option(command: F) -> F:
+    """Add --questions."""
+    return click.option(
         "--questions",
         type=click.Path(path_type=Path),
         multiple=True,
         help="Questions: a file, a BEIR folder, or ir_datasets:ID. Repeatable.",
-    )
-    return add_options([questions, qrels_option, language_option], command)
+    )(command)
+
+
+def asked_options(command: F) -> F:
+    """Add --questions, --qrels and --language."""
+    return add_options([questions_option, qrels_option, language_option], command)
 
 
 def id_field_option(command: F) -> F:
