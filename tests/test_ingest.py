@@ -22,7 +22,8 @@ from xqg_qdrant.augmentation.pipeline import CHUNK_SIZE, Progress, ingest
 from xqg_qdrant.augmentation.recipe import Recipe, make_recipe
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError, MismatchError
-from xqg_qdrant.generation import Generation, QueryGenerator
+from xqg_qdrant.generation import Generation
+from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, FloatArray, Passage, Reject
 from xqg_qdrant.stores import Store, open_store
