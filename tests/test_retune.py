@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -47,6 +48,10 @@ CHANGES: list[dict[str, Any]] = [
     {"languages": ("ru", "fi")},
     {"queries_per_language": 1},
     {"languages": ("ja",), "queries_per_language": 2, "alpha": 0.9, "renormalise": True, "min_score": MIN_SCORE},
+]
+# Every change in one store; in the others those that change everything at once.
+CASES = [("edge", changes) for changes in CHANGES] + [
+    (name, changes) for name in ("memory", "rest") for changes in (CHANGES[4], CHANGES[8])
 ]
 GIVEN_CHANGES = [changes for changes in CHANGES if not {"languages", "queries_per_language"} & set(changes)]
 
@@ -138,7 +143,7 @@ def assert_equal(store: Store, collection: str, other: str) -> None:
 # What it ends with
 
 
-@pytest.mark.parametrize("changes", CHANGES, ids=str)
+@pytest.mark.parametrize(("store", "changes"), CASES, indirect=["store"], ids=str)
 def test_a_retuned_collection_is_that_of_an_ingest_with_the_new_recipe(
     store: Store, demo_encoder: Encoder, demo_generator: QueryGenerator, changes: dict[str, Any]
 ) -> None:
@@ -156,7 +161,12 @@ def test_a_retuned_collection_is_that_of_an_ingest_with_the_new_recipe(
     assert fill(store, "docs", demo_encoder, demo_generator, **changes) == 0
 
 
-@pytest.mark.parametrize("changes", GIVEN_CHANGES, ids=str)
+@pytest.mark.parametrize(
+    ("store", "changes"),
+    [("edge", changes) for changes in GIVEN_CHANGES] + [("memory", CHANGES[4]), ("rest", CHANGES[4])],
+    indirect=["store"],
+    ids=str,
+)
 def test_a_collection_of_given_queries_is_retuned_too(
     store: Store, demo_encoder: Encoder, changes: dict[str, Any]
 ) -> None:
@@ -445,16 +455,28 @@ def xqg(command: str, *arguments: object) -> Result:
     return CliRunner().invoke(main, [command, *map(str, arguments), "--collection", "docs", "--store", "store"])
 
 
-@pytest.fixture
-def ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sequence[str]:
-    """Go to a folder with a collection, and return the command line that made it."""
-    monkeypatch.chdir(tmp_path)
+COMMAND = ["corpus.jsonl", "--languages", "fi,ru", "--max-new-tokens", "8", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a corpus and the collection that `COMMAND` made of it."""
+    made = tmp_path_factory.mktemp("ingested")
     lines = [json.dumps({"id": p.passage_id, "text": p.title}) for p in read_demo_passages()[:PASSAGES]]
-    Path("corpus.jsonl").write_text("\n".join(lines))
-    command = ["corpus.jsonl", "--languages", "fi,ru", "--max-new-tokens", "8", "--threads", "1"]
-    result = xqg("ingest", *command, "--queries-per-language", 3)
+    (made / "corpus.jsonl").write_text("\n".join(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(made)
+        result = xqg("ingest", *COMMAND, "--queries-per-language", 3)
     assert result.exit_code == 0, result.stderr
-    return command
+    return made
+
+
+@pytest.fixture
+def ingested(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sequence[str]:
+    """Go to a copy of the folder, and return the command line that made its collection."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return COMMAND
 
 
 def test_the_command_retunes_and_tells_what_it_did(ingested: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:

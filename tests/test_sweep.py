@@ -146,7 +146,7 @@ def run_trial(bench: Bench, seed: int = 0) -> Sweep:
 # The same as a collection of its own
 
 
-@pytest.mark.parametrize("kind", ["generated", "given"])
+@pytest.mark.parametrize(("store", "kind"), [("edge", "generated"), ("memory", "given")], indirect=["store"])
 def test_every_setting_finds_what_a_collection_ingested_with_it_finds(
     store: Store, vectors: StoredVectors, demo_encoder: Encoder, demo_generator: QueryGenerator, kind: str
 ) -> None:
