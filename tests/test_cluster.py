@@ -473,7 +473,7 @@ def test_where_no_snapshot_can_be_taken_nothing_is_dropped(
     refused = server.xqg(*words, "--collection", "docs")
     assert refused.exit_code == StoreError.exit_code
     assert "HTTP 500: no space left on device. Nothing was changed.\n" in refused.stderr
-    assert "Cure: take one by the server's own means, or go on" in refused.stderr
+    assert "Cure: take one by the server's own means, or continue" in refused.stderr
     assert asked == ["docs"]  # a second request would begin a second snapshot
     assert server.client.count("docs").count == 3
 
