@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +29,7 @@ QUERIES = {"d": ("long", "short"), "a": (), "c": ("short",), "b": ("deep",)}
 VECTORS = {
     "long": (8, 0, 4), "short": (0, 2, 0), "deep": (0, 0, -6),
     "where": (1, 2, 0), "missä": (-1, 0, 2), "milloin": (0, 1, 1), "kuka": (2, -1, 0),
+    "kuka river": (1, 1, 1), "milloin where": (-1, 1, 0),
 }  # fmt: skip
 QUESTIONS = [
     Query("q1", "where", "en"), Query("q2", "missä", "fi"), Query("q3", "milloin", "fi"), Query("q4", "kuka", "fi"),
@@ -162,7 +164,9 @@ def test_passage_hybrid_is_the_hybrid_search_of_a_collection_without_queries(
     # More passages share a term than are fetched by terms: of equal scores all are fetched or none.
     monkeypatch.setattr(baselines, "CANDIDATES", 3)
     monkeypatch.setattr(retrieval, "CANDIDATES", 3)
-    texts = ["where the river ends", "kuka where", "milloin and where", "the end", "missä kuka milloin", "the river"]
+    texts = ["where the river ends", "kuka where", "milloin and where", "where is the end", "missä kuka", "the river"]
+    questions = [*QUESTIONS, Query("q5", "kuka river", "fi"), Query("q6", "milloin where", "fi")]
+    monkeypatch.setattr(sys.modules[__name__], "QUESTIONS", questions)
     draw = np.random.default_rng(0)
     plain = draw.normal(size=(len(texts), 3)).astype(np.float32)
     queries = [("long", "deep"), (), ("short",), (), (), ("long",)]
@@ -180,7 +184,7 @@ def test_passage_hybrid_is_the_hybrid_search_of_a_collection_without_queries(
         found = search_all(["passage-hybrid"], edge, limit)["passage-hybrid"]
         encoder: Any = StubEncoder()
         stored = retrieval.search_runs(edge, "bare", encoder, QUESTIONS, limit, ["hybrid"], lambda _: None)["hybrid"]
-    for query in QUESTIONS:
+    for query in questions:
         hits, expected = found[query.query_id], stored[query.query_id]
         assert [hit.passage for hit in hits] == [hit.passage for hit in expected]
         np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in expected], atol=1e-5)

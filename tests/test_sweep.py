@@ -710,6 +710,11 @@ def test_the_printed_command_gives_the_collection_that_was_reported_on(
     assert shown.exit_code == 0, shown.stderr
     told = json.loads(xqg("sweep", *options, "--measure", "nDCG@10", "--json").stdout)
     assert told["measure"] == "nDCG@10"
+    content = told["report"]["xqg"]["nDCG@10"]["macro"] - told["report"]["control"]["nDCG@10"]["macro"]
+    assert told["content"]["difference"] == content > 5
+    assert f"The content of the queries gives {content:+.1f} of " in shown.stdout
+    [line] = [line for line in shown.stdout.splitlines() if line.startswith("xqg against control ")]
+    assert f" nDCG@10 {content:+.2f} points" in line
     [command] = [line for line in shown.stdout.splitlines() if line.startswith("To apply it: xqg ")]
     applied = xqg(*shlex.split(command.removeprefix("To apply it: xqg ")), "--yes", "--threads", 1)
     assert applied.exit_code == 0, applied.stderr
