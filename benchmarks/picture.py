@@ -98,8 +98,8 @@ def _panel(middle: float, title: str, passages: Mapping[str, float], before: Map
         yield f'<circle cx="{x}" cy="{y}" r="7" fill="{RED if name == "hub" else BLUE}"/>'
         yield _text(middle, angle, 0.9, name, RED if name == "hub" else BLUE, "middle", 16 if name == "hub" else 0)
     for name, angle in QUESTIONS.items():
-        x, y = (float(number) for number in _at(middle, angle, 1.13).split(","))
-        yield f'<path d="M{x},{y - 7:.1f}l7,7l-7,7l-7,-7z" fill="#e69f00" stroke="#8a5f00"/>'
+        across, down = (float(number) for number in _at(middle, angle, 1.13).split(","))
+        yield f'<path d="M{across},{down - 7:.1f}l7,7l-7,7l-7,-7z" fill="#e69f00" stroke="#8a5f00"/>'
         yield _text(middle, angle, 1.2, name, "#8a5f00", "middle", 0)
 
 

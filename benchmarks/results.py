@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,6 +27,7 @@ from evidence import MEASURE, Corpus, Evidence, quantise, read_dev, read_wikiped
 from vectors import CachingEncoder
 
 from xqg_qdrant.evaluation.comparison import Values
+from xqg_qdrant.records import GeneratedQuery
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGE = CHECKOUT / "docs" / "results.md"
@@ -151,9 +152,14 @@ def make_count_table(sources: Sources) -> list[str]:
     measured = [("plain vectors", dev.measure(dev.plain))]
     for gamma, name in ((0.0, "not calibrated"), (GAMMA, "calibrated")):
         for count in range(1, 5):
-            vectors = dev.fuse(ALPHA, gamma, lambda query, count=count: query.number < count)
+            vectors = dev.fuse(ALPHA, gamma, partial(is_among_first, count))
             measured.append((f"{count} a language, {name}", dev.measure(vectors)))
     return format_rows(dev, measured)
+
+
+def is_among_first(count: int, query: GeneratedQuery) -> bool:
+    """Return whether a query is among the first of its language."""
+    return query.number < count
 
 
 def make_alpha_table(sources: Sources) -> list[str]:
