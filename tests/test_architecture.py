@@ -59,6 +59,8 @@ OWNERS: dict[str, set[str]] = {
     "ir_datasets": {"corpus/datasets"},
     "pyarrow": {"augmentation/ray_engine", "corpus/files", "corpus/formats", "stores/parquet"},
     "ray": {"augmentation/ray_cluster", "augmentation/ray_engine"},
+    "langcodes": {"languages"},
+    "py3langid": {"languages"},
     "click": {"cli"},
     "tqdm": {"api", "cli/progress"},
     "jinja2": {"pages/templates"},
@@ -188,8 +190,9 @@ def test_the_folder_of_models_never_becomes_a_package() -> None:
 
 
 HEAVY = {
-    "huggingface_hub", "ir_datasets", "jinja2", "nltk", "numpy", "onnx", "onnxruntime", "pyarrow", "pytrec_eval",
-    "qdrant_client", "qdrant_edge", "ray", "starlette", "tokenizers", "torch", "tqdm", "transformers", "uvicorn",
+    "huggingface_hub", "ir_datasets", "jinja2", "langcodes", "nltk", "numpy", "onnx", "onnxruntime", "py3langid",
+    "pyarrow", "pytrec_eval", "qdrant_client", "qdrant_edge", "ray", "starlette", "tokenizers", "torch", "tqdm",
+    "transformers", "uvicorn",
 }  # fmt: skip
 
 
