@@ -86,6 +86,8 @@ CLOSE = tuple(
         "en pcm", "tl bcl ceb", "am ti", "fa tg", "ku kmr",
     )
 )  # fmt: skip
+# The model that decides, for fingerprints; it changes with the second number of the version.
+IDENTIFIER = "py3langid 0.4"
 # Of the probability of a language over its sum with the next likely one's; measured in docs/decisions.md.
 LEAST_SHARE, LEAST_SHARE_CYRILLIC, LEAST_SHARE_UNKNOWN, CLEAR_SHARE = 0.1, 0.25, 0.5, 0.85
 LEAST_CONFIDENCE = 0.6

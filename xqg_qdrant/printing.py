@@ -15,6 +15,7 @@ from xqg_qdrant.evaluation.comparison import SIGNIFICANT, Comparison, Report, de
 from xqg_qdrant.evaluation.hubs import NEIGHBOURS, Hub, Hubs
 from xqg_qdrant.evaluation.significance import stars_of
 from xqg_qdrant.fingerprint import LONGEST_SHOWN, RETUNING_FIELD, describe_retune, show_field
+from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, REASONS, WRONG_LANGUAGE, WRONG_SCRIPT, Dropped
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import DEFAULT_PORT
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from xqg_qdrant.doctor import Check
     from xqg_qdrant.stores.protocol import Snapshot
 
+DROPPED_FOR = {
+    WRONG_SCRIPT: "in another script",
+    WRONG_LANGUAGE: "in another language",
+    DUPLICATE: "repeated",
+    EMPTY: "empty",
+}
 SUMMARY_MEASURES = ("MRR@10", "R@2kt")
 SUMMARY_WIDTH = 8
 SNIPPET_CHARACTERS = 160
@@ -43,6 +50,8 @@ def format_totals(totals: Totals, seconds: float) -> str:
             f"{totals.kept.total()} of {totals.asked.total()} generated queries kept ({rate:.0f} generated a second): "
             f"{yields}"
         )
+        if totals.dropped:
+            lines.append(f"Dropped: {format_dropped(totals.dropped)}.")
     elif totals.kept:
         counts = "  ".join(
             f"{one_line(name) or 'of no language'} {count}" for name, count in sorted(totals.kept.items())
@@ -53,6 +62,17 @@ def format_totals(totals: Totals, seconds: float) -> str:
     if totals.bare:
         lines.append(f"{totals.bare} of the stored passages have no query.")
     return "\n".join(lines)
+
+
+def format_dropped(dropped: Mapping[Dropped, int]) -> str:
+    """Return how many generated queries were dropped for each reason, and of which languages."""
+    parts = []
+    for reason in REASONS:
+        counts = {language: count for (language, why), count in sorted(dropped.items()) if why == reason and count}
+        if counts:
+            languages = ", ".join(f"{one_line(language)} {count}" for language, count in counts.items())
+            parts.append(f"{sum(counts.values())} {DROPPED_FOR[reason]} ({languages})")
+    return "; ".join(parts)
 
 
 def format_check(check: Check) -> str:
