@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": {"augmentation", "corpus", "evaluation", "generation", "inference", "lifecycle", "retrieval", "stores"},
     "doctor": {"augmentation", "demo", "generation", "inference", "model_folders", "retrieval", "stores"},
     "printing": {"augmentation", "doctor", "evaluation", "generation", "lifecycle", "retrieval", "stores"},
-    "pages": {"evaluation", "inference", "lifecycle", "printing", "retrieval", "stores"},
+    "pages": {"augmentation", "evaluation", "inference", "lifecycle", "printing", "retrieval", "stores"},
 }
 ANYTHING = {"cli", "__init__"}
 

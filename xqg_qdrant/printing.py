@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import fill, shorten
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from xqg_qdrant.augmentation.calibration import AskedLanguage
 from xqg_qdrant.augmentation.pipeline import Totals
 from xqg_qdrant.evaluation import FEWEST_QUESTIONS
 from xqg_qdrant.evaluation.comparison import SIGNIFICANT, Comparison, Report, describe_content, is_gain
@@ -178,12 +180,33 @@ def format_change(change: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def hits_to_json(question: str, ranking: str, hits: Sequence[Hit]) -> str:
-    """Return a question and its hits as one line of JSON."""
+def format_asked_language(asked: AskedLanguage) -> str:
+    """Return the language of a question, and how it is known."""
+    if not asked.code:
+        return "language: unknown; no language's offset is subtracted"
+    if not asked.in_bank:
+        return f"language: {one_line(asked.code)} (not in the question bank)"
+    return f"language: {one_line(asked.code)}{' (identified)' if asked.identified else ''}"
+
+
+def format_asked_languages(asked: Sequence[AskedLanguage]) -> str:
+    """Return how many questions have an identified language, and how many an unknown one; empty if neither."""
+    counts = Counter(one.code for one in asked if one.identified)
+    unknown = sum(not one.code for one in asked)
+    named = ", ".join(f"{one_line(code)} {count}" for code, count in sorted(counts.items()))
+    parts = ([f"identified for {count_of(counts.total(), 'question')} ({named})"] if counts else []) + (
+        [f"unknown for {unknown}"] if unknown else []
+    )
+    return f"The language is {' and '.join(parts)}." if parts else ""
+
+
+def hits_to_json(question: str, ranking: str, hits: Sequence[Hit], asked: AskedLanguage | None = None) -> str:
+    """Return a question and its hits as one line of JSON; with its language, if an offset was subtracted."""
     return json.dumps(
         {
             "question": question,
             "ranking": ranking,
+            **({"language": asked.code, "identified": asked.identified} if asked else {}),
             "hits": [hit_to_json(rank, hit) for rank, hit in enumerate(hits, start=1)],
         },
         ensure_ascii=False,
