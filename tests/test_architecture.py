@@ -36,8 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"corpus", "demo", "generation", "inference", "model_folders"},
     "api": {"augmentation", "corpus", "evaluation", "generation", "inference", "lifecycle", "retrieval", "stores"},
     "doctor": {"augmentation", "demo", "generation", "inference", "model_folders", "retrieval", "stores"},
-    "printing": {"augmentation", "doctor", "evaluation", "lifecycle", "retrieval", "stores"},
-    "pages": {"evaluation", "inference", "lifecycle", "printing", "retrieval", "stores"},
+    "printing": {"augmentation", "doctor", "evaluation", "generation", "lifecycle", "retrieval", "stores"},
+    "pages": {"augmentation", "evaluation", "inference", "lifecycle", "printing", "retrieval", "stores"},
 }
 ANYTHING = {"cli", "__init__"}
 
@@ -59,6 +59,8 @@ OWNERS: dict[str, set[str]] = {
     "ir_datasets": {"corpus/datasets"},
     "pyarrow": {"augmentation/ray_engine", "corpus/files", "corpus/formats", "stores/parquet"},
     "ray": {"augmentation/ray_cluster", "augmentation/ray_engine"},
+    "langcodes": {"languages"},
+    "py3langid": {"languages"},
     "click": {"cli"},
     "tqdm": {"api", "cli/progress"},
     "jinja2": {"pages/templates"},
@@ -188,8 +190,9 @@ def test_the_folder_of_models_never_becomes_a_package() -> None:
 
 
 HEAVY = {
-    "huggingface_hub", "ir_datasets", "jinja2", "nltk", "numpy", "onnx", "onnxruntime", "pyarrow", "pytrec_eval",
-    "qdrant_client", "qdrant_edge", "ray", "starlette", "tokenizers", "torch", "tqdm", "transformers", "uvicorn",
+    "huggingface_hub", "ir_datasets", "jinja2", "langcodes", "nltk", "numpy", "onnx", "onnxruntime", "py3langid",
+    "pyarrow", "pytrec_eval", "qdrant_client", "qdrant_edge", "ray", "starlette", "tokenizers", "torch", "tqdm",
+    "transformers", "uvicorn",
 }  # fmt: skip
 
 

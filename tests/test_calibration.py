@@ -18,6 +18,7 @@ from xqg_qdrant.augmentation.calibration import (
     BankMeans,
     QuestionBank,
     encode_bank,
+    find_languages,
     pack_mean,
     read_bank,
     subtract_offsets,
@@ -275,6 +276,9 @@ MEANS = BankMeans(
         ("fi", "fi", True, [10, 20]),
         ("xx", "en", True, [10, 20]),
         ("", "xx", True, [10, 20]),
+        # By any code of the language
+        ("fi-FI", "eng", True, [10.5, 18.5]),
+        ("FI", "EN", True, [11, 18]),
         # The passages' language is unknown: (10, 20) - ½·((0, 4) - (1, 1))
         ("fi", "xx", True, [10.5, 18.5]),
         # (10, 20) - ½·(0, 4), and with the mean of the own language or of all
@@ -291,3 +295,17 @@ def test_offsets_by_hand(language: str, passages: str, calibrated: bool, expecte
     if calibrated:
         assert shifted[1].tolist() == [0, 0]
     assert vectors.tolist() == [[10, 20], [0, 0]]
+
+
+def test_the_languages_of_questions_are_the_given_ones_or_identified() -> None:
+    questions = ["Missä maassa Tonava alkaa?", "Where does the Danube rise?", "1958?", "Missä Tonava alkaa?"]
+    means = BankMeans(MEANS.overall, dict.fromkeys(("en", "fi", "swa"), MEANS.overall), "")
+    assert find_languages(questions, ["", "", "", "sw"], means) == [
+        ("fi", True, True), ("en", True, True), ("", False, False), ("sw", False, True),
+    ]  # fmt: skip
+
+
+def test_without_the_identifier_only_given_languages_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xqg_qdrant.augmentation.calibration.can_identify", lambda: False)
+    found = find_languages(["Missä Tonava alkaa?", "Missä Tonava alkaa?"], ["", "xx"], MEANS)
+    assert found == [("", False, False), ("xx", False, False)]

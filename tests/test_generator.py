@@ -31,6 +31,7 @@ from scipy import stats
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.generation import Generation
+from xqg_qdrant.generation.checks import Dropped
 from xqg_qdrant.generation.onnx import QueryGenerator, Sampling
 from xqg_qdrant.inference.decoding import Noise, gumbel_noise
 from xqg_qdrant.inference.seq2seq import DecoderStep, Graphs, Memory
@@ -119,7 +120,7 @@ def test_fewer_queries_and_languages_are_those_of_more_with_lower_numbers(
     form: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The random models write no language's script.
-    monkeypatch.setattr("xqg_qdrant.generation.onnx.is_written_in", lambda text, language: True)
+    monkeypatch.setattr("xqg_qdrant.generation.checks.is_written_in", lambda text, language: True)
     generator = open_generator(form, dtype)
     # So near to greedy that a query is often drawn twice, and the one with the higher number dropped.
     assert_fewer_are_a_part_of_more(generator, passages(), SAMPLING._replace(top_k=2, temperature=0.01))
@@ -129,9 +130,9 @@ def test_fewer_queries_and_languages_are_those_of_more_with_lower_numbers(
 def test_queries_in_another_script_are_dropped_and_counted_by_language(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = open_generator("t5")
     first, second = generator.languages[:2]
-    monkeypatch.setattr("xqg_qdrant.generation.onnx.is_written_in", lambda text, language: language != first)
+    monkeypatch.setattr("xqg_qdrant.generation.checks.is_written_in", lambda text, language: language != first)
     for generation in generator.generate(passages(), (first, second), COUNT, 0, SAMPLING):
-        assert generation.wrong_script == (first,) * COUNT
+        assert generation.dropped[Dropped(first, "wrong_script")] == COUNT
         assert {query.language for query in generation.queries} == {second}
 
 
@@ -199,7 +200,8 @@ from xqg_qdrant.records import Passage
 folder, passage, languages, sampling = json.loads(sys.argv[1])
 generator = QueryGenerator(Path(folder), "cpu", 1)
 generator.generate([Passage("another", "before it")], languages, 2, 5, Sampling(*sampling))
-print(json.dumps(generator.generate([Passage(*passage)], languages, 20, 3, Sampling(*sampling))[0]))
+generation = generator.generate([Passage(*passage)], languages, 20, 3, Sampling(*sampling))[0]
+print(json.dumps([generation.queries, generation.asked, sorted(generation.dropped.items())]))
 """
 
 
@@ -211,9 +213,9 @@ def test_a_new_process_writes_the_same_queries() -> None:
         [sys.executable, "-c", IN_A_NEW_PROCESS, about],
         capture_output=True, check=True, encoding="utf-8", cwd=Path(__file__).parents[1], timeout=120,
     ).stdout  # fmt: skip
-    queries, asked, wrong_script = json.loads(output)
+    queries, asked, dropped = json.loads(output)
     [expected] = open_generator("t5", "int8").generate([passage], LANGUAGES, 20, 3, SAMPLING)
-    assert (asked, wrong_script) == (20, list(expected.wrong_script))
+    assert (asked, dropped) == (20, json.loads(json.dumps(sorted(expected.dropped.items()))))
     assert [GeneratedQuery(*query) for query in queries] == list(expected.queries)
     assert len(queries) > 2
 
@@ -363,7 +365,7 @@ def test_empty_repeated_and_wrongly_written_queries_are_dropped_and_counted(monk
 
 def test_the_same_text_counts_once_for_each_language(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = open_generator("t5")
-    monkeypatch.setattr("xqg_qdrant.generation.onnx.is_written_in", lambda text, language: True)
+    monkeypatch.setattr("xqg_qdrant.generation.checks.is_written_in", lambda text, language: True)
     found = write(generator, monkeypatch, "Кто это", "Кто это", "Кто это", "кто это", count=2)
     assert found.queries == (GeneratedQuery("ja", "Кто это"), GeneratedQuery("ru", "Кто это"))
 

@@ -2,8 +2,19 @@ from __future__ import annotations
 
 import pytest
 
+from xqg_qdrant.augmentation.calibration import read_bank
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.languages import LANGUAGES, is_written_in, parse_languages
+from xqg_qdrant.languages import (
+    LANGUAGES,
+    can_identify,
+    close_languages,
+    identify,
+    is_surely_not,
+    is_written_in,
+    language_name,
+    parse_languages,
+    standard_code,
+)
 
 SENTENCES = {
     "ar": ["من كتب رواية الحرب والسلام؟", "متى تأسست NASA عام 1958؟"],
@@ -69,3 +80,102 @@ def test_languages_are_read_in_the_order_given() -> None:
 def test_an_unusable_list_of_languages_is_refused_with_its_value(codes: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_languages(codes, ("ja", "fi", "ru"))
+
+
+@pytest.mark.parametrize(
+    ("named", "code"),
+    [
+        ("FI", "fi"),
+        ("fi-FI", "fi"),
+        ("Finnish", "fi"),
+        (" swa", "sw"),
+        ("zh-Hant-TW", "zh"),
+        ("nb", "no"),
+        ("tlh", "tlh"),
+    ],
+)
+def test_other_ways_to_name_a_language_mean_its_code(named: str, code: str) -> None:
+    assert standard_code(named) == code
+
+
+def test_any_code_of_bcp_47_has_an_english_name() -> None:
+    named = {code: language_name(code) for code in ("fi", "bem", "pt-BR", "sr-Latn", "haw", "yue")}
+    assert named == {
+        "fi": "Finnish", "bem": "Bemba", "pt-BR": "Portuguese (Brazil)", "sr-Latn": "Serbian (Latin)",
+        "haw": "Hawaiian", "yue": "Cantonese",
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"'qqqq' is no language\. Cure: use a code of BCP 47"):
+        language_name("qqqq")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("What is the length of the Danube?", "fi"),
+        ("¿Dónde nace el Danubio?", "fi"),
+        ("Какова длина Дуная?", "uk"),
+        ("Where does the Danube rise?", "de"),
+        ("Who wrote the first dictionary of the language?", "bem"),  # of which the identifier knows nothing
+        ("متى بنيت مدينة القاهرة القديمة؟", "fa"),
+    ],
+)
+def test_a_question_in_another_language_surely_is_not_in_this_one(text: str, code: str) -> None:
+    assert is_surely_not(text, code)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("Donau Länge?", "de"),
+        ("Wo liegt Ulm?", "de"),
+        ("Яка довжина Дунаю?", "uk"),
+        ("¿Quién canta when i look into your eyes?", "es"),
+        ('Kuka lauloi "We don\'t need no education"?', "fi"),
+        ("谁唱的to make you feel my love", "zh"),
+        ("Bushe abantu abekala mu Brazil banga?", "bem"),
+        ("1958?", "fi"),
+        ("NASA 1958", "fi"),
+        ("", "fi"),
+    ],
+)
+def test_short_questions_names_and_foreign_titles_are_no_proof_of_another_language(text: str, code: str) -> None:
+    assert not is_surely_not(text, code)
+
+
+def test_no_question_of_the_bank_is_said_to_be_in_another_language() -> None:
+    bank = read_bank().questions
+    assert {
+        (code, text) for code, texts in bank.items() for text in texts if is_surely_not(text, standard_code(code))
+    } == set()
+
+
+def test_questions_of_the_bank_are_kept_out_of_other_languages_but_not_of_close_ones() -> None:
+    bank = read_bank().questions
+    rejected = [
+        is_surely_not(text, other) for text in bank["en"] for other in ("de", "fi", "fr", "id", "sv", "tr", "vi")
+    ]
+    assert sum(rejected) / len(rejected) >= 0.95
+    for code, other in (("id", "ms"), ("ms", "id"), ("no", "da"), ("da", "no"), ("cs", "sk"), ("es", "pt")):
+        assert other in close_languages(code)
+        assert not any(is_surely_not(text, other) for text in bank[code])
+
+
+def test_the_language_of_most_questions_is_identified_and_few_wrongly() -> None:
+    bank = read_bank().questions
+    known = {code: texts for code, texts in bank.items() if code not in ("bem", "twi")}
+    found = {code: identify(texts, bank) for code, texts in known.items()}
+    number = sum(map(len, found.values()))
+    right = sum(names.count(code) for code, names in found.items())
+    near = {
+        code: {name for name in bank if standard_code(name) in close_languages(standard_code(code))} for code in found
+    }
+    wrong = sum(name is not None and name not in near[code] for code, names in found.items() for name in names)
+    assert right / number > 0.93
+    assert wrong / number < 0.005
+
+
+def test_a_language_is_named_as_in_the_choice_and_unsure_texts_have_none() -> None:
+    assert identify(["Mto Danube unaanzia wapi nchini Ujerumani?"], ["swa", "fi"]) == ["swa"]
+    assert identify(["Missä maassa Tonava alkaa?", "1958?", "", "NASA", "Danube"]) == ["fi", None, None, None, None]
+    assert identify(["Missä maassa Tonava alkaa?"], ["en", "de"]) == [None]
+    assert can_identify()

@@ -17,6 +17,7 @@ from xqg_qdrant.augmentation.pipeline import CHEAP_CHUNK_SIZE, CHUNK_SIZE, Progr
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.errors import InputError, MismatchError, ModelError, StoreError
 from xqg_qdrant.generation import FAST, SLOW, Generation, Generator
+from xqg_qdrant.generation.checks import Dropped
 from xqg_qdrant.generation.onnx import Sampling
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage, QueriedPassage, Reject
@@ -59,12 +60,20 @@ class FakeGenerator:
         return {"sha256": "g"}
 
     def generate(
-        self, passages: Sequence[Passage], languages: Sequence[str], count: int, seed: int, sampling: Sampling
+        self,
+        passages: Sequence[Passage],
+        languages: Sequence[str],
+        count: int,
+        seed: int,
+        sampling: Sampling,
+        identify: bool = False,
     ) -> list[Generation]:
         self._before(passages)
         return [
             Generation(
-                tuple(GeneratedQuery(code, f"{code} {passage.text}") for code in languages), count, (languages[0],)
+                tuple(GeneratedQuery(code, f"{code} {passage.text}") for code in languages),
+                count,
+                {Dropped(languages[0], "wrong_script"): 1},
             )
             for passage in passages
         ]
@@ -170,17 +179,15 @@ def test_as_many_chunks_are_generated_at_once_as_there_are_workers() -> None:
     )
 
 
-def test_the_yield_of_each_language_is_told_with_what_was_dropped_for_its_script() -> None:
+def test_the_yield_of_each_language_is_told_with_what_was_dropped_and_why() -> None:
     totals = Totals()
     for progress in run(passages(CHUNK_SIZE + 2), FakeStore(), FakeGenerator()):
         totals.add(progress)
     first, *others = RECIPE.languages
     per_passage = RECIPE.queries_per_language
     n = CHUNK_SIZE + 2
-    told = {"asked": n * per_passage, "kept": n}
-    assert totals.yields() == {first: {**told, "wrong_script": n}} | {
-        name: {**told, "wrong_script": 0} for name in others
-    }
+    told = {"asked": n * per_passage, "kept": n, "empty": 0, "duplicate": 0, "wrong_script": 0, "wrong_language": 0}
+    assert totals.yields() == {first: {**told, "wrong_script": n}} | dict.fromkeys(others, told)
 
 
 def test_no_more_is_read_ahead_than_the_chunks_in_flight() -> None:

@@ -260,3 +260,36 @@ def test_a_fingerprint_from_before_calibration_reads_back_without_it(
     recipe = read_recipe(fingerprint)
     assert (recipe.gamma, recipe.question_bank, recipe.bank_mean) == (0, "", "")
     assert recipe.describe() == fields
+
+
+# The check of languages
+
+
+def test_languages_are_checked_where_the_identifier_is_installed_and_the_recipe_says_so(
+    tmp_path: Path, demo_generator: QueryGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = StubEncoder(tmp_path, normalise=False, narrow=False)
+    recipe, reason = choose_for(encoder, demo_generator)
+    assert recipe.describe()["language_check"] == "py3langid 0.4"
+    assert "not checked" not in reason
+    monkeypatch.setattr("xqg_qdrant.augmentation.recipe.can_identify", lambda: False)
+    recipe, reason = choose_for(encoder, demo_generator)
+    assert "language_check" not in recipe.describe()
+    assert reason.endswith("; the language of queries is not checked, which needs pip install 'xqg-qdrant[languages]'")
+
+
+def test_a_collection_keeps_its_check_of_languages_or_goes_without(
+    tmp_path: Path, demo_generator: QueryGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = StubEncoder(tmp_path, normalise=False, narrow=False)
+    unchecked, checked = {"recipe.alpha": 0.01}, {"recipe.language_check": "py3langid 0.4"}
+    assert choose_for(encoder, demo_generator, stored=unchecked).recipe.language_check == ""
+    assert choose_for(encoder, demo_generator, stored=checked).recipe.language_check == "py3langid 0.4"
+    monkeypatch.setattr("xqg_qdrant.augmentation.recipe.can_identify", lambda: False)
+    with pytest.raises(InputError, match=r"needs py3langid\. Cure: pip install 'xqg-qdrant\[languages\]'"):
+        choose_for(encoder, demo_generator, stored=checked)
+
+
+def test_the_words_of_a_lexicon_are_not_checked_for_their_language(tmp_path: Path) -> None:
+    encoder = StubEncoder(tmp_path, normalise=False, narrow=False)
+    assert choose_for(encoder, Lexicon(DEMO_LEXICON)).recipe.language_check == ""

@@ -142,7 +142,8 @@ def search(
         encoder: the one that the collection was made with.
         limit: number of passages for each question.
         ranking: `xqg` (augmented vectors), `passage` (plain ones), or another of `xqg_qdrant.retrieval.RANKINGS`.
-        language: of the questions, such as `fi`, for the rankings `offset` and `passage-offset`.
+        language: of the questions, such as `fi`, for the rankings `offset` and `passage-offset`; by default it is
+            identified, if the extra `languages` is installed.
 
     Returns:
         The question's hits, best first: passage, score, and the generated query nearest to the question. For several

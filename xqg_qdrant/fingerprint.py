@@ -21,6 +21,8 @@ QUERIES_FIELD = "queries"
 GIVEN, GENERATED = "given", "generated"
 # Present and true if the points have a sparse vector.
 SPARSE_FIELD = "recipe.sparse"
+# Present and above 0 if the vectors are calibrated.
+GAMMA_FIELD = "recipe.gamma"
 # During an unfinished retune: the whole fingerprint that the collection will have.
 RETUNING_FIELD = "retuning"
 
@@ -68,6 +70,11 @@ def read_layout(fingerprint: Mapping[str, Any]) -> PayloadLayout | None:
 def is_sparse(fingerprint: Mapping[str, Any]) -> bool:
     """Return whether the points of a collection have a sparse vector."""
     return fingerprint.get(SPARSE_FIELD) is True
+
+
+def is_calibrated(fingerprint: Mapping[str, Any]) -> bool:
+    """Return whether a question bank calibrated the vectors of a collection."""
+    return bool(fingerprint.get(GAMMA_FIELD))
 
 
 def hash_json(value: object) -> str:

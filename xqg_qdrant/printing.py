@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import fill, shorten
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from xqg_qdrant.augmentation.calibration import AskedLanguage
 from xqg_qdrant.augmentation.pipeline import Totals
 from xqg_qdrant.evaluation import FEWEST_QUESTIONS
 from xqg_qdrant.evaluation.comparison import SIGNIFICANT, Comparison, Report, describe_content, is_gain
 from xqg_qdrant.evaluation.hubs import NEIGHBOURS, Hub, Hubs
 from xqg_qdrant.evaluation.significance import stars_of
 from xqg_qdrant.fingerprint import LONGEST_SHOWN, RETUNING_FIELD, describe_retune, show_field
+from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, REASONS, WRONG_LANGUAGE, WRONG_SCRIPT, Dropped
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import DEFAULT_PORT
@@ -24,6 +27,12 @@ if TYPE_CHECKING:
     from xqg_qdrant.doctor import Check
     from xqg_qdrant.stores.protocol import Snapshot
 
+DROPPED_FOR = {
+    WRONG_SCRIPT: "in another script",
+    WRONG_LANGUAGE: "in another language",
+    DUPLICATE: "repeated",
+    EMPTY: "empty",
+}
 SUMMARY_MEASURES = ("MRR@10", "R@2kt")
 SUMMARY_WIDTH = 8
 SNIPPET_CHARACTERS = 160
@@ -43,6 +52,8 @@ def format_totals(totals: Totals, seconds: float) -> str:
             f"{totals.kept.total()} of {totals.asked.total()} generated queries kept ({rate:.0f} generated a second): "
             f"{yields}"
         )
+        if totals.dropped:
+            lines.append(f"Dropped: {format_dropped(totals.dropped)}.")
     elif totals.kept:
         counts = "  ".join(
             f"{one_line(name) or 'of no language'} {count}" for name, count in sorted(totals.kept.items())
@@ -53,6 +64,17 @@ def format_totals(totals: Totals, seconds: float) -> str:
     if totals.bare:
         lines.append(f"{totals.bare} of the stored passages have no query.")
     return "\n".join(lines)
+
+
+def format_dropped(dropped: Mapping[Dropped, int]) -> str:
+    """Return how many generated queries were dropped for each reason, and of which languages."""
+    parts = []
+    for reason in REASONS:
+        counts = {language: count for (language, why), count in sorted(dropped.items()) if why == reason and count}
+        if counts:
+            languages = ", ".join(f"{one_line(language)} {count}" for language, count in counts.items())
+            parts.append(f"{sum(counts.values())} {DROPPED_FOR[reason]} ({languages})")
+    return "; ".join(parts)
 
 
 def format_check(check: Check) -> str:
@@ -158,12 +180,33 @@ def format_change(change: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def hits_to_json(question: str, ranking: str, hits: Sequence[Hit]) -> str:
-    """Return a question and its hits as one line of JSON."""
+def format_asked_language(asked: AskedLanguage) -> str:
+    """Return the language of a question, and how it is known."""
+    if not asked.code:
+        return "language: unknown; no language's offset is subtracted"
+    if not asked.in_bank:
+        return f"language: {one_line(asked.code)} (not in the question bank)"
+    return f"language: {one_line(asked.code)}{' (identified)' if asked.identified else ''}"
+
+
+def format_asked_languages(asked: Sequence[AskedLanguage]) -> str:
+    """Return how many questions have an identified language, and how many an unknown one; empty if neither."""
+    counts = Counter(one.code for one in asked if one.identified)
+    unknown = sum(not one.code for one in asked)
+    named = ", ".join(f"{one_line(code)} {count}" for code, count in sorted(counts.items()))
+    parts = ([f"identified for {count_of(counts.total(), 'question')} ({named})"] if counts else []) + (
+        [f"unknown for {unknown}"] if unknown else []
+    )
+    return f"The language is {' and '.join(parts)}." if parts else ""
+
+
+def hits_to_json(question: str, ranking: str, hits: Sequence[Hit], asked: AskedLanguage | None = None) -> str:
+    """Return a question and its hits as one line of JSON; with its language, if an offset was subtracted."""
     return json.dumps(
         {
             "question": question,
             "ranking": ranking,
+            **({"language": asked.code, "identified": asked.identified} if asked else {}),
             "hits": [hit_to_json(rank, hit) for rank, hit in enumerate(hits, start=1)],
         },
         ensure_ascii=False,

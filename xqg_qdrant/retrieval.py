@@ -7,7 +7,14 @@ from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
-from xqg_qdrant.augmentation.calibration import BankMeans, encode_bank, read_bank, subtract_offsets
+from xqg_qdrant.augmentation.calibration import (
+    AskedLanguage,
+    BankMeans,
+    encode_bank,
+    find_languages,
+    read_bank,
+    subtract_offsets,
+)
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import refuse_mismatch
 from xqg_qdrant.inference.encoder import Encoder
@@ -21,6 +28,7 @@ HYBRID = "hybrid"
 MAX_SIM = "max-sim"
 # With the offset of the question's language subtracted: by augmented vectors, and by plain ones.
 OFFSET, PASSAGE_OFFSET = "offset", "passage-offset"
+OFFSET_RANKINGS = (OFFSET, PASSAGE_OFFSET)
 RANKINGS = (PASSAGE_VECTOR, XQG_VECTOR, HYBRID, MAX_SIM, OFFSET, PASSAGE_OFFSET)
 
 QUERIES_AT_ONCE = 64
@@ -117,12 +125,7 @@ def search_hits(
     language: str = "",
 ) -> list[list[Hit]]:
     """Return for each question, of one language, the `limit` best passages with their nearest queries, best first."""
-    vectors = encoder.encode_queries(questions)
-    lists = Ranker(store, collection, encoder).rank(questions, vectors, ranking, limit, [language] * len(questions))
-    return [
-        [Hit(*pair) for pair in zip(found, match_queries(encoder, vector, found), strict=True)]
-        for vector, found in zip(vectors, lists, strict=True)
-    ]
+    return Ranker(store, collection, encoder).find_hits(questions, limit, ranking, [language] * len(questions))
 
 
 def match_queries(encoder: Encoder, vector: FloatArray, found: Sequence[ScoredPassage]) -> list[GeneratedQuery | None]:
@@ -159,7 +162,7 @@ class Ranker:
             vectors: of the same questions, shape `(n, dim)`.
             ranking: one of `RANKINGS`.
             limit: number of passages for each question.
-            languages: of the same questions, for `offset` and `passage-offset`; empty where unknown.
+            languages: of the same questions, for `offset` and `passage-offset`; identified where empty.
 
         Raises:
             StoreError: the search fails; for `hybrid` also if the collection has no sparse vector.
@@ -173,13 +176,28 @@ class Ranker:
         if ranking == MAX_SIM:
             found = self._store.search(self._collection, vectors, XQG_VECTOR, limit)
             return [self._rescore(vector, hits) for vector, hits in zip(vectors, found, strict=True)]
-        if ranking in (OFFSET, PASSAGE_OFFSET):
-            known = languages or [""] * len(questions)
+        if ranking in OFFSET_RANKINGS:
+            known = [asked.code for asked in self.find_languages(questions, languages)]
             shifted = subtract_offsets(vectors, known, self._bank_means, calibrated=ranking == OFFSET)
             return self._store.search(
                 self._collection, shifted, XQG_VECTOR if ranking == OFFSET else PASSAGE_VECTOR, limit
             )
         return self._store.search(self._collection, vectors, ranking, limit)
+
+    def find_hits(
+        self, questions: Sequence[str], limit: int, ranking: str, languages: Sequence[str] = ()
+    ) -> list[list[Hit]]:
+        """Return for each question the `limit` best passages with their nearest queries, best first."""
+        vectors = self._encoder.encode_queries(questions)
+        lists = self.rank(questions, vectors, ranking, limit, languages)
+        return [
+            [Hit(*pair) for pair in zip(found, match_queries(self._encoder, vector, found), strict=True)]
+            for vector, found in zip(vectors, lists, strict=True)
+        ]
+
+    def find_languages(self, questions: Sequence[str], languages: Sequence[str] = ()) -> list[AskedLanguage]:
+        """Return the languages whose offsets are subtracted from the questions: the given ones, or identified."""
+        return find_languages(questions, languages or [""] * len(questions), self._bank_means)
 
     @cached_property
     def _bank_means(self) -> BankMeans:

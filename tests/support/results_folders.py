@@ -115,7 +115,8 @@ def write_evaluation(folder: Path, shift: int = 0) -> Path:
     (folder / "questions.jsonl").write_text(lines_of(*questions), encoding="utf-8")
     (folder / "changes.jsonl").write_text(lines_of(*changes), encoding="utf-8")
     yields = {
-        language: {"asked": 400, "kept": 390 - 20 * n, "wrong_script": 3 * n} for n, language in enumerate(LANGUAGES)
+        language: {"asked": 400, "kept": 390 - 20 * n, "wrong_script": 3 * n, "duplicate": n}
+        for n, language in enumerate(LANGUAGES)
     }
     write_json(folder / "manifest.json", manifest("evaluation", yields=yields))
     return folder

@@ -25,6 +25,7 @@ from xqg_qdrant.corpus.fields import LANGUAGE_FIELDS
 from xqg_qdrant.corpus.formats import jsonl_rows
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.languages import can_identify, identify, standard_code
 from xqg_qdrant.records import FloatArray
 from xqg_qdrant.text import is_blank
 
@@ -52,10 +53,29 @@ class BankMeans(NamedTuple):
     languages: Mapping[str, FloatArray]
     sha256: str
 
+    def of(self, language: str, otherwise: FloatArray) -> FloatArray:
+        """Return the mean of a language, named by any of its codes, or another vector if the bank lacks it."""
+        return self._by_code().get(standard_code(language), otherwise)
+
+    def has(self, language: str) -> bool:
+        """Return whether the bank has a language."""
+        return standard_code(language) in self._by_code()
+
+    def _by_code(self) -> dict[str, FloatArray]:
+        return {standard_code(name): mean for name, mean in self.languages.items()}
+
     @property
     def narrow(self) -> bool:
         """Return whether the encoder's vectors lie in a narrow cone, so that calibration is known to help."""
         return float(np.linalg.norm(self.overall)) >= NARROW_LENGTH
+
+
+class AskedLanguage(NamedTuple):
+    """The language of a question, empty if unknown; whether it was identified, and whether the bank has it."""
+
+    code: str
+    identified: bool
+    in_bank: bool
 
 
 def read_bank(path: Path | None = None) -> QuestionBank:
@@ -170,6 +190,17 @@ def unpack_mean(packed: str) -> FloatArray:
     return np.frombuffer(base64.b64decode(packed), "<f4").astype(np.float64)
 
 
+def find_languages(questions: Sequence[str], languages: Sequence[str], means: BankMeans) -> list[AskedLanguage]:
+    """Return the language of each question: the given one or, where that is empty, the one that its text is in.
+
+    Without the package that identifies languages, what is not given stays unknown.
+    """
+    unnamed = [question for question, language in zip(questions, languages, strict=True) if not language]
+    identified = iter(identify(unnamed, means.languages) if unnamed and can_identify() else [None] * len(unnamed))
+    found = [(language, False) if language else (next(identified) or "", True) for language in languages]
+    return [AskedLanguage(code, bool(code) and was_identified, means.has(code)) for code, was_identified in found]
+
+
 def subtract_offsets(
     vectors: FloatArray, languages: Sequence[str], means: BankMeans, passages: str = "en", calibrated: bool = True
 ) -> FloatArray:
@@ -189,12 +220,9 @@ def subtract_offsets(
     Returns:
         float32 array of shape `(n, dim)`, not scaled.
     """
-    own = means.languages.get(passages, means.overall)
-    offsets = []
-    for language in languages:
-        if calibrated:
-            offsets.append(means.languages.get(language, own) - own)
-        else:
-            offsets.append(means.languages.get(language, means.overall))
+    own = means.of(passages, means.overall)
+    offsets = [
+        means.of(language, own) - own if calibrated else means.of(language, means.overall) for language in languages
+    ]
     shifted: FloatArray = (vectors - OFFSET * np.stack(offsets)).astype(np.float32)
     return shifted

@@ -31,6 +31,7 @@ from xqg_qdrant.fingerprint import (
     refuse_mismatch,
 )
 from xqg_qdrant.generation import INSTANT, SLOW, Generation, Generator
+from xqg_qdrant.generation.checks import REASONS, Dropped
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
@@ -82,7 +83,7 @@ class Progress(NamedTuple):
         kept: Number of queries stored, by language.
         bare: Number of written passages without queries.
         left_out: Number of stored queries that the filter excludes from the fusion.
-        wrong_script: Number of queries dropped for not being in their language's script, by language.
+        dropped: Number of generated queries dropped by the checks, by language and reason.
     """
 
     stored: int
@@ -92,7 +93,7 @@ class Progress(NamedTuple):
     kept: Mapping[str, int]
     bare: int = 0
     left_out: int = 0
-    wrong_script: Mapping[str, int] = MappingProxyType({})
+    dropped: Mapping[Dropped, int] = MappingProxyType({})
 
     @property
     def rows(self) -> int:
@@ -107,7 +108,7 @@ class Totals:
         self.stored = self.unchanged = self.rejected = self.bare = self.left_out = 0
         self.asked: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
-        self.wrong_script: Counter[str] = Counter()
+        self.dropped: Counter[Dropped] = Counter()
 
     def add(self, progress: Progress) -> None:
         """Add one chunk."""
@@ -118,17 +119,18 @@ class Totals:
         self.left_out += progress.left_out
         self.asked.update(progress.asked)
         self.kept.update(progress.kept)
-        self.wrong_script.update(progress.wrong_script)
+        self.dropped.update(progress.dropped)
 
     def to_progress(self, rejects: Iterable[Reject]) -> Progress:
         """Return the sum as one chunk, with the rejects of all chunks."""
-        counts = (self.asked, self.kept, self.bare, self.left_out, self.wrong_script)
+        counts = (self.asked, self.kept, self.bare, self.left_out, self.dropped)
         return Progress(self.stored, self.unchanged, tuple(rejects), *counts)
 
     def yields(self) -> dict[str, dict[str, int]]:
-        """Return how many queries of each language were asked for, kept, and dropped for their script."""
+        """Return how many queries of each language were asked for, kept, and dropped for each of `REASONS`."""
         return {
-            language: {"asked": asked, "kept": self.kept[language], "wrong_script": self.wrong_script[language]}
+            language: {"asked": asked, "kept": self.kept[language]}
+            | {reason: self.dropped[Dropped(language, reason)] for reason in REASONS}
             for language, asked in self.asked.items()
         }
 
@@ -314,7 +316,7 @@ def look_up(rows: Sequence[Row], store: PointStore, collection: str, generates: 
 def augment(chunk: Chunk, encoder: Encoder, generator: Generator | None, recipe: Recipe, recipe_hash: str) -> Augmented:
     """Augment a chunk with one call of each model; a worker runs this."""
     if not chunk.missing:
-        return Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}, wrong_script={}))
+        return Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}, dropped={}))
     passages = [row.passage for row, _ in chunk.missing]
     generations = _find_queries([row for row, _ in chunk.missing], generator, recipe)
     passage_texts = [f"{passage.title} {passage.text}".strip() for passage in passages]
@@ -324,7 +326,9 @@ def augment(chunk: Chunk, encoder: Encoder, generator: Generator | None, recipe:
     vectors = np.split(check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim), np.cumsum(counts)[:-1])
 
     points, rejects, asked, kept, left_out = [], list(chunk.rejects), Counter[str](), Counter[str](), 0
-    wrong_script = Counter(language for generation in generations for language in generation.wrong_script)
+    dropped = Counter[Dropped]()
+    for generation in generations:
+        dropped.update(generation.dropped)
     for (row, content_hash), generation, vector, queries in zip(
         chunk.missing, generations, plain, vectors, strict=True
     ):
@@ -344,7 +348,7 @@ def augment(chunk: Chunk, encoder: Encoder, generator: Generator | None, recipe:
                 AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash, terms=terms)
             )
     bare = sum(not point.generated_queries for point in points)
-    progress = Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out, wrong_script)
+    progress = Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out, dropped)
     return Augmented(points, progress)
 
 
@@ -357,4 +361,5 @@ def _find_queries(rows: Sequence[QueriedPassage], generator: Generator | None, r
     if generator is None:
         return [Generation(row.queries, asked=0) for row in rows]
     passages = [row.passage for row in rows]
-    return generator.generate(passages, recipe.languages, recipe.queries_per_language, recipe.seed, recipe.sampling)
+    wanted = (recipe.languages, recipe.queries_per_language, recipe.seed, recipe.sampling)
+    return generator.generate(passages, *wanted, identify=bool(recipe.language_check))

@@ -15,6 +15,7 @@ from xqg_qdrant.generation import DRAWING, Generator
 from xqg_qdrant.generation.lexicon import LEXICON
 from xqg_qdrant.generation.onnx import Sampling
 from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.languages import IDENTIFIER, can_identify
 from xqg_qdrant.stores.points import OUR_NAMES
 from xqg_qdrant.text import show
 
@@ -49,6 +50,7 @@ class Recipe(NamedTuple):
         gamma: Weight of the calibration; see `Fusion` for this and the next two.
         question_bank: SHA-256 of the bank that calibrates.
         bank_mean: The bank's mean vector, packed.
+        language_check: What identifies the language of generated queries, to drop those in another; empty if nothing.
         names: Other programs' names of a point's fields and vector, from `make_names`.
     """
 
@@ -64,6 +66,7 @@ class Recipe(NamedTuple):
     gamma: float = 0.0
     question_bank: str = ""
     bank_mean: str = ""
+    language_check: str = ""
     names: Mapping[str, str] = OUR_NAMES
 
     @property
@@ -89,7 +92,8 @@ class Recipe(NamedTuple):
         }  # fmt: skip
         if self.given:
             return fused
-        asked = {"languages": list(self.languages), "queries_per_language": self.queries_per_language}
+        checked = {"language_check": self.language_check} if self.language_check else {}
+        asked = {"languages": list(self.languages), "queries_per_language": self.queries_per_language, **checked}
         drawn = {} if self.sampling is None else {**self.sampling._asdict(), "seed": self.seed}
         return {**asked, **drawn, **fused}
 
@@ -152,8 +156,30 @@ def choose_recipe(
         if means.narrow:
             calibration = _calibrate(encoder, means.sha256, lambda: means, None, stored)
             reason += ", and its vectors lie in a narrow cone"
+    if generator is not None and generator.writes_sentences:
+        defaults["language_check"] = choose_language_check(stored)
+        if not (stored or defaults["language_check"]):
+            reason += "; the language of queries is not checked, which needs pip install 'xqg-qdrant[languages]'"
     made = make_recipe(generator, languages, **{**defaults, **calibration, **given})
     return ChosenRecipe(made, reason)
+
+
+def choose_language_check(stored: Fingerprint | None) -> str:
+    """Return what identifies the language of queries: as in the existing collection, or what is installed.
+
+    Raises:
+        InputError: the collection was made with a check that is not installed.
+    """
+    check = IDENTIFIER if can_identify() else ""
+    if stored is None:
+        return check
+    wanted = str(stored.get(f"{RECIPE_PREFIX}language_check", ""))
+    if wanted and not check:
+        raise InputError(
+            "the collection's queries were checked for their language, which needs py3langid.",
+            "pip install 'xqg-qdrant[languages]'",
+        )
+    return wanted
 
 
 def change_calibration(

@@ -31,6 +31,7 @@ from xqg_qdrant.cli.shared import (
     match_by,
     opened_store,
 )
+from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.evaluation import EVALUATION_DEPTH
 
 if TYPE_CHECKING:
@@ -163,8 +164,8 @@ def evaluate(
         scores_of_run,
         search_all,
     )
-    from xqg_qdrant.printing import SUMMARY_MEASURES
-    from xqg_qdrant.retrieval import check_collection
+    from xqg_qdrant.printing import SUMMARY_MEASURES, format_asked_languages
+    from xqg_qdrant.retrieval import OFFSET_RANKINGS, Ranker, check_collection
 
     if collection is None:
         raise click.UsageError("Missing option '--collection'. To measure files without one, use xqg score.")
@@ -180,6 +181,11 @@ def evaluate(
         check_collection(store, collection, encoder)
         found = search_all(store, collection, encoder, queries, limit, rankings, make_bars(quiet))
         runs = found | add_texts(read, store, collection)
+        if set(rankings).intersection(OFFSET_RANKINGS):
+            named = [query.language for query in queries]
+            asked_in = Ranker(store, collection, encoder).find_languages([query.text for query in queries], named)
+            if told := format_asked_languages(asked_in):
+                echo(told, err=True)
         searched = describe_searched(store, collection, encoder)
     report = measure_runs(queries, judgements, runs, rules, limit)
     if write_run:

@@ -30,7 +30,10 @@ from xqg_qdrant.errors import InputError
     help="How passages are ranked; see above.",
 )
 @click.option(
-    "--language", default="", help="Language of the questions, such as fi; --rank offset and passage-offset use it."
+    "--language",
+    default="",
+    show_default="identified",
+    help="Language of the questions, such as fi; --rank offset and passage-offset use it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per question, a line each.")
 @device_options
@@ -54,8 +57,8 @@ def query(
     the terms, max-sim by the nearest of a passage and its queries. offset subtracts from the question what its
     --language adds to every question, which suits calibrated vectors; passage-offset does so for plain ones.
     """
-    from xqg_qdrant.printing import format_hits, hits_to_json
-    from xqg_qdrant.retrieval import check_collection, search_hits
+    from xqg_qdrant.printing import format_asked_language, format_hits, hits_to_json
+    from xqg_qdrant.retrieval import OFFSET_RANKINGS, Ranker, check_collection
 
     if not questions:
         raise click.UsageError("Missing argument 'QUESTION...'; give - to read questions from standard input.")
@@ -63,9 +66,15 @@ def query(
     with opened_store(location) as store:
         encoder = load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
+        ranker = Ranker(store, collection, encoder)
         for question in (line.strip() for line in lines if line.strip()):
-            [hits] = search_hits(store, collection, encoder, [question], limit, ranking, language)
-            echo(hits_to_json(question, ranking, hits) if as_json else f"{question}\n{format_hits(hits)}")
+            asked = ranker.find_languages([question], [language])[0] if ranking in OFFSET_RANKINGS else None
+            [hits] = ranker.find_hits([question], limit, ranking, [asked.code if asked else ""])
+            if as_json:
+                echo(hits_to_json(question, ranking, hits, asked))
+            else:
+                told = f"  {format_asked_language(asked)}\n" if asked else ""
+                echo(f"{question}\n{told}{format_hits(hits)}")
 
 
 def _decode_line(line: bytes) -> str:

@@ -106,8 +106,8 @@ def make_manifest(
         store: The location of its store.
         fingerprint: Its fingerprint: the models with their checksums, and the recipe.
         device: The device of the models.
-        yields: For each language how many generated queries were `asked` for, `kept`, and dropped for their
-            `wrong_script`, if known.
+        yields: For each language how many generated queries were `asked` for, `kept`, and dropped for each of the
+            `REASONS` of `generation.checks`, if known.
     """
     versions = {"python": platform.python_version()}
     for name in PACKAGES:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from xqg_qdrant.generation.checks import Dropped
 from xqg_qdrant.records import GeneratedQuery, Passage
 
 # How long a generator takes for a passage: seconds (on a CPU), much less (on a GPU), or next to nothing.
@@ -18,14 +20,11 @@ DRAWING = ("seed", "top_k", "temperature", "max_new_tokens", "vocabulary")
 
 
 class Generation(NamedTuple):
-    """The kept queries of one passage, and how many were asked for in each language.
-
-    `wrong_script` has the language of each query that was dropped for not being in that language's script.
-    """
+    """The kept queries of one passage, how many were asked for in each language, and how many were dropped."""
 
     queries: tuple[GeneratedQuery, ...]
     asked: int
-    wrong_script: tuple[str, ...] = ()
+    dropped: Mapping[Dropped, int] = MappingProxyType({})
 
 
 class Generator(Protocol):
@@ -42,6 +41,10 @@ class Generator(Protocol):
     @property
     def sampling(self) -> Any:  # noqa: ANN401
         """Return the default sampling, a named tuple of this generator's settings; None if it draws nothing."""
+
+    @property
+    def writes_sentences(self) -> bool:
+        """Return whether the language of its queries can be checked."""
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide the queries, for a fingerprint; without `kind` it is an ONNX model."""
@@ -60,8 +63,9 @@ class Generator(Protocol):
         count: int,
         seed: int,
         sampling: Any,  # noqa: ANN401
+        identify: bool = False,
     ) -> list[Generation]:
-        """Write up to `count` queries for each passage in each language.
+        """Write up to `count` queries for each passage in each language; keep those that pass `check_queries`.
 
         Args:
             passages: the passages.
@@ -69,6 +73,7 @@ class Generator(Protocol):
             count: queries for each passage and language.
             seed: of the sampling.
             sampling: from `choose_sampling`.
+            identify: whether to drop queries that are surely in another language.
 
         Raises:
             InputError: it does not write a language, or cannot sample so.

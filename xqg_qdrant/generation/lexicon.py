@@ -37,6 +37,7 @@ class Lexicon:
     """
 
     pace = INSTANT
+    writes_sentences = False
     sampling = None
 
     def __init__(self, path: Path) -> None:
@@ -73,7 +74,13 @@ class Lexicon:
             raise InputError(f"{name} is a setting of a model, but a lexicon is used.", f"leave {name} out")
 
     def generate(
-        self, passages: Sequence[Passage], languages: Sequence[str], count: int, seed: int = 0, sampling: None = None
+        self,
+        passages: Sequence[Passage],
+        languages: Sequence[str],
+        count: int,
+        seed: int = 0,
+        sampling: None = None,
+        identify: bool = False,
     ) -> list[Generation]:
         """Return up to `count` pseudo-queries of each passage in each language; they need no seed.
 

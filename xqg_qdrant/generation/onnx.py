@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +17,14 @@ import numpy as np
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.generation import FAST, SLOW, Generation
+from xqg_qdrant.generation.checks import check_queries
 from xqg_qdrant.inference.batching import BATCH_BYTES, Budget, cut_prompts
 from xqg_qdrant.inference.decoding import Noise, decode, gumbel_noise
 from xqg_qdrant.inference.optimum_decoder import ForeignDecoder
 from xqg_qdrant.inference.seq2seq import Decoder
 from xqg_qdrant.inference.session import AUTO, find_devices, join_devices
 from xqg_qdrant.inference.tokenizer import encode_ids, open_tokenizer
-from xqg_qdrant.languages import LANGUAGES, is_written_in
+from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.model_folders import DEMO_GENERATOR, read_model_folder, shipped_model
 from xqg_qdrant.model_folders.description import (
     FULL_VOCABULARY,
@@ -112,6 +113,8 @@ class QueryGenerator:
             names += ["language_tokens", "decoder_start_id", "end_id", "suppressed_ids"]
         return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
 
+    writes_sentences = True
+
     @property
     def pace(self) -> str:
         """Return `SLOW` on a CPU, `FAST` on a GPU."""
@@ -141,11 +144,15 @@ class QueryGenerator:
         return sampling
 
     def generate(
-        self, passages: Sequence[Passage], languages: Sequence[str], count: int, seed: int, sampling: Sampling
+        self,
+        passages: Sequence[Passage],
+        languages: Sequence[str],
+        count: int,
+        seed: int,
+        sampling: Sampling,
+        identify: bool = False,
     ) -> list[Generation]:
-        """Write up to `count` queries for each passage in each language.
-
-        Queries in the wrong script, empty queries and repetitions are dropped.
+        """Write up to `count` queries for each passage in each language; keep those that pass `check_queries`.
 
         Raises:
             InputError: the model lacks a language or the vocabulary, or cannot write such long queries.
@@ -164,9 +171,10 @@ class QueryGenerator:
             for row, text in enumerate(texts)
         ]
         size = len(languages) * count
-        return [
-            _keep_usable(queries[number * size : (number + 1) * size], asked=count) for number in range(len(passages))
+        checked = [
+            check_queries(queries[number * size : (number + 1) * size], identify) for number in range(len(passages))
         ]
+        return [Generation(kept, count, dropped) for kept, dropped in checked]
 
     def generate_ids(
         self,
@@ -269,17 +277,3 @@ class QueryGenerator:
             _Group(ids, range(number * size, (number + 1) * size))
             for number, ids in enumerate(encode_ids(self._tokenizer, prompts))
         ]
-
-
-def _keep_usable(queries: Iterable[GeneratedQuery], asked: int) -> Generation:
-    """Drop empty queries, repetitions, and queries that are not in their language's script."""
-    kept: dict[tuple[str, str], GeneratedQuery] = {}
-    wrong_script = []
-    for query in queries:
-        if not query.text:
-            continue
-        if is_written_in(query.text, query.language):
-            kept.setdefault((query.language, " ".join(query.text.casefold().split())), query)
-        else:
-            wrong_script.append(query.language)
-    return Generation(tuple(kept.values()), asked, tuple(wrong_script))

@@ -25,14 +25,17 @@ from xqg_qdrant.pages.hubs import HubsView, view_hubs
 from xqg_qdrant.pages.sweeps import Pilot, Sweep, load_report, view_pilot, view_sweep
 from xqg_qdrant.pages.templates import open_templates
 
+# As in the manifest, in the order of the page's columns.
+DROPPED = ("wrong_script", "wrong_language", "duplicate", "empty")
+
 
 class Yield(NamedTuple):
-    """Generated queries of a language: requested, kept, and dropped for their script (None: unknown)."""
+    """Generated queries of a language: requested, kept, and dropped for each reason (None: unknown)."""
 
     language: str
     asked: int
     kept: int
-    wrong_script: int | None
+    dropped: Sequence[int | None]
 
 
 class Section(NamedTuple):
@@ -100,7 +103,10 @@ def _section(one: Results, name: str) -> Section:
             kind,
             list(_facts(facts)),
             shlex.join(manifest["command"]),
-            [Yield(language, found["asked"], found["kept"], found.get("wrong_script")) for language, found in yields],
+            [
+                Yield(language, found["asked"], found["kept"], [found.get(reason) for reason in DROPPED])
+                for language, found in yields
+            ],
             _evaluation(one),
             view_changes(rows) if (rows := one.read_rows(CHANGES)) else [],
             None if sweep is None else view_sweep(sweep),

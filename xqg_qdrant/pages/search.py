@@ -7,12 +7,14 @@ from importlib.resources import files
 from threading import Lock
 from typing import NamedTuple
 
+from xqg_qdrant.augmentation.calibration import AskedLanguage
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.fingerprint import is_sparse
+from xqg_qdrant.fingerprint import is_calibrated, is_sparse
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.pages.templates import open_templates
+from xqg_qdrant.printing import format_asked_language
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, GeneratedQuery
-from xqg_qdrant.retrieval import HYBRID, Hit, Ranker, check_collection, match_queries
+from xqg_qdrant.retrieval import HYBRID, OFFSET, Hit, Ranker, check_collection, match_queries
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Store
 
@@ -21,6 +23,7 @@ SHOWN_CHARACTERS, MOST_CHARACTERS = 240, 5000
 HEADINGS = {
     PASSAGE_VECTOR: ("Without augmentation", "by the plain vectors (passage)"),
     XQG_VECTOR: ("With augmentation", "by vectors that include generated queries (xqg)"),
+    OFFSET: ("With the language's offset subtracted", "by augmented vectors, without what the language adds (offset)"),
     HYBRID: ("With terms too", "by augmented vectors and by terms, half and half (hybrid)"),
 }
 
@@ -64,12 +67,23 @@ class SearchPage:
         self._fixed = {"collection": collection, "location": location, "longest": longest, "most": most}
 
     def render(
-        self, question: str, limit: int, found: Mapping[str, Sequence[Hit]] | None, problem: Mapping[str, str] | None
+        self,
+        question: str,
+        limit: int,
+        found: Mapping[str, Sequence[Hit]] | None,
+        problem: Mapping[str, str] | None,
+        asked_in: AskedLanguage | None = None,
     ) -> str:
         """Return the HTML of the hits, of a problem, or of the empty form."""
         columns = [] if found is None else view_rankings(found)
         return self._template.render(
-            question=question, limit=limit, columns=columns, problem=problem, asked=found is not None, **self._fixed
+            question=question,
+            limit=limit,
+            columns=columns,
+            problem=problem,
+            asked=found is not None,
+            language=asked_in and format_asked_language(asked_in),
+            **self._fixed,
         )
 
 
@@ -131,14 +145,20 @@ class Finder:
             MismatchError: It was made with another encoder.
         """
         check_collection(store, collection, encoder)
-        sparse = is_sparse(read_existing_fingerprint(store, collection))
+        fingerprint = read_existing_fingerprint(store, collection)
         self.collection = collection
         self.location = store.location
-        self._rankings = (PASSAGE_VECTOR, XQG_VECTOR, *([HYBRID] if sparse else []))
+        self._calibrated = is_calibrated(fingerprint)
+        offset, hybrid = [OFFSET] * self._calibrated, [HYBRID] * is_sparse(fingerprint)
+        self._rankings = (PASSAGE_VECTOR, XQG_VECTOR, *offset, *hybrid)
         self._store = store
         self._encoder = encoder
         self._ranker = Ranker(store, collection, encoder)
         self._lock = Lock()
+
+    def find_language(self, question: str) -> AskedLanguage | None:
+        """Return the language whose offset is subtracted; None if the collection is not calibrated."""
+        return self._ranker.find_languages([question])[0] if self._calibrated else None
 
     def find(self, question: str, limit: int) -> dict[str, list[Hit]]:
         """Return the `limit` best passages of each ranking, each with its query nearest to the question.

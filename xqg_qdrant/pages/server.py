@@ -106,7 +106,9 @@ def make_app(finder: Finder, names: Iterable[str] = ()) -> ASGIApp:
         if not question:
             return HTMLResponse(page.render("", DEFAULT_LIMIT, None, None))
         question, limit = _read_question(request)
-        return HTMLResponse(page.render(question, limit, finder.find(question, limit), None))
+        return HTMLResponse(
+            page.render(question, limit, finder.find(question, limit), None, finder.find_language(question))
+        )
 
     def answer_json(request: Request) -> Response:
         question, limit = _read_question(request)
@@ -114,7 +116,10 @@ def make_app(finder: Finder, names: Iterable[str] = ()) -> ASGIApp:
         rankings = {
             name: [hit_to_json(rank, hit) for rank, hit in enumerate(hits, start=1)] for name, hits in found.items()
         }
-        return _json(200, {"question": question, "collection": finder.collection, "rankings": rankings})
+        asked = finder.find_language(question)
+        language = {"language": asked.code, "identified": asked.identified} if asked else {}
+        answer = {"question": question, "collection": finder.collection, **language, "rankings": rankings}
+        return _json(200, answer)
 
     def show_style(request: Request) -> Response:
         return Response(style, media_type="text/css")
