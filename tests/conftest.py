@@ -44,10 +44,10 @@ def remembered(demo_generator: QueryGenerator) -> Iterator[None]:
     """Have the generator write the same queries once: what is tested is what becomes of them."""
     generate, known = demo_generator.generate, {}
 
-    def remember(*arguments: Any) -> Any:  # noqa: ANN401
-        key = repr(arguments)
+    def remember(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+        key = repr((arguments, named))
         if key not in known:
-            known[key] = generate(*arguments)
+            known[key] = generate(*arguments, **named)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
