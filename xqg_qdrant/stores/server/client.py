@@ -32,7 +32,7 @@ from xqg_qdrant.stores.server import limits
 from xqg_qdrant.stores.server.foreign_points import read_foreign_hit
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, OpenCollection, describe_collection, fit
 from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding
-from xqg_qdrant.stores.server.requests import GrpcUpserts, NotFoundError, Wire, check_key, check_url, connect
+from xqg_qdrant.stores.server.requests import NotFoundError, Wire, check_key, check_url, connect
 from xqg_qdrant.streams import batched
 
 SCROLL_BATCH = 256
@@ -61,7 +61,6 @@ class ClientStore:
             raise self._wire.explain(failed, "open the store")
         self._load = ServerLoad(self._wire, self._client, location)
         self._cluster = Cluster(self._wire, self._client, location)
-        self._grpc = GrpcUpserts(self._client, location, REQUEST_SECONDS) if self._remote else None
 
     def collections(self) -> list[str]:
         """Return the names of the collections, sorted."""
@@ -127,7 +126,7 @@ class ClientStore:
         checked = layout.check_points(points, opened.dim, opened.sparse, opened.names)
         self._prepare(collection)
         for batch in limits.split_points(checked, opened.dim, opened.strict):
-            result = (self._grpc and self._grpc.try_upsert(collection, batch)) or self._wire.ask(
+            result = self._wire.ask(
                 f"write to collection {collection!r}",
                 self._client.upsert,
                 collection_name=collection,

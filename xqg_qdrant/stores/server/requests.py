@@ -1,17 +1,16 @@
-"""Send requests to Qdrant: connect, retry, explain failures, hide the key, and upsert by gRPC where possible."""
+"""Send requests to Qdrant: connect, retry, explain failures, and hide the key."""
 
 from __future__ import annotations
 
 import html
 import json
-import os
 import random
 import re
 import ssl
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,10 +19,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from qdrant_client import QdrantClient, models
-from qdrant_client import grpc as messages
-from qdrant_client.connection import get_channel
-from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from xqg_qdrant.errors import InputError, StoreError
@@ -40,11 +36,6 @@ SNAPSHOT_SECONDS = 4 * 3600.0
 PASSING_STATUSES = frozenset({408, 429, *range(500, 600)} - {501, 505, 507})
 SHOWN_CHARACTERS = 400
 HIDDEN = "***"
-
-# Qdrant's default pair; beside any other REST port there could be another server.
-REST_PORT = 6333
-GRPC_PORT = 6334
-PROBE_SECONDS = 1.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -144,8 +135,6 @@ def connect(location: str, api_key: str | None, seconds: int) -> QdrantClient:
             api_key=api_key,
             timeout=seconds,
             check_compatibility=False,
-            grpc_port=GRPC_PORT,
-            grpc_options=read_authorities(),
         )
     client.http.client.add_middleware(keep_retry_after)
     client.http.client.add_middleware(wait_for_snapshots)
@@ -289,57 +278,3 @@ def _match_spellings(char: str) -> str:
         forms.add(" ")  # as form decoding reads it
     # The longest first: an escaped `%` or `&` begins like the bare character.
     return f"(?:{'|'.join(sorted(forms, key=len, reverse=True))})"
-
-
-def read_authorities() -> dict[str, bytes] | None:
-    """Return the options that make gRPC trust the same certificates as REST."""
-    path = os.environ.get("SSL_CERT_FILE")
-    return {"root_certificates": Path(path).read_bytes()} if path else None
-
-
-class GrpcUpserts:
-    """Upserts by gRPC: probed once per collection, given up at the first failure."""
-
-    def __init__(self, client: QdrantClient, location: str, seconds: int) -> None:
-        self._client = client
-        self._url = urlsplit(location)
-        self._seconds = seconds
-        self._usable: dict[str, bool] = {}
-
-    def try_upsert(self, collection: str, points: Sequence[models.PointStruct]) -> models.UpdateResult | None:
-        """Store the points and return the server's answer, None if they must be sent by REST."""
-        if collection not in self._usable:
-            self._usable[collection] = self._leads_to(collection)
-        if not self._usable[collection]:
-            return None
-        try:
-            converted = [RestToGrpc.convert_point_struct(point) for point in points]
-            request = messages.UpsertPoints(collection_name=collection, wait=True, points=converted)
-            answer = self._client.grpc_points.Upsert(request, timeout=self._seconds)
-            return GrpcToRest.convert_update_result(answer.result)
-        except Exception:
-            # Refused, lost on the way, or not expressible as a message: a 64-bit number, metadata nested too deep.
-            # The points may be stored nevertheless; storing them again is harmless.
-            self._usable[collection] = False
-            return None
-
-    def _leads_to(self, collection: str) -> bool:
-        if (self._url.port or REST_PORT) != REST_PORT or self._url.path.strip("/"):
-            return False
-        try:
-            self._probe()
-            request = messages.GetCollectionInfoRequest(collection_name=collection)
-            answer = self._client.grpc_collections.Get(request, timeout=PROBE_SECONDS)
-            found = GrpcToRest.convert_collection_info(answer.result)
-            expected = self._client.get_collection(collection)
-        except Exception:
-            return False
-        return (found.config.metadata, found.created_at) == (expected.config.metadata, expected.created_at)
-
-    def _probe(self) -> None:
-        """Check that the port is Qdrant's; sends no key, as another program may listen there."""
-        secure = self._url.scheme == "https"
-        with get_channel(self._url.hostname or "", GRPC_PORT, secure, options=read_authorities()) as channel:
-            reply = messages.QdrantStub(channel).HealthCheck(messages.HealthCheckRequest(), timeout=PROBE_SECONDS)
-        if "qdrant" not in reply.title:
-            raise ValueError(reply.title)
