@@ -51,6 +51,10 @@ class ServerError(Exception):
     """A failure inside the server: a 500."""
 
 
+class ForbiddenError(Exception):
+    """What the key may not do: a 403."""
+
+
 @dataclass
 class Settings:
     """The settings of a collection that the emulation does not store."""
@@ -81,6 +85,7 @@ class RestQdrant(ThreadingHTTPServer):
         self.strict_mode: models.StrictModeConfigOutput | None = None  # of new collections
         self.version = "1.16.0"
         self.nodes = 1  # of the cluster, of which this is the first
+        self.global_access = True  # of the key; without, it is a key to read and write the points of a collection
         # By location: the body that created the collection, and its points.
         self.snapshots: dict[str, tuple[Json, list[models.Record]]] = {}
         self.script: list[Script] = []
@@ -208,6 +213,8 @@ class RestQdrant(ThreadingHTTPServer):
         if path == "/collections/aliases":
             return self.change_aliases(body["actions"])
         name, _, rest = path.removeprefix("/collections/").partition("/")
+        if rest == "" and method != "GET" and not self.global_access:
+            raise ForbiddenError("Global access is required")
         if (method, rest) == ("PUT", ""):
             return self.create(name, body)
         if (method, rest) == ("PUT", "snapshots/recover"):
@@ -308,6 +315,8 @@ class RestHandler(BaseHTTPRequestHandler):
             return 404, {"status": {"error": f"Not found: Collection `{error}` doesn't exist!"}, "time": 0.0}
         except BadInputError as error:
             return 400, {"status": {"error": f"Wrong input: {error}"}, "time": 0.0}
+        except ForbiddenError as error:
+            return 403, {"status": {"error": f"Forbidden: {error}"}, "time": 0.0}
         except ServerError as error:
             return 500, {"status": {"error": str(error)}, "time": 0.0}
         except ValueError as error:

@@ -45,6 +45,10 @@ class NotFoundError(StoreError):
     """The server says that there is no such collection."""
 
 
+class ForbiddenError(StoreError):
+    """The server says that the key may not do this."""
+
+
 class Failure(NamedTuple):
     """Why a request failed: if `passing`, a retry can help, `after` at least so many seconds."""
 
@@ -203,7 +207,7 @@ def _read_response(status: int, content: bytes, headers: httpx.Headers) -> Failu
     passing, after, kind = status in PASSING_STATUSES, _read_retry_after(headers), StoreError
     try:
         what = f"HTTP {status}: {json.loads(content)['status']['error']}"
-        kind = NotFoundError if status == 404 else StoreError
+        kind = {403: ForbiddenError, 404: NotFoundError}.get(status, StoreError)
         cure = "look at the server's log"
     except (ValueError, KeyError, TypeError):
         # The answer of a proxy or another server, not of Qdrant: its 404 does not mean an unknown collection.
