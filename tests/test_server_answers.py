@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rest_qdrant import RestQdrant
 
+from xqg_qdrant.errors import StoreError
 from xqg_qdrant.records import AugmentedPassage, Passage
 from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.stores.server import requests as wire_module
@@ -69,3 +71,36 @@ def test_a_key_that_may_not_resume_indexing_after_a_kill_writes_nevertheless(
     assert store.count("docs") == 3
     [told] = warnings(caplog)
     assert "cannot restore the indexing of 'docs'" in told
+
+
+# --- requests that are too large
+
+
+@pytest.mark.parametrize("limit", ["most_bytes", "most_proxied_bytes"])
+def test_requests_become_smaller_until_the_server_and_its_proxy_take_them(
+    rest: RestQdrant, store: Store, limit: str
+) -> None:
+    points = make_points(100)
+    setattr(rest, limit, 10_000)
+    store.upsert("docs", points)
+    assert store.count("docs") == 100
+    before = len(rest.requests)
+    store.upsert("docs", points)
+    assert max(size for _, _, size in rest.requests[before:]) <= 10_000  # the limit is tried once
+    questions = np.stack([point.vectors["xqg"] for point in points[:32]])
+    setattr(rest, limit, 2_000)
+    assert [len(hits) for hits in store.search("docs", questions, "xqg", 1)] == [1] * 32
+
+
+@pytest.mark.parametrize(
+    ("limit", "cure"), [("most_bytes", "max_request_size_mb"), ("most_proxied_bytes", "client_max_body_size")]
+)
+def test_a_passage_that_no_request_can_carry_is_named_with_the_setting_to_raise(
+    rest: RestQdrant, store: Store, limit: str, cure: str
+) -> None:
+    setattr(rest, limit, 5_000)
+    large = make_points(5)[4]
+    large = replace(large, passage=Passage("p4", "x" * 6_000))
+    with pytest.raises(StoreError, match=rf"^passage 'p4' is too large: cannot write .*HTTP 4.*Cure: raise .*{cure}"):
+        store.upsert("docs", [*make_points(4), large])
+    assert store.count("docs") == 4

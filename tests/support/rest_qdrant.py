@@ -23,6 +23,9 @@ Json: TypeAlias = Any
 Script: TypeAlias = Callable[["RestQdrant"], tuple[int, dict[str, str], bytes]]
 
 
+PROXY_REFUSAL = b"<html><head><title>413 Request Entity Too Large</title></head></html>"
+
+
 def answer(status: int, reason: str, **headers: str) -> Script:
     """Answer a request with an error in Qdrant's format, without carrying it out."""
     body = json.dumps({"status": {"error": reason}, "time": 0.0}).encode()
@@ -85,6 +88,9 @@ class RestQdrant(ThreadingHTTPServer):
         self.strict_mode: models.StrictModeConfigOutput | None = None  # of new collections
         self.version = "1.16.0"
         self.nodes = 1  # of the cluster, of which this is the first
+        # Of a request's body: what the server takes, and what a proxy in front of it does.
+        self.most_bytes = 32 * 2**20
+        self.most_proxied_bytes = 2**40
         self.global_access = True  # of the key; without, it is a key to read and write the points of a collection
         # By location: the body that created the collection, and its points.
         self.snapshots: dict[str, tuple[Json, list[models.Record]]] = {}
@@ -291,13 +297,19 @@ class RestHandler(BaseHTTPRequestHandler):
         with rest.lock:
             rest.requests.append((self.command, self.path, len(raw)))
             script = rest.script.pop(0) if rest.script else None
-        if script:
+        if len(raw) > rest.most_proxied_bytes:
+            status, headers, content = 413, {"Content-Type": "text/html"}, PROXY_REFUSAL
+        elif script:
             status, headers, content = script(rest)
             content = content.replace(b"<api-key>", self.headers.get("api-key", "").encode())
         else:
             headers = {}
             with rest.lock:
-                status, value = self.run(path, json.loads(raw) if raw else {})
+                if len(raw) > rest.most_bytes:
+                    reason = f"JSON payload ({len(raw)} bytes) is larger than allowed (limit: {rest.most_bytes} bytes)."
+                    status, value = 400, {"status": {"error": reason}, "time": 0.0}
+                else:
+                    status, value = self.run(path, json.loads(raw) if raw else {})
                 if self.command != "GET" and rest.lose_answers:
                     rest.lose_answers -= 1
                     status, value = 503, {"status": {"error": "lost on the way"}}

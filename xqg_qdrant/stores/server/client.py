@@ -32,7 +32,7 @@ from xqg_qdrant.stores.server import limits
 from xqg_qdrant.stores.server.foreign_points import read_foreign_hit
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, OpenCollection, describe_collection, fit
 from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding
-from xqg_qdrant.stores.server.requests import NotFoundError, Wire, check_key, check_url, connect
+from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_key, check_url, connect
 from xqg_qdrant.streams import batched
 
 SCROLL_BATCH = 256
@@ -52,6 +52,7 @@ class ClientStore:
             check_url(location)
         self._wire = Wire(location, self._api_key, remote=self._remote)
         self._opened: dict[str, OpenCollection] = {}
+        self._writes, self._searches = Parts(), Parts()
         failed: Exception | None = None
         try:
             self._client = self._connect()
@@ -125,15 +126,19 @@ class ClientStore:
         opened = self._open(collection)
         checked = layout.check_points(points, opened.dim, opened.sparse, opened.names)
         self._prepare(collection)
+
+        def send(part: Sequence[models.PointStruct]) -> models.UpdateResult:
+            action = f"write to collection {collection!r}"
+            return self._wire.ask(action, self._client.upsert, collection_name=collection, points=[*part], wait=True)
+
+        def name(point: models.PointStruct) -> str:
+            return f"passage {checked[str(point.id)][0].passage.passage_id!r}"
+
         for batch in limits.split_points(checked, opened.dim, opened.strict):
-            result = self._wire.ask(
-                f"write to collection {collection!r}",
-                self._client.upsert,
-                collection_name=collection,
-                points=batch,
-                wait=True,
-            )
-            self._check_applied(result, collection)
+            for result in self._writes.send(
+                batch, send, lambda point: f"passage {checked[point.id][0].passage.passage_id!r}"
+            ):
+                self._check_applied(result, collection)
 
     def search(
         self, collection: str, vectors: FloatArray, vector_name: str, limit: int, exact: bool = False
@@ -297,16 +302,17 @@ class ClientStore:
     ) -> list[list[models.ScoredPoint]]:
         """Return the `count` best points of each query."""
         limit = fit(count, self._open(collection, also_foreign=True).strict.max_query_limit)
-        answers = self._wire.ask(
-            f"search collection {collection!r}",
-            self._client.query_batch_points,
-            collection_name=collection,
-            requests=[
-                models.QueryRequest(query=query, using=vector_name, limit=limit, with_payload=True, params=params)
-                for query in queries
-            ],
-        )
-        return [answer.points for answer in answers]
+        requests = [
+            models.QueryRequest(query=query, using=vector_name, limit=limit, with_payload=True, params=params)
+            for query in queries
+        ]
+
+        def send(part: Sequence[models.QueryRequest]) -> list[models.QueryResponse]:
+            action = f"search collection {collection!r}"
+            return self._wire.ask(action, self._client.query_batch_points, collection_name=collection, requests=[*part])
+
+        answers = self._searches.send(requests, send, lambda _: "a question's vector")
+        return [answer.points for part in answers for answer in part]
 
     def _retrieve(
         self,

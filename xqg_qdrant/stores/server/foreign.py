@@ -142,30 +142,36 @@ class ForeignStore(ClientStore):
             for point, payload in layout.check_points(points, opened.dim).values()
         }
         action = f"write to collection {collection!r}"
+
+        def send(part: Sequence[models.PointStruct]) -> list[models.UpdateResult]:
+            written = self._wire.ask(
+                action,
+                self._client.update_vectors,
+                collection_name=collection,
+                points=[models.PointVectors(id=point.id, vector=point.vector) for point in part],
+                wait=True,
+            )
+            changes = [models.SetPayload(payload=point.payload or {}, points=[point.id]) for point in part]
+            return [
+                written,
+                *self._wire.ask(
+                    action,
+                    self._client.batch_update_points,
+                    collection_name=collection,
+                    update_operations=[models.SetPayloadOperation(set_payload=change) for change in changes],
+                    wait=True,
+                ),
+            ]
+
         for batch in split_points(ours, opened.dim, opened.strict):
             alive = self._retrieve(collection, [point.id for point in batch], False, False)
             ids = {str(record.id) for record in alive}
             kept = [point for point in batch if str(point.id) in ids]
             if not kept:
                 continue
-            result = self._wire.ask(
-                action,
-                self._client.update_vectors,
-                collection_name=collection,
-                points=[models.PointVectors(id=point.id, vector=point.vector) for point in kept],
-                wait=True,
-            )
-            self._check_applied(result, collection)
-            changes = [models.SetPayload(payload=point.payload or {}, points=[point.id]) for point in kept]
-            results = self._wire.ask(
-                action,
-                self._client.batch_update_points,
-                collection_name=collection,
-                update_operations=[models.SetPayloadOperation(set_payload=change) for change in changes],
-                wait=True,
-            )
-            for result in results:
-                self._check_applied(result, collection)
+            for results in self._writes.send(kept, send, lambda point: f"point {point.id}"):
+                for result in results:
+                    self._check_applied(result, collection)
 
     def _read_ours(self, collection: str, info: models.CollectionInfo) -> tuple[dict[str, Any], int]:
         """Return the payload layout as the fingerprint, so that inherited methods see a foreign collection."""

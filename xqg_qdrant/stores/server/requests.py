@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -34,10 +34,12 @@ SNAPSHOT_SECONDS = 4 * 3600.0
 
 # Worth a retry. Waiting does not help with three of the 500s: not implemented, wrong HTTP version, full disk.
 PASSING_STATUSES = frozenset({408, 429, *range(500, 600)} - {501, 505, 507})
+TOO_LARGE = "is larger than allowed"  # in Qdrant's 400 for a request above its max_request_size_mb
 SHOWN_CHARACTERS = 400
 HIDDEN = "***"
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -47,6 +49,10 @@ class NotFoundError(StoreError):
 
 class ForbiddenError(StoreError):
     """The server says that the key may not do this."""
+
+
+class TooLargeError(StoreError):
+    """The server, or a proxy in front of it, accepts no request of this size."""
 
 
 class Failure(NamedTuple):
@@ -121,6 +127,32 @@ class Wire:
         # The server's answer may hold the key; its useful part is in the message.
         explained.__cause__ = None if self._remote else error
         return explained
+
+
+class Parts:
+    """Sends lists of items, in smaller requests once one was larger than the server or a proxy accepts."""
+
+    def __init__(self) -> None:
+        self._most: int | None = None
+
+    def send(self, items: Sequence[S], send: Callable[[Sequence[S]], T], name: Callable[[S], str]) -> Iterator[T]:
+        """Yield the answer to each request.
+
+        Raises:
+            StoreError: one item is too large; names it.
+        """
+        done = 0
+        while done < len(items):
+            part = items[done : done + (self._most or len(items))]
+            try:
+                answer = send(part)
+            except TooLargeError as error:
+                if len(part) == 1:
+                    raise StoreError(f"{name(part[0])} is too large: {error.message}", error.cure) from None
+                self._most = len(part) // 2
+            else:
+                done += len(part)
+                yield answer
 
 
 def connect(location: str, api_key: str | None, seconds: int) -> QdrantClient:
@@ -198,17 +230,22 @@ def _read_response(status: int, content: bytes, headers: httpx.Headers) -> Failu
         401: "set QDRANT_API_KEY to the server's key",
         403: "set QDRANT_API_KEY to a key that may do this",
         404: "check the name of the collection",
+        413: "raise the limit of the proxy in front of the server, client_max_body_size in nginx",
         429: "try again later, or with fewer workers",
         507: "free space on the server's disk, or raise its quota",
     }
     if 300 <= status < 400:
         what = f"HTTP {status}: redirected to {headers.get('Location', '')!r}"
         return Failure(what, "set --store to the URL that does not redirect")
-    passing, after, kind = status in PASSING_STATUSES, _read_retry_after(headers), StoreError
+    passing, after = status in PASSING_STATUSES, _read_retry_after(headers)
+    kind: type[StoreError] = TooLargeError if status == 413 else StoreError
     try:
-        what = f"HTTP {status}: {json.loads(content)['status']['error']}"
-        kind = {403: ForbiddenError, 404: NotFoundError}.get(status, StoreError)
+        reason = json.loads(content)["status"]["error"]
+        what = f"HTTP {status}: {reason}"
+        kind = {403: ForbiddenError, 404: NotFoundError}.get(status, kind)
         cure = "look at the server's log"
+        if status == 400 and TOO_LARGE in str(reason):
+            kind, cure = TooLargeError, "raise max_request_size_mb in the server's configuration"
     except (ValueError, KeyError, TypeError):
         # The answer of a proxy or another server, not of Qdrant: its 404 does not mean an unknown collection.
         del cures[404]
