@@ -14,11 +14,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from click.testing import CliRunner, Result
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 from rest_qdrant import Json, RestQdrant, ServerError
 
 from xqg_qdrant.cli import main
@@ -298,6 +299,31 @@ def test_an_ingest_that_fails_leaves_the_alias_where_it_is(
     failed = server.ingest("green", range(5), "--alias", "docs")
     assert failed.exit_code == StoreError.exit_code
     assert server.aliases() == {"docs": "blue"}
+
+
+@SCRIPTED
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"search_allow_exact": False}, "search_allow_exact to false."),
+        ({"max_query_limit": 5}, "max_query_limit to 5."),
+    ],
+)
+def test_where_recall_cannot_be_measured_that_is_said_and_the_alias_moves(
+    rest: RestQdrant, server: Server, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], reason: str
+) -> None:
+    monkeypatch.setattr("xqg_qdrant.stores.server.load.POLL_SECONDS", 0.001)
+    rest.strict_mode = models.StrictModeConfigOutput(enabled=True, **limits)
+    with monkeypatch.context() as large:
+        large.setattr("xqg_qdrant.cli.progress.run_optimise", lambda *_: True)  # as after 50,000 passages
+        done = server.ingest("green", range(2), "--alias", "docs")
+    assert done.exit_code == 0, done.output
+    assert "The recall cannot be measured: collection 'green' in http://127.0.0.1:" in done.stderr
+    assert server.aliases() == {"docs": "green"}
+    optimised = server.xqg("optimise", "--collection", "docs")
+    assert optimised.exit_code == 0, optimised.output
+    assert optimised.stdout.startswith("The recall cannot be measured: ")
+    assert optimised.stdout.rstrip().endswith(reason)
 
 
 def test_rejected_rows_do_not_keep_an_alias_back_but_an_empty_collection_does(server: Server) -> None:

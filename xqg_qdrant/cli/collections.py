@@ -114,13 +114,13 @@ def optimise(quiet: bool, /, collection: str, location: str, quantisation: str |
     background; this waits for it.
     """
     from xqg_qdrant.cli.progress import run_optimise
-    from xqg_qdrant.lifecycle.status import measure_recall
+    from xqg_qdrant.lifecycle.status import describe_recall
 
     with opened_store(location) as store:
         if quantisation:
             store.quantise(collection)
         run_optimise(store, collection, 0, quiet)
-        echo(measure_recall(store, collection))
+        echo(describe_recall(store, collection))
 
 
 @main.command()

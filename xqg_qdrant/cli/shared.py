@@ -275,10 +275,10 @@ def echo_unused_queries(inputs: Inputs) -> None:
 def index_large(store: Store, collection: str, quiet: bool) -> None:
     """Index a large collection and print its recall."""
     from xqg_qdrant.cli.progress import run_optimise
-    from xqg_qdrant.lifecycle.status import EXACT_UP_TO, measure_recall
+    from xqg_qdrant.lifecycle.status import EXACT_UP_TO, describe_recall
 
     if run_optimise(store, collection, EXACT_UP_TO, quiet) and not quiet:
-        echo(measure_recall(store, collection), err=True)
+        echo(describe_recall(store, collection), err=True)
 
 
 def engine_options(command: F) -> F:

@@ -15,7 +15,7 @@ from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_recipe
 from xqg_qdrant.records import XQG_VECTOR
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.points import check_collection_name
-from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.stores.protocol import SearchLimitError, Store
 from xqg_qdrant.streams import batched
 
 BATCH = 1000
@@ -194,6 +194,14 @@ def switch_alias(store: Store, alias: str, collection: str) -> Switch | None:
     passages_before = store.count(before) if before else 0
     store.switch_alias(alias, collection)
     return Switch(alias, collection, passages, before, passages_before)
+
+
+def describe_recall(store: Store, collection: str) -> str:
+    """Return the recall in words, or why it cannot be measured."""
+    try:
+        return str(measure_recall(store, collection))
+    except SearchLimitError as error:
+        return f"The recall cannot be measured: {error.message}"
 
 
 def measure_recall(store: Store, collection: str, vector_name: str = XQG_VECTOR) -> Recall:

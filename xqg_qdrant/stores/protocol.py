@@ -13,6 +13,10 @@ from xqg_qdrant.stores.points import OUR_NAMES, VECTOR_NAMES, Names, check_vecto
 from xqg_qdrant.streams import batched
 
 
+class SearchLimitError(StoreError):
+    """The settings of the collection forbid such a search."""
+
+
 class Indexing(NamedTuple):
     """Progress of an index: seconds so far, and at the end whether anything `changed`."""
 
