@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from qdrant_client import models
 from rest_qdrant import RestQdrant
 
 from xqg_qdrant.errors import StoreError
-from xqg_qdrant.records import AugmentedPassage, Passage
-from xqg_qdrant.stores import Store, open_store
+from xqg_qdrant.records import AugmentedPassage, Passage, PayloadLayout
+from xqg_qdrant.stores import Store, open_foreign_store, open_store
 from xqg_qdrant.stores.server import requests as wire_module
 
 DIM = 8
@@ -104,3 +105,26 @@ def test_a_passage_that_no_request_can_carry_is_named_with_the_setting_to_raise(
     with pytest.raises(StoreError, match=rf"^passage 'p4' is too large: cannot write .*HTTP 4.*Cure: raise .*{cure}"):
         store.upsert("docs", [*make_points(4), large])
     assert store.count("docs") == 4
+
+
+# --- strict mode and filters
+
+
+@pytest.mark.parametrize("limits", [{"condition_max_size": 10}, {"filter_max_conditions": 2}])
+def test_points_of_another_program_are_found_again_within_the_limits_of_filters(
+    rest: RestQdrant, limits: dict[str, int]
+) -> None:
+    rest.version = "1.19.0"
+    unnamed = models.VectorParams(size=4, distance=models.Distance.COSINE)
+    rest.client.create_collection("theirs", unnamed)
+    rest.client.upsert("theirs", [models.PointStruct(id=i, vector=[1.0, 0, 0, i]) for i in range(25)])
+    rest.settings["theirs"].strict_mode = models.StrictModeConfigOutput(enabled=True, **limits)
+    points = [replace(point, passage=Passage(str(i), "text")) for i, point in enumerate(make_points(25))]
+    with open_foreign_store(rest.url, None, PayloadLayout("text")) as store:
+        store.create_collection("theirs", DIM, FINGERPRINT)
+        store.upsert("theirs", points)
+        # Their owner writes this one anew, which drops our vectors and keeps our field.
+        kept = rest.client.retrieve("theirs", [3])[0].payload
+        rest.client.upsert("theirs", [models.PointStruct(id=3, vector={"": [1.0, 0, 0, 3]}, payload=kept)])
+        found = store.read_content_hashes("theirs", [str(i) for i in range(25)])
+    assert found == {str(i): f"hash {i}" for i in range(25) if i != 3}

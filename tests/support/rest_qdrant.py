@@ -50,6 +50,10 @@ class BadInputError(Exception):
     """A request that the server refuses with 400."""
 
 
+class BadRequestError(Exception):
+    """A request that strict mode forbids: a 400 in other words."""
+
+
 class ServerError(Exception):
     """A failure inside the server: a 500."""
 
@@ -206,6 +210,17 @@ class RestQdrant(ThreadingHTTPServer):
         self.client.upsert(name, points)
         return True
 
+    def check_filter(self, name: str, wanted: Json) -> None:
+        """Refuse what strict mode forbids: too many conditions, or one with too many values."""
+        strict = self.settings[name].strict_mode or models.StrictModeConfigOutput()
+        sizes = [len(condition.get("has_id", [1])) for condition in wanted["must"]]
+        for what, found, most in (
+            ("Filter condition limit", len(sizes), strict.filter_max_conditions),
+            ("Condition size limit", max(sizes), strict.condition_max_size),
+        ):
+            if most is not None and found > most:
+                raise BadRequestError(f"{what} reached ({found} > {most}). Help: Reduce the filter.")
+
     def respond(self, method: str, path: str, body: Json) -> Json:
         client = self.client
         if path == "/":
@@ -272,6 +287,7 @@ class RestQdrant(ThreadingHTTPServer):
             payload = TypeAdapter(models.WithPayloadInterface).validate_python(body["with_payload"])
             options = {"with_payload": payload, "with_vectors": body["with_vector"]}
             if "filter" in body:
+                self.check_filter(name, body["filter"])
                 options["scroll_filter"] = models.Filter.model_validate(body["filter"])
             records, offset = client.scroll(name, limit=body["limit"], offset=body.get("offset"), **options)
             return {"points": TypeAdapter(Any).dump_python(records, mode="json"), "next_page_offset": offset}
@@ -327,6 +343,8 @@ class RestHandler(BaseHTTPRequestHandler):
             return 404, {"status": {"error": f"Not found: Collection `{error}` doesn't exist!"}, "time": 0.0}
         except BadInputError as error:
             return 400, {"status": {"error": f"Wrong input: {error}"}, "time": 0.0}
+        except BadRequestError as error:
+            return 400, {"status": {"error": f"Bad request: {error}"}, "time": 0.0}
         except ForbiddenError as error:
             return 403, {"status": {"error": f"Forbidden: {error}"}, "time": 0.0}
         except ServerError as error:
