@@ -22,11 +22,13 @@ from click.testing import CliRunner, Result
 from qdrant_client import QdrantClient, models
 from rest_qdrant import Json, RestQdrant, ServerError
 
+from xqg_qdrant import doctor
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.inference.encoder import Encoder
-from xqg_qdrant.printing import format_snapshot
+from xqg_qdrant.pages.search import Finder
+from xqg_qdrant.printing import format_check, format_snapshot
 from xqg_qdrant.stores import Sharding, open_store
 from xqg_qdrant.stores.protocol import Snapshot
 from xqg_qdrant.stores.server import client as client_module
@@ -195,6 +197,39 @@ def test_a_copy_is_spread_as_asked_for(server: Server) -> None:
     refused = CliRunner().invoke(main, [*words, "--shard-number", "3"])
     assert refused.exit_code == MismatchError.exit_code
     assert "has shard_number 2, not 3" in refused.stderr
+
+
+# --- indexing that a killed load left paused
+
+
+@SCRIPTED
+def test_indexing_that_is_paused_is_told_with_the_cure_until_it_goes_on(
+    rest: RestQdrant, server: Server, demo_encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert server.ingest("docs", range(2)).exit_code == 0
+    told = "collection 'docs' is not being indexed: an ingest or a copy into it is running, or was killed"
+    cure = "if none is running: xqg optimise --collection docs"
+
+    def ask() -> list[str]:
+        outputs = [server.xqg("status"), server.xqg("status", "--collection", "docs")]
+        outputs.append(server.xqg("query", "--collection", "docs", "Mikä?"))
+        caplog.clear()
+        with open_store(rest.url) as store:
+            Finder(store, "docs", demo_encoder)
+            _, check = doctor._use_store(lambda: open_store(rest.url))
+        shown = [result.output for result in outputs] + [format_check(check), caplog.text]
+        as_json = (server.xqg("status", "--json"), server.xqg("status", "--collection", "docs", "--json"))
+        return shown + [str(json.loads(result.stdout)["indexing_paused"]) for result in as_json]
+
+    assert not any(told in shown for shown in ask())
+    # What is left after a kill.
+    rest.client.update_collection("docs", metadata={"xqg_bulk_load": {"indexing_threshold": 10_000}})
+    rest.settings["docs"].indexing_threshold = 0
+    *shown, listed, one = ask()
+    assert [(text.count(told), text.count(cure)) for text in shown] == [(1, 1)] * 5
+    assert (listed, one) == ("['docs']", "True")
+    assert server.xqg("optimise", "--collection", "docs").exit_code == 0
+    assert not any(told in shown for shown in ask())
 
 
 # --- aliases

@@ -21,6 +21,7 @@ from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, REASONS, WRONG_LANGUA
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import DEFAULT_PORT
+from xqg_qdrant.stores.protocol import describe_pause
 from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def format_status(status: Status) -> str:
     """Return the contents of a collection and the fields of its fingerprint, one per line."""
     lines = [f"collection {status.collection!r} in {status.store}: {count_of(status.passages, 'passage')}"]
     lines += [f"  alias {alias!r} names {named!r}" for alias, named in status.aliases.items()]
+    if status.paused:
+        lines.append(f"  {format_pause(status.collection)}")
     if status.retuned is not None:
         are = "is" if status.retuned == 1 else "are"
         command = f"xqg retune --collection {status.collection}"
@@ -116,6 +119,11 @@ def format_status(status: Status) -> str:
         if name != RETUNING_FIELD
     ]
     return "\n".join(lines)
+
+
+def format_pause(collection: str) -> str:
+    """Return that the indexing of a collection is paused, and the cure."""
+    return "; ".join(one_line(part) for part in describe_pause(collection))
 
 
 def format_snapshot(location: str, snapshot: Snapshot) -> str:

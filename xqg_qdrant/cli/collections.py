@@ -170,16 +170,20 @@ def status(
 
 
 def _list_collections(store: Store, as_json: bool) -> None:
-    from xqg_qdrant.lifecycle.status import count_collections
+    from xqg_qdrant.lifecycle.status import count_collections, list_paused
+    from xqg_qdrant.printing import format_pause
 
     counts, aliases = count_collections(store), store.read_aliases() or {}
+    paused = list_paused(store, (name for name, count in counts.items() if count is not None))
     if as_json:
-        report = {"store": store.location, "collections": counts, "aliases": aliases}
+        report = {"store": store.location, "collections": counts, "aliases": aliases, "indexing_paused": paused}
         echo(json.dumps(report, ensure_ascii=False, indent=2))
         return
     echo(f"Collections in {store.location}: {len(counts)}")
     for name, count in counts.items():
         echo(f"  {one_line(name)}: " + ("not created by xqg" if count is None else count_of(count, "passage")))
+        if name in paused:
+            echo(f"    {format_pause(name)}")
     for alias, name in aliases.items():
         echo(f"  {one_line(alias)}: alias of {one_line(name)}")
 

@@ -34,6 +34,7 @@ class Status(NamedTuple):
         fingerprint: The one that new points get.
         recipes: Number of points by the hash of their recipe.
         aliases: Aliases of the collection, with its name; if `collection` is an alias, that one alone.
+        paused: Whether a load that is running, or was killed, keeps a server from indexing the collection.
     """
 
     store: str
@@ -41,6 +42,7 @@ class Status(NamedTuple):
     fingerprint: Fingerprint
     recipes: Counter[str]
     aliases: Mapping[str, str] = MappingProxyType({})
+    paused: bool = False
 
     @property
     def passages(self) -> int:
@@ -66,6 +68,7 @@ class Status(NamedTuple):
             "aliases": dict(self.aliases),
             "passages": self.passages,
             "recipes": dict(self.recipes),
+            "indexing_paused": self.paused,
             "fingerprint": self.fingerprint,
         }
 
@@ -80,10 +83,11 @@ def read_status(store: Store, collection: str) -> Iterator[Status]:
     recipes = Counter[str]()
     named = store.read_aliases() or {}
     aliases = {alias: name for alias, name in named.items() if collection in (alias, name)}
-    yield Status(store.location, collection, fingerprint, recipes, aliases)
+    status = Status(store.location, collection, fingerprint, recipes, aliases, store.is_paused(collection))
+    yield status
     for batch in batched(store.scroll_stored(collection), BATCH):
         recipes.update(stored.recipe for stored in batch)
-        yield Status(store.location, collection, fingerprint, recipes, aliases)
+        yield status
 
 
 def count_collections(store: Store) -> dict[str, int | None]:
@@ -95,6 +99,11 @@ def count_collections(store: Store) -> dict[str, int | None]:
         except MismatchError:
             counts[name] = None
     return counts
+
+
+def list_paused(store: Store, collections: Iterable[str]) -> list[str]:
+    """Return those of the collections whose indexing is paused."""
+    return [name for name in collections if store.is_paused(name)]
 
 
 def list_aliases(store: Store, collection: str) -> list[str]:

@@ -31,7 +31,7 @@ from xqg_qdrant.stores.protocol import (
 from xqg_qdrant.stores.server import limits
 from xqg_qdrant.stores.server.foreign_points import read_foreign_hit
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, OpenCollection, describe_collection, fit
-from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding
+from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, is_paused
 from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_key, check_url, connect
 from xqg_qdrant.streams import batched
 
@@ -265,6 +265,10 @@ class ClientStore:
                 yield
         else:
             yield
+
+    def is_paused(self, collection: str) -> bool:
+        """Return whether `bulk_load` paused the indexing, here or in another process."""
+        return self._remote and is_paused(self._require_info(collection))
 
     def quantise(self, collection: str) -> None:
         """Let the server build the codes; the local mode ignores the setting."""

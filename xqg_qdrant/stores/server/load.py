@@ -229,6 +229,12 @@ class Cluster:
         return Snapshot(made.name, named)
 
 
+def is_paused(info: models.CollectionInfo) -> bool:
+    """Return whether `ServerLoad.paused` keeps a collection from being indexed."""
+    kept = (info.config.metadata or {}).get(BULK_LOAD_KEY)
+    return bool(kept) and not info.config.optimizer_config.indexing_threshold
+
+
 def check_sharding(where: str, info: models.CollectionInfo, wanted: Sharding) -> None:
     """Check that a collection is sharded as wanted.
 
