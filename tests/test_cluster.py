@@ -67,12 +67,14 @@ class Server:
         return [snapshot.name for snapshot in self.client.list_snapshots(self.name(suffix))]
 
     def close(self) -> None:
+        if self.rest:
+            self.client.close()
+            self.rest.close()
+            return
         for description in self.client.get_collections().collections:
             if description.name.startswith(self.prefix):
                 self.client.delete_collection(description.name)
         self.client.close()
-        if self.rest:
-            self.rest.close()
 
 
 def row(number: int) -> str:
@@ -473,10 +475,25 @@ def run_restoring(told: str) -> None:
     curl, to_put, method, url, *words = shlex.split(found[1])
     assert (curl, to_put, method) == ("curl", "-X", "PUT")
     options = list(zip(words[0::2], words[1::2], strict=True))
-    assert [name for name, _ in options] == ["-H", "-d", "-H"]
-    key = os.environ.get("QDRANT_API_KEY", "")
-    headers = [value.replace("$QDRANT_API_KEY", key).split(": ") for name, value in options if name == "-H"]
-    httpx.put(url, content=options[1][1], headers=dict(headers), timeout=60).raise_for_status()
+    key = os.environ.get("QDRANT_API_KEY")
+    assert [name for name, _ in options] == (["-H", "-d", "-H"] if key else ["-H", "-d"])
+    told_key = [value.replace("$QDRANT_API_KEY", key or "") for _, value in options]
+    headers = [value.split(": ") for value in (told_key[0], *told_key[2:])]
+    httpx.put(url, content=told_key[1], headers=dict(headers), timeout=60).raise_for_status()
+
+
+@SCRIPTED
+def test_a_snapshot_of_a_server_with_a_key_is_restored_with_the_key_that_is_not_shown(
+    rest: RestQdrant, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.ingest("blue", range(2))
+    rest.api_key = "a-secret's-key"
+    monkeypatch.setenv("QDRANT_API_KEY", rest.api_key)
+    done = server.xqg("delete", "p0", "--collection", "blue")
+    assert done.exit_code == 0, done.output
+    assert rest.api_key not in done.output
+    run_restoring(done.stderr)
+    assert rest.client.count("blue-restored").count == 2
 
 
 def test_a_retune_that_drops_queries_takes_a_snapshot_and_one_that_can_be_taken_back_does_not(server: Server) -> None:
@@ -571,19 +588,20 @@ def test_a_snapshot_of_one_node_is_taken_where_that_has_every_shard(rest: RestQd
     assert (len(server.snapshots("whole")), server.snapshots("part")) == (1, [])
 
 
+@pytest.mark.parametrize("has_key", [False, True])
 @pytest.mark.parametrize(
     ("location", "url"),
     [
-        ("http://host", "http://host:6333/collections/a%20%22b%22-restored/snapshots/recover"),
-        ("https://host/qdrant/", "https://host:6333/qdrant/collections/a%20%22b%22-restored/snapshots/recover"),
-        ("http://host:7333", "http://host:7333/collections/a%20%22b%22-restored/snapshots/recover"),
+        ("http://host", "http://host:6333"),
+        ("https://host/qdrant/", "https://host:6333/qdrant"),
+        ("http://host:7333", "http://host:7333"),
     ],
 )
-def test_the_command_that_restores_a_snapshot_can_be_pasted(location: str, url: str) -> None:
-    told = format_snapshot(location, Snapshot("a's.snapshot", 'a "b"')).splitlines()[1]
+def test_the_command_that_restores_a_snapshot_can_be_pasted(location: str, url: str, has_key: bool) -> None:
+    told = format_snapshot(location, Snapshot("a's.snapshot", 'a "b"'), has_key).splitlines()[1]
     words = shlex.split(told)
-    assert words[:4] == ["curl", "-X", "PUT", url]
-    assert json.loads(words[words.index("-d") + 1]) == {
-        "location": "file:///qdrant/snapshots/a%20%22b%22/a%27s.snapshot", "priority": "snapshot"
-    }  # fmt: skip
-    assert told.endswith(' -H "api-key: $QDRANT_API_KEY"')
+    assert words[:4] == ["curl", "-X", "PUT", f"{url}/collections/a%20%22b%22-restored/snapshots/recover"]
+    body = {"location": f"{url}/collections/a%20%22b%22/snapshots/a%27s.snapshot", "priority": "snapshot"}
+    key = {"api_key": "$QDRANT_API_KEY"} if has_key else {}
+    assert json.loads(words[words.index("-d") + 1]) == body | key
+    assert told.endswith(' -H "api-key: $QDRANT_API_KEY"') == has_key

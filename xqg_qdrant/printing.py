@@ -126,21 +126,23 @@ def format_pause(collection: str) -> str:
     return "; ".join(one_line(part) for part in describe_pause(collection))
 
 
-def format_snapshot(location: str, snapshot: Snapshot) -> str:
-    """Return the name of a snapshot and the command that restores it."""
+def format_snapshot(location: str, snapshot: Snapshot, has_key: bool) -> str:
+    """Return the name of a snapshot and the command that restores it; the command reads a key from QDRANT_API_KEY."""
     # As a new collection: into an existing one a server restores no metadata, hence no fingerprint.
     restored = quote(f"{snapshot.collection}-restored", safe="")
+    url = _with_port(location)
+    taken_of, name = quote(snapshot.collection, safe=""), quote(snapshot.name, safe="")
     body = {
-        "location": f"file:///qdrant/snapshots/{quote(snapshot.collection)}/{quote(snapshot.name)}",
+        # The server downloads it from itself: only the server knows in which folder it is.
+        "location": f"{url}/collections/{taken_of}/snapshots/{name}",
         "priority": "snapshot",  # not the empty replicas on the other nodes
     }
-    words = ["curl", "-X", "PUT", f"{_with_port(location)}/collections/{restored}/snapshots/recover"]
-    command = shlex.join([*words, "-H", "Content-Type: application/json", "-d", json.dumps(body)])
-    return (
-        f"Snapshot {one_line(snapshot.name)} taken. If the server keeps snapshots where its image does, restore it with"
-        # Without a key curl omits the header.
-        f':\n  {one_line(command)} -H "api-key: $QDRANT_API_KEY"'
-    )
+    words = ["curl", "-X", "PUT", f"{url}/collections/{restored}/snapshots/recover"]
+    words += ["-H", "Content-Type: application/json", "-d"]
+    data = shlex.quote(json.dumps(body))
+    if has_key:
+        data = f'{data[:-2]}, "api_key": "\'"$QDRANT_API_KEY"\'"}}\' -H "api-key: $QDRANT_API_KEY"'
+    return f"Snapshot {one_line(snapshot.name)} taken. Restore it with:\n  {one_line(shlex.join(words))} {data}"
 
 
 def _with_port(location: str) -> str:

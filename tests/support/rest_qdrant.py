@@ -95,6 +95,7 @@ class RestQdrant(ThreadingHTTPServer):
         # Of a request's body: what the server takes, and what a proxy in front of it does.
         self.most_bytes = 32 * 2**20
         self.most_proxied_bytes = 2**40
+        self.api_key: str | None = None
         self.global_access = True  # of the key; without, it is a key to read and write the points of a collection
         # By location: the body that created the collection, and its points.
         self.snapshots: dict[str, tuple[Json, list[models.Record]]] = {}
@@ -192,13 +193,18 @@ class RestQdrant(ThreadingHTTPServer):
         }
         snapshot = f"{name}-0-2026-11-21-12-00-{len(self.snapshots):02}.snapshot"
         records, _ = self.client.scroll(name, limit=100_000, with_payload=True, with_vectors=True)
-        self.snapshots[f"file:///qdrant/snapshots/{quote(name)}/{quote(snapshot)}"] = body, records
+        self.snapshots[f"{self.url}/collections/{quote(name, safe='')}/snapshots/{quote(snapshot)}"] = body, records
         return {"name": snapshot, "creation_time": "2026-11-21T12:00:00", "size": 1, "checksum": None}
 
-    def recover(self, name: str, location: str) -> bool:
-        """Restore the points; restore the metadata only if the collection does not exist."""
-        if location not in self.snapshots:
-            raise BadInputError(f"Snapshot file {location} does not exist")
+    def recover(self, name: str, location: str, api_key: str | None) -> bool:
+        """Restore the points; restore the metadata only if the collection does not exist.
+
+        Snapshots are in a folder whose path only the server knows.
+        """
+        if location.startswith("file:"):
+            raise BadRequestError("Invalid snapshot URI, file path must be absolute or on localhost")
+        if location not in self.snapshots or self.refuse_key(api_key):
+            raise BadInputError(f"Failed to download snapshot from {location}")
         body, records = self.snapshots[location]
         if self.client.collection_exists(name):
             stored, _ = self.client.scroll(name, limit=100_000)
@@ -209,6 +215,12 @@ class RestQdrant(ThreadingHTTPServer):
         points = TypeAdapter(list[models.PointStruct]).validate_python(kept)
         self.client.upsert(name, points)
         return True
+
+    def refuse_key(self, key: str | None) -> str:
+        """Return why a key is refused; empty if it is not."""
+        if self.api_key in (None, key):
+            return ""
+        return "Invalid API key or JWT" if key else "Must provide an API key or an Authorization bearer token"
 
     def check_filter(self, name: str, wanted: Json) -> None:
         """Refuse what strict mode forbids: too many conditions, or one with too many values."""
@@ -239,7 +251,7 @@ class RestQdrant(ThreadingHTTPServer):
         if (method, rest) == ("PUT", ""):
             return self.create(name, body)
         if (method, rest) == ("PUT", "snapshots/recover"):
-            return self.recover(name, body["location"])
+            return self.recover(name, body["location"], body.get("api_key"))
         if (method, rest) == ("DELETE", "") and name in read_aliases(client):
             return False
         name = read_aliases(client).get(name, name)
@@ -262,9 +274,8 @@ class RestQdrant(ThreadingHTTPServer):
         if (method, rest) == ("POST", "snapshots"):
             return self.keep_snapshot(name)
         if rest == "snapshots":
-            return [
-                {"name": unquote(kept.rpartition("/")[2]), "size": 1} for kept in self.snapshots if f"/{name}/" in kept
-            ]
+            folder = f"/collections/{quote(name, safe='')}/snapshots/"
+            return [{"name": unquote(kept.rpartition("/")[2]), "size": 1} for kept in self.snapshots if folder in kept]
         if rest == "index":
             schema = models.PayloadIndexInfo(data_type=body["field_schema"], points=0)
             self.settings[name].indexes[body["field_name"]] = schema
@@ -315,6 +326,8 @@ class RestHandler(BaseHTTPRequestHandler):
             script = rest.script.pop(0) if rest.script else None
         if len(raw) > rest.most_proxied_bytes:
             status, headers, content = 413, {"Content-Type": "text/html"}, PROXY_REFUSAL
+        elif reason := rest.refuse_key(self.headers.get("api-key")):
+            status, headers, content = 401, {"Content-Type": "text/plain"}, reason.encode()
         elif script:
             status, headers, content = script(rest)
             content = content.replace(b"<api-key>", self.headers.get("api-key", "").encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -99,7 +100,8 @@ def keep_snapshot(store: Store, collection: str, no_snapshot: bool, quiet: bool)
 
     snapshot = None if no_snapshot else store.create_snapshot(collection)
     if snapshot is not None and not quiet:
-        echo(format_snapshot(store.location, snapshot), err=True)
+        has_key = bool(os.environ.get("QDRANT_API_KEY", "").strip())
+        echo(format_snapshot(store.location, snapshot, has_key), err=True)
 
 
 @main.command()
