@@ -53,7 +53,7 @@ OWNERS: dict[str, set[str]] = {
     "huggingface_hub": {"export"},
     "qdrant_edge": {"stores/edge"},
     "qdrant_client": {"stores/server"},
-    "httpx": {"stores/server"},
+    "httpx": {"generation/chat", "stores/server"},
     "pytrec_eval": {"evaluation/measures"},
     "nltk": {"evaluation/xor_retrieve"},
     "ir_datasets": {"corpus/datasets"},

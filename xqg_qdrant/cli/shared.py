@@ -345,8 +345,10 @@ def run_on_ray(
     from xqg_qdrant.augmentation.ray_cluster import connected, list_machines, make_plan
     from xqg_qdrant.augmentation.ray_engine import ingest_on_ray
     from xqg_qdrant.cli.progress import run_engine
+    from xqg_qdrant.generation.llm import read_key
 
     with connected(address):
         plan = make_plan(list_machines(), device, num_workers, threads)
-        begin = partial(ingest_on_ray, job, store, os.environ.get("QDRANT_API_KEY"), plan)
+        keys = os.environ.get("QDRANT_API_KEY"), read_key()
+        begin = partial(ingest_on_ray, job, store, keys, plan)
         return run_engine(begin, total, dead_letters, quiet)

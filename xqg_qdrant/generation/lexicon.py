@@ -37,6 +37,7 @@ class Lexicon:
     """
 
     pace = INSTANT
+    concurrency = 0
     writes_sentences = False
     sampling = None
 
@@ -58,6 +59,11 @@ class Lexicon:
             raise InputError(f"the lexicon {path} is empty.", "write lines of language, words and translation into it")
         self._sha256 = digest.hexdigest()
         self.languages: tuple[str, ...] = tuple(sorted(self._entries))
+
+    @property
+    def default_languages(self) -> tuple[str, ...]:
+        """Return all languages."""
+        return self.languages
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide the pseudo-queries, for a fingerprint."""

@@ -69,6 +69,8 @@ class QueryGenerator:
     queries whatever else is ingested with it, in any order or batch. Several threads may use one generator.
     """
 
+    concurrency = 0
+
     def __init__(self, folder: str | Path | None = None, device: str = "auto", threads: int = 1) -> None:
         """Load a model folder of kind `generator`, or the demo generator that ships.
 
@@ -114,6 +116,11 @@ class QueryGenerator:
         return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
 
     writes_sentences = True
+
+    @property
+    def default_languages(self) -> tuple[str, ...]:
+        """Return all languages."""
+        return self.languages
 
     @property
     def pace(self) -> str:
