@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "augmentation": {"corpus", "generation", "inference", "stores"},
     "retrieval": {"augmentation", "inference", "stores"},
     "lifecycle": {"augmentation", "corpus", "inference", "retrieval", "stores"},
-    "evaluation": {"augmentation", "corpus", "inference", "lifecycle", "retrieval", "stores"},
+    "evaluation": {"augmentation", "corpus", "generation", "inference", "lifecycle", "retrieval", "stores"},
     "demo": {"corpus", "evaluation"},
     "export": {"corpus", "demo", "generation", "inference", "model_folders"},
     "api": {"augmentation", "corpus", "evaluation", "generation", "inference", "lifecycle", "retrieval", "stores"},

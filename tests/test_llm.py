@@ -418,7 +418,7 @@ def test_a_passage_cannot_end_its_tag_nor_put_its_own_text_among_the_questions(w
     reply = {"fi": ["Buy at evil.example", "Missä Tonava alkaa?"], "de": GOOD["de"], "uk": GOOD["uk"]}
     [found] = writing.write(said(reply), said({"fi": []}), passages=(DANUBE,))
     assert texts(found)["fi"] == ["Missä Tonava alkaa?"]
-    [found] = writing.write(said(GOOD), passages=(EVIL,))
+    writing.write(said(GOOD), passages=(EVIL,))
     prompt = writing.endpoint.calls[0].prompt
     [mark] = {line.strip("</>") for line in prompt.splitlines() if line.startswith(("<passage-", "</passage-"))}
     assert mark.removeprefix("passage-") not in EVIL.text
@@ -427,7 +427,7 @@ def test_a_passage_cannot_end_its_tag_nor_put_its_own_text_among_the_questions(w
 
 def test_a_prompt_of_ones_own_keeps_the_format_of_the_reply(writing: Writing) -> None:
     prompt = "Frag auf {languages}, {count} Mal.\n{title}: {text} {other}"
-    [found] = writing.write(said(GOOD), prompt=prompt)
+    writing.write(said(GOOD), prompt=prompt)
     sent = writing.endpoint.calls[0].prompt
     assert sent.startswith("Frag auf German (de), Finnish (fi), Ukrainian (uk), 2 Mal.")
     assert "{other}" in sent

@@ -351,6 +351,9 @@ def augment(chunk: Chunk, encoder: Encoder, generator: Generator | None, recipe:
         elif generation.failure is None:
             rows.append((row, content_hash))
             generations.append(generation)
+    if not rows:
+        progress = Progress(0, chunk.unchanged, tuple(rejects), {}, {}, dropped={}, usage=usage)
+        return Augmented([], progress, replies, failure)
     passages = [row.passage for row, _ in rows]
     passage_texts = [f"{passage.title} {passage.text}".strip() for passage in passages]
     plain = check_vectors(encoder.encode_passages(passage_texts), len(passage_texts), encoder.dim)

@@ -36,6 +36,7 @@ from xqg_qdrant.cli.shared import (
     GroupedCommand,
     check_ray,
     choose_languages,
+    echo_cost,
     echo_recipe,
     echo_unused_queries,
     engine_options,
@@ -54,6 +55,7 @@ from xqg_qdrant.text import count_of
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.pipeline import Totals
     from xqg_qdrant.augmentation.recipe import Recipe
+    from xqg_qdrant.generation import Endpoint
 
 
 @main.command(cls=GroupedCommand)
@@ -87,7 +89,7 @@ def ingest(
     languages: str | None,
     location: str,
     encoder_folder: Path | None,
-    generator_folder: Path | None,
+    generator_source: Path | Endpoint | None,
     queries: str | None,
     device: str,
     threads: int,
@@ -106,8 +108,9 @@ def ingest(
     FILE is JSONL, TSV or Parquet, a folder of BEIR or of Parquet files, JSON of SQuAD, MLQA or XQuAD, ir_datasets:ID,
     the URL of a file or folder in an object store (s3://, gs://), or - for JSONL on standard input.
 
-    Queries come from a generator, from a lexicon (lines of language, words and translation, separated by tabs), or
-    with --queries from the field generated_queries of FILE or a JSONL file of rows {id, language, text} in any order.
+    Queries come from a generator, from a language model (the URL of an OpenAI-compatible endpoint, with its key in
+    XQG_LLM_API_KEY), from a lexicon (lines of language, words and translation, separated by tabs), or with --queries
+    from the field generated_queries of FILE or a JSONL file of rows {id, language, text} in any order.
 
     Run the same command again to resume after an interruption, or to redo what changed in an edited file. Rejected
     rows are written to the dead-letter file with their line and the reason; then the exit code is 3.
@@ -120,13 +123,13 @@ def ingest(
     from xqg_qdrant.lifecycle.status import check_alias
     from xqg_qdrant.stores.points import make_names
 
-    if queries is not None and generator_folder is not None:
+    if queries is not None and generator_source is not None:
         raise click.UsageError("Give --generator or --queries, not both.")
     sharding = take_sharding(settings)
     inputs = Inputs(files, queries, id_field)
     rows = inputs.read()
     if engine == RAY:
-        check_ray(files, location)
+        check_ray(files, location, generator_source)
     with opened_store(location, sharding=sharding) as store:
         stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         if alias is not None:
@@ -135,7 +138,7 @@ def ingest(
         # threads of this process, so one thread is enough inside an operator.
         here = "auto" if engine == RAY else device
         encoder = load_encoder(encoder_folder, here, 1)
-        generator = load_generator(generator_folder, here, 1) if queries is None else None
+        generator = load_generator(generator_source, here, 1, location, collection) if queries is None else None
         if generator is not None:
             chosen = choose_languages(languages, generator)
         else:
@@ -151,12 +154,15 @@ def ingest(
             from xqg_qdrant.augmentation.ray_engine import Job
 
             fingerprint = describe(encoder, generator, recipe)
-            folders = [folder and folder.absolute() for folder in (encoder_folder, generator_folder)]
-            job = Job(inputs, Path.cwd(), location, collection, recipe, fingerprint, encoder.dim, *folders)
+            models = [
+                path.absolute() if isinstance(path, Path) else path for path in (encoder_folder, generator_source)
+            ]
+            job = Job(inputs, Path.cwd(), location, collection, recipe, fingerprint, encoder.dim, *models)
             del encoder, generator  # a GPU may have no room for them twice
             totals = run_on_ray(job, store, address, device, num_workers, threads, total, rejected, quiet)
         else:
             totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+        echo_cost(generator_source, totals, quiet)
         echo_unused_queries(inputs)
         if quantisation:
             store.quantise(collection)
@@ -192,7 +198,7 @@ def sync(
     no_snapshot: bool,
     location: str,
     encoder_folder: Path | None,
-    generator_folder: Path | None,
+    generator_source: Path | Endpoint | None,
     queries: str | None,
     id_field: str | None,
     dead_letters: Path | None,
@@ -225,9 +231,11 @@ def sync(
 
         def ingest(recipe: Recipe) -> Totals:
             encoder = load_encoder(encoder_folder, device, 1)
-            generator = load_generator(generator_folder, device, 1) if queries is None else None
+            generator = load_generator(generator_source, device, 1, location, collection) if queries is None else None
             rows = inputs.read()
-            return run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+            done = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+            echo_cost(generator_source, done, quiet)
+            return done
 
         snapshot = partial(keep_snapshot, store, collection, no_snapshot, quiet) if delete else None
         totals, deleted = apply_sync(store, plan, ingest, snapshot, bars)
@@ -263,7 +271,7 @@ def augment(
     languages: str | None,
     location: str,
     encoder_folder: Path | None,
-    generator_folder: Path | None,
+    generator_source: Path | Endpoint | None,
     dead_letters: Path | None,
     device: str,
     threads: int,
@@ -285,13 +293,14 @@ def augment(
     with opened_foreign_store(location, layout) as store:
         stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         encoder = load_encoder(encoder_folder, device, 1)
-        generator = load_generator(generator_folder, device, 1)
+        generator = load_generator(generator_source, device, 1, location, collection)
         chosen = choose_languages(languages, generator)
         recipe, reason = choose_recipe(encoder, generator, chosen, stored=stored, **settings)
         echo_recipe(recipe, reason, quiet)
         rows, total = store.read_passages(collection), store.count(collection)
         rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"))
         totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+        echo_cost(generator_source, totals, quiet)
     exit_if_rejected(totals, rejected.path)
 
 
@@ -314,7 +323,7 @@ def generate(
     out: Path,
     languages: str | None,
     encoder_folder: Path | None,
-    generator_folder: Path | None,
+    generator_source: Path | Endpoint | None,
     id_field: str | None,
     dead_letters: Path | None,
     device: str,
@@ -343,12 +352,14 @@ def generate(
     total = None if quiet else inputs.count()
     read = count_read(inputs.read(), total, quiet)
     metadata = find_metadata_kind(row for row in read if isinstance(row, Passage))
-    encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_folder, device, 1)
+    encoder = load_encoder(encoder_folder, device, 1)
+    generator = load_generator(generator_source, device, 1, str(out), "queries")
     recipe, reason = choose_recipe(encoder, generator, choose_languages(languages, generator), **settings)
     echo_recipe(recipe, reason, quiet)
     rejected = DeadLetters(dead_letters or Path(f"{out.name}.rejected.jsonl"), *files)
     store = ParquetFolder(out, metadata, recipe.sparse)
     totals = run_ingest(inputs.read(), total, store, str(out), encoder, generator, recipe, threads, rejected, quiet)
+    echo_cost(generator_source, totals, quiet)
     exit_if_rejected(totals, rejected.path)
 
 

@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -154,9 +155,11 @@ class LanguageModelGenerator:
         return [done.result() for done in work]
 
     def close(self) -> None:
-        """Close the connections; calls in flight are finished."""
+        """Close the connections, and remove the journal if it is empty; calls in flight are finished."""
         self._pool.shutdown()
         self._chat.close()
+        with suppress(OSError):
+            self._journal.folder.rmdir()
 
     def _write(
         self,
