@@ -53,9 +53,13 @@ from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE, InputError
 from xqg_qdrant.text import count_of
 
 if TYPE_CHECKING:
-    from xqg_qdrant.augmentation.pipeline import Totals
+    from collections.abc import Iterator, Mapping
+
+    from xqg_qdrant.augmentation.pipeline import Row, Totals
     from xqg_qdrant.augmentation.recipe import Recipe
+    from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.generation import Endpoint
+    from xqg_qdrant.generation.batch import BatchResults
 
 
 @main.command(cls=GroupedCommand)
@@ -126,8 +130,9 @@ def ingest(
     if queries is not None and generator_source is not None:
         raise click.UsageError("Give --generator or --queries, not both.")
     sharding = take_sharding(settings)
-    inputs = Inputs(files, queries, id_field)
-    rows = inputs.read()
+    results = read_batch(queries, engine)
+    inputs = Inputs(files, None if results else queries, id_field)
+    rows: Iterator[Row] = results.join(inputs.read()) if results else inputs.read()
     if engine == RAY:
         check_ray(files, location, generator_source)
     with opened_store(location, sharding=sharding) as store:
@@ -164,6 +169,8 @@ def ingest(
             totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
         echo_cost(generator_source, totals, quiet)
         echo_unused_queries(inputs)
+        if results:
+            echo(results, err=True)
         if quantisation:
             store.quantise(collection)
         if totals.stored or quantisation:
@@ -306,7 +313,13 @@ def augment(
 
 @main.command(cls=GroupedCommand)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", required=True, help="Folder to write.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder of Parquet files to write.")
+@click.option(
+    "--batch-out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="File of requests for a batch API to write instead.",
+)
 @encoder_option
 @generator_option
 @recipe_options
@@ -320,7 +333,8 @@ def generate(
     quiet: bool,
     /,
     files: tuple[str, ...],
-    out: Path,
+    out: Path | None,
+    batch_out: Path | None,
     languages: str | None,
     encoder_folder: Path | None,
     generator_source: Path | Endpoint | None,
@@ -335,6 +349,9 @@ def generate(
     FILE is as in xqg ingest, except standard input, because it is read twice. From the columns of the files, Qdrant's
     Spark connector makes the same points as xqg ingest. Run the same command again to resume. Rejected rows are written
     to the dead-letter file; then the exit code is 3.
+
+    With --batch-out and a URL as the --generator nothing is sent: the requests are written for a batch API. Later
+    `xqg ingest --queries` reads its results.
     """
     from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.cli.progress import count_read, run_ingest
@@ -342,6 +359,8 @@ def generate(
     from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.records import Passage
 
+    if (out is None) == (batch_out is None):
+        raise click.UsageError("Give either --out or --batch-out.")
     try:
         from xqg_qdrant.stores.parquet import ParquetFolder, find_metadata_kind
     except ModuleNotFoundError as error:
@@ -350,6 +369,14 @@ def generate(
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
     inputs = Inputs(files, id_field=id_field)
     total = None if quiet else inputs.count()
+    if batch_out is not None:
+        rejected = DeadLetters(dead_letters or Path(f"{batch_out.name}.rejected.jsonl"), *files)
+        read = count_read(inputs.read(), total, quiet)
+        exit_if_rejected(
+            write_requests(read, batch_out, generator_source, languages, settings, rejected), rejected.path
+        )
+        return
+    assert out is not None
     read = count_read(inputs.read(), total, quiet)
     metadata = find_metadata_kind(row for row in read if isinstance(row, Passage))
     encoder = load_encoder(encoder_folder, device, 1)
@@ -361,6 +388,57 @@ def generate(
     totals = run_ingest(inputs.read(), total, store, str(out), encoder, generator, recipe, threads, rejected, quiet)
     echo_cost(generator_source, totals, quiet)
     exit_if_rejected(totals, rejected.path)
+
+
+def write_requests(
+    rows: Iterator[Row],
+    path: Path,
+    source: Path | Endpoint | None,
+    languages: str | None,
+    settings: Mapping[str, Any],
+    rejected: DeadLetters,
+) -> Totals:
+    """Write the requests of a corpus for a batch API."""
+    from xqg_qdrant.augmentation.pipeline import Totals
+    from xqg_qdrant.augmentation.recipe import SUITED
+    from xqg_qdrant.generation import DRAWING, check_languages
+    from xqg_qdrant.generation.batch import write_batch
+    from xqg_qdrant.generation.llm import LanguageModelGenerator
+
+    generator = load_generator(source, "cpu", 1)
+    if not isinstance(generator, LanguageModelGenerator):
+        raise click.UsageError("--batch-out needs a URL as the --generator.")
+    chosen = check_languages(generator, choose_languages(languages, generator))
+    drawing = {name: settings[name] for name in DRAWING if settings.get(name) is not None}
+    sampling = generator.choose_sampling(chosen, drawing)
+    count = settings["queries_per_language"] or SUITED["queries_per_language"]
+    totals = Totals()
+    with rejected, path.open("w", encoding="ascii") as file:
+        for reject in write_batch(rows, file, generator, chosen, count, drawing.get("seed", 0), sampling):
+            if reject:
+                rejected.write([reject])
+            totals.rejected += reject is not None
+            totals.stored += reject is None
+        rejected.write(())
+    echo(f"{count_of(totals.stored, 'request')} written to {path}", err=True)
+    return totals
+
+
+def read_batch(queries: str | None, engine: str) -> BatchResults | None:
+    """Return the results of a batch API if --queries names such a file.
+
+    Raises:
+        InputError: the engine is Ray.
+    """
+    if queries is None:
+        return None
+    from xqg_qdrant.generation.batch import BatchResults, is_batch_result
+
+    if not is_batch_result(queries):
+        return None
+    if engine == RAY:
+        raise InputError("--engine ray cannot read the results of a batch.", "leave out --engine ray")
+    return BatchResults(queries)
 
 
 def exit_if_rejected(totals: Totals, path: Path) -> None:

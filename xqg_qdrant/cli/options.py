@@ -46,7 +46,7 @@ OPTION_GROUPS: dict[str, tuple[str, ...]] = {
         "quantisation",
     ),
     "Store": (
-        *("collection", "location", "out", "payload_layout", "alias", "no_snapshot"),
+        *("collection", "location", "out", "batch_out", "payload_layout", "alias", "no_snapshot"),
         *("shard_number", "replication_factor", "write_consistency_factor"),
     ),
     "Engine": ("device", "threads", "engine", "address", "num_workers"),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from xqg_qdrant.errors import InputError, ModelError, XqgError
-from xqg_qdrant.generation import Usage
+from xqg_qdrant.generation.answers import FORMAT, Reply, is_empty_purse, judge_prompt, read_answer, read_error
 from xqg_qdrant.text import HIDDEN, check_key, make_redactor, one_line, read_retry_after
 
 if TYPE_CHECKING:
@@ -43,42 +43,9 @@ MAX_UNREADABLE = 3
 MAX_REFUSED = 20
 
 FORMATS = ("json_schema", "json_object", "none")
-TRUNCATED = "length"
 
-_PURSE = re.compile(r"insufficient_quota|billing|insufficient.{0,20}(balance|credit|fund)|payment|out of credits", re.I)
-_RATE = re.compile(r"rate.?limit|resource_?exhausted|too.?many.?requests", re.I)
-_TOO_LONG = re.compile(
-    r"context.?(length|size|window)|too (long|large|many tokens)|maximum.{0,20}tokens|exceeds?.{0,40}context", re.I
-)
-_FILTERED = re.compile(r"content.?(filter|policy|management)|safety|moderation", re.I)
-_FORMAT = re.compile(r"response_?format|json_?schema|json_?object|structured.?output|grammar|guided", re.I)
 
 _log = logging.getLogger(__name__)
-
-
-class Reply(NamedTuple):
-    """An answered call.
-
-    Attributes:
-        content: The text; empty if there is none.
-        finish: The server's `finish_reason`.
-        rejected: Why this prompt is not to be asked again; empty if its text can be used.
-        usage: The tokens that this call took.
-        model: The model's name as the server reports it.
-        format: The `response_format` it was asked in.
-    """
-
-    content: str
-    finish: str = ""
-    rejected: str = ""
-    usage: Usage = Usage()
-    model: str = ""
-    format: str = ""
-
-    @property
-    def truncated(self) -> bool:
-        """Return whether the reply ended for want of room."""
-        return self.finish == TRUNCATED
 
 
 class _Passing(NamedTuple):
@@ -143,7 +110,7 @@ class Chat:
         while True:
             if self.failure is not None:
                 raise self.failure
-            body = self._make_body(prompt, schema, room, temperature, seed)
+            body = self.make_body(prompt, schema, room, temperature, seed)
             try:
                 found = self._post(body)
             except XqgError as error:
@@ -210,9 +177,10 @@ class Chat:
         if not structured and not self._structured and reply.format != FORMATS[-1]:
             self._step_down(reply.format, "the server ignores it")
 
-    def _make_body(
+    def make_body(
         self, prompt: str, schema: Mapping[str, Any], room: int, temperature: float | None, seed: int
     ) -> dict[str, Any]:
+        """Return a request, in the form that the server takes as far as is known."""
         with self._lock:
             kind, left_out, room_field = FORMATS[self._format], set(self._left_out), self._room_field
         body: dict[str, Any] = {
@@ -296,36 +264,22 @@ class Chat:
             )
         if not isinstance(answer, dict):
             return _Passing(f"{_UNREADABLE} {self._hide(str(answer))!r}", _CHECK_URL)
-        usage = _read_usage(answer)
         if "error" in answer and not answer.get("choices"):
-            message, code = _read_error(content)
+            _, code = read_error(content)
             if status := re.search(r"\b[45]\d\d\b", code):
                 return self._explain(int(status[0]), {}, content, body)
-            return Reply("", rejected=f"the server answered with an error: {self._hide(message)}", usage=usage)
         self._refused = 0
-        choices = answer.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
-        if choice is None:
-            return Reply("", rejected="the server answered with no choice", usage=usage)
-        message = choice.get("message")
-        message = message if isinstance(message, dict) else {}
-        finish = str(choice.get("finish_reason") or "")
-        refusal = message.get("refusal")
-        rejected = f"the model refused: {self._hide(str(refusal))}" if refusal else ""
-        if finish == "content_filter":
-            rejected = rejected or "the server's content filter stopped the reply"
         kind = body.get("response_format", {}).get("type", FORMATS[-1])
-        text = _read_content(message.get("content"))
-        return Reply(text, finish, rejected, usage, str(answer.get("model") or ""), kind)
+        return read_answer(answer, self._hide)._replace(format=kind)
 
     def _explain(
         self, status: int, headers: Mapping[str, str], content: bytes, body: Mapping[str, Any]
     ) -> Reply | _Passing | None:
         """Read an answer of another status than 200."""
-        message, code = _read_error(content)
+        message, code = read_error(content)
         what = f"HTTP {status}: {self._hide(message)}"
         after = read_retry_after(headers.get("retry-after", ""))
-        if status == 402 or (status in (403, 429) and _is_empty_purse(message, code, bool(after))):
+        if status == 402 or (status in (403, 429) and is_empty_purse(message, code, bool(after))):
             raise ModelError(
                 f"the account at {self.shown_url} has no money left: {what}.",
                 "check the plan and the billing there, then run the same command again to resume",
@@ -345,7 +299,7 @@ class Chat:
             )
         if status in (404, 405, 501):
             raise ModelError(f"{self.shown_url}: {what}.", "check --generator, which often ends with /v1, and --model")
-        if status in (400, 413, 422) and (rejected := _judge_prompt(message, code)):
+        if status in (400, 413, 422) and (rejected := judge_prompt(message, code)):
             return Reply("", rejected=f"{rejected} ({what})")
         if self._adapt(message, body):
             return None
@@ -362,7 +316,7 @@ class Chat:
                 self._room_field = "max_completion_tokens"
                 _log.warning("the server wants max_completion_tokens in the place of max_tokens")
             return True
-        if "response_format" in body and _FORMAT.search(text):
+        if "response_format" in body and FORMAT.search(text):
             self._step_down(body["response_format"]["type"], self._hide(message))
             return True
         for name in ("temperature", "seed", "max_completion_tokens", "max_tokens"):
@@ -434,50 +388,3 @@ def _apply(redactors: list[Any], text: str) -> str:
     for redact in redactors:
         text = redact(text)
     return text
-
-
-def _read_content(content: Any) -> str:  # noqa: ANN401
-    """Return the text of a message, which may come in parts."""
-    if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
-
-
-def _read_usage(answer: Mapping[str, Any]) -> Usage:
-    usage = answer.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    found = [counts.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    return Usage(1, *(count if isinstance(count, int) and count > 0 else 0 for count in found))
-
-
-def _read_error(content: bytes) -> tuple[str, str]:
-    """Return the message and the code of an error, which may be an object, a text, or anything else."""
-    text = content[: 1 << 16].decode(errors="replace")
-    try:
-        answer = json.loads(content)
-    except (ValueError, RecursionError):
-        return text, ""
-    if isinstance(answer, list) and answer:
-        answer = answer[0]
-    error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    if not isinstance(error, dict):
-        return str(error), ""
-    message = error.get("message") or error.get("detail") or text
-    code = " ".join(str(error[name]) for name in ("code", "type", "status") if error.get(name))
-    return str(message), code
-
-
-def _is_empty_purse(message: str, code: str, waits: bool) -> bool:
-    """Return whether an account is empty, by the error's code, else by its text if no wait is asked for."""
-    if code and (_PURSE.search(code) or _RATE.search(code)):
-        return _PURSE.search(code) is not None
-    return not waits and _PURSE.search(message) is not None
-
-
-def _judge_prompt(message: str, code: str) -> str:
-    """Return why a request was refused for its text; empty if it was not."""
-    if _FILTERED.search(f"{code} {message}"):
-        return "the server's content filter refused the passage"
-    if _TOO_LONG.search(f"{code} {message}") and not _FORMAT.search(message):
-        return "the passage is too long for the model"
-    return ""

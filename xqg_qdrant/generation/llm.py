@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.generation import DRAWING, SLOW, Endpoint, Generation, Usage
-from xqg_qdrant.generation.chat import KEY_VARIABLES, Chat, Reply
+from xqg_qdrant.generation.answers import Reply
+from xqg_qdrant.generation.chat import KEY_VARIABLES, Chat
 from xqg_qdrant.generation.checks import NO_QUESTION, Checked, Dropped, check_queries
 from xqg_qdrant.generation.prompt import (
     DEFAULT_PROMPT,
@@ -154,6 +155,14 @@ class LanguageModelGenerator:
         ]
         return [done.result() for done in work]
 
+    def make_request(
+        self, passage: Passage, languages: Sequence[str], count: int, seed: int, sampling: ChatSampling
+    ) -> dict[str, Any]:
+        """Return the body of the request for a passage, for a batch API."""
+        wanted = dict.fromkeys(languages, count)
+        prompt, room = fill_prompt(self._template, passage, wanted), find_room(wanted, sampling)
+        return self._chat.make_body(prompt, make_schema(wanted), room, sampling.temperature, seed)
+
     def close(self) -> None:
         """Close the connections, and remove the journal if it is empty; calls in flight are finished."""
         self._pool.shutdown()
@@ -209,7 +218,7 @@ class LanguageModelGenerator:
         """Return a reply that is whole, or rejected."""
         prompt = fill_prompt(self._template, call.passage, wanted)
         schema = make_schema(wanted)
-        room = SPARE_TOKENS + call.sampling.max_new_tokens * sum(wanted.values())
+        room = find_room(wanted, call.sampling)
         # Another seed, as a server may repeat the bad reply with the same one.
         for more in (1, 2):
             reply = self._ask_once(call, prompt, schema, more * room, call.seed + attempt)
@@ -325,6 +334,11 @@ class Journal:
             raise ModelError(
                 f"cannot keep replies in {self.folder} ({error.strerror or error}).", "free space, or make it writable"
             ) from error
+
+
+def find_room(wanted: Mapping[str, int], sampling: ChatSampling) -> int:
+    """Return the most tokens of a reply."""
+    return SPARE_TOKENS + sampling.max_new_tokens * sum(wanted.values())
 
 
 def hash_call(model: str, prompt: str, room: int, temperature: float | None, seed: int) -> str:
