@@ -31,7 +31,7 @@ def running_llama() -> Iterator[str]:
 
     params = xllamacpp.CommonParams()
     params.model.path = str(find_gguf())
-    params.hostname = "127.0.0.1"
+    params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.n_ctx = 2048
     params.n_parallel = 1

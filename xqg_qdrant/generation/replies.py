@@ -18,6 +18,8 @@ from xqg_qdrant.languages import LANGUAGES, standard_code
 from xqg_qdrant.records import Passage
 
 LONGEST_QUESTION = 400
+# People leave the question mark out of short questions.
+LONGEST_WITHOUT_MARK = 80
 ECHOED_CHARACTERS = 24
 STATEMENT, ECHO, LINK, OVERLONG, UNREADABLE = "statement", "echo", "link", "overlong", "unreadable"
 
@@ -39,7 +41,9 @@ _REGION = re.compile(r"[-_]\w{2,8}$|\s*\([\w-]+\)$")
 _HEADING = re.compile(r"^[\s#*]*([^\W\d_][\w -]{0,30}?)\s*(?:\(([\w-]+)\))?[\s*]*[:：][\s*]*(.*)$")
 # Ends of a sentence that is no question, in the scripts of the world; Thai, Lao and Khmer have none.
 _STATEMENT_ENDS = (".", "。", "．", "।", "॥", "!", "！", "۔", "։", "።", "။", "…", ":", "：")
-_ASKING_ENDS = {"ja": ("か。", "か．"), "ko": ("까.",)}
+_INNER_END = re.compile(r"\w{3,}[.!。।] *\w")
+_QUESTION_MARKS = "?？؟;՞፧⁇"
+_ASKING_ENDS: dict[str, str | tuple[str, ...]] = {"ja": ("か。", "か．"), "ko": ("까.",)}
 
 
 class Read(NamedTuple):
@@ -107,9 +111,16 @@ def find_fault(question: str, code: str, passage: Passage, echoes: set[str]) -> 
         return ECHO
     if re.search(r"</?(passage|title)-[0-9a-f]{8}>", question):
         return ECHO
-    states = question.endswith(_STATEMENT_ENDS) and not question.endswith(_ASKING_ENDS.get(code, ("?",)))
-    chats = _CHATTER.match(question) and not question.endswith("?")
-    return STATEMENT if states or chats else ""
+    return "" if _may_ask(question, code) else STATEMENT
+
+
+def _may_ask(question: str, code: str) -> bool:
+    """Return whether a text may be a question: it has a question mark, or is short and no sentence."""
+    if any(mark in question for mark in _QUESTION_MARKS) or question.endswith(_ASKING_ENDS.get(code, "?")):
+        return not question.endswith((":", "："))
+    if _CHATTER.match(question) or len(question) > LONGEST_WITHOUT_MARK:
+        return False
+    return not question.endswith(_STATEMENT_ENDS) and not _INNER_END.search(question)
 
 
 def _lacks_link(question: str, passage: Passage) -> bool:
