@@ -159,10 +159,9 @@ def ingest(
             from xqg_qdrant.augmentation.ray_engine import Job
 
             fingerprint = describe(encoder, generator, recipe)
-            models = [
-                path.absolute() if isinstance(path, Path) else path for path in (encoder_folder, generator_source)
-            ]
-            job = Job(inputs, Path.cwd(), location, collection, recipe, fingerprint, encoder.dim, *models)
+            folder = encoder_folder and encoder_folder.absolute()
+            source = generator_source.absolute() if isinstance(generator_source, Path) else generator_source
+            job = Job(inputs, Path.cwd(), location, collection, recipe, fingerprint, encoder.dim, folder, source)
             del encoder, generator  # a GPU may have no room for them twice
             totals = run_on_ray(job, store, address, device, num_workers, threads, total, rejected, quiet)
         else:

@@ -61,14 +61,14 @@ def read_answer(answer: Mapping[str, Any], hide: Callable[[str], str]) -> Reply:
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
     if choice is None:
         return Reply("", rejected="the server answered with no choice", usage=usage)
-    message = choice.get("message")
-    message = message if isinstance(message, dict) else {}
+    said = choice.get("message")
+    said = said if isinstance(said, dict) else {}
     finish = str(choice.get("finish_reason") or "")
-    refusal = message.get("refusal")
+    refusal = said.get("refusal")
     rejected = f"the model refused: {hide(str(refusal))}" if refusal else ""
     if finish == "content_filter":
         rejected = rejected or "the server's content filter stopped the reply"
-    return Reply(_read_content(message.get("content")), finish, rejected, usage, str(answer.get("model") or ""))
+    return Reply(_read_content(said.get("content")), finish, rejected, usage, str(answer.get("model") or ""))
 
 
 def _read_content(content: Any) -> str:  # noqa: ANN401

@@ -12,7 +12,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -81,7 +81,7 @@ class Chat:
         self._key = check_key(api_key, KEY_VARIABLES[0])
         secrets = [value for _, value in parse_qsl(urlsplit(self._url).query) if value not in self.shown_url]
         redactors = [make_redactor(secret) for secret in (self._key, *secrets) if secret]
-        self._redact = lambda text: _apply(redactors, text)
+        self._redactors = redactors
         self._concurrency = concurrency
         self._client: httpx.Client | None = None
         self._lock = Lock()
@@ -125,9 +125,9 @@ class Chat:
             patience = found.patience if self._reached else min(found.patience, FIRST_PATIENCE_SECONDS)
             if time.monotonic() - started + wait > patience or unreadable >= MAX_UNREADABLE:
                 asks = f" The server asks to wait {found.after:.0f} s." if found.after else ""
-                error = ModelError(f"no answer from {self.shown_url}: {found.what}.{asks}", found.cure)
-                self.end(error)
-                raise error
+                lost = ModelError(f"no answer from {self.shown_url}: {found.what}.{asks}", found.cure)
+                self.end(lost)
+                raise lost
             self._ended.wait(wait)
             delay = min(2 * delay, MAX_DELAY_SECONDS)
 
@@ -338,7 +338,7 @@ class Chat:
         )
 
     def _hide(self, text: str) -> str:
-        return one_line(" ".join(self._redact(text).split()))[:SHOWN_CHARACTERS].rstrip(".")
+        return one_line(" ".join(_apply(self._redactors, text).split()))[:SHOWN_CHARACTERS].rstrip(".")
 
 
 _UNREADABLE = "the answer is not a reply:"
@@ -384,7 +384,7 @@ def _hide_query(url: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(shown, safe="*")))
 
 
-def _apply(redactors: list[Any], text: str) -> str:
+def _apply(redactors: Sequence[Callable[[str], str]], text: str) -> str:
     for redact in redactors:
         text = redact(text)
     return text
