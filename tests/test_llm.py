@@ -21,7 +21,7 @@ from scripted_chat import Answer, Call, Script, ScriptedChat, in_order, refused,
 from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.generation import Generation, chat, llm
 from xqg_qdrant.generation.llm import ChatSampling, LanguageModelGenerator
-from xqg_qdrant.generation.prompt import DEFAULT_PROMPT
+from xqg_qdrant.generation.questions import DEFAULT_PROMPT
 from xqg_qdrant.records import Passage
 
 DANUBE = Passage("d", "The Danube is 2,850 km long. It rises at Donaueschingen and ends in the Black Sea.", "Danube")

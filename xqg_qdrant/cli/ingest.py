@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.augmentation.recipe import Recipe
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.generation import Endpoint
-    from xqg_qdrant.generation.batch import BatchResults
+    from xqg_qdrant.generation.questions import BatchResults
 
 
 @main.command(cls=GroupedCommand)
@@ -401,8 +401,9 @@ def write_requests(
     from xqg_qdrant.augmentation.pipeline import Totals
     from xqg_qdrant.augmentation.recipe import SUITED
     from xqg_qdrant.generation import DRAWING, check_languages
-    from xqg_qdrant.generation.batch import write_batch
+    from xqg_qdrant.generation.chat import find_chat_url
     from xqg_qdrant.generation.llm import LanguageModelGenerator
+    from xqg_qdrant.generation.questions import write_batch
 
     generator = load_generator(source, "cpu", 1)
     if not isinstance(generator, LanguageModelGenerator):
@@ -413,7 +414,9 @@ def write_requests(
     count = settings["queries_per_language"] or SUITED["queries_per_language"]
     totals = Totals()
     with rejected, path.open("w", encoding="ascii") as file:
-        for reject in write_batch(rows, file, generator, chosen, count, drawing.get("seed", 0), sampling):
+        settled = {"languages": chosen, "count": count, "seed": drawing.get("seed", 0), "sampling": sampling}
+        make_request = partial(generator.make_request, **settled)
+        for reject in write_batch(rows, file, find_chat_url(generator.endpoint.url), make_request):
             if reject:
                 rejected.write([reject])
             totals.rejected += reject is not None
@@ -431,7 +434,7 @@ def read_batch(queries: str | None, engine: str) -> BatchResults | None:
     """
     if queries is None:
         return None
-    from xqg_qdrant.generation.batch import BatchResults, is_batch_result
+    from xqg_qdrant.generation.questions import BatchResults, is_batch_result
 
     if not is_batch_result(queries):
         return None

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.generation import DRAWING, SLOW, Endpoint, Generation, Usage
-from xqg_qdrant.generation.answers import Reply
-from xqg_qdrant.generation.chat import KEY_VARIABLES, Chat
+from xqg_qdrant.generation.chat import KEY_VARIABLES, Chat, Reply
 from xqg_qdrant.generation.checks import NO_QUESTION, Checked, Dropped, check_queries
-from xqg_qdrant.generation.prompt import (
+from xqg_qdrant.generation.questions import (
     DEFAULT_PROMPT,
+    ECHOED_CHARACTERS,
     SCHEMA_VERSION,
     check_prompt,
     count_least_tokens,
@@ -32,8 +32,8 @@ from xqg_qdrant.generation.prompt import (
     fill_prompt,
     find_pieces,
     make_schema,
+    read_reply,
 )
-from xqg_qdrant.generation.replies import ECHOED_CHARACTERS, read_reply
 from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.machine import find_cache
 from xqg_qdrant.records import GeneratedQuery, Passage
