@@ -129,6 +129,8 @@ def test_a_question_in_another_language_surely_is_not_in_this_one(text: str, cod
         ("Donau Länge?", "de"),
         ("Wo liegt Ulm?", "de"),
         ("Яка довжина Дунаю?", "uk"),
+        ("Какова длина реки?", "ru"),
+        ("Кто написал книгу?", "ru"),
         ("¿Quién canta when i look into your eyes?", "es"),
         ('Kuka lauloi "We don\'t need no education"?', "fi"),
         ("谁唱的to make you feel my love", "zh"),

@@ -88,6 +88,8 @@ CLOSE = tuple(
 )  # fmt: skip
 # The model that decides, for fingerprints; it changes with the second number of the version.
 IDENTIFIER = "py3langid 0.4"
+# The identifier takes all languages for equally likely, and three Russian words are often Macedonian, too.
+RARER_THAN_RUSSIAN = {"uk": 0.5, "bg": 0.25, "sr": 0.25, "be": 0.1, "mk": 0.1}
 # Of the probability of a language over its sum with the next likely one's; measured in docs/decisions.md.
 LEAST_SHARE, LEAST_SHARE_CYRILLIC, LEAST_SHARE_UNKNOWN, CLEAR_SHARE = 0.1, 0.25, 0.5, 0.85
 LEAST_CONFIDENCE = 0.6
@@ -218,6 +220,7 @@ def _share(text: str, code: str) -> float:
     scores = _score(text)
     if code not in _known_languages():
         return 1 - scores.get("en", 0.0)
+    scores = {each: score * RARER_THAN_RUSSIAN.get(each, 1.0) for each, score in scores.items()}
     close = close_languages(code)
     own = sum(scores.get(each, 0.0) for each in close)
     return own / (own + max((score for each, score in scores.items() if each not in close), default=0.0))
