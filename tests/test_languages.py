@@ -66,6 +66,10 @@ def test_every_language_has_a_name_and_a_script() -> None:
 
 def test_languages_are_read_in_the_order_given() -> None:
     assert parse_languages(" ru, ja ,", ("ja", "fi", "ru")) == ("ru", "ja")
+    assert parse_languages("gsw,pt-BR,ja", ()) == ("gsw", "pt-BR", "ja")
+    for unknown in ("xx", "qqq"):
+        with pytest.raises(InputError, match="is no language"):
+            parse_languages(unknown, ())
 
 
 @pytest.mark.parametrize(

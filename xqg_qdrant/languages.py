@@ -125,9 +125,10 @@ def language_name(code: str) -> str:
     except ImportError as error:
         cure = f"choose from {', '.join(LANGUAGES)}, or pip install 'xqg-qdrant[languages]'"
         raise InputError(f"the name of the language {code!r} needs langcodes.", cure) from error
-    if not langcodes.tag_is_valid(code):
+    name = str(langcodes.Language.get(code).display_name()) if langcodes.tag_is_valid(code) else ""
+    if not name or name.startswith("Unknown language"):
         raise InputError(f"{code!r} is no language.", "use a code of BCP 47, such as fi or pt-BR")
-    return str(langcodes.Language.get(code).display_name())
+    return name
 
 
 @cache
@@ -138,16 +139,22 @@ def _codes_by_name() -> dict[str, str]:
 def parse_languages(codes: str, known: Sequence[str]) -> tuple[str, ...]:
     """Parse a comma-separated list of language codes, keeping their order.
 
+    Args:
+        codes: such as `ja,ru`.
+        known: the codes to choose from; if empty, all that have a `language_name`.
+
     Raises:
         InputError: a code is not in `known` or occurs twice, or the list is empty.
     """
     languages = tuple(code.strip() for code in codes.split(",") if code.strip())
     for code in languages:
-        if code not in known:
+        if not known:
+            language_name(code)
+        elif code not in known:
             raise InputError(f"unknown language {code!r}.", f"choose from {', '.join(known)}")
     if not languages or len(set(languages)) < len(languages):
         problem = "name a language twice" if languages else "name no language"
-        raise InputError(f"the languages {codes!r} {problem}.", f"name each once, such as {','.join(known[:3])}")
+        raise InputError(f"the languages {codes!r} {problem}.", f"name each once, such as {','.join(known[:3] or ('ja', 'ru'))}")
     return languages
 
 

@@ -189,7 +189,7 @@ def pilot(
         named = {"generator": given["generator_source"]}
         named |= {name: given[name] for name in ("model", "prompt", "concurrency")}
         generator_words = [word for name, value in named.items() if value for word in (f"--{name}", str(value))]
-        command = make_command(file, encoder_words, generator_words, recipe_name, found, generator.default_languages)
+        command = make_command(file, encoder_words, generator_words, recipe_name, found, generator.languages)
         echo(f"With this setting: {command}")
 
 

@@ -59,11 +59,7 @@ class Generator(Protocol):
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Return the codes of the languages it writes."""
-
-    @property
-    def default_languages(self) -> tuple[str, ...]:
-        """Return the codes of the languages to write if none are named; empty if they must be."""
+        """Return the codes of the languages it writes; none if it writes any."""
 
     @property
     def pace(self) -> str:
@@ -175,8 +171,8 @@ def check_languages(generator: Generator, languages: Sequence[str]) -> tuple[str
     """Return the languages to write in, sorted, so that their order does not change the fingerprint.
 
     Raises:
-        InputError: none are named, and the generator has no default.
+        InputError: none are named, and the generator writes any.
     """
-    if not languages and not generator.default_languages:
+    if not languages and not generator.languages:
         raise InputError("a language model writes any language, and none is named.", "name some: --languages ja,ru")
-    return tuple(sorted(languages or generator.default_languages))
+    return tuple(sorted(languages or generator.languages))

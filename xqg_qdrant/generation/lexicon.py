@@ -60,11 +60,6 @@ class Lexicon:
         self._sha256 = digest.hexdigest()
         self.languages: tuple[str, ...] = tuple(sorted(self._entries))
 
-    @property
-    def default_languages(self) -> tuple[str, ...]:
-        """Return all languages."""
-        return self.languages
-
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide the pseudo-queries, for a fingerprint."""
         return {"kind": LEXICON, "sha256": self._sha256, "words_a_query": WORDS_A_QUERY}

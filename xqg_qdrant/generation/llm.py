@@ -34,7 +34,6 @@ from xqg_qdrant.generation.questions import (
     make_schema,
     read_reply,
 )
-from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.machine import find_cache
 from xqg_qdrant.records import GeneratedQuery, Passage
 
@@ -64,8 +63,7 @@ class LanguageModelGenerator:
     pace = SLOW
     writes_sentences = True
     sampling = ChatSampling()
-    languages: tuple[str, ...] = tuple(LANGUAGES)
-    default_languages: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
     device = "remote"
 
     def __init__(

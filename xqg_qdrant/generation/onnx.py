@@ -118,11 +118,6 @@ class QueryGenerator:
     writes_sentences = True
 
     @property
-    def default_languages(self) -> tuple[str, ...]:
-        """Return all languages."""
-        return self.languages
-
-    @property
     def pace(self) -> str:
         """Return `SLOW` on a CPU, `FAST` on a GPU."""
         return SLOW if self.device == "cpu" else FAST
