@@ -154,7 +154,8 @@ def parse_languages(codes: str, known: Sequence[str]) -> tuple[str, ...]:
             raise InputError(f"unknown language {code!r}.", f"choose from {', '.join(known)}")
     if not languages or len(set(languages)) < len(languages):
         problem = "name a language twice" if languages else "name no language"
-        raise InputError(f"the languages {codes!r} {problem}.", f"name each once, such as {','.join(known[:3] or ('ja', 'ru'))}")
+        example = ",".join(known[:3] or ("ja", "ru"))
+        raise InputError(f"the languages {codes!r} {problem}.", f"name each once, such as {example}")
     return languages
 
 
