@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,11 @@ import generating
 import pytest
 from click.testing import CliRunner, Result
 from llama import NEEDS_LLAMA, running_llama
+from qdrant_client import QdrantClient
 from scripted_chat import Answer, Call, ScriptedChat, said
+from test_architecture import CHECKOUT
+from test_docs import blocks, commands
+from test_foreign import FIELDS, make_collection
 from writing import write_rows
 
 from xqg_qdrant.cli import main
@@ -140,6 +145,59 @@ def test_a_batch_is_written_and_its_results_are_read_in_any_order(endpoint: Scri
         "the batch has no answer: not run in time",
         "the reply was cut off (raise --max-new-tokens)",
     }
+
+
+def test_another_programs_collection_is_augmented(endpoint: ScriptedChat, corpus: str) -> None:
+    endpoint.reset(answer)
+    client = QdrantClient(path="theirs")
+    make_collection(client, count=4)
+    client.close()
+    source = ("--generator", endpoint.url, "--model", "m", "--languages", "fi,ru", *FIELDS)
+    done = xqg("augment", "--collection", "theirs", "--store", "local:theirs", *source)
+    assert "4 passages stored" in done.output
+    assert len(endpoint.calls) == 4
+    again = xqg("augment", "--collection", "theirs", "--store", "local:theirs", *source)
+    assert "0 passages stored, 4 unchanged" in again.output
+    assert len(endpoint.calls) == 4
+
+
+def test_the_commands_of_the_page_run(endpoint: ScriptedChat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    rows = [{"id": p.passage_id, "title": p.title, "text": p.text} for p in read_demo_passages()[:6]]
+    write_rows(tmp_path / "corpus" / "passages.jsonl", rows)
+    endpoint.reset(lambda call, number: said({code: three_questions(code, number) for code in call.languages}))
+    page = CHECKOUT / "docs" / "how-to" / "language-model.md"
+    ran = []
+    for number, block in enumerate(blocks(page)):
+        store = f"store{number}"
+        if document := re.search(r"<<'END'\n(.*?)\nEND\n", block.text, re.DOTALL):
+            Path("prompt.txt").write_text(document[1], encoding="utf-8")
+        for words in commands(block.text.replace(document[0] if document else "\0", "\n")):
+            if words[-1] == "results.jsonl":
+                answer_batch(Path("requests.jsonl"), Path("results.jsonl"))
+            here = [endpoint.url if word.startswith("http") else word for word in words]
+            result = CliRunner().invoke(main, here, env={"XQG_STORE": store, "XQG_LLM_API_KEY": KEY})
+            assert result.exit_code == 0, f"{words}\n{result.output}"
+            ran.append(words[0])
+    assert ran == ["ingest", "ingest", "estimate", "ingest", "generate", "ingest", "pilot"]
+    assert "that a patient would ask" in endpoint.calls[-1].prompt
+
+
+def three_questions(code: str, number: int) -> list[str]:
+    known = {**ASKED, "ja": "川{}の長さは何キロメートルですか？"}
+    return [known[code].format(f"{number}.{each}") for each in range(3)]
+
+
+def answer_batch(requests: Path, results: Path) -> None:
+    rows = []
+    for number, line in enumerate(requests.read_text(encoding="utf-8").splitlines()):
+        request = json.loads(line)
+        call = Call(request["url"], {}, request["body"])
+        body = said({code: three_questions(code, number) for code in call.languages}).body
+        response = {"status_code": 200, "body": body}
+        rows.append({"custom_id": request["custom_id"], "response": response, "error": None})
+    write_rows(results, rows)
 
 
 KILLS, MANY = 5, 60
