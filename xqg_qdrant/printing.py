@@ -17,7 +17,8 @@ from xqg_qdrant.evaluation.comparison import SIGNIFICANT, Comparison, Report, de
 from xqg_qdrant.evaluation.hubs import NEIGHBOURS, Hub, Hubs
 from xqg_qdrant.evaluation.significance import stars_of
 from xqg_qdrant.fingerprint import LONGEST_SHOWN, RETUNING_FIELD, describe_retune, show_field
-from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, REASONS, WRONG_LANGUAGE, WRONG_SCRIPT, Dropped
+from xqg_qdrant.generation import Usage
+from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, NO_QUESTION, WRONG_LANGUAGE, WRONG_SCRIPT, Dropped
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import DEFAULT_PORT
@@ -33,6 +34,7 @@ DROPPED_FOR = {
     WRONG_LANGUAGE: "in another language",
     DUPLICATE: "repeated",
     EMPTY: "empty",
+    NO_QUESTION: "no question",
 }
 SUMMARY_MEASURES = ("MRR@10", "R@2kt")
 SUMMARY_WIDTH = 8
@@ -60,6 +62,8 @@ def format_totals(totals: Totals, seconds: float) -> str:
             f"{one_line(name) or 'of no language'} {count}" for name, count in sorted(totals.kept.items())
         )
         lines.append(f"{totals.kept.total()} given queries encoded: {counts}")
+    if totals.usage.calls:
+        lines.append(f"{format_usage(totals.usage)}.")
     if totals.left_out:
         lines.append(format_left_out(totals.left_out, totals.kept.total()))
     if totals.bare:
@@ -70,12 +74,17 @@ def format_totals(totals: Totals, seconds: float) -> str:
 def format_dropped(dropped: Mapping[Dropped, int]) -> str:
     """Return how many generated queries were dropped for each reason, and of which languages."""
     parts = []
-    for reason in REASONS:
+    for reason in DROPPED_FOR:
         counts = {language: count for (language, why), count in sorted(dropped.items()) if why == reason and count}
         if counts:
             languages = ", ".join(f"{one_line(language)} {count}" for language, count in counts.items())
             parts.append(f"{sum(counts.values())} {DROPPED_FOR[reason]} ({languages})")
     return "; ".join(parts)
+
+
+def format_usage(usage: Usage) -> str:
+    """Return the calls and tokens of a language model."""
+    return f"{count_of(usage.calls, 'call')}, tokens: {usage.tokens_in:,} in, {usage.tokens_out:,} out"
 
 
 def format_check(check: Check) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 from threading import Event
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -22,7 +23,7 @@ import numpy as np
 
 from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, find_fault
 from xqg_qdrant.augmentation.recipe import Recipe
-from xqg_qdrant.errors import InputError, StoreError
+from xqg_qdrant.errors import InputError, StoreError, XqgError
 from xqg_qdrant.fingerprint import (
     Fingerprint,
     hash_content,
@@ -30,7 +31,7 @@ from xqg_qdrant.fingerprint import (
     make_fingerprint,
     refuse_mismatch,
 )
-from xqg_qdrant.generation import INSTANT, SLOW, Generation, Generator
+from xqg_qdrant.generation import INSTANT, SLOW, Generation, Generator, Usage
 from xqg_qdrant.generation.checks import REASONS, Dropped
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import (
@@ -84,6 +85,7 @@ class Progress(NamedTuple):
         bare: Number of written passages without queries.
         left_out: Number of stored queries that the filter excludes from the fusion.
         dropped: Number of generated queries dropped by the checks, by language and reason.
+        usage: Calls and tokens that a language model took.
     """
 
     stored: int
@@ -94,6 +96,7 @@ class Progress(NamedTuple):
     bare: int = 0
     left_out: int = 0
     dropped: Mapping[Dropped, int] = MappingProxyType({})
+    usage: Usage = Usage()
 
     @property
     def rows(self) -> int:
@@ -109,6 +112,7 @@ class Totals:
         self.asked: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
         self.dropped: Counter[Dropped] = Counter()
+        self.usage = Usage()
 
     def add(self, progress: Progress) -> None:
         """Add one chunk."""
@@ -120,10 +124,11 @@ class Totals:
         self.asked.update(progress.asked)
         self.kept.update(progress.kept)
         self.dropped.update(progress.dropped)
+        self.usage = self.usage.plus(progress.usage)
 
     def to_progress(self, rejects: Iterable[Reject]) -> Progress:
         """Return the sum as one chunk, with the rejects of all chunks."""
-        counts = (self.asked, self.kept, self.bare, self.left_out, self.dropped)
+        counts = (self.asked, self.kept, self.bare, self.left_out, self.dropped, self.usage)
         return Progress(self.stored, self.unchanged, tuple(rejects), *counts)
 
     def yields(self) -> dict[str, dict[str, int]]:
@@ -149,10 +154,22 @@ class Chunk(NamedTuple):
 
 
 class Augmented(NamedTuple):
-    """A chunk ready to be written, and the progress to yield once it is."""
+    """A chunk ready to be written, and the progress to yield once it is.
+
+    `replies` are files to remove then, and `failure` is to be raised then.
+    """
 
     points: list[AugmentedPassage]
     progress: Progress
+    replies: tuple[Path, ...] = ()
+    failure: XqgError | None = None
+
+    def settle(self) -> None:
+        """Remove the files of a chunk that is stored, and raise its failure."""
+        for path in self.replies:
+            path.unlink(missing_ok=True)
+        if self.failure is not None:
+            raise self.failure
 
 
 def ingest(
@@ -189,6 +206,9 @@ def ingest(
             to the end, which is raised after those before are stored.
     """
     pace = INSTANT if generator is None else generator.pace
+    if generator is not None and generator.concurrency:
+        # A chunk ends with its slowest call; meanwhile the next ones keep the others busy.
+        workers = max(workers, 1 + -(-generator.concurrency // CHUNK_SIZE))
     fingerprint = describe(encoder, generator, recipe)
     recipe_hash = hash_recipe(fingerprint)
     damage: list[InputError] = []
@@ -204,7 +224,9 @@ def ingest(
         for done in batches:
             # One write for all that wait: each pays for a flush to the disk.
             write([point for augmented in done for point in augmented.points], store, collection, fingerprint)
-            yield from (augmented.progress for augmented in done)
+            for augmented in done:
+                yield augmented.progress
+                augmented.settle()
     # A retune may have begun just before the last write.
     check_unchanged(store, collection, fingerprint)
     if damage:
@@ -317,21 +339,33 @@ def augment(chunk: Chunk, encoder: Encoder, generator: Generator | None, recipe:
     """Augment a chunk with one call of each model; a worker runs this."""
     if not chunk.missing:
         return Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}, dropped={}))
-    passages = [row.passage for row, _ in chunk.missing]
-    generations = _find_queries([row for row, _ in chunk.missing], generator, recipe)
+    written = _find_queries([row for row, _ in chunk.missing], generator, recipe)
+    usage = Usage(*(sum(counts) for counts in zip(*(generation.usage for generation in written), strict=True)))
+    replies = tuple(path for generation in written for path in generation.replies if generation.failure is None)
+    failure = next((generation.failure for generation in written if generation.failure), None)
+    rejects = list(chunk.rejects)
+    rows, generations = [], []
+    for (row, content_hash), generation in zip(chunk.missing, written, strict=True):
+        if generation.rejected:
+            rejects.append(Reject(row.passage.passage_id, 0, generation.rejected, row.passage.text))
+        elif generation.failure is None:
+            rows.append((row, content_hash))
+            generations.append(generation)
+    if not rows:
+        progress = Progress(0, chunk.unchanged, tuple(rejects), {}, {}, dropped={}, usage=usage)
+        return Augmented([], progress, replies, failure)
+    passages = [row.passage for row, _ in rows]
     passage_texts = [f"{passage.title} {passage.text}".strip() for passage in passages]
     plain = check_vectors(encoder.encode_passages(passage_texts), len(passage_texts), encoder.dim)
     texts = [query.text for generation in generations for query in generation.queries]
     counts = [len(generation.queries) for generation in generations]
     vectors = np.split(check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim), np.cumsum(counts)[:-1])
 
-    points, rejects, asked, kept, left_out = [], list(chunk.rejects), Counter[str](), Counter[str](), 0
+    points, asked, kept, left_out = [], Counter[str](), Counter[str](), 0
     dropped = Counter[Dropped]()
     for generation in generations:
         dropped.update(generation.dropped)
-    for (row, content_hash), generation, vector, queries in zip(
-        chunk.missing, generations, plain, vectors, strict=True
-    ):
+    for (row, content_hash), generation, vector, queries in zip(rows, generations, plain, vectors, strict=True):
         asked.update(dict.fromkeys(recipe.languages, generation.asked))
         kept.update(query.language for query in generation.queries)
         problem = find_fault("a vector of the encoder", np.vstack([vector, queries]))
@@ -348,8 +382,8 @@ def augment(chunk: Chunk, encoder: Encoder, generator: Generator | None, recipe:
                 AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash, terms=terms)
             )
     bare = sum(not point.generated_queries for point in points)
-    progress = Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out, dropped)
-    return Augmented(points, progress)
+    progress = Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out, dropped, usage)
+    return Augmented(points, progress, replies, failure)
 
 
 def find_terms(passage: Passage, queries: Iterable[GeneratedQuery]) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.corpus.inputs import Inputs
 from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.fingerprint import Fingerprint, hash_recipe
-from xqg_qdrant.generation import open_generator
+from xqg_qdrant.generation import Endpoint, open_generator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.stores import Store, open_store
 
@@ -58,9 +58,9 @@ MAX_WRITERS = 8
 class Job(NamedTuple):
     """The settings that every process of an ingest needs, without the store's key.
 
-    The inputs are read from `directory`. `encoder` is a model folder; `generator` is a model folder or a lexicon's
-    file, and is used if the recipe needs one. None stands for the models that ship. Both must be at the same paths on
-    all machines, and all machines must reach the store.
+    The inputs are read from `directory`. `encoder` is a model folder; `generator` is a model folder, a lexicon's
+    file or an endpoint, and is used if the recipe needs one. None stands for the models that ship. Both must be at the
+    same paths on all machines, and all machines must reach the store and the endpoint.
     """
 
     inputs: Inputs
@@ -71,18 +71,18 @@ class Job(NamedTuple):
     fingerprint: Fingerprint
     dim: int
     encoder: Path | None
-    generator: Path | None
+    generator: Path | Endpoint | None
 
 
 class Ledger:
-    """The state shared by the processes of an ingest: progress, the stop flag, errors, the store's key."""
+    """The state shared by the processes of an ingest: progress, the stop flag, errors, keys."""
 
     def __init__(self) -> None:
         self._stored: list[tuple[int, Progress]] = []
         self._ended: tuple[int, list[InputError], int] = (-1, [], 0)
         self._stopped = False
         self._starts = 0
-        self._key: str | None = None
+        self._keys: tuple[str | None, str | None] = None, None
         self._failure: XqgError | None = None
 
     def start(self) -> int:
@@ -90,13 +90,13 @@ class Ledger:
         self._starts += 1
         return self._starts
 
-    def set_key(self, key: str | None) -> None:
-        """Keep the store's key, so that it is in no process's arguments, environment or description."""
-        self._key = key
+    def set_keys(self, store: str | None, generator: str | None) -> None:
+        """Keep the keys of both, so that they are in no process's arguments, environment or description."""
+        self._keys = store, generator
 
-    def key(self) -> str | None:
-        """Return the store's key."""
-        return self._key
+    def keys(self) -> tuple[str | None, str | None]:
+        """Return the keys of the store and the generator."""
+        return self._keys
 
     def fail(self, error: XqgError) -> None:
         """Record why a worker could not start."""
@@ -164,7 +164,8 @@ class AugmentChunk:
                 cure = "use fewer --num-workers or --threads if memory ran out, or read Ray's logs"
                 raise XqgError(f"workers died {MAX_DEATHS} times without finishing a chunk.", cure)
             self._encoder = Encoder(job.encoder, plan.device, 1)
-            self._generator = None if job.recipe.given else open_generator(job.generator, plan.device, 1)
+            _, key = ray.get(ledger.keys.remote())
+            self._generator = None if job.recipe.given else open_generator(job.generator, plan.device, 1, key)
             if describe(self._encoder, self._generator, job.recipe) != job.fingerprint:
                 raise ModelError(
                     f"the models on {ray.util.get_node_ip_address()} differ from those of the driver.",
@@ -194,15 +195,16 @@ class QdrantDatasink(Datasink):  # type: ignore[misc]
 
     def write(self, blocks: Iterable[pyarrow.Table], _context: object) -> None:
         """Store the chunks of a task; a rewrite after a kill stores the same points."""
-        store = _open_store(self._url, ray.get(self._ledger.key.remote()))
+        store = _open_store(self._url, ray.get(self._ledger.keys.remote())[0])
         for block in blocks:
             for number, augmented in _unpack(block):
                 write(augmented.points, store, self._collection, self._fingerprint)
                 ray.get(self._ledger.add.remote(number, augmented.progress))
+                augmented.settle()
 
 
 def ingest_on_ray(
-    job: Job, store: Store, key: str | None, plan: Plan, stop: Event
+    job: Job, store: Store, keys: tuple[str | None, str | None], plan: Plan, stop: Event
 ) -> abc.Generator[Progress, None, None]:
     """Store passages as `pipeline.ingest` does; yield after each chunk is stored, in row order.
 
@@ -211,7 +213,7 @@ def ingest_on_ray(
     Args:
         job: the settings of the ingest.
         store: the job's store, opened in this process.
-        key: of the store.
+        keys: of the store and of an endpoint.
         plan: from `make_plan`.
         stop: once set, no further chunk begins, and those in flight are finished and stored.
 
@@ -222,7 +224,7 @@ def ingest_on_ray(
     """
     open_collection(job.inputs.read(), store, job.collection, job.dim, job.fingerprint)
     ledger = ray.remote(Ledger).options(num_cpus=0).remote()
-    ray.get(ledger.set_key.remote(key))
+    ray.get(ledger.set_keys.remote(*keys))
     failed: list[BaseException] = []
     # Deferring the index pays only if points come faster than the network takes them.
     with store.bulk_load(job.collection, fast=False):
@@ -294,7 +296,7 @@ def _run(job: Job, plan: Plan, ledger: Any, failed: list[BaseException]) -> None
 def _read(job: Job, plan: Plan, ledger: Any) -> Iterator[pyarrow.Table]:  # noqa: ANN401
     """Yield the chunks of the corpus, after their lookup in the store."""
     os.chdir(job.directory)
-    store = _open_store(job.url, ray.get(ledger.key.remote()))
+    store = _open_store(job.url, ray.get(ledger.keys.remote())[0])
     damage: list[InputError] = []
     rows = until_damage(job.inputs.read(), damage)
     cheap = bool(plan.gpus) or job.recipe.sampling is None

@@ -11,8 +11,9 @@ from xqg_qdrant.augmentation.calibration import DEFAULT_GAMMA, BankMeans, encode
 from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA, Fusion, check_fusion
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.fingerprint import GIVEN, QUERIES_FIELD, Fingerprint
-from xqg_qdrant.generation import DRAWING, Generator
+from xqg_qdrant.generation import DRAWING, Generator, check_languages
 from xqg_qdrant.generation.lexicon import LEXICON
+from xqg_qdrant.generation.llm import LANGUAGE_MODEL, ChatSampling
 from xqg_qdrant.generation.onnx import Sampling
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.languages import IDENTIFIER, can_identify
@@ -55,7 +56,7 @@ class Recipe(NamedTuple):
     """
 
     languages: tuple[str, ...] = ()
-    sampling: Sampling | None = None
+    sampling: Sampling | ChatSampling | None = None
     queries_per_language: int = 5
     alpha: float = PUBLISHED_ALPHA
     fusion: str = "sum"
@@ -253,8 +254,7 @@ def make_recipe(generator: Generator | None, languages: Sequence[str] = (), **se
         recipe = Recipe(**given)
         check_fusion(recipe.fusion_settings)
         return recipe
-    # Sorted, so that the order of the languages does not change the fingerprint.
-    wanted = tuple(sorted(languages or generator.languages))
+    wanted = check_languages(generator, languages)
     drawing = {name: given.pop(name) for name in DRAWING if name in given}
     sampling = generator.choose_sampling(wanted, drawing)
     recipe = Recipe(wanted, sampling, seed=drawing.get("seed", 0), **given)
@@ -288,9 +288,11 @@ def read_recipe(fingerprint: Fingerprint) -> Recipe:
     try:
         if fingerprint.get(QUERIES_FIELD) == GIVEN:
             return Recipe(**fields)
-        if fingerprint.get("generator.kind") == LEXICON:
+        kind = fingerprint.get("generator.kind")
+        if kind == LEXICON:
             return Recipe(tuple(fields.pop("languages")), **fields)
-        sampling = Sampling(**{name: fields.pop(name) for name in Sampling._fields})
+        of = ChatSampling if kind == LANGUAGE_MODEL else Sampling
+        sampling = of(**{name: fields.pop(name) for name in of._fields})
         return Recipe(tuple(fields.pop("languages")), sampling, **fields)
     except (KeyError, TypeError) as error:
         raise MismatchError(

@@ -16,9 +16,12 @@ from xqg_qdrant.text import is_blank
 
 EMPTY, DUPLICATE, WRONG_SCRIPT, WRONG_LANGUAGE = REASONS = ("empty", "duplicate", "wrong_script", "wrong_language")
 
+# Only language models write such: statements, prose around the questions, pieces of the prompt.
+NO_QUESTION = "no_question"
+
 
 class Dropped(NamedTuple):
-    """A language and the reason, one of `REASONS`, for which a query of it was dropped."""
+    """A language and the reason, `NO_QUESTION` or one of `REASONS`, for which a query of it was dropped."""
 
     language: str
     reason: str

@@ -69,6 +69,8 @@ class QueryGenerator:
     queries whatever else is ingested with it, in any order or batch. Several threads may use one generator.
     """
 
+    concurrency = 0
+
     def __init__(self, folder: str | Path | None = None, device: str = "auto", threads: int = 1) -> None:
         """Load a model folder of kind `generator`, or the demo generator that ships.
 

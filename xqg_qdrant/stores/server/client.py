@@ -32,8 +32,9 @@ from xqg_qdrant.stores.server import limits
 from xqg_qdrant.stores.server.foreign_points import read_foreign_hit
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, OpenCollection, describe_collection, fit
 from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, is_paused
-from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_key, check_url, connect
+from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_url, connect
 from xqg_qdrant.streams import batched
+from xqg_qdrant.text import check_key
 
 SCROLL_BATCH = 256
 READ_BATCH = 1000
@@ -47,7 +48,7 @@ class ClientStore:
         self.location = location
         self._sharding = sharding or Sharding()
         self._remote = is_server(location)
-        self._api_key = check_key(api_key) if self._remote else None
+        self._api_key = check_key(api_key, "QDRANT_API_KEY") if self._remote else None
         if self._remote:
             check_url(location)
         self._wire = Wire(location, self._api_key, remote=self._remote)

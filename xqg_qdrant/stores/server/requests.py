@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import json
 import random
-import re
 import ssl
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 from urllib.parse import urlsplit
@@ -23,6 +19,7 @@ from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from xqg_qdrant.errors import InputError, StoreError
+from xqg_qdrant.text import make_redactor, read_retry_after
 
 # How long to retry a failing request: long enough for a server's restart, but a wrong URL fails at once.
 PATIENCE_SECONDS = 300.0
@@ -36,7 +33,6 @@ SNAPSHOT_SECONDS = 4 * 3600.0
 PASSING_STATUSES = frozenset({408, 429, *range(500, 600)} - {501, 505, 507})
 TOO_LARGE = "is larger than allowed"  # in Qdrant's 400 for a request above its max_request_size_mb
 SHOWN_CHARACTERS = 400
-HIDDEN = "***"
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -237,7 +233,7 @@ def _read_response(status: int, content: bytes, headers: httpx.Headers) -> Failu
     if 300 <= status < 400:
         what = f"HTTP {status}: redirected to {headers.get('Location', '')!r}"
         return Failure(what, "set --store to the URL that does not redirect")
-    passing, after = status in PASSING_STATUSES, _read_retry_after(headers)
+    passing, after = status in PASSING_STATUSES, read_retry_after(headers.get("Retry-After", ""))
     kind: type[StoreError] = TooLargeError if status == 413 else StoreError
     try:
         reason = json.loads(content)["status"]["error"]
@@ -252,17 +248,6 @@ def _read_response(status: int, content: bytes, headers: httpx.Headers) -> Failu
         what = f"HTTP {status}: {content.decode(errors='replace')!r}"
         cure = "check that this is the URL of a Qdrant server, and that it runs"
     return Failure(what, cures.get(status, cure), passing, after, kind)
-
-
-def _read_retry_after(headers: httpx.Headers) -> float:
-    """Return the seconds that the server asks clients to wait, 0 if it does not."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):  # TypeError for a date without a time zone
-        return 0.0
 
 
 def check_url(url: str) -> None:
@@ -283,39 +268,3 @@ def check_url(url: str) -> None:
         # The text where the port belongs may be a password.
         cure = "write it like http://localhost:6333"
         raise InputError("the store's URL has no host, or its port is not a number.", cure)
-
-
-def check_key(api_key: str | None) -> str | None:
-    """Return the key without surrounding white space, None if it is empty.
-
-    Raises:
-        InputError: the key cannot be sent; does not show it.
-    """
-    key = (api_key or "").strip()
-    # The HTTP library would refuse the header with a message that shows the key.
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError("the API key holds a character that cannot be sent.", "check QDRANT_API_KEY")
-    return key or None
-
-
-def make_redactor(api_key: str | None) -> Callable[[str], str]:
-    """Return a function that hides the key in a text, also if escaped for URLs, HTML or JSON."""
-    if api_key is None:
-        return lambda text: text
-    pattern = re.compile("".join(map(_match_spellings, api_key)))
-    return lambda text: pattern.sub(HIDDEN, text)
-
-
-def _match_spellings(char: str) -> str:
-    code = ord(char)
-    forms = {
-        r"\\{0,8}" + re.escape(char),
-        rf"(?i:%(?:25)*{code:02x})",
-        rf"(?i:\\{{1,8}}(?:u00|x){code:02x})",
-        rf"(?i:&(?:amp;)*#(?:0*{code}|x0*{code:x});)",
-        re.escape(html.escape(char)),
-    }
-    if char == "+":
-        forms.add(" ")  # as form decoding reads it
-    # The longest first: an escaped `%` or `&` begins like the bare character.
-    return f"(?:{'|'.join(sorted(forms, key=len, reverse=True))})"
