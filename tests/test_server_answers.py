@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from qdrant_client import models
-from rest_qdrant import RestQdrant
+from rest_qdrant import RestQdrant, answer, hang
 
+from xqg_qdrant.cli import main
 from xqg_qdrant.errors import StoreError
 from xqg_qdrant.records import AugmentedPassage, Passage, PayloadLayout
 from xqg_qdrant.stores import Store, open_foreign_store, open_store
@@ -128,3 +131,65 @@ def test_points_of_another_program_are_found_again_within_the_limits_of_filters(
         rest.client.upsert("theirs", [models.PointStruct(id=3, vector={"": [1.0, 0, 0, 3]}, payload=kept)])
         found = store.read_content_hashes("theirs", [str(i) for i in range(25)])
     assert found == {str(i): f"hash {i}" for i in range(25) if i != 3}
+
+
+# --- a server that is away, or has no room
+
+
+def test_what_is_waited_for_is_told_once_with_the_reason_and_the_longest_time(
+    rest: RestQdrant, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    rest.script = [answer(503, "busy")] * 3
+    assert store.collections() == ["docs"]
+    rest.script = [answer(503, "busy")]
+    assert store.collections() == ["docs"]
+    [told] = warnings(caplog)
+    assert told == f"cannot list the collections in {rest.url}: HTTP 503: busy. Trying again for up to 300 s."
+
+
+def test_one_who_sits_before_a_command_waits_for_seconds(rest: RestQdrant, store: Store) -> None:
+    with open_store(rest.url, patience=0.3) as asking:
+        assert asking.collections() == ["docs"]
+        rest.script = [answer(503, "busy")] * 1000
+        started = time.monotonic()
+        with pytest.raises(StoreError, match=r"HTTP 503: busy \(tried \d+ times"):
+            asking.collections()
+        rest.script = [hang]
+        with pytest.raises(StoreError, match="timed out"):
+            asking.collections()
+        assert time.monotonic() - started < 2
+
+
+def test_the_page_of_a_proxy_is_no_sign_of_a_server(rest: RestQdrant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire_module, "FIRST_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(wire_module, "FIRST_DELAY_SECONDS", 0.01)
+    rest.is_behind = False
+    started = time.monotonic()
+    with open_store(rest.url) as store, pytest.raises(StoreError, match=r"502 Bad Gateway.*Cure: check that Qdrant"):
+        store.collections()
+    assert time.monotonic() - started < 2
+
+
+def test_a_full_disk_is_told_at_once_and_the_load_goes_on_when_there_is_room(rest: RestQdrant, store: Store) -> None:
+    rest.disk_is_full = True
+    before = len(rest.requests)
+    with pytest.raises(StoreError, match=r"No space left on device: WAL.*Cure: free space on the server's disk"):
+        store.upsert("docs", make_points(3))
+    assert sum(path.endswith("points?wait=true") for _, path, _ in rest.requests[before:]) == 1
+    rest.disk_is_full = False
+    store.upsert("docs", make_points(3))
+    assert store.count("docs") == 3
+
+
+def test_commands_that_someone_sits_before_are_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def remember(*arguments: object) -> None:
+        asked.append(arguments[-1])
+        raise StoreError("gone", "wait")
+
+    monkeypatch.setattr("xqg_qdrant.stores.open_store", remember)
+    store = ("--store", "http://localhost:1")
+    for words in (("status",), ("query", "q", "--collection", "docs"), ("serve", "--port", "0")):
+        assert CliRunner().invoke(main, [*words, *store]).exit_code == StoreError.exit_code
+    assert asked == [10, 10, 2]

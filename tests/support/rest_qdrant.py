@@ -95,6 +95,8 @@ class RestQdrant(ThreadingHTTPServer):
         # Of a request's body: what the server takes, and what a proxy in front of it does.
         self.most_bytes = 32 * 2**20
         self.most_proxied_bytes = 2**40
+        self.disk_is_full = False
+        self.is_behind = True  # a proxy, which answers for itself where the server is down
         self.api_key: str | None = None
         self.global_access = True  # of the key; without, it is a key to read and write the points of a collection
         # By location: the body that created the collection, and its points.
@@ -288,6 +290,9 @@ class RestQdrant(ThreadingHTTPServer):
         if rest == "points/batch":
             operations = TypeAdapter(list[models.UpdateOperation]).validate_python(body["operations"])
             return client.batch_update_points(name, operations)
+        if method == "PUT" and rest.startswith("points") and self.disk_is_full:
+            reason = "No space left on device: WAL buffer size exceeds available disk space"
+            raise ServerError(f"Service internal error: {reason}")
         if (method, rest) == ("PUT", "points"):
             return client.upsert(name, TypeAdapter(list[models.PointStruct]).validate_python(body["points"]))
         if rest == "points":
@@ -326,6 +331,8 @@ class RestHandler(BaseHTTPRequestHandler):
             script = rest.script.pop(0) if rest.script else None
         if len(raw) > rest.most_proxied_bytes:
             status, headers, content = 413, {"Content-Type": "text/html"}, PROXY_REFUSAL
+        elif not rest.is_behind:
+            status, headers, content = 502, {"Content-Type": "text/html"}, b"<html><h1>502 Bad Gateway</h1></html>"
         elif reason := rest.refuse_key(self.headers.get("api-key")):
             status, headers, content = 401, {"Content-Type": "text/plain"}, reason.encode()
         elif script:

@@ -151,10 +151,11 @@ def status(
     from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.lifecycle.sync import plan_sync
     from xqg_qdrant.printing import format_status
+    from xqg_qdrant.stores import ASKING_SECONDS
 
     if collection is None and file is not None:
         raise click.UsageError("Give --collection with --corpus.")
-    with opened_store(location) as store:
+    with opened_store(location, patience=ASKING_SECONDS) as store:
         if collection is None:
             _list_collections(store, as_json)
             return

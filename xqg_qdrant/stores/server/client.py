@@ -5,6 +5,7 @@ The fingerprint is stored in the collection's metadata.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -44,14 +45,21 @@ REQUEST_SECONDS = 60
 class ClientStore:
     """A server, a cluster, or the client's local mode; `Store` documents the methods."""
 
-    def __init__(self, location: str, api_key: str | None = None, sharding: Sharding | None = None) -> None:
+    def __init__(
+        self,
+        location: str,
+        api_key: str | None = None,
+        sharding: Sharding | None = None,
+        patience: float = math.inf,
+    ) -> None:
         self.location = location
+        self._patience = patience
         self._sharding = sharding or Sharding()
         self._remote = is_server(location)
         self._api_key = check_key(api_key, "QDRANT_API_KEY") if self._remote else None
         if self._remote:
             check_url(location)
-        self._wire = Wire(location, self._api_key, remote=self._remote)
+        self._wire = Wire(location, self._api_key, remote=self._remote, patience=patience)
         self._opened: dict[str, OpenCollection] = {}
         self._writes, self._searches = Parts(), Parts()
         failed: Exception | None = None
@@ -355,7 +363,7 @@ class ClientStore:
                 return
 
     def _connect(self) -> QdrantClient:
-        return connect(self.location, self._api_key, REQUEST_SECONDS)
+        return connect(self.location, self._api_key, REQUEST_SECONDS, self._patience)
 
     def _prepare(self, collection: str) -> None:
         if self._remote:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import random
 import ssl
 import threading
@@ -10,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 from urllib.parse import urlsplit
@@ -21,16 +24,21 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from xqg_qdrant.errors import InputError, StoreError
 from xqg_qdrant.text import make_redactor, read_retry_after
 
+LOGGER = logging.getLogger(__name__)
+
 # How long to retry a failing request: long enough for a server's restart, but a wrong URL fails at once.
 PATIENCE_SECONDS = 300.0
 FIRST_PATIENCE_SECONDS = 3.0
 FIRST_DELAY_SECONDS = 0.5
 MAX_DELAY_SECONDS = 15.0
+CONNECT_SECONDS = 5.0
+TOLD_AGAIN_SECONDS = 60.0
 # A server answers only when the snapshot is complete, and a collection can have any size.
 SNAPSHOT_SECONDS = 4 * 3600.0
 
 # Worth a retry. Waiting does not help with three of the 500s: not implemented, wrong HTTP version, full disk.
 PASSING_STATUSES = frozenset({408, 429, *range(500, 600)} - {501, 505, 507})
+FULL_DISK = "No space left on device"  # in Qdrant's 500 for a write
 TOO_LARGE = "is larger than allowed"  # in Qdrant's 400 for a request above its max_request_size_mb
 SHOWN_CHARACTERS = 400
 
@@ -59,14 +67,17 @@ class Failure(NamedTuple):
     passing: bool = False
     after: float = 0.0
     kind: type[StoreError] = StoreError
+    by_qdrant: bool = False  # not by a proxy in front of it
 
 
 class Wire:
     """Calls a client's methods; all requests except those of `ask_once` may be sent twice."""
 
-    def __init__(self, location: str, api_key: str | None, *, remote: bool) -> None:
+    def __init__(self, location: str, api_key: str | None, *, remote: bool, patience: float = math.inf) -> None:
         self._location = location
         self._remote = remote
+        self._patience = patience
+        self._told = -math.inf
         self.hide = make_redactor(api_key)
         self._reached = False
         # Two writing threads would break the local mode.
@@ -86,17 +97,21 @@ class Wire:
                     answer = method(*args, **kwargs)
                 self._reached = True
             except Exception as error:
-                self._reached = self._reached or isinstance(error, UnexpectedResponse)
                 failure, cause = _read_failure(error), error
+                self._reached = self._reached or failure.by_qdrant
             else:
                 return answer
-            patience = PATIENCE_SECONDS if self._reached else FIRST_PATIENCE_SECONDS
+            patience = min(self._patience, PATIENCE_SECONDS if self._reached else FIRST_PATIENCE_SECONDS)
             wait = failure.after + delay * random.uniform(0.5, 1.0)  # spreads the retries of many workers
             spent = time.monotonic() - started
             if not failure.passing or spent + wait > patience:
                 tried = f" (tried {tries} times in {spent:.0f} s)" if tries > 1 else ""
                 # Not raised inside `except`, where Python would keep the client's exception as the context.
                 raise self.explain(cause, action, tried)
+            if started - self._told > TOLD_AGAIN_SECONDS:
+                self._told = started
+                told = self.explain(cause, action).message
+                LOGGER.warning("%s Trying again for up to %.0f s.", told, patience)
             del cause
             time.sleep(wait)
             delay = min(2 * delay, MAX_DELAY_SECONDS)
@@ -151,8 +166,8 @@ class Parts:
                 yield answer
 
 
-def connect(location: str, api_key: str | None, seconds: int) -> QdrantClient:
-    """Return the client of a server or of the local mode; its requests time out after so many seconds."""
+def connect(location: str, api_key: str | None, seconds: int, patience: float = math.inf) -> QdrantClient:
+    """Return the client of a server or of the local mode; a request times out after `seconds` or `patience`."""
     if location == ":memory:":
         return QdrantClient(location=":memory:")
     if location.startswith("local:"):
@@ -169,7 +184,7 @@ def connect(location: str, api_key: str | None, seconds: int) -> QdrantClient:
             check_compatibility=False,
         )
     client.http.client.add_middleware(keep_retry_after)
-    client.http.client.add_middleware(wait_for_snapshots)
+    client.http.client.add_middleware(partial(limit_waiting, patience))
     return client
 
 
@@ -181,10 +196,21 @@ def keep_retry_after(request: httpx.Request, send: Callable[[httpx.Request], htt
     return response
 
 
-def wait_for_snapshots(request: httpx.Request, send: Callable[[httpx.Request], httpx.Response]) -> httpx.Response:
-    """Send a request; wait up to `SNAPSHOT_SECONDS` for one that takes a snapshot."""
-    if request.method == "POST" and request.url.path.endswith("/snapshots"):
-        request.extensions["timeout"] = {**request.extensions["timeout"], "read": SNAPSHOT_SECONDS}
+def limit_waiting(
+    patience: float, request: httpx.Request, send: Callable[[httpx.Request], httpx.Response]
+) -> httpx.Response:
+    """Send a request; wait `CONNECT_SECONDS` for the connection, and for the answer up to `patience` seconds.
+
+    For an answer that takes a snapshot, wait up to `SNAPSHOT_SECONDS`.
+    """
+    timeout = request.extensions["timeout"]
+    takes_snapshot = request.method == "POST" and request.url.path.endswith("/snapshots")
+    read = SNAPSHOT_SECONDS if takes_snapshot else min(timeout["read"], patience)
+    request.extensions["timeout"] = {
+        **timeout,
+        "connect": min(timeout["connect"], CONNECT_SECONDS, patience),
+        "read": read,
+    }
     return send(request)
 
 
@@ -239,15 +265,18 @@ def _read_response(status: int, content: bytes, headers: httpx.Headers) -> Failu
         reason = json.loads(content)["status"]["error"]
         what = f"HTTP {status}: {reason}"
         kind = {403: ForbiddenError, 404: NotFoundError}.get(status, kind)
-        cure = "look at the server's log"
+        cure, by_qdrant = "look at the server's log", True
         if status == 400 and TOO_LARGE in str(reason):
             kind, cure = TooLargeError, "raise max_request_size_mb in the server's configuration"
+        if status == 500 and FULL_DISK in str(reason):
+            passing, cure = False, f"{cures[507]}; then run the same command again"
     except (ValueError, KeyError, TypeError):
         # The answer of a proxy or another server, not of Qdrant: its 404 does not mean an unknown collection.
         del cures[404]
+        by_qdrant = False
         what = f"HTTP {status}: {content.decode(errors='replace')!r}"
-        cure = "check that this is the URL of a Qdrant server, and that it runs"
-    return Failure(what, cures.get(status, cure), passing, after, kind)
+        cure = "check that Qdrant runs behind this URL"
+    return Failure(what, cures.get(status, cure), passing, after, kind, by_qdrant)
 
 
 def check_url(url: str) -> None:
