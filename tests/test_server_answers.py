@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
+import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -193,3 +197,54 @@ def test_commands_that_someone_sits_before_are_impatient(monkeypatch: pytest.Mon
     for words in (("status",), ("query", "q", "--collection", "docs"), ("serve", "--port", "0")):
         assert CliRunner().invoke(main, [*words, *store]).exit_code == StoreError.exit_code
     assert asked == [10, 10, 2]
+
+
+# --- ports and proxies
+
+
+@pytest.mark.parametrize(("location", "told"), [("http://localhost/q", True), ("http://localhost:1/q", False)])
+def test_the_port_that_is_asked_is_told_where_the_url_names_none(
+    location: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_module, "FIRST_PATIENCE_SECONDS", 0.0)
+    with open_store(location) as store, pytest.raises(StoreError) as failed:
+        store.collections()
+    assert failed.value.cure.endswith("The URL names no port, so port 6333 was asked") == told
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+def test_this_machine_is_asked_without_a_proxy_and_another_through_it(
+    rest: RestQdrant, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_module, "FIRST_PATIENCE_SECONDS", 0.0)
+    with closing(RestQdrant()) as proxy:
+        monkeypatch.setenv(variable, proxy.url)
+        for location in (rest.url, rest.url.replace("127.0.0.1", "localhost")):
+            with open_store(location) as store:
+                assert store.collections() == []
+        assert (len(rest.requests), proxy.requests) == (2, [])
+        with open_store("http://xqg.invalid:6333") as store, pytest.raises(StoreError):
+            store.collections()
+        assert [path for _, path, _ in proxy.requests] == ["http://xqg.invalid:6333/collections"]
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "gopher://127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used_is_told_with_its_own_cure(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if proxy.startswith("socks5") and importlib.util.find_spec("socksio"):
+        pytest.skip("httpx can use SOCKS proxies here")
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(StoreError, match=r"cannot open the store in http://host:6333: .*Cure: set HTTP_PROXY, HTTPS"):
+        open_store("http://host:6333")
+
+
+def test_a_connection_is_waited_for_less_long_than_an_answer(rest: RestQdrant) -> None:
+    limits: list[dict[str, float]] = []
+
+    def remember(request: httpx.Request) -> httpx.Response:
+        limits.append(request.extensions["timeout"])
+        return httpx.Response(200)
+
+    for patience in (math.inf, 2):
+        request = httpx.Request("GET", rest.url, extensions={"timeout": httpx.Timeout(60).as_dict()})
+        wire_module.limit_waiting(patience, request, remember)
+    assert [(limit["connect"], limit["read"]) for limit in limits] == [(5, 60), (2, 2)]

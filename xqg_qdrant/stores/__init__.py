@@ -90,14 +90,16 @@ def find_directory(location: str) -> Path | None:
 
 def sends_key_in_clear(location: str, api_key: str | None) -> bool:
     """Return whether a key would cross a network unencrypted."""
-    parts = urlsplit(location) if location.startswith("http://") else None
-    if parts is None or not (api_key or "").strip():
-        return False
-    host = parts.hostname or ""
+    return location.startswith("http://") and bool((api_key or "").strip()) and not is_loopback(location)
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether a server's URL names this machine."""
+    host = urlsplit(url).hostname or ""
     try:
-        return not ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host != "localhost"
+        return host == "localhost"
 
 
 def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout) -> ForeignStore:

@@ -22,6 +22,7 @@ from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from xqg_qdrant.errors import InputError, StoreError
+from xqg_qdrant.stores import DEFAULT_PORT, is_loopback
 from xqg_qdrant.text import make_redactor, read_retry_after
 
 LOGGER = logging.getLogger(__name__)
@@ -134,7 +135,10 @@ class Wire:
         failure = _read_failure(error)
         what = " ".join(self.hide(failure.what).split())
         what = "".join(char if char.isprintable() else "?" for char in what[:SHOWN_CHARACTERS])
-        explained = failure.kind(f"cannot {action} in {self._location}: {what}{tried}.", failure.cure)
+        cure = failure.cure
+        if self._remote and not failure.by_qdrant and urlsplit(self._location).port is None:
+            cure = f"{cure}. The URL names no port, so port {DEFAULT_PORT} was asked"
+        explained = failure.kind(f"cannot {action} in {self._location}: {what}{tried}.", cure)
         # The server's answer may hold the key; its useful part is in the message.
         explained.__cause__ = None if self._remote else error
         return explained
@@ -182,6 +186,8 @@ def connect(location: str, api_key: str | None, seconds: int, patience: float = 
             api_key=api_key,
             timeout=seconds,
             check_compatibility=False,
+            # A proxy from the environment cannot reach this machine by such a name.
+            **({"mounts": {"all://": None, "http://": None, "https://": None}} if is_loopback(location) else {}),
         )
     client.http.client.add_middleware(keep_retry_after)
     client.http.client.add_middleware(partial(limit_waiting, patience))
@@ -236,6 +242,9 @@ def _read_failure(error: Exception) -> Failure:
         return Failure(f"qdrant-client cannot read the answer ({type(source).__name__})", cure)
     if isinstance(source, (FileNotFoundError, ssl.SSLError)):
         return Failure(what, "set SSL_CERT_FILE to a file of certificates, or unset it")
+    if isinstance(source, (ImportError, ValueError)) and "proxy" in str(source):
+        cure = "set HTTP_PROXY, HTTPS_PROXY and ALL_PROXY to http:// URLs, unset them, or pip install 'httpx[socks]'"
+        return Failure(what, cure)
     if "already accessed by another instance" in str(error):
         return Failure("in use by another process", "wait for it or end it, or use a Qdrant server")
     return Failure(what, "check that QdrantClient wrote the directory")
