@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 from qdrant_client import QdrantClient, models
+from real_server import real_server
 from rest_qdrant import Json, RestQdrant, ServerError
 
 from xqg_qdrant import doctor
@@ -86,18 +86,15 @@ def row(number: int) -> str:
 
 @pytest.fixture(params=["rest", pytest.param("server", marks=pytest.mark.server)])
 def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    url = os.environ.get("QDRANT_URL")
     monkeypatch.chdir(tmp_path)
-    for name in ("QDRANT_URL", "XQG_STORE"):
-        monkeypatch.delenv(name, raising=False)
     if request.param == "rest":
-        monkeypatch.delenv("QDRANT_API_KEY", raising=False)
         rest = RestQdrant()
         opened = Server(rest.url, "", rest)
-    elif url:
-        opened = Server(url, f"xqg-test-{uuid.uuid4().hex}-")
     else:
-        pytest.skip("QDRANT_URL names no Qdrant server")
+        real = real_server(request)
+        if real.api_key:
+            monkeypatch.setenv("QDRANT_API_KEY", real.api_key)
+        opened = Server(real.url, real.prefix)
     yield opened
     opened.close()
 

@@ -284,7 +284,7 @@ def _read_response(status: int, content: bytes, headers: httpx.Headers) -> Failu
         del cures[404]
         by_qdrant = False
         what = f"HTTP {status}: {content.decode(errors='replace')!r}"
-        cure = "check that Qdrant runs behind this URL"
+        cure = "check that this is the URL of a Qdrant server, and that it runs"
     return Failure(what, cures.get(status, cure), passing, after, kind, by_qdrant)
 
 
