@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -119,7 +120,7 @@ def test_a_passage_that_no_request_can_carry_is_named_with_the_setting_to_raise(
 
 @pytest.mark.parametrize("limits", [{"condition_max_size": 10}, {"filter_max_conditions": 2}])
 def test_points_of_another_program_are_found_again_within_the_limits_of_filters(
-    rest: RestQdrant, limits: dict[str, int]
+    rest: RestQdrant, limits: dict[str, Any]
 ) -> None:
     rest.version = "1.19.0"
     unnamed = models.VectorParams(size=4, distance=models.Distance.COSINE)
