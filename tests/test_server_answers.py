@@ -252,3 +252,16 @@ def test_a_connection_is_waited_for_less_long_than_an_answer(rest: RestQdrant) -
         request = httpx.Request("GET", rest.url, extensions={"timeout": httpx.Timeout(60).as_dict()})
         wire_module.limit_waiting(patience, request, remember)
     assert [(limit["connect"], limit["read"]) for limit in limits] == [(5, 60), (2, 2)]
+
+
+# --- names
+
+
+@pytest.mark.parametrize("name", ["docs#old", "docs%23old", "docs old"])
+def test_a_name_reaches_the_server_whole(rest: RestQdrant, store: Store, name: str) -> None:
+    store.create_collection(name, DIM, FINGERPRINT)
+    store.upsert(name, make_points(2))
+    assert (store.count("docs"), store.count(name)) == (0, 2)
+    assert store.collections() == sorted(["docs", name])
+    store.delete_collection(name)
+    assert store.collections() == ["docs"]
