@@ -17,6 +17,13 @@ from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
 
+# Only tests marked `server` may reach a server, by `real_server`: no other test may leave anything there. The workers
+# of pytest-xdist inherit the changed environment.
+for name in ("QDRANT_URL", "QDRANT_API_KEY"):
+    if name in os.environ:
+        os.environ[f"XQG_TEST_{name}"] = os.environ.pop(name)
+os.environ.pop("XQG_STORE", None)
+
 # Tests that open ONNX Runtime by themselves send its makers nothing either.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

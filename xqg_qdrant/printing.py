@@ -22,6 +22,7 @@ from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, NO_QUESTION, WRONG_LA
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import DEFAULT_PORT
+from xqg_qdrant.stores.protocol import describe_pause
 from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ def format_status(status: Status) -> str:
     """Return the contents of a collection and the fields of its fingerprint, one per line."""
     lines = [f"collection {status.collection!r} in {status.store}: {count_of(status.passages, 'passage')}"]
     lines += [f"  alias {alias!r} names {named!r}" for alias, named in status.aliases.items()]
+    if status.paused:
+        lines.append(f"  {format_pause(status.collection)}")
     if status.retuned is not None:
         are = "is" if status.retuned == 1 else "are"
         command = f"xqg retune --collection {status.collection}"
@@ -127,21 +130,28 @@ def format_status(status: Status) -> str:
     return "\n".join(lines)
 
 
-def format_snapshot(location: str, snapshot: Snapshot) -> str:
-    """Return the name of a snapshot and the command that restores it."""
+def format_pause(collection: str) -> str:
+    """Return that the indexing of a collection is paused, and the cure."""
+    return "; ".join(one_line(part) for part in describe_pause(collection))
+
+
+def format_snapshot(location: str, snapshot: Snapshot, has_key: bool) -> str:
+    """Return the name of a snapshot and the command that restores it; the command reads a key from QDRANT_API_KEY."""
     # As a new collection: into an existing one a server restores no metadata, hence no fingerprint.
     restored = quote(f"{snapshot.collection}-restored", safe="")
+    url = _with_port(location)
+    taken_of, name = quote(snapshot.collection, safe=""), quote(snapshot.name, safe="")
     body = {
-        "location": f"file:///qdrant/snapshots/{quote(snapshot.collection)}/{quote(snapshot.name)}",
+        # The server downloads it from itself: only the server knows in which folder it is.
+        "location": f"{url}/collections/{taken_of}/snapshots/{name}",
         "priority": "snapshot",  # not the empty replicas on the other nodes
     }
-    words = ["curl", "-X", "PUT", f"{_with_port(location)}/collections/{restored}/snapshots/recover"]
-    command = shlex.join([*words, "-H", "Content-Type: application/json", "-d", json.dumps(body)])
-    return (
-        f"Snapshot {one_line(snapshot.name)} taken. If the server keeps snapshots where its image does, restore it with"
-        # Without a key curl omits the header.
-        f':\n  {one_line(command)} -H "api-key: $QDRANT_API_KEY"'
-    )
+    words = ["curl", "-X", "PUT", f"{url}/collections/{restored}/snapshots/recover"]
+    words += ["-H", "Content-Type: application/json", "-d"]
+    data = shlex.quote(json.dumps(body))
+    if has_key:
+        data = f'{data[:-2]}, "api_key": "\'"$QDRANT_API_KEY"\'"}}\' -H "api-key: $QDRANT_API_KEY"'
+    return f"Snapshot {one_line(snapshot.name)} taken. Restore it with:\n  {one_line(shlex.join(words))} {data}"
 
 
 def _with_port(location: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,9 +21,11 @@ from xqg_qdrant.fingerprint import refuse_mismatch
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, FloatArray, GeneratedQuery, Passage, Query, ScoredPassage
 from xqg_qdrant.stores import read_existing_fingerprint
-from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.stores.protocol import Store, describe_pause
 from xqg_qdrant.streams import batched
 from xqg_qdrant.text import find_term_ids
+
+LOGGER = logging.getLogger(__name__)
 
 HYBRID = "hybrid"
 MAX_SIM = "max-sim"
@@ -67,7 +70,7 @@ def check_rankings(rankings: Iterable[str]) -> None:
 
 
 def check_collection(store: Store, collection: str, encoder: Encoder) -> None:
-    """Refuse a collection whose passages another encoder embedded.
+    """Refuse a collection whose passages another encoder embedded; warn if its indexing is paused.
 
     Raises:
         InputError: there is no such collection.
@@ -76,6 +79,8 @@ def check_collection(store: Store, collection: str, encoder: Encoder) -> None:
     stored = read_existing_fingerprint(store, collection)
     wanted = {f"encoder.{name}": value for name, value in encoder.describe().items()}
     refuse_mismatch(collection, stored, wanted, part="encoder")
+    if store.is_paused(collection):
+        LOGGER.warning("%s; %s.", *describe_pause(collection))
 
 
 def search(

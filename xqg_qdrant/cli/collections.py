@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -99,7 +100,8 @@ def keep_snapshot(store: Store, collection: str, no_snapshot: bool, quiet: bool)
 
     snapshot = None if no_snapshot else store.create_snapshot(collection)
     if snapshot is not None and not quiet:
-        echo(format_snapshot(store.location, snapshot), err=True)
+        has_key = bool(os.environ.get("QDRANT_API_KEY", "").strip())
+        echo(format_snapshot(store.location, snapshot, has_key), err=True)
 
 
 @main.command()
@@ -114,13 +116,13 @@ def optimise(quiet: bool, /, collection: str, location: str, quantisation: str |
     background; this waits for it.
     """
     from xqg_qdrant.cli.progress import run_optimise
-    from xqg_qdrant.lifecycle.status import measure_recall
+    from xqg_qdrant.lifecycle.status import describe_recall
 
     with opened_store(location) as store:
         if quantisation:
             store.quantise(collection)
         run_optimise(store, collection, 0, quiet)
-        echo(measure_recall(store, collection))
+        echo(describe_recall(store, collection))
 
 
 @main.command()
@@ -149,10 +151,11 @@ def status(
     from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.lifecycle.sync import plan_sync
     from xqg_qdrant.printing import format_status
+    from xqg_qdrant.stores import ASKING_SECONDS
 
     if collection is None and file is not None:
         raise click.UsageError("Give --collection with --corpus.")
-    with opened_store(location) as store:
+    with opened_store(location, patience=ASKING_SECONDS) as store:
         if collection is None:
             _list_collections(store, as_json)
             return
@@ -170,16 +173,20 @@ def status(
 
 
 def _list_collections(store: Store, as_json: bool) -> None:
-    from xqg_qdrant.lifecycle.status import count_collections
+    from xqg_qdrant.lifecycle.status import count_collections, list_paused
+    from xqg_qdrant.printing import format_pause
 
     counts, aliases = count_collections(store), store.read_aliases() or {}
+    paused = list_paused(store, (name for name, count in counts.items() if count is not None))
     if as_json:
-        report = {"store": store.location, "collections": counts, "aliases": aliases}
+        report = {"store": store.location, "collections": counts, "aliases": aliases, "indexing_paused": paused}
         echo(json.dumps(report, ensure_ascii=False, indent=2))
         return
     echo(f"Collections in {store.location}: {len(counts)}")
     for name, count in counts.items():
         echo(f"  {one_line(name)}: " + ("not created by xqg" if count is None else count_of(count, "passage")))
+        if name in paused:
+            echo(f"    {format_pause(name)}")
     for alias, name in aliases.items():
         echo(f"  {one_line(alias)}: alias of {one_line(name)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -206,13 +207,19 @@ def echo_report(report: Report, as_json: bool) -> None:
 
 @contextmanager
 def opened_store(
-    location: str, key_variable: str = "QDRANT_API_KEY", sharding: Sharding | None = None
+    location: str,
+    key_variable: str = "QDRANT_API_KEY",
+    sharding: Sharding | None = None,
+    patience: float = math.inf,
 ) -> Iterator[Store]:
-    """Open a store and close it on exit; its key comes from the environment."""
+    """Open a store and close it on exit; its key comes from the environment.
+
+    `patience` is the most seconds to wait for a server that does not answer.
+    """
     from xqg_qdrant.stores import open_store
 
     api_key = os.environ.get(key_variable)
-    with open_store(location, api_key, sharding) as store:
+    with open_store(location, api_key, sharding, patience) as store:
         _warn_of_clear_key(store, api_key)
         yield store
 
@@ -310,10 +317,10 @@ def echo_unused_queries(inputs: Inputs) -> None:
 def index_large(store: Store, collection: str, quiet: bool) -> None:
     """Index a large collection and print its recall."""
     from xqg_qdrant.cli.progress import run_optimise
-    from xqg_qdrant.lifecycle.status import EXACT_UP_TO, measure_recall
+    from xqg_qdrant.lifecycle.status import EXACT_UP_TO, describe_recall
 
     if run_optimise(store, collection, EXACT_UP_TO, quiet) and not quiet:
-        echo(measure_recall(store, collection), err=True)
+        echo(describe_recall(store, collection), err=True)
 
 
 def engine_options(command: F) -> F:

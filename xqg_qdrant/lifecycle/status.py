@@ -15,7 +15,7 @@ from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_recipe
 from xqg_qdrant.records import XQG_VECTOR
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.points import check_collection_name
-from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.stores.protocol import SearchLimitError, Store
 from xqg_qdrant.streams import batched
 
 BATCH = 1000
@@ -34,6 +34,7 @@ class Status(NamedTuple):
         fingerprint: The one that new points get.
         recipes: Number of points by the hash of their recipe.
         aliases: Aliases of the collection, with its name; if `collection` is an alias, that one alone.
+        paused: Whether a load that is running, or was killed, keeps a server from indexing the collection.
     """
 
     store: str
@@ -41,6 +42,7 @@ class Status(NamedTuple):
     fingerprint: Fingerprint
     recipes: Counter[str]
     aliases: Mapping[str, str] = MappingProxyType({})
+    paused: bool = False
 
     @property
     def passages(self) -> int:
@@ -66,6 +68,7 @@ class Status(NamedTuple):
             "aliases": dict(self.aliases),
             "passages": self.passages,
             "recipes": dict(self.recipes),
+            "indexing_paused": self.paused,
             "fingerprint": self.fingerprint,
         }
 
@@ -80,10 +83,11 @@ def read_status(store: Store, collection: str) -> Iterator[Status]:
     recipes = Counter[str]()
     named = store.read_aliases() or {}
     aliases = {alias: name for alias, name in named.items() if collection in (alias, name)}
-    yield Status(store.location, collection, fingerprint, recipes, aliases)
+    status = Status(store.location, collection, fingerprint, recipes, aliases, store.is_paused(collection))
+    yield status
     for batch in batched(store.scroll_stored(collection), BATCH):
         recipes.update(stored.recipe for stored in batch)
-        yield Status(store.location, collection, fingerprint, recipes, aliases)
+        yield status
 
 
 def count_collections(store: Store) -> dict[str, int | None]:
@@ -95,6 +99,11 @@ def count_collections(store: Store) -> dict[str, int | None]:
         except MismatchError:
             counts[name] = None
     return counts
+
+
+def list_paused(store: Store, collections: Iterable[str]) -> list[str]:
+    """Return those of the collections whose indexing is paused."""
+    return [name for name in collections if store.is_paused(name)]
 
 
 def list_aliases(store: Store, collection: str) -> list[str]:
@@ -194,6 +203,14 @@ def switch_alias(store: Store, alias: str, collection: str) -> Switch | None:
     passages_before = store.count(before) if before else 0
     store.switch_alias(alias, collection)
     return Switch(alias, collection, passages, before, passages_before)
+
+
+def describe_recall(store: Store, collection: str) -> str:
+    """Return the recall in words, or why it cannot be measured."""
+    try:
+        return str(measure_recall(store, collection))
+    except SearchLimitError as error:
+        return f"The recall cannot be measured: {error.message}"
 
 
 def measure_recall(store: Store, collection: str, vector_name: str = XQG_VECTOR) -> Recall:

@@ -38,7 +38,7 @@ MOST_LIMIT = 50
 LONGEST_QUESTION = 1000
 API = "/api/"
 # How long a request in progress may take when the server stops.
-GRACE_SECONDS = 10
+GRACE_SECONDS = 2
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; "

@@ -227,6 +227,10 @@ class EdgeStore:
         with self._wrapped(f"count collection {collection!r}"):
             return shard.count(engine.CountRequest(exact=True))
 
+    def is_paused(self, collection: str) -> bool:
+        """Return False: the embedded engine indexes only when asked to."""
+        return False
+
     def read_aliases(self) -> None:
         """Return None: the engine has no aliases."""
 

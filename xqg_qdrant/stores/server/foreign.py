@@ -28,6 +28,7 @@ from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, describe_collection
 from xqg_qdrant.streams import batched
 
 FIRST_VERSION = (1, 18)  # of the server, for adding vectors to an existing collection
+CONDITIONS = 1 + len(VECTOR_NAMES)  # of the filter for points that have our vectors
 OUR_FIELDS = ("generated_queries", "content_hash", "recipe")
 
 
@@ -106,22 +107,45 @@ class ForeignStore(ClientStore):
 
         The program that owns the points may have replaced them, keeping their payload and only its own vectors.
         """
-        vectors = [models.HasVectorCondition(has_vector=name) for name in VECTOR_NAMES]
         field = f"{FOREIGN_KEY}.content_hash"
-        hashes: dict[str, str] = {}
         strict = self._open(collection, also_foreign=True).strict
-        for ids in batched(passage_ids, fit(READ_BATCH, strict.max_query_limit, strict.read_rate_limit)):
-            records, _ = self._wire.ask(
-                f"read collection {collection!r}",
-                self._client.scroll,
-                collection_name=collection,
-                scroll_filter=models.Filter(must=[models.HasIdCondition(has_id=[*map(parse_point_id, ids)]), *vectors]),
-                limit=len(ids),
-                with_payload=[field],
-                with_vectors=False,
-            )
+        most = strict.filter_max_conditions
+        read, size = self._filter_augmented, READ_BATCH
+        if most is not None and most < CONDITIONS:
+            read, size = self._retrieve_augmented, SCROLL_BATCH
+        hashes: dict[str, str] = {}
+        for ids in batched(
+            map(parse_point_id, passage_ids),
+            fit(size, strict.max_query_limit, strict.read_rate_limit, strict.condition_max_size),
+        ):
+            records = read(collection, ids, field)
             hashes |= {str(record.id): str(get_field(record.payload or {}, field)) for record in records}
         return hashes
+
+    def _filter_augmented(
+        self, collection: str, ids: Sequence[models.ExtendedPointId], field: str
+    ) -> list[models.Record]:
+        """Return those of the points that have both of our vectors, with one field."""
+        vectors = [models.HasVectorCondition(has_vector=name) for name in VECTOR_NAMES]
+        records, _ = self._wire.ask(
+            f"read collection {collection!r}",
+            self._client.scroll,
+            collection_name=collection,
+            scroll_filter=models.Filter(must=[models.HasIdCondition(has_id=[*ids]), *vectors]),
+            limit=len(ids),
+            with_payload=[field],
+            with_vectors=False,
+        )
+        return records
+
+    def _retrieve_augmented(
+        self, collection: str, ids: Sequence[models.ExtendedPointId], field: str
+    ) -> list[models.Record]:
+        """Do the same where no filter may have so many conditions; this transfers the vectors."""
+        records = self._retrieve(collection, ids, [field], [*VECTOR_NAMES])
+        return [
+            record for record in records if isinstance(record.vector, dict) and set(VECTOR_NAMES) <= set(record.vector)
+        ]
 
     @contextmanager
     def bulk_load(self, collection: str, fast: bool) -> Iterator[None]:
@@ -142,30 +166,36 @@ class ForeignStore(ClientStore):
             for point, payload in layout.check_points(points, opened.dim).values()
         }
         action = f"write to collection {collection!r}"
+
+        def send(part: Sequence[models.PointStruct]) -> list[models.UpdateResult]:
+            written = self._wire.ask(
+                action,
+                self._client.update_vectors,
+                collection_name=collection,
+                points=[models.PointVectors(id=point.id, vector=point.vector) for point in part],
+                wait=True,
+            )
+            changes = [models.SetPayload(payload=point.payload or {}, points=[point.id]) for point in part]
+            return [
+                written,
+                *self._wire.ask(
+                    action,
+                    self._client.batch_update_points,
+                    collection_name=collection,
+                    update_operations=[models.SetPayloadOperation(set_payload=change) for change in changes],
+                    wait=True,
+                ),
+            ]
+
         for batch in split_points(ours, opened.dim, opened.strict):
             alive = self._retrieve(collection, [point.id for point in batch], False, False)
             ids = {str(record.id) for record in alive}
             kept = [point for point in batch if str(point.id) in ids]
             if not kept:
                 continue
-            result = self._wire.ask(
-                action,
-                self._client.update_vectors,
-                collection_name=collection,
-                points=[models.PointVectors(id=point.id, vector=point.vector) for point in kept],
-                wait=True,
-            )
-            self._check_applied(result, collection)
-            changes = [models.SetPayload(payload=point.payload or {}, points=[point.id]) for point in kept]
-            results = self._wire.ask(
-                action,
-                self._client.batch_update_points,
-                collection_name=collection,
-                update_operations=[models.SetPayloadOperation(set_payload=change) for change in changes],
-                wait=True,
-            )
-            for result in results:
-                self._check_applied(result, collection)
+            for results in self._writes.send(kept, send, lambda point: f"point {point.id}"):
+                for result in results:
+                    self._check_applied(result, collection)
 
     def _read_ours(self, collection: str, info: models.CollectionInfo) -> tuple[dict[str, Any], int]:
         """Return the payload layout as the fingerprint, so that inherited methods see a foreign collection."""
