@@ -373,12 +373,6 @@ def test_a_module_of_another_package_is_refused(tmp_path: Path) -> None:
         read_settings(folder)
 
 
-def test_lowercasing_outside_the_tokenizer_is_refused(tmp_path: Path) -> None:
-    folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"}, do_lower_case=True)
-    with pytest.raises(InputError, match=r"tokenizer \(do_lower_case\).* Cure: put a Lowercase normaliser into its"):
-        read_settings(folder)
-
-
 def test_pooling_without_the_prompt_is_refused_where_there_is_a_prompt(tmp_path: Path) -> None:
     folder = write_settings(
         tmp_path / "st", {"pooling_mode": "mean", "include_prompt": False}, prompts={"query": "query: "}

@@ -18,7 +18,7 @@ from xqg_qdrant.errors import ModelError
 from xqg_qdrant.inference.batching import Budget
 from xqg_qdrant.inference.pooling import Pooler, read_dense
 from xqg_qdrant.inference.session import AUTO, CPU, Array, Session, find_devices, join_devices
-from xqg_qdrant.inference.tokenizer import Tokenizer, encode_ids, open_tokenizer, unknown_id
+from xqg_qdrant.inference.tokenizer import Tokenizer, apply_settings, encode_ids, open_tokenizer, unknown_id
 from xqg_qdrant.model_folders import DEMO_ENCODER, read_model_folder, shipped_model
 from xqg_qdrant.model_folders.description import IN_GRAPH, TOKENIZER_FILE, find_graph, is_foreign
 from xqg_qdrant.model_folders.files import export_again
@@ -62,6 +62,7 @@ class Encoder:
         self._max_query_tokens: int = about["max_query_tokens"]
         self._max_passage_tokens: int = about["max_passage_tokens"]
         self._tokenizers: dict[int, Tokenizer] = {}
+        self._tokenizer_settings: dict[str, Any] = {}
         self._lock = threading.Lock()
         with ThreadPoolExecutor() as pool:
             # A large tokenizer takes as long to load as a large model, so load both at once.
@@ -89,7 +90,11 @@ class Encoder:
         names = (
             "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens", "max_passage_tokens", "dtype"
         )  # fmt: skip
-        return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
+        return {
+            "sha256": self.folder.sha256(),
+            **{name: self.folder.description[name] for name in names},
+            **({"tokenizer": self._tokenizer_settings} if self._tokenizer_settings else {}),
+        }
 
     def unknown_share(self, texts: Sequence[str]) -> float:
         """Return the share of the texts' pieces that the tokenizer does not know."""
@@ -153,7 +158,9 @@ class Encoder:
         """Return the tokenizer that truncates at a length: one for each, because threads may use both at once."""
         with self._lock:
             if max_tokens not in self._tokenizers:
-                self._tokenizers[max_tokens] = open_tokenizer(self.folder.path / TOKENIZER_FILE, max_tokens)
+                tokenizer = open_tokenizer(self.folder.path / TOKENIZER_FILE, max_tokens)
+                self._tokenizer_settings = apply_settings(tokenizer, self.folder.description.get("tokenizer", {}))
+                self._tokenizers[max_tokens] = tokenizer
             return self._tokenizers[max_tokens]
 
 

@@ -3,35 +3,71 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers
 
 from xqg_qdrant.errors import ModelError
 from xqg_qdrant.model_folders.files import export_again
 
-__all__ = ["Tokenizer", "encode_ids", "open_tokenizer", "unknown_id"]
+__all__ = ["Tokenizer", "apply_settings", "encode_ids", "open_tokenizer", "unknown_id"]
 
 # While it works on a text, a tokenizer keeps a hundred bytes or more a character, even of what it truncates.
 CHARACTERS_AT_ONCE = 2**20
+# In tokens, where a tokenizer sets a side to truncate at and no length.
+LONGEST = 512
 
 
 def open_tokenizer(path: Path, max_tokens: int) -> Tokenizer:
     """Open a `tokenizer.json` that truncates texts at a length in tokens, and does not pad.
+
+    The side to truncate at is that of the file.
 
     Raises:
         ModelError: the file is not a tokenizer, or of a kind that the installed library does not support.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
+        side = (tokenizer.truncation or {}).get("direction", "right")
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_tokens)
+        tokenizer.enable_truncation(max_tokens, direction=side)
     except Exception as error:  # the library raises nothing narrower
         raise ModelError(
             f"{path} is not a tokenizer that truncates at {max_tokens} tokens: {error}.", export_again(path.parent)
         ) from error
     return tokenizer
+
+
+def apply_settings(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Change a tokenizer as `read_tokenizer_settings` says; return the settings that made a difference."""
+    made: dict[str, Any] = {}
+    side = settings.get("truncation_side")
+    if side and side != (tokenizer.truncation or {}).get("direction", "right"):
+        tokenizer.enable_truncation((tokenizer.truncation or {}).get("max_length", LONGEST), direction=side)
+        made["truncation_side"] = side
+    bert = settings.get("bert_normaliser")
+    if bert and isinstance(tokenizer.model, models.WordPiece):
+        wanted = normalizers.BertNormalizer(clean_text=True, **bert)
+        if _state(tokenizer.normalizer) != _state(wanted):
+            tokenizer.normalizer = wanted
+            made["bert_normaliser"] = bert
+    if settings.get("lowercase") and not _lowercases(_state(tokenizer.normalizer)):
+        before = [tokenizer.normalizer] if tokenizer.normalizer else []
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
+        made["lowercase"] = True
+    return made
+
+
+def _state(normaliser: Any) -> dict[str, Any]:  # noqa: ANN401
+    state: dict[str, Any] = json.loads(normaliser.__getstate__()) if normaliser else {}
+    return state
+
+
+def _lowercases(normaliser: Mapping[str, Any]) -> bool:
+    parts = normaliser.get("normalizers", ())
+    return normaliser.get("type") == "Lowercase" or normaliser.get("lowercase") is True or any(map(_lowercases, parts))
 
 
 def encode_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
