@@ -331,10 +331,10 @@ def test_a_prompt_that_is_not_text_is_refused(tmp_path: Path) -> None:
         read_settings(folder)
 
 
-def test_the_least_length_in_the_files_counts(tmp_path: Path) -> None:
+def test_the_length_of_sentence_transformers_takes_precedence(tmp_path: Path) -> None:
     folder = write_settings(tmp_path / "st", {"pooling_mode": "cls"}, max_seq_length=99)
     edit_json(folder / "tokenizer_config.json", {"model_max_length": 64})
-    assert read_settings(folder).max_passage_tokens == 64
+    assert read_settings(folder).max_passage_tokens == 99
 
 
 @pytest.mark.parametrize(("model_max_length", "expected"), [(128, 128), (int(1e30), 300), (None, 300)])
