@@ -19,8 +19,9 @@ from xqg_qdrant.corpus.inputs import CORPUS, Inputs
 from xqg_qdrant.corpus.passages import check_passages
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import EVALUATION_DEPTH
-from xqg_qdrant.evaluation.comparison import Report, evaluate_runs
+from xqg_qdrant.evaluation.comparison import Report, evaluate_runs, measured_questions
 from xqg_qdrant.evaluation.files import read_judged_questions, read_qrels
+from xqg_qdrant.evaluation.runs import check_collection_is_judged
 from xqg_qdrant.evaluation.significance import TestName
 from xqg_qdrant.generation import Generator
 from xqg_qdrant.inference.encoder import Encoder
@@ -205,6 +206,8 @@ def evaluate(
         queries = list(questions)
         judgements = read_qrels(qrels) if isinstance(qrels, str | Path) else list(qrels or ())
     check_collection(store, collection, encoder)
-    with tqdm(total=len(queries), unit=" questions", disable=None) as bar:
-        runs = search_runs(store, collection, encoder, queries, EVALUATION_DEPTH, rankings, bar.update)
-    return evaluate_runs(queries, judgements, runs, test=test)
+    check_collection_is_judged(store, collection, judgements)
+    measured = measured_questions(queries, judgements)
+    with tqdm(total=len(measured), unit=" questions", disable=None) as bar:
+        runs = search_runs(store, collection, encoder, measured, EVALUATION_DEPTH, rankings, bar.update)
+    return evaluate_runs(measured, judgements, runs, test=test, left_out=len(queries) - len(measured))

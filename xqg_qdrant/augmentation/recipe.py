@@ -153,8 +153,10 @@ def choose_recipe(
     calibration = change_calibration(encoder, calibrate, gamma, question_bank, stored)
     wanted = suited and calibrate is None and given.get("renormalise") is not False
     if wanted and not calibration:
-        means = encode_bank(read_bank(), encoder)
-        if means.narrow:
+        means = _read_means(encoder)
+        if means is None:
+            reason += "; not calibrated, because it can read no language of the question bank"
+        elif means.narrow:
             calibration = _calibrate(encoder, means.sha256, lambda: means, None, stored)
             reason += ", and its vectors lie in a narrow cone"
     if generator is not None and generator.writes_sentences:
@@ -163,6 +165,15 @@ def choose_recipe(
             reason += "; the language of queries is not checked, which needs pip install 'xqg-qdrant[languages]'"
     made = make_recipe(generator, languages, **{**defaults, **calibration, **given})
     return ChosenRecipe(made, reason)
+
+
+def _read_means(encoder: Encoder) -> BankMeans | None:
+    """Return the means of the shipped bank; None if the encoder can read none of its languages."""
+    bank = read_bank()
+    try:
+        return encode_bank(bank, encoder)
+    except InputError:
+        return None
 
 
 def choose_language_check(stored: Fingerprint | None) -> str:
