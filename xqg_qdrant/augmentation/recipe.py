@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from xqg_qdrant.augmentation.calibration import DEFAULT_GAMMA, BankMeans, encode_bank, pack_mean, read_bank
 from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA, Fusion, check_fusion
 from xqg_qdrant.errors import InputError, MismatchError
-from xqg_qdrant.fingerprint import GIVEN, QUERIES_FIELD, Fingerprint
+from xqg_qdrant.fingerprint import QUERIES_FIELD, Fingerprint
 from xqg_qdrant.generation import DRAWING, Generator, check_languages
 from xqg_qdrant.generation.lexicon import LEXICON
 from xqg_qdrant.generation.llm import LANGUAGE_MODEL, ChatSampling
@@ -72,7 +72,7 @@ class Recipe(NamedTuple):
 
     @property
     def given(self) -> bool:
-        """Return whether the queries are given."""
+        """Return whether no query is generated: they are given, or none are stored yet."""
         return not self.languages
 
     @property
@@ -286,7 +286,7 @@ def read_recipe(fingerprint: Fingerprint) -> Recipe:
         name.removeprefix(RECIPE_PREFIX): fingerprint[name] for name in fingerprint if name.startswith(RECIPE_PREFIX)
     }
     try:
-        if fingerprint.get(QUERIES_FIELD) == GIVEN:
+        if QUERIES_FIELD in fingerprint:
             return Recipe(**fields)
         kind = fingerprint.get("generator.kind")
         if kind == LEXICON:

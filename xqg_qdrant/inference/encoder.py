@@ -84,6 +84,11 @@ class Encoder:
         # No file of another program states the dimension reliably, so run the graph once.
         self.dim: int = self._run(self._session, [[0, 0]]).shape[1] if self._foreign else about["dim"]
 
+    @property
+    def source(self) -> str:
+        """Return the model's name at its source; that of the folder if the folder does not state it."""
+        return str(self.folder.description.get("source") or self.folder.path.resolve().name)
+
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide the vectors, for a fingerprint."""
         names = (
