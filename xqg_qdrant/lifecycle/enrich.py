@@ -1,8 +1,9 @@
 """Write the queries of passages that are stored already, in place.
 
 To be done are the points whose recipe is not the collection's. Some have no queries yet (`xqg ingest --plain`); others
-have those of an earlier generator, prompt or set of languages. Plain vectors stay, and so do queries that the new recipe
-would write in the same way. Points are replaced whole, so a search finds each passage as it was or as it will be.
+have those of an earlier generator, prompt or set of languages. Plain vectors stay, and so do queries that the new
+recipe would write in the same way. Points are replaced whole, so a search finds each passage as it was or as it will
+be.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def plan_enrichment(
         defaults["queries_per_language"] if is_plain(stored) else recipe.queries_per_language
     )
     check_count(count)
-    check = choose_language_check(None if is_plain(stored) else stored) if generator.writes_sentences else ""
+    check = choose_language_check(stored) if generator.writes_sentences else ""
     recipe = recipe._replace(
         languages=wanted,
         sampling=sampling,
