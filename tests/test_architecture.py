@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generation": {"corpus", "inference", "model_folders"},
     "augmentation": {"corpus", "generation", "inference", "stores"},
     "retrieval": {"augmentation", "inference", "stores"},
-    "lifecycle": {"augmentation", "corpus", "inference", "retrieval", "stores"},
+    "lifecycle": {"augmentation", "corpus", "generation", "inference", "retrieval", "stores"},
     "evaluation": {"augmentation", "corpus", "generation", "inference", "lifecycle", "retrieval", "stores"},
     "demo": {"corpus", "evaluation"},
     "export": {"corpus", "demo", "generation", "inference", "model_folders"},

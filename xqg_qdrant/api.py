@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, overload
 
 from tqdm import tqdm
 
-from xqg_qdrant.augmentation.pipeline import Progress, Row, Totals
+from xqg_qdrant.augmentation.pipeline import Progress, Row, Totals, describe
 from xqg_qdrant.augmentation.pipeline import ingest as ingest_chunks
 from xqg_qdrant.augmentation.recipe import choose_recipe
 from xqg_qdrant.corpus.inputs import CORPUS, Inputs
@@ -44,6 +44,7 @@ def ingest(
     *,
     languages: Sequence[str] = (),
     id_field: str | None = None,
+    plain: bool = False,
     **settings: Any,
 ) -> Progress:
     """Store a corpus with augmented vectors; index a large collection.
@@ -56,9 +57,10 @@ def ingest(
         store: the store of the collection, which is created if missing.
         collection: its name.
         encoder: of passages and queries.
-        generator: writes the queries. None if each row has its own, in the field `generated_queries`.
+        generator: writes the queries. None if each row has its own, in the field `generated_queries`, or if `plain`.
         languages: of the queries, such as `("ja", "ru")`; by default all of the generator's.
         id_field: the field of the passage id, if not `id`, `_id`, `passage_id` or `docid`.
+        plain: store passages without queries, to be searched at once; another ingest adds them.
         **settings: fields of `xqg_qdrant.augmentation.recipe.Recipe` and `xqg_qdrant.generation.onnx.Sampling`, such
             as `queries_per_language`, `alpha`, `fusion`, `seed`, `sparse`, `top_k`. Defaults suit the
             encoder; `recipe_name="paper"` gives the published ones.
@@ -76,17 +78,21 @@ def ingest(
     chosen = choose_recipe(encoder, generator, languages, stored=stored, **settings).recipe
     rows: Iterable[Row]
     total = None
-    queries = CORPUS if generator is None else None
+    queried = generator is None and not plain
+    queries = CORPUS if queried else None
+    fingerprint = describe(encoder, generator, chosen, plain)
     if isinstance(corpus, str | Path):
         inputs = Inputs([str(corpus)], queries, id_field)
         rows, total = inputs.read(), inputs.count()
     else:
-        rows = check_passages(corpus, id_field=id_field, queried=generator is None)
+        rows = check_passages(corpus, id_field=id_field, queried=queried)
     workers = count_workers(encoder.device)
     totals, rejects = Totals(), list[Reject]()
     with (
         tqdm(total=total, unit=" passages", disable=None) as bar,
-        closing(ingest_chunks(rows, store, collection, encoder, generator, chosen, workers)) as steps,
+        closing(
+            ingest_chunks(rows, store, collection, encoder, generator, chosen, workers, fingerprint=fingerprint)
+        ) as steps,
     ):
         for progress in steps:
             totals.add(progress)

@@ -103,6 +103,11 @@ class Encoder:
             raise ModelError(f"{self.folder.path / self.graph}: {error.message}", export_again(folder)) from error
         self._unknown = -1 if self._readable is None else unknown_id(tokenizer)
 
+    @property
+    def source(self) -> str:
+        """Return the model's name at its source; that of the folder if the folder does not state it."""
+        return str(self.folder.description.get("source") or self.folder.path.resolve().name)
+
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide the vectors, for a fingerprint."""
         names = (
