@@ -95,6 +95,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seeds", type=int, default=1, help="Seeds of each case of the battery; 1 is a sample for CI.")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # Pages are slow, and share nothing.
+        alone = item.name.startswith("test_the_blocks_of_a_page_run")
+        item.add_marker(pytest.mark.xdist_group(item.name if alone else item.path.name))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
         metafunc.parametrize("seed", range(metafunc.config.getoption("--seeds")))

@@ -16,7 +16,7 @@ from xqg_qdrant.evaluation import FEWEST_QUESTIONS
 from xqg_qdrant.evaluation.comparison import SIGNIFICANT, Comparison, Report, describe_content, is_gain
 from xqg_qdrant.evaluation.hubs import NEIGHBOURS, Hub, Hubs
 from xqg_qdrant.evaluation.significance import stars_of
-from xqg_qdrant.fingerprint import LONGEST_SHOWN, RETUNING_FIELD, describe_retune, show_field
+from xqg_qdrant.fingerprint import LONGEST_SHOWN, PROGRESS_FIELDS, describe_retune, show_field
 from xqg_qdrant.generation import Usage
 from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, NO_QUESTION, WRONG_LANGUAGE, WRONG_SCRIPT, Dropped
 from xqg_qdrant.lifecycle.status import Status
@@ -119,13 +119,17 @@ def format_status(status: Status) -> str:
         command = f"xqg retune --collection {status.collection}"
         lines.append(f"  {status.retuned} of them {are} retuned; finish it: {command}")
         lines += [f"  {one_line(line)}" for line in describe_retune(status.fingerprint)]
-    others = status.passages - status.current - (status.retuned or 0)
-    if others:
-        lines.append(f"  {others} of them {'was' if others == 1 else 'were'} made by another recipe than this one:")
+    enrich = f"xqg enrich --collection {status.collection}"
+    if status.plain:
+        verb = "has" if status.plain == 1 else "have"
+        lines.append(f"  {status.plain} of them {verb} no queries yet; write them: {enrich}")
+    if status.earlier:
+        verb = "was" if status.earlier == 1 else "were"
+        lines.append(f"  {status.earlier} of them {verb} made by another recipe than this one:")
     lines += [
         f"  {name}: {one_line(value if isinstance(value, str) and len(value) <= LONGEST_SHOWN else show_field(value))}"
         for name, value in status.fingerprint.items()
-        if name != RETUNING_FIELD
+        if name not in PROGRESS_FIELDS
     ]
     return "\n".join(lines)
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
+
 from xqg_qdrant.augmentation.calibration import (
     AskedLanguage,
     BankMeans,
@@ -23,7 +25,7 @@ from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, FloatArray, Generated
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Store, describe_pause
 from xqg_qdrant.streams import batched
-from xqg_qdrant.text import find_term_ids
+from xqg_qdrant.text import find_term_ids, show
 
 LOGGER = logging.getLogger(__name__)
 
@@ -150,11 +152,25 @@ class Ranker:
         self._encoder = encoder
         self._cached: dict[str, FloatArray] = {}
 
+    def encode(self, questions: Sequence[str]) -> FloatArray:
+        """Return the questions' vectors, shape `(n, dim)`.
+
+        Raises:
+            InputError: the encoder finds no token in a question, or its vector is not finite.
+        """
+        vectors = self._encoder.encode_queries(questions)
+        for question, vector in zip(questions, vectors, strict=True):
+            if not vector.any() or not np.isfinite(vector).all():
+                raise InputError(
+                    f"the encoder cannot read the question {show(question)}.", "ask in words that it knows"
+                )
+        return vectors
+
     def search(
         self, questions: Sequence[str], limit: int, rankings: Sequence[str], languages: Sequence[str] = ()
     ) -> dict[str, list[list[ScoredPassage]]]:
         """Return the `limit` best passages by ranking and question, best first; encode each question once."""
-        vectors = self._encoder.encode_queries(questions)
+        vectors = self.encode(questions)
         return {name: self.rank(questions, vectors, name, limit, languages) for name in rankings}
 
     def rank(
@@ -193,7 +209,7 @@ class Ranker:
         self, questions: Sequence[str], limit: int, ranking: str, languages: Sequence[str] = ()
     ) -> list[list[Hit]]:
         """Return for each question the `limit` best passages with their nearest queries, best first."""
-        vectors = self._encoder.encode_queries(questions)
+        vectors = self.encode(questions)
         lists = self.rank(questions, vectors, ranking, limit, languages)
         return [
             [Hit(*pair) for pair in zip(found, match_queries(self._encoder, vector, found), strict=True)]

@@ -117,7 +117,7 @@ def encode_bank(bank: QuestionBank, encoder: Encoder) -> BankMeans:
     Raises:
         InputError: the encoder can read no language of the bank.
     """
-    name = f"question-bank-{encoder.folder.sha256()[:16]}-{bank.sha256[:16]}.npz"
+    name = f"question-bank-{encoder.sha256()[:16]}-{bank.sha256[:16]}.npz"
     cached = find_cache() / name
     for path in (encoder.folder.path / name, cached):
         with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile):

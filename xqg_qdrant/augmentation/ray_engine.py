@@ -44,7 +44,7 @@ from xqg_qdrant.augmentation.ray_cluster import Plan
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.corpus.inputs import Inputs
 from xqg_qdrant.errors import InputError, ModelError, XqgError
-from xqg_qdrant.fingerprint import Fingerprint, hash_recipe
+from xqg_qdrant.fingerprint import Fingerprint, is_plain
 from xqg_qdrant.generation import Endpoint, open_generator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.stores import Store, open_store
@@ -166,7 +166,8 @@ class AugmentChunk:
             self._encoder = Encoder(job.encoder, plan.device, 1)
             _, key = ray.get(ledger.keys.remote())
             self._generator = None if job.recipe.given else open_generator(job.generator, plan.device, 1, key)
-            if describe(self._encoder, self._generator, job.recipe) != job.fingerprint:
+            plain = is_plain(job.fingerprint)
+            if describe(self._encoder, self._generator, job.recipe, plain) != job.fingerprint:
                 raise ModelError(
                     f"the models on {ray.util.get_node_ip_address()} differ from those of the driver.",
                     "copy the same model folders to every machine",
@@ -182,8 +183,7 @@ class AugmentChunk:
         done = []
         for number, chunk in _unpack(table):
             if not ray.get(self._ledger.stopped.remote()):
-                recipe_hash = hash_recipe(job.fingerprint)
-                done.append((number, augment(chunk, self._encoder, self._generator, job.recipe, recipe_hash)))
+                done.append((number, augment(chunk, self._encoder, self._generator, job.recipe, job.fingerprint)))
         return _pack(done)
 
 
@@ -198,7 +198,7 @@ class QdrantDatasink(Datasink):  # type: ignore[misc]
         store = _open_store(self._url, ray.get(self._ledger.keys.remote())[0])
         for block in blocks:
             for number, augmented in _unpack(block):
-                write(augmented.points, store, self._collection, self._fingerprint)
+                write([augmented], store, self._collection, self._fingerprint)
                 ray.get(self._ledger.add.remote(number, augmented.progress))
                 augmented.settle()
 
@@ -304,7 +304,7 @@ def _read(job: Job, plan: Plan, ledger: Any) -> Iterator[pyarrow.Table]:  # noqa
     for number, chunk in enumerate(cut_chunks(rows, cheap)):
         if ray.get(ledger.stopped.remote()):
             return
-        found = look_up(chunk, store, job.collection, not job.recipe.given, hash_recipe(job.fingerprint))
+        found = look_up(chunk, store, job.collection, job.recipe, job.fingerprint)
         yield _pack([(number, found)])
     ray.get(ledger.end.remote(number + 1, damage, job.inputs.left_over))
 

@@ -1,4 +1,4 @@
-"""The commands about a whole collection: `xqg optimise`, `status`, `delete`, `retune` and `copy`."""
+"""The commands about a whole collection: `xqg optimise`, `status`, `delete`, `retune`, `enrich`, `copy`, `reencode`."""
 
 from __future__ import annotations
 
@@ -18,29 +18,41 @@ from xqg_qdrant.cli.options import (
     add_options,
     collection_option,
     confirm,
+    dead_letters_option,
     device_option,
+    drawing_options,
     encoder_option,
     fusion_options,
+    generator_option,
     id_field_option,
     json_option,
+    part_option,
     quantisation_option,
     queries_option,
+    recipe_option,
+    sparse_option,
     store_option,
     workers_option,
     yes_option,
 )
 from xqg_qdrant.cli.shared import (
     GroupedCommand,
+    echo_cost,
+    echo_recipe,
     echo_unused_queries,
+    exit_if_rejected,
     index_large,
     load_encoder,
+    load_generator,
     main,
+    opened_foreign_store,
     opened_store,
 )
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
+    from xqg_qdrant.generation import Endpoint
     from xqg_qdrant.stores import Sharding, Store
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -281,6 +293,183 @@ def retune(
             keep_snapshot(store, collection, no_snapshot, quiet)
         run_retune(store, plan, encoder, threads, quiet)
         index_large(store, collection, quiet)
+
+
+@main.command(cls=GroupedCommand)
+@collection_option(required=True)
+@store_option
+@encoder_option
+@generator_option
+@click.option(
+    "--languages", help="Languages of the queries; +fr adds to those of the collection.  [default: the collection's]"
+)
+@click.option("--queries-per-language", type=int, help="Queries per language.  [default: the collection's]")
+@drawing_options
+@part_option
+@click.option("--newest-first", metavar="FIELD", default="", help="Begin with the greatest values of a metadata field.")
+@dead_letters_option
+@snapshot_option
+@yes_option
+@device_option
+@workers_option
+@click.pass_obj
+def enrich(
+    quiet: bool,
+    /,
+    collection: str,
+    location: str,
+    encoder_folder: Path | None,
+    generator_source: Path | Endpoint | None,
+    languages: str | None,
+    queries_per_language: int | None,
+    part: tuple[int, int],
+    newest_first: str,
+    dead_letters: Path | None,
+    no_snapshot: bool,
+    yes: bool,
+    device: str,
+    threads: int,
+    **drawing: Any,
+) -> None:
+    """Write the queries that the passages of a collection lack, and augment them in place.
+
+    These are passages stored with --plain, and, after a change of the generator, the prompt or the languages, all whose
+    queries are of before. Plain vectors are kept, and so are queries that the change does not touch. Searches and
+    ingests work meanwhile. Run the same command again to resume; on a server, several machines can each do a --part.
+    """
+    from xqg_qdrant.cli.progress import run_engine
+    from xqg_qdrant.corpus.dead_letters import DeadLetters
+    from xqg_qdrant.languages import parse_languages
+    from xqg_qdrant.lifecycle.copying import Part
+    from xqg_qdrant.lifecycle.enrich import enrich as enrich_points
+    from xqg_qdrant.lifecycle.enrich import plan_enrichment
+    from xqg_qdrant.stores import read_existing_fingerprint
+    from xqg_qdrant.streams import count_workers
+
+    rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"))
+    with opened_store(location) as store:
+        read_existing_fingerprint(store, collection)
+        encoder = load_encoder(encoder_folder, device, 1)
+        generator = load_generator(generator_source, device, 1, location, collection)
+        added = (languages or "").startswith("+")
+        named = parse_languages((languages or "").removeprefix("+"), generator.languages) if languages else ()
+        plan = plan_enrichment(
+            store,
+            collection,
+            encoder,
+            generator,
+            named=generator_source is not None,
+            languages=named,
+            added=added,
+            queries_per_language=queries_per_language,
+            drawing=drawing,
+            part=Part(*part),
+        )
+        if plan.drops:
+            confirm(f"Replace the queries of {count_of(plan.replaced, 'passage')}, for good?", yes)
+            keep_snapshot(store, collection, no_snapshot, quiet)
+        if not quiet:
+            echo(f"{count_of(plan.plain, 'passage')} without queries, {plan.replaced} to be changed", err=True)
+        workers = count_workers(encoder.device, threads)
+        begin = partial(enrich_points, store, plan, encoder, generator, workers, newest_by=newest_first)
+        totals = run_engine(begin, plan.plain + plan.replaced, rejected, quiet)
+        echo_cost(generator_source, totals, quiet)
+        if totals.stored:
+            index_large(store, collection, quiet)
+    exit_if_rejected(totals, rejected.path)
+
+
+@main.command(cls=GroupedCommand)
+@collection_option(required=True)
+@click.option("--to", "name", metavar="NAME", required=True, help="Name of the new collection, in the same store.")
+@store_option
+@encoder_option
+@recipe_option
+@fusion_options
+@sparse_option
+@click.option("--text-field", default="", help="As in xqg augment, if another program made the collection.")
+@click.option("--title-field", default="", help="As in xqg augment.")
+@click.option("--id-field", default="", help="As in xqg augment.")
+@part_option
+@quantisation_option
+@sharding_options
+@alias_option
+@dead_letters_option
+@device_option
+@workers_option
+@click.pass_obj
+def reencode(
+    quiet: bool,
+    /,
+    collection: str,
+    name: str,
+    location: str,
+    encoder_folder: Path | None,
+    text_field: str,
+    title_field: str,
+    id_field: str,
+    part: tuple[int, int],
+    quantisation: str | None,
+    alias: str | None,
+    dead_letters: Path | None,
+    device: str,
+    threads: int,
+    sparse: bool,
+    **settings: Any,
+) -> None:
+    """Copy a collection with another encoder: its passages and its queries, of which none is generated again.
+
+    The texts are read from the collection. The recipe suits the new encoder; the new collection can be ingested,
+    enriched and retuned like the old one. Run the same command again to resume. At the end the passages are counted,
+    and only if all are there --alias moves.
+    """
+    from xqg_qdrant.augmentation.pipeline import ingest
+    from xqg_qdrant.augmentation.recipe import choose_recipe
+    from xqg_qdrant.cli.progress import run_engine
+    from xqg_qdrant.corpus.dead_letters import DeadLetters
+    from xqg_qdrant.lifecycle.copying import Part, is_complete, plan_reencoding, read_stored_rows
+    from xqg_qdrant.lifecycle.status import check_alias
+    from xqg_qdrant.records import PayloadLayout
+    from xqg_qdrant.stores import Sharding, is_server, read_existing_fingerprint
+    from xqg_qdrant.streams import count_workers
+
+    sharding, share = take_sharding(settings), Part(*part)
+    rejected = DeadLetters(dead_letters or Path(f"{name}.rejected.jsonl"))
+    with ExitStack() as opened:
+        if text_field:
+            layout = PayloadLayout(text_field, title_field, id_field)
+            foreign = opened.enter_context(opened_foreign_store(location, layout))
+            source, points = foreign, foreign.read_augmented(collection)
+        else:
+            source = opened.enter_context(opened_store(location))
+            points = source.scroll(collection)
+        stored = read_existing_fingerprint(source, collection)
+        target = source
+        if text_field or is_server(location):
+            kept = source.read_sharding(collection)
+            given = Sharding(*(new or old for new, old in zip(sharding, kept, strict=True)))
+            target = opened.enter_context(opened_store(location, sharding=given))
+        if alias is not None:
+            check_alias(target, alias, name)
+        encoder = load_encoder(encoder_folder, device, 1)
+        suited, reason = choose_recipe(encoder, None, stored=target.read_fingerprint(name), **settings)
+        plan = plan_reencoding(collection, stored, name, encoder, suited, sparse)
+        echo_recipe(plan.recipe, reason, quiet)
+        rows = read_stored_rows(points, collection, plan, share)
+        workers = count_workers(encoder.device, threads)
+        begin = partial(ingest, rows, target, name, encoder, None, plan.recipe, workers, fingerprint=plan.after)
+        total = source.count(collection)
+        totals = run_engine(begin, total // share.parts, rejected, quiet)
+        if quantisation:
+            target.quantise(name)
+        if totals.stored or quantisation:
+            index_large(target, name, quiet)
+        complete = is_complete(total, target, name, totals.rejected, share)
+        if not complete and not quiet:
+            echo("Other parts are not complete yet.", err=True)
+        if complete and alias is not None:
+            move_alias(target, alias, name, quiet)
+    exit_if_rejected(totals, rejected.path)
 
 
 @main.command()

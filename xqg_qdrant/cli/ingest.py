@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +39,7 @@ from xqg_qdrant.cli.shared import (
     echo_recipe,
     echo_unused_queries,
     engine_options,
+    exit_if_rejected,
     index_large,
     load_encoder,
     load_generator,
@@ -49,7 +49,7 @@ from xqg_qdrant.cli.shared import (
     run_on_ray,
 )
 from xqg_qdrant.cli.terminal import echo
-from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE, InputError
+from xqg_qdrant.errors import InputError
 from xqg_qdrant.text import count_of
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ if TYPE_CHECKING:
 @encoder_option
 @generator_option
 @queries_option
+@click.option(
+    "--plain", is_flag=True, help="Store passages now; xqg enrich, or the same without --plain, adds queries."
+)
 @recipe_options
 @id_field_option
 @dead_letters_option
@@ -95,6 +98,7 @@ def ingest(
     encoder_folder: Path | None,
     generator_source: Path | Endpoint | None,
     queries: str | None,
+    plain: bool,
     device: str,
     threads: int,
     id_field: str | None,
@@ -114,7 +118,8 @@ def ingest(
 
     Queries come from a generator, from a language model (the URL of an OpenAI-compatible endpoint, with its key in
     XQG_LLM_API_KEY), from a lexicon (lines of language, words and translation, separated by tabs), or with --queries
-    from the field generated_queries of FILE or a JSONL file of rows {id, language, text} in any order.
+    from the field generated_queries of FILE or a JSONL file of rows {id, language, text} in any order. With --plain,
+    options of the generation are ignored.
 
     Run the same command again to resume after an interruption, or to redo what changed in an edited file. Rejected
     rows are written to the dead-letter file with their line and the reason; then the exit code is 3.
@@ -124,11 +129,17 @@ def ingest(
     from xqg_qdrant.cli.progress import run_ingest
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.corpus.inputs import Inputs
+    from xqg_qdrant.generation import DRAWING
     from xqg_qdrant.lifecycle.status import check_alias
     from xqg_qdrant.stores.points import make_names
 
     if queries is not None and generator_source is not None:
         raise click.UsageError("Give --generator or --queries, not both.")
+    if plain:
+        if queries is not None:
+            raise click.UsageError("Give --plain or --queries, not both.")
+        generator_source = languages = None
+        settings |= dict.fromkeys(("queries_per_language", *DRAWING))
     sharding = take_sharding(settings)
     results = read_batch(queries, engine)
     inputs = Inputs(files, None if results else queries, id_field)
@@ -143,29 +154,29 @@ def ingest(
         # threads of this process, so one thread is enough inside an operator.
         here = "auto" if engine == RAY else device
         encoder = load_encoder(encoder_folder, here, 1)
-        generator = load_generator(generator_source, here, 1, location, collection) if queries is None else None
+        generated = queries is None and not plain
+        generator = load_generator(generator_source, here, 1, location, collection) if generated else None
         if generator is not None:
             chosen = choose_languages(languages, generator)
         else:
             chosen = () if languages is None else (languages,)
-        # A folder of another program may not name its source.
-        model = str(encoder.folder.description.get("source") or encoder.folder.path.resolve().name)
-        names = make_names(payload_layout, model) if payload_layout else None
+        names = make_names(payload_layout, encoder.source) if payload_layout else None
         recipe, reason = choose_recipe(encoder, generator, chosen, stored=stored, names=names, **settings)
-        echo_recipe(recipe, reason, quiet)
+        echo_recipe(recipe, reason, quiet, plain)
         total = None if quiet else inputs.count()
+        fingerprint = describe(encoder, generator, recipe, plain)
         rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), *files, queries)
         if engine == RAY:
             from xqg_qdrant.augmentation.ray_engine import Job
 
-            fingerprint = describe(encoder, generator, recipe)
             folder = encoder_folder and encoder_folder.absolute()
             source = generator_source.absolute() if isinstance(generator_source, Path) else generator_source
             job = Job(inputs, Path.cwd(), location, collection, recipe, fingerprint, encoder.dim, folder, source)
             del encoder, generator  # a GPU may have no room for them twice
             totals = run_on_ray(job, store, address, device, num_workers, threads, total, rejected, quiet)
         else:
-            totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+            models_used = (encoder, generator, recipe, threads)
+            totals = run_ingest(rows, total, store, collection, *models_used, rejected, quiet, fingerprint)
         echo_cost(generator_source, totals, quiet)
         echo_unused_queries(inputs)
         if results:
@@ -217,9 +228,11 @@ def sync(
     that left FILE are deleted. If rows of FILE are rejected, nothing is deleted, because what seems to have left may
     only be damaged; the exit code is then 3.
     """
+    from xqg_qdrant.augmentation.pipeline import describe
     from xqg_qdrant.cli.progress import make_bars, run_ingest
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.corpus.inputs import Inputs
+    from xqg_qdrant.fingerprint import is_plain
     from xqg_qdrant.lifecycle.sync import plan_sync
     from xqg_qdrant.lifecycle.sync import sync as apply_sync
 
@@ -237,9 +250,13 @@ def sync(
 
         def ingest(recipe: Recipe) -> Totals:
             encoder = load_encoder(encoder_folder, device, 1)
-            generator = load_generator(generator_source, device, 1, location, collection) if queries is None else None
+            plain = is_plain(plan.fingerprint)
+            generated = queries is None and not plain
+            generator = load_generator(generator_source, device, 1, location, collection) if generated else None
+            made = describe(encoder, generator, recipe, plain)
             rows = inputs.read()
-            done = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+            models_used = (encoder, generator, recipe, threads)
+            done = run_ingest(rows, total, store, collection, *models_used, rejected, quiet, made)
             echo_cost(generator_source, done, quiet)
             return done
 
@@ -441,10 +458,3 @@ def read_batch(queries: str | None, engine: str) -> BatchResults | None:
     if engine == RAY:
         raise InputError("--engine ray cannot read the results of a batch.", "leave out --engine ray")
     return BatchResults(queries)
-
-
-def exit_if_rejected(totals: Totals, path: Path) -> None:
-    """Name the dead-letter file and exit with code 3 if rows were rejected."""
-    if totals.rejected:
-        echo(f"{path} lists {count_of(totals.rejected, 'rejected row')} with the reasons.", err=True)
-        sys.exit(ROWS_REJECTED_EXIT_CODE)

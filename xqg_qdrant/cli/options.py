@@ -22,14 +22,14 @@ DEFAULT_STORE = "./xqg_data"
 
 # Heading in the help → the parameters below it, for `GroupedCommand`.
 OPTION_GROUPS: dict[str, tuple[str, ...]] = {
-    "Source": ("text_field", "title_field", "id_field", "dead_letters", "delete", "dry_run"),
+    "Source": ("text_field", "title_field", "id_field", "dead_letters", "delete", "dry_run", "part", "newest_first"),
     "Models": ("encoder_folder", "generator_source"),
     "Language model": (
         *("model", "prompt", "concurrency", "price_per_million_input", "price_per_million_output"),
         *("max_tokens", "max_cost"),
     ),
     "Queries": (
-        *("queries", "languages", "queries_per_language", "top_k", "temperature"),
+        *("queries", "plain", "languages", "queries_per_language", "top_k", "temperature"),
         *("max_new_tokens", "vocabulary", "seed"),
     ),
     "Vectors": (
@@ -46,7 +46,7 @@ OPTION_GROUPS: dict[str, tuple[str, ...]] = {
         "quantisation",
     ),
     "Store": (
-        *("collection", "location", "out", "batch_out", "payload_layout", "alias", "no_snapshot"),
+        *("collection", "name", "location", "out", "batch_out", "payload_layout", "alias", "no_snapshot"),
         *("shard_number", "replication_factor", "write_consistency_factor"),
     ),
     "Engine": ("device", "threads", "engine", "address", "num_workers"),
@@ -296,6 +296,14 @@ def recipe_options(command: F) -> F:
         ),
         recipe_option,
         fusion_options,
+        drawing_options,
+    )
+    return add_options(options, command)
+
+
+def drawing_options(command: F) -> F:
+    """Add the options of how a generator draws, by the names of `DRAWING`."""
+    options = (
         click.option(
             "--top-k", type=int, help="Sample among the k likeliest tokens; 1 is greedy.  [default: the model's]"
         ),
@@ -309,6 +317,24 @@ def recipe_options(command: F) -> F:
         click.option("--seed", type=int, help="Seed of the sampling.  [default: 0]"),
     )
     return add_options(options, command)
+
+
+def _parse_part(_context: click.Context, _parameter: click.Parameter, part: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", part)
+    if found is None or int(found[1]) > int(found[2]):
+        raise click.BadParameter(f"{part!r} is no part, such as 2/8.")
+    return int(found[1]), int(found[2])
+
+
+def part_option(command: F) -> F:
+    """Add --part, as the number of the part and of all parts."""
+    return click.option(
+        "--part",
+        metavar="K/N",
+        default="1/1",
+        callback=_parse_part,
+        help="Do the K-th of N equal parts; run the others elsewhere.  [default: all]",
+    )(command)
 
 
 def sparse_option(command: F) -> F:

@@ -20,7 +20,8 @@ from click.core import ParameterSource
 
 from xqg_qdrant.cli.options import OPTION_GROUPS, add_options
 from xqg_qdrant.cli.terminal import echo, echo_usage_error
-from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InputError, XqgError
+from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, ROWS_REJECTED_EXIT_CODE, InputError, XqgError
+from xqg_qdrant.text import count_of
 
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.pipeline import Totals
@@ -298,13 +299,14 @@ def choose_languages(languages: str | None, generator: Generator) -> tuple[str, 
     return parse_languages(languages, generator.languages) if languages is not None else ()
 
 
-def echo_recipe(recipe: Recipe, reason: str, quiet: bool) -> None:
+def echo_recipe(recipe: Recipe, reason: str, quiet: bool, plain: bool = False) -> None:
     """Print which recipe is used, and why."""
     if quiet:
         return
     fused = f"{recipe.fusion} fusion, alpha {recipe.alpha:g}{', renormalised' if recipe.renormalise else ''}"
     calibrated = f", calibrated with gamma {recipe.gamma:g}" if recipe.gamma else ""
-    written = "given queries" if recipe.given else f"{recipe.queries_per_language} queries a language"
+    given = "no queries yet" if plain else "given queries"
+    written = given if recipe.given else f"{recipe.queries_per_language} queries a language"
     echo(f"{written}, {fused}{calibrated} ({reason})", err=True)
 
 
@@ -312,6 +314,13 @@ def echo_unused_queries(inputs: Inputs) -> None:
     """Print how many given queries belong to no passage."""
     if inputs.left_over:
         echo(f"Queries of {inputs.queries} that belong to no passage of {inputs}: {inputs.left_over}", err=True)
+
+
+def exit_if_rejected(totals: Totals, path: Path) -> None:
+    """Name the dead-letter file and exit with code 3 if rows were rejected."""
+    if totals.rejected:
+        echo(f"{path} lists {count_of(totals.rejected, 'rejected row')} with the reasons.", err=True)
+        sys.exit(ROWS_REJECTED_EXIT_CODE)
 
 
 def index_large(store: Store, collection: str, quiet: bool) -> None:

@@ -18,7 +18,7 @@ from xqg_qdrant.corpus.formats import FileRow, is_squad, is_topics, is_tsv, json
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import Qrel, Query
 
-QUERY_ID_FIELDS = ("id", "_id", "query_id")
+QUERY_ID_FIELDS = ("id", "_id", "query_id", "qid", "query-id", "question_id", "topic_id")
 KNOWN_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 

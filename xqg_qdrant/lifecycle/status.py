@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xqg_qdrant.errors import InputError, MismatchError
-from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_recipe
+from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_plain, hash_recipe
 from xqg_qdrant.records import XQG_VECTOR
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.points import check_collection_name
@@ -58,7 +58,23 @@ class Status(NamedTuple):
     def retuned(self) -> int | None:
         """Return the number of passages done by an unfinished retune; None if there is none."""
         wanted = self.fingerprint.get(RETUNING_FIELD)
-        return None if wanted is None else self.recipes[hash_recipe(wanted)]
+        if wanted is None:
+            return None
+        return sum(self.recipes[made_by] for made_by in {hash_recipe(wanted), hash_plain(wanted)} - {self._plain})
+
+    @property
+    def plain(self) -> int:
+        """Return the number of passages whose queries are still to be written."""
+        return self.recipes[self._plain]
+
+    @property
+    def earlier(self) -> int:
+        """Return the number of passages made by none of these: by an earlier recipe."""
+        return self.passages - self.current - self.plain - (self.retuned or 0)
+
+    @property
+    def _plain(self) -> str:
+        return hash_plain(self.fingerprint)
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as JSON values."""
@@ -69,6 +85,9 @@ class Status(NamedTuple):
             "passages": self.passages,
             "recipes": dict(self.recipes),
             "indexing_paused": self.paused,
+            "current": self.current,
+            "plain": self.plain,
+            "earlier": self.earlier,
             "fingerprint": self.fingerprint,
         }
 

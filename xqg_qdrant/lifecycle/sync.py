@@ -15,12 +15,15 @@ from xqg_qdrant.corpus.seen_ids import TextSet
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import (
     GIVEN,
+    PLAIN,
     QUERIES_FIELD,
-    RETUNING_FIELD,
     Fingerprint,
     hash_content,
+    hash_plain,
     hash_recipe,
+    is_plain,
     refuse_mismatch,
+    without_progress,
 )
 from xqg_qdrant.records import Passage, QueriedPassage, Reject
 from xqg_qdrant.stores import Store, read_existing_fingerprint
@@ -99,9 +102,13 @@ def plan_sync(store: Store, collection: str, inputs: Inputs, total: int | None, 
         MismatchError: a retune is unfinished, or only one of corpus and collection has given queries.
     """
     fingerprint = read_existing_fingerprint(store, collection)
-    wanted = {name: value for name, value in fingerprint.items() if name not in (QUERIES_FIELD, RETUNING_FIELD)}
-    given = {} if inputs.queries is None else {QUERIES_FIELD: GIVEN}
-    refuse_mismatch(collection, fingerprint, wanted | given)
+    wanted = without_progress(fingerprint)
+    wanted.pop(QUERIES_FIELD, None)
+    if inputs.queries is not None:
+        wanted[QUERIES_FIELD] = GIVEN
+    elif is_plain(fingerprint):
+        wanted[QUERIES_FIELD] = PLAIN
+    refuse_mismatch(collection, fingerprint, wanted)
     found, seen = Comparison(), TextSet()
     with bars(total, " rows compared") as bar:
         for latest in compare(inputs.read(), store, collection, fingerprint, seen):
@@ -157,7 +164,7 @@ def compare(
         seen: the id of each passage of the corpus is added to it.
     """
     given = fingerprint.get(QUERIES_FIELD) == GIVEN
-    recipe_hash = hash_recipe(fingerprint)
+    recipe_hash = hash_plain(fingerprint) if is_plain(fingerprint) else hash_recipe(fingerprint)
     found = Comparison()
     for batch in batched(rows, BATCH):
         found = _add(found, batch, store, collection, recipe_hash, given)

@@ -167,7 +167,7 @@ class Finder:
 
         The ranking by plain vectors comes first.
         """
-        vector = self._encoder.encode_queries([question])
+        vector = self._ranker.encode([question])
         with self._lock:
             found = {name: self._ranker.rank([question], vector, name, limit)[0] for name in self._rankings}
         # In one call, because the rankings share many passages.

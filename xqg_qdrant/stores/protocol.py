@@ -71,6 +71,9 @@ class Store(Protocol):
     def read_dim(self, collection: str) -> int:
         """Return the dimension of a collection's vectors."""
 
+    def read_sharding(self, collection: str) -> Sharding:
+        """Return how a server spreads a collection over its nodes; nothing for other stores."""
+
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each stored passage, by id; omit the others."""
 

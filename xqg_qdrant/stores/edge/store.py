@@ -39,6 +39,7 @@ from xqg_qdrant.stores.edge.index import (
 from xqg_qdrant.stores.points import Names, read_names
 from xqg_qdrant.stores.protocol import (
     Indexing,
+    Sharding,
     check_search,
     check_term_search,
     read_hit,
@@ -220,6 +221,10 @@ class EdgeStore:
             sync(self._directory)
             shutil.rmtree(removed)
             release_lock(self._locks.pop(collection))
+
+    def read_sharding(self, _collection: str) -> Sharding:
+        """Return nothing: the engine has no nodes."""
+        return Sharding()
 
     def count(self, collection: str) -> int:
         """Return the exact number of points."""

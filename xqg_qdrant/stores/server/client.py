@@ -32,7 +32,7 @@ from xqg_qdrant.stores.protocol import (
 from xqg_qdrant.stores.server import limits
 from xqg_qdrant.stores.server.foreign_points import read_foreign_hit
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, OpenCollection, describe_collection, fit
-from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, is_paused
+from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, find_sharding, is_paused
 from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_url, connect
 from xqg_qdrant.streams import batched
 from xqg_qdrant.text import check_key
@@ -119,6 +119,10 @@ class ClientStore:
     def read_dim(self, collection: str) -> int:
         """Return the length of the collection's vectors."""
         return self._open(collection).dim
+
+    def read_sharding(self, collection: str) -> Sharding:
+        """Return how a server spreads the collection; nothing in local mode."""
+        return find_sharding(self._require_info(collection)) if self._remote else Sharding()
 
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each stored passage; transfers no vectors and no texts."""

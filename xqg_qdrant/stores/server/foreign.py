@@ -13,17 +13,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from qdrant_client import models
 
 from xqg_qdrant.errors import MismatchError, StoreError
-from xqg_qdrant.fingerprint import LAYOUT_PREFIX, describe_layout, refuse_mismatch
+from xqg_qdrant.fingerprint import LAYOUT_PREFIX, describe_layout, hash_content, refuse_mismatch
 from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, Passage, PayloadLayout, Reject
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.points import VECTOR_NAMES
 from xqg_qdrant.stores.server.client import READ_BATCH, SCROLL_BATCH, ClientStore
-from xqg_qdrant.stores.server.foreign_points import FOREIGN_KEY, find_problem, get_field, parse_point_id
+from xqg_qdrant.stores.server.foreign_points import (
+    FOREIGN_KEY,
+    find_problem,
+    get_field,
+    parse_point_id,
+    read_foreign_payload,
+)
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, describe_collection, fit, split_points
 from xqg_qdrant.streams import batched
 
@@ -52,6 +59,24 @@ class ForeignStore(ClientStore):
                     get_field(fields, name) for name in (self._payload_layout.text, self._payload_layout.title)
                 )
                 yield Passage(str(record.id), text, title or "")
+
+    def read_augmented(self, collection: str) -> Iterator[AugmentedPassage | Reject]:
+        """Yield each point's passage and queries without vectors, or a `Reject` if the point holds none.
+
+        Unlike in `read_passages`, a passage has the id that users see, and the other fields as its metadata. The recipe
+        of a point that is new, or whose text has changed, is empty.
+        """
+        for record in self._scroll(collection, SCROLL_BATCH, True, False):
+            fields = record.payload or {}
+            if problem := find_problem(fields, self._payload_layout):
+                source = f"{self.location}, collection {collection!r}, point {record.id}"
+                yield Reject(source, 0, problem, json.dumps(fields))
+                continue
+            passage, queries = read_foreign_payload(record.id, fields, self._payload_layout)
+            content, recipe = (str(get_field(fields, f"{FOREIGN_KEY}.{name}") or "") for name in OUR_FIELDS[1:])
+            augmented = replace(passage, passage_id=str(record.id), metadata={})
+            known = content == hash_content(augmented, recipe)
+            yield AugmentedPassage(passage, queries if known else (), {}, content, recipe if known else "")
 
     def read_fingerprint(self, collection: str) -> dict[str, Any] | None:
         """Return the models and the recipe that augmented the collection, None if it was not augmented.

@@ -235,14 +235,19 @@ def is_paused(info: models.CollectionInfo) -> bool:
     return bool(kept) and not info.config.optimizer_config.indexing_threshold
 
 
+def find_sharding(info: models.CollectionInfo) -> Sharding:
+    """Return how a collection is spread over nodes."""
+    params = info.config.params
+    return Sharding(params.shard_number, params.replication_factor, params.write_consistency_factor)
+
+
 def check_sharding(where: str, info: models.CollectionInfo, wanted: Sharding) -> None:
     """Check that a collection is sharded as wanted.
 
     Raises:
         MismatchError: names each setting that differs, with both values.
     """
-    params = info.config.params
-    found = Sharding(params.shard_number, params.replication_factor, params.write_consistency_factor)
+    found = find_sharding(info)
     differences = [
         f"{name} {found._asdict()[name]}, not {value}"
         for name, value in wanted._asdict().items()
