@@ -1,19 +1,20 @@
 """Run a checkpoint in transformers, and check exported graphs against it.
 
-This is the only module that imports torch and transformers.
+Only this module imports transformers, and only this and `pickles` import torch.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import save_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from transformers.utils.logging import disable_progress_bar
@@ -22,6 +23,7 @@ from xqg_qdrant.errors import InputError
 from xqg_qdrant.export import bert
 from xqg_qdrant.export.checkpoint import Checkpoint, read_licence, read_tokenizer_changes
 from xqg_qdrant.export.graph import Array
+from xqg_qdrant.export.pickles import check_torch
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.rotary import MODEL_TYPES, translate_config
@@ -214,7 +216,14 @@ def build_and_check(checkpoint: Checkpoint, temporary: Path, wanted: str, steps:
 
 
 def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
-    given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+    given: dict[str, Any] = {
+        "dtype": torch.float32,
+        "use_safetensors": not checkpoint.is_pickled,
+        "weights_only": True,
+        "trust_remote_code": False,
+    }
+    if checkpoint.is_pickled:
+        check_torch()
     loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
     if checkpoint.config["model_type"] in MODEL_TYPES and not hasattr(transformers, "GteModel"):
         raise InputError(
@@ -230,6 +239,8 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
         raise InputError(
             f"transformers cannot load {checkpoint.source}: {error}.", "check its files, or download it again"
         ) from error
+    if checkpoint.is_pickled:
+        _save_beside(checkpoint.path, model)
     # transformers initialises missing weights at random. The pooler's are not used.
     missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
     if missing:
@@ -239,6 +250,14 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
             "export a complete checkpoint of that architecture",
         )
     return model.eval()
+
+
+def _save_beside(folder: Path, model: Any) -> None:  # noqa: ANN401
+    """Write a pickle's weights to safetensors in its folder, if it may be written to."""
+    unfinished = folder / "model.safetensors.unfinished"
+    with suppress(OSError):
+        save_model(model, str(unfinished), metadata={"format": "pt"})
+        unfinished.replace(folder / "model.safetensors")
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str]:
