@@ -29,9 +29,9 @@ from xqg_qdrant.model_folders.sentence_transformers import (
     read_dense_settings,
     read_modules,
     read_prefixes,
+    read_tokenizer_settings,
     read_transformer,
 )
-from xqg_qdrant.model_folders.tokenizer_settings import read_tokenizer_settings
 
 WEIGHTS = "*.safetensors"
 # Read by torch's weights-only loader, where there is nothing better; large ones come in parts.
@@ -258,7 +258,7 @@ def _read_dense(checkpoint: Checkpoint, name: str, settings: DenseSettings) -> D
     if (folder / "model.safetensors").is_file():
         weights = load_file(folder / "model.safetensors")
     elif (folder / PICKLE_FILE).is_file():
-        from xqg_qdrant.export.pickles import read_pickle
+        from xqg_qdrant.export.reference import read_pickle
 
         weights = read_pickle(folder / PICKLE_FILE)
     else:

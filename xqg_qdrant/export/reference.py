@@ -1,6 +1,6 @@
 """Run a checkpoint in transformers, and check exported graphs against it.
 
-Only this module imports transformers, and only this and `pickles` import torch.
+This is the only module that imports torch and transformers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from xqg_qdrant.errors import InputError
 from xqg_qdrant.export import bert
 from xqg_qdrant.export.checkpoint import Checkpoint, read_licence, read_tokenizer_changes
 from xqg_qdrant.export.graph import Array
-from xqg_qdrant.export.pickles import check_torch
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.rotary import MODEL_TYPES, translate_config
@@ -32,6 +31,9 @@ from xqg_qdrant.inference.tokenizer import LONGEST, apply_settings
 from xqg_qdrant.model_folders import write_description
 from xqg_qdrant.model_folders.description import TOKENIZER_FILE
 from xqg_qdrant.records import FloatArray
+
+# Earlier releases' weights-only loader could be made to run code (CVE-2025-32434).
+LEAST_TORCH = (2, 6)
 
 
 class Reference:
@@ -215,6 +217,38 @@ def build_and_check(checkpoint: Checkpoint, temporary: Path, wanted: str, steps:
     return parity
 
 
+def _check_torch() -> None:
+    """Check that torch's weights-only loader is safe.
+
+    Raises:
+        InputError: torch is too old.
+    """
+    version = torch.__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < LEAST_TORCH:
+        raise InputError(
+            f"torch {version} cannot read a pickle safely.", "upgrade it: pip install --upgrade 'torch>=2.6'"
+        )
+
+
+def read_pickle(path: Path) -> dict[str, Array]:
+    """Return the tensors of a pickle by name.
+
+    Raises:
+        InputError: it holds anything but tensors, or is damaged.
+    """
+    _check_torch()
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch raise errors of many kinds
+        raise InputError(
+            f"{path} cannot be read: it is damaged, or holds more than weights ({str(error).splitlines()[0]}).",
+            "download it again, or use another checkpoint",
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise InputError(f"{path} holds more than tensors.", "use another checkpoint")
+    return {str(name): value.float().numpy() for name, value in found.items()}
+
+
 def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
     given: dict[str, Any] = {
         "dtype": torch.float32,
@@ -223,7 +257,7 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
         "trust_remote_code": False,
     }
     if checkpoint.is_pickled:
-        check_torch()
+        _check_torch()
     loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
     if checkpoint.config["model_type"] in MODEL_TYPES and not hasattr(transformers, "GteModel"):
         raise InputError(
