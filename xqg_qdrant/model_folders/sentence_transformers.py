@@ -260,8 +260,12 @@ def read_transformer(path: Path, links_allowed: bool = False) -> Transformer:
         for name in (f"{kind}_args", f"{kind}_kwargs"):
             _check_arguments(path, file, name, settings.get(name))
     _check_arguments(path, file, "processing_kwargs", settings.get("processing_kwargs"))
-    lengths = (_whole(settings.get(name)) for name in ("max_seq_length", "query_length", "document_length"))
-    return Transformer(*lengths, lowercase=bool(settings.get("do_lower_case")))
+    return Transformer(
+        _whole(settings.get("max_seq_length")),
+        _whole(settings.get("query_length")),
+        _whole(settings.get("document_length")),
+        bool(settings.get("do_lower_case")),
+    )
 
 
 def is_compared_by_cosine(path: Path, links_allowed: bool = False) -> bool:
@@ -281,7 +285,7 @@ def is_compared_by_cosine(path: Path, links_allowed: bool = False) -> bool:
         raise _not_obeyed(path, PROMPTS_FILE, "model_type", settings["model_type"])
     if settings.get("truncate_dim") is not None:
         raise _not_obeyed(path, PROMPTS_FILE, "truncate_dim", settings["truncate_dim"])
-    return similarity != "dot"
+    return bool(similarity != "dot")
 
 
 def read_tokenizer_settings(path: Path, lowercase: bool = False, links_allowed: bool = False) -> dict[str, Any]:
