@@ -92,7 +92,7 @@ def estimate(
     The corpus is read once. A random sample is ingested for up to a minute, into a temporary collection of the embedded
     store.
     """
-    from xqg_qdrant.cli.progress import make_bars
+    from xqg_qdrant.cli.progress import echo_unread, make_bars
     from xqg_qdrant.evaluation.pilot import PASSAGES_OF_A_MINUTE, PASSAGES_OF_CALLS, estimate_cost
 
     encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_source, device, 1)
@@ -100,6 +100,8 @@ def estimate(
     sample = _draw(file, id_field, size, seed, quiet)
     recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, quiet)
     cost = estimate_cost(sample, _make_ingest(encoder, generator, recipe, threads), make_bars(quiet))
+    if not quiet:
+        echo_unread(encoder, generator)
     if as_json:
         echo(json.dumps(cost.to_json(price_per_hour, generator_source), indent=2))
     else:
@@ -158,7 +160,7 @@ def pilot(
     A random sample is ingested into a temporary collection, and the settings are swept over it. Without questions, the
     last generated query of each passage and language is left out of the vectors and asked.
     """
-    from xqg_qdrant.cli.progress import make_bars
+    from xqg_qdrant.cli.progress import echo_unread, make_bars
     from xqg_qdrant.evaluation.files import read_judged_questions
     from xqg_qdrant.evaluation.pilot import choose_questions, run_pilot, save_pilot
     from xqg_qdrant.evaluation.results import check_folder, describe_asked
@@ -176,6 +178,8 @@ def pilot(
     recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, quiet)
     ingest = _make_ingest(encoder, generator, recipe, threads)
     found = run_pilot(sample, asked, ingest, recipe, encoder, threads, measure, seed, make_bars(quiet))
+    if not quiet:
+        echo_unread(encoder, generator)
     if save:
         save_pilot(save, given_command(), data, found, price_per_hour, seed, encoder.device)
     if as_json:

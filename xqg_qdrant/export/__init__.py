@@ -58,11 +58,12 @@ GENERATOR_OPTIONS = (
 
 
 class Export(NamedTuple):
-    """A finished export: its folder, `encoder` or `generator`, and the figures of its parity check."""
+    """A finished export: its folder, `encoder` or `generator`, its parity check, and whether it was a pickle."""
 
     folder: Path
     kind: str
     parity: dict[str, Any]
+    pickled: bool = False
 
 
 def export_checkpoint(
@@ -124,9 +125,10 @@ def _export(checkpoint: Checkpoint, folder: Path, known: Preset | None, dtype: s
     settings = {name: given.get(name) for name in options}
     export_kind = _export_encoder if checkpoint.kind == "encoder" else _export_generator
 
+    pickled = checkpoint.is_pickled
     with built_aside(folder) as temporary:
         parity = export_kind(checkpoint, temporary, settings, dtype)
-    return Export(folder, checkpoint.kind, parity)
+    return Export(folder, checkpoint.kind, parity, pickled)
 
 
 def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], dtype: str) -> dict[str, Any]:
