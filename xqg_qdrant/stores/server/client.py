@@ -148,9 +148,7 @@ class ClientStore:
             return f"passage {checked[str(point.id)][0].passage.passage_id!r}"
 
         for batch in limits.split_points(checked, opened.dim, opened.strict):
-            for result in self._writes.send(
-                batch, send, lambda point: f"passage {checked[point.id][0].passage.passage_id!r}"
-            ):
+            for result in self._writes.send(batch, send, name):
                 self._check_applied(result, collection)
 
     def search(

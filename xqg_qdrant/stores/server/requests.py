@@ -187,7 +187,7 @@ def connect(location: str, api_key: str | None, seconds: int, patience: float = 
             timeout=seconds,
             check_compatibility=False,
             # A proxy from the environment cannot reach this machine by such a name.
-            **({"mounts": {"all://": None, "http://": None, "https://": None}} if is_loopback(location) else {}),
+            mounts=dict.fromkeys(("all://", "http://", "https://")) if is_loopback(location) else None,
         )
     client.http.client.add_middleware(keep_retry_after)
     client.http.client.add_middleware(partial(limit_waiting, patience))
