@@ -54,6 +54,7 @@ from xqg_qdrant.text import count_of, one_line
 if TYPE_CHECKING:
     from xqg_qdrant.generation import Endpoint
     from xqg_qdrant.stores import Sharding, Store
+    from xqg_qdrant.stores.server.foreign import ForeignStore
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -441,10 +442,11 @@ def reencode(
         if text_field:
             layout = PayloadLayout(text_field, title_field, id_field)
             foreign = opened.enter_context(opened_foreign_store(location, layout))
-            source, points = foreign, foreign.read_augmented(collection)
+            source: Store | ForeignStore = foreign
+            points = foreign.read_augmented(collection)
         else:
-            source = opened.enter_context(opened_store(location))
-            points = source.scroll(collection)
+            own = opened.enter_context(opened_store(location))
+            source, points = own, own.scroll(collection)
         stored = read_existing_fingerprint(source, collection)
         target = source
         if text_field or is_server(location):
