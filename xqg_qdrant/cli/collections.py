@@ -54,6 +54,7 @@ from xqg_qdrant.text import count_of, one_line
 if TYPE_CHECKING:
     from xqg_qdrant.generation import Endpoint
     from xqg_qdrant.stores import Sharding, Store
+    from xqg_qdrant.stores.server.foreign import ForeignStore
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -337,7 +338,7 @@ def enrich(
     queries are of before. Plain vectors are kept, and so are queries that the change does not touch. Searches and
     ingests work meanwhile. Run the same command again to resume; on a server, several machines can each do a --part.
     """
-    from xqg_qdrant.cli.progress import run_engine
+    from xqg_qdrant.cli.progress import echo_unread, run_engine
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.languages import parse_languages
     from xqg_qdrant.lifecycle.copying import Part
@@ -373,6 +374,8 @@ def enrich(
         workers = count_workers(encoder.device, threads)
         begin = partial(enrich_points, store, plan, encoder, generator, workers, newest_by=newest_first)
         totals = run_engine(begin, plan.plain + plan.replaced, rejected, quiet)
+        if not quiet:
+            echo_unread(encoder, generator)
         echo_cost(generator_source, totals, quiet)
         if totals.stored:
             index_large(store, collection, quiet)
@@ -425,7 +428,7 @@ def reencode(
     """
     from xqg_qdrant.augmentation.pipeline import ingest
     from xqg_qdrant.augmentation.recipe import choose_recipe
-    from xqg_qdrant.cli.progress import run_engine
+    from xqg_qdrant.cli.progress import echo_unread, run_engine
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.lifecycle.copying import Part, is_complete, plan_reencoding, read_stored_rows
     from xqg_qdrant.lifecycle.status import check_alias
@@ -439,10 +442,11 @@ def reencode(
         if text_field:
             layout = PayloadLayout(text_field, title_field, id_field)
             foreign = opened.enter_context(opened_foreign_store(location, layout))
-            source, points = foreign, foreign.read_augmented(collection)
+            source: Store | ForeignStore = foreign
+            points = foreign.read_augmented(collection)
         else:
-            source = opened.enter_context(opened_store(location))
-            points = source.scroll(collection)
+            own = opened.enter_context(opened_store(location))
+            source, points = own, own.scroll(collection)
         stored = read_existing_fingerprint(source, collection)
         target = source
         if text_field or is_server(location):
@@ -460,6 +464,8 @@ def reencode(
         begin = partial(ingest, rows, target, name, encoder, None, plan.recipe, workers, fingerprint=plan.after)
         total = source.count(collection)
         totals = run_engine(begin, total // share.parts, rejected, quiet)
+        if not quiet:
+            echo_unread(encoder)
         if quantisation:
             target.quantise(name)
         if totals.stored or quantisation:

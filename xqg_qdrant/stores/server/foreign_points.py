@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Protocol
+from uuid import UUID
 
 from xqg_qdrant.corpus.fields import Json
 from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout, ScoredPassage
@@ -39,7 +40,7 @@ def get_field(payload: Mapping[str, Any], name: str) -> Json:
 
 
 def read_foreign_payload(
-    point_id: int | str, payload: Mapping[str, Any], layout: PayloadLayout
+    point_id: int | str | UUID, payload: Mapping[str, Any], layout: PayloadLayout
 ) -> tuple[Passage, tuple[GeneratedQuery, ...]]:
     """Return the passage and the generated queries of another program's point, even a malformed one.
 
