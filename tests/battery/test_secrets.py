@@ -11,6 +11,7 @@ import html
 import json
 import logging
 import random
+import re
 import string
 import traceback
 from collections.abc import Callable, Iterator
@@ -29,8 +30,8 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.errors import InputError, StoreError
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, Passage
+from xqg_qdrant.secrets import make_redactor
 from xqg_qdrant.stores import Store, open_store
-from xqg_qdrant.text import make_redactor
 
 LIBRARY_CASES, COMMAND_CASES = 30, 20  # of each seed
 SHOWN = 400  # what of an answer a message shows at most
@@ -75,7 +76,17 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "for JSON, all of it": write_every_character("\\u{:04x}"),
     "for JSON, all of it twice": write_every_character("\\\\u{:04x}"),
     "for Python": lambda key: repr(key)[1:-1],
+    "in base64": lambda key: base64.b64encode(key.encode()).decode(),
+    "in base64, after a user's name": lambda key: base64.b64encode(f"me:{key}".encode()).decode(),
+    "in base64, in a header's value": lambda key: base64.b64encode(f"Bearer {key}".encode()).decode(),
+    "in base64, for a URL": lambda key: base64.urlsafe_b64encode(f"u:{key}".encode()).decode(),
+    "in hexadecimal": lambda key: key.encode().hex(),
+    "cut in two by a line": lambda key: f"{key[: len(key) // 2]}\n{key[len(key) // 2 :]}",
+    "cut in two by an indented line": lambda key: f"{key[:7]}\r\n    {key[7:]}",
+    "cut in two by a line, for JSON": lambda key: json.dumps(f"{key[:5]}\n{key[5:]}")[1:-1],
 }
+# Around the key in base64 stand the first and the last character of a group, which belong to its neighbours, too.
+ENCODED = tuple(name for name in SPELLINGS if "base64" in name)
 
 
 def fragments(text: str) -> set[str]:
@@ -136,7 +147,11 @@ def test_every_spelling_of_a_key_is_hidden(spelling: str, seed: int) -> None:
     chance = random.Random(seed)
     for key in (VISIBLE, VISIBLE[::-1], "a" * 20, *(make_key(chance) for _ in range(20))):
         text = f"before {SPELLINGS[spelling](key)} after"
-        assert make_redactor(key)(text) == "before *** after"
+        hidden = make_redactor(key)(text)
+        if spelling in ENCODED:
+            assert re.fullmatch(r"before [\w+/-]{0,12}\*\*\*[\w+/=-]{0,4} after", hidden)
+        else:
+            assert hidden == "before *** after"
     assert make_redactor(None)(text) == text
 
 
