@@ -77,7 +77,8 @@ def holds_secret(url: str) -> bool:
     >>> holds_secret("s3://key:secret@bucket/file"), holds_secret("s3://bucket/a@b.jsonl")
     (True, False)
     """
-    match = re.match(r"([A-Za-z][\w+.-]*)://([^/?#]*)(.*)", url, re.DOTALL)
+    # As a path, a URL has one slash. Before it may stand a name, as in NAME=FILE.
+    match = re.match(r"(?:[^:/]*=)?([A-Za-z][\w+.-]+):/+([^/?#]*)(.*)", url, re.DOTALL)
     if match is None:
         return False
     scheme, authority, rest = match.groups()
@@ -110,7 +111,7 @@ def refuse_secret(url: str, what: str) -> None:
 
 def remember_user(url: str) -> None:
     """Remember the user's part of a URL and its password, as they are and decoded."""
-    user = url.partition("://")[2].rpartition("@")[0]
+    user = url.partition(":/")[2].lstrip("/").rpartition("@")[0]
     for part in {user, user.partition(":")[2]}:
         remember(part)
         remember(unquote(part))

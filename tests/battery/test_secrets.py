@@ -30,7 +30,7 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.errors import InputError, StoreError
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, Passage
-from xqg_qdrant.secrets import make_redactor
+from xqg_qdrant.secrets import holds_secret, make_redactor
 from xqg_qdrant.stores import Store, open_store
 
 LIBRARY_CASES, COMMAND_CASES = 30, 20  # of each seed
@@ -350,3 +350,77 @@ def test_no_library_logs_the_key(rest: RestQdrant, key: str, caplog: pytest.LogC
         store.close()
     assert caplog.records
     assert_silent(caplog.text, key)
+
+
+URLS = (
+    "s3://AKIAEXAMPLE:{}@bucket/corpus.jsonl",
+    "s3://AKIAEXAMPLE:{}/more@bucket/corpus.jsonl",
+    "gs://{}@bucket/corpus.jsonl",
+    "abfs://container:{}@account/corpus.jsonl",
+    "https://host/file?X-Signature={}",
+)
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_secret_in_the_url_of_any_file_is_refused_and_nothing_is_written(
+    url: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "Super" + "".join(char for char in key if char.isalnum())
+    monkeypatch.chdir(tmp_path)
+    at = ("--collection", "docs", "--store", "s")
+    given = url.format(key)
+    for command in (
+        ("ingest", given, *at),
+        ("ingest", "c.jsonl", "--queries", given, *at),
+        ("sync", given, *at),
+        ("status", "--corpus", given, *at),
+        ("generate", given, "--out", "out"),
+        ("pilot", given, "--save", "saved"),
+        ("evaluate", "--questions", given, *at),
+        ("evaluate", "--questions", "q", "--qrels", given, *at),
+        ("score", "--run", f"name={given}", "--questions", "q"),
+        ("query", "a", "--encoder", given, *at),
+    ):
+        result = CliRunner().invoke(main, ["-v", *command])
+        assert result.exit_code == 2, result.output
+        assert "holds a user name, a password or a key" in result.output, (command, result.output)
+        assert_silent(result.output, key)
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a@b.jsonl", "abfs://container@account.dfs.core.windows.net/c.jsonl"])
+def test_a_url_without_a_secret_is_not_refused(url: str) -> None:
+    assert not holds_secret(url)
+
+
+@pytest.mark.parametrize("password", ["pass/word-of-many", "pass@word#of?many", "plain-password", "pass%2Fword-many"])
+def test_a_proxy_gets_no_key_of_a_server_on_this_machine_and_its_password_is_not_shown(
+    password: str, rest: RestQdrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://user:{password}@127.0.0.1:1")
+    result = CliRunner().invoke(main, ["-v", "status", "--store", rest.url], env={"QDRANT_API_KEY": "sk-1234567890"})
+    refused = any(char in password for char in "/@#?")
+    assert result.exit_code == (2 if refused else 0), result.output
+    assert ("write / in a password as %2F" in result.output) == refused
+    for part in ("word", "many"):
+        assert part not in result.output.replace("in a password as", "")
+
+
+def test_whatever_is_printed_or_written_holds_no_key_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    secrets = {
+        "QDRANT_API_KEY": "qd-12345678",
+        "XQG_LLM_API_KEY": "sk-abcdefgh",
+        "AWS_SECRET_ACCESS_KEY": "aws/+secret",
+    }
+    for secret in secrets.values():
+        Path("c.jsonl").write_text(json.dumps({"id": "a", "txt": f"no text but {secret}"}) + "\n")
+        line = ["-v", "ingest", "c.jsonl", "--collection", "docs", "--store", "s", "--queries", "corpus"]
+        result = CliRunner().invoke(main, line, env=secrets)
+        assert result.exit_code == 3, result.output
+        assert "no text but ***" in Path("docs.rejected.jsonl").read_text()
+        result = CliRunner().invoke(main, ["-v", "status", "--store", f"nowhere:{secret}"], env=secrets)
+        assert result.exit_code == 2
+        assert secret not in result.output

@@ -242,3 +242,17 @@ def test_a_collection_behind_a_symbolic_link_is_deleted_with_nothing_left(tmp_pa
         store.delete_collection("docs")
         assert store.collections() == []
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["s"]
+
+
+def test_a_local_store_whose_first_list_of_collections_was_cut_recovers(tmp_path: Path) -> None:
+    for content in ("", '{"collections'):
+        (tmp_path / "meta.json").write_text(content)
+        with open_store(f"local:{tmp_path}") as store:
+            assert store.collections() == []
+            store.create_collection("docs", 4, {})
+            store.delete_collection("docs")
+    with open_store(f"local:{tmp_path}") as store:
+        store.create_collection("docs", 4, {})
+    (tmp_path / "meta.json").write_text("")
+    with pytest.raises(StoreError, match=r"meta\.json is damaged .* Cure: restore it"):
+        open_store(f"local:{tmp_path}")

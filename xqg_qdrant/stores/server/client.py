@@ -14,7 +14,7 @@ from typing import Any
 
 from qdrant_client import QdrantClient, models
 
-from xqg_qdrant.errors import InputError, MismatchError, StoreError
+from xqg_qdrant.errors import InputError, MismatchError, StoreError, XqgError
 from xqg_qdrant.fingerprint import is_sparse
 from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
 from xqg_qdrant.secrets import check_key
@@ -70,6 +70,8 @@ class ClientStore:
         failed: Exception | None = None
         try:
             self._client = self._connect()
+        except XqgError:
+            raise
         except Exception as error:
             failed = error
         if failed:  # raised inside the `except`, it would carry the client's exception as its context

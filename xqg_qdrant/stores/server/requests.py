@@ -184,6 +184,7 @@ def connect(location: str, api_key: str | None, seconds: int, patience: float = 
         return QdrantClient(location=":memory:")
     if location.startswith("local:"):
         directory = find_home(Path(location.removeprefix("local:")))
+        heal_local(directory)
         return QdrantClient(path=str(directory), force_disable_check_same_thread=True)
     check_proxies()
     with warnings.catch_warnings():
@@ -202,6 +203,24 @@ def connect(location: str, api_key: str | None, seconds: int, patience: float = 
     client.http.client.add_middleware(keep_retry_after)
     client.http.client.add_middleware(partial(limit_waiting, patience))
     return client
+
+
+def heal_local(directory: Path) -> None:
+    """Remove the list of collections that a killed process left half written, if there are no collections yet.
+
+    Raises:
+        StoreError: the list is damaged, and there are collections.
+    """
+    listed = directory / "meta.json"
+    try:
+        json.loads(listed.read_bytes())
+    except FileNotFoundError:
+        return
+    except (ValueError, RecursionError) as error:
+        if any((directory / "collection").glob("*/*")):
+            cure = "restore it from a backup, or ingest into another directory"
+            raise StoreError(f"{listed} is damaged ({error}).", cure) from error
+        listed.unlink()
 
 
 def keep_retry_after(request: httpx.Request, send: Callable[[httpx.Request], httpx.Response]) -> httpx.Response:
