@@ -88,8 +88,13 @@ def check_count(count: object, where: str) -> int:
 class Scored(Protocol):
     """A hit of a search."""
 
-    id: object
-    score: float
+    @property
+    def id(self) -> object:
+        """Return the point's id."""
+
+    @property
+    def score(self) -> float:
+        """Return the score."""
 
 
 def check_answers(answers: Sequence[Sequence[Scored]], asked: int, limit: int, where: str) -> None:

@@ -87,7 +87,7 @@ class Wire:
         remember(api_key)
         # The wire also hides keys that are too short for `secrets.hide`.
         redact = make_redactor(api_key)
-        self.hide = lambda text: redact(hide(text))
+        self.hide: Callable[[str], str] = lambda text: redact(hide(text))
         self._reached = False
         # Two writing threads would break the local mode.
         self._guard: AbstractContextManager[object] = nullcontext() if remote else threading.Lock()
