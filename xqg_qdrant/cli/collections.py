@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -45,10 +44,11 @@ from xqg_qdrant.cli.shared import (
     load_encoder,
     load_generator,
     main,
+    open_dead_letters,
     opened_foreign_store,
     opened_store,
 )
-from xqg_qdrant.cli.terminal import echo
+from xqg_qdrant.cli.terminal import echo, stdin_lines
 from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
@@ -224,8 +224,7 @@ def delete(
     with opened_store(location) as store:
         snapshot = partial(keep_snapshot, store, collection, no_snapshot, quiet)
         if passage_ids:
-            lines = (line.rstrip("\r\n") for line in sys.stdin if line.strip())
-            given: Iterable[str] = lines if passage_ids == ("-",) else passage_ids
+            given: Iterable[str] = stdin_lines() if passage_ids == ("-",) else passage_ids
             deleted = delete_passages(store, collection, given, snapshot)
             echo(f"{count_of(deleted.passages, 'passage')} deleted, {count_of(deleted.unknown, 'id')} not stored")
             return
@@ -339,7 +338,6 @@ def enrich(
     ingests work meanwhile. Run the same command again to resume; on a server, several machines can each do a --part.
     """
     from xqg_qdrant.cli.progress import echo_unread, run_engine
-    from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.languages import parse_languages
     from xqg_qdrant.lifecycle.copying import Part
     from xqg_qdrant.lifecycle.enrich import enrich as enrich_points
@@ -347,7 +345,7 @@ def enrich(
     from xqg_qdrant.stores import read_existing_fingerprint
     from xqg_qdrant.streams import count_workers
 
-    rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"))
+    rejected = open_dead_letters(dead_letters, collection)
     with opened_store(location) as store:
         read_existing_fingerprint(store, collection)
         encoder = load_encoder(encoder_folder, device, 1)
@@ -429,7 +427,6 @@ def reencode(
     from xqg_qdrant.augmentation.pipeline import ingest
     from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.cli.progress import echo_unread, run_engine
-    from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.lifecycle.copying import Part, is_complete, plan_reencoding, read_stored_rows
     from xqg_qdrant.lifecycle.status import check_alias
     from xqg_qdrant.records import PayloadLayout
@@ -437,7 +434,7 @@ def reencode(
     from xqg_qdrant.streams import count_workers
 
     sharding, share = take_sharding(settings), Part(*part)
-    rejected = DeadLetters(dead_letters or Path(f"{name}.rejected.jsonl"))
+    rejected = open_dead_letters(dead_letters, name)
     with ExitStack() as opened:
         if text_field:
             layout = PayloadLayout(text_field, title_field, id_field)

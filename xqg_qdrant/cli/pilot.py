@@ -33,6 +33,7 @@ from xqg_qdrant.cli.shared import (
     load_encoder,
     load_generator,
     main,
+    save_last,
 )
 from xqg_qdrant.cli.terminal import echo
 
@@ -190,7 +191,7 @@ def pilot(
     if not quiet:
         echo_unread(encoder, generator)
     if save:
-        save_pilot(save, given_command(), data, found, price_per_hour, seed, encoder.device)
+        save_last(save_pilot, save, given_command(), data, found, price_per_hour, seed, encoder.device)
     rivals = [make_rival(encoder, found, found)]
     for folder in folders[1:]:
         other = load_encoder(folder, device, 1)
