@@ -336,7 +336,7 @@ def echo_recipe(recipe: Recipe, reason: str, quiet: bool, plain: bool = False) -
     fused = f"{recipe.fusion} fusion, alpha {recipe.alpha:g}{', renormalised' if recipe.renormalise else ''}"
     calibrated = f", calibrated with gamma {recipe.gamma:g}" if recipe.gamma else ""
     given = "no queries yet" if plain else "given queries"
-    written = given if recipe.given else f"{recipe.queries_per_language} queries a language"
+    written = given if recipe.given else f"{count_of(recipe.queries_per_language, 'query', 'queries')} a language"
     echo(f"{written}, {fused}{calibrated} ({reason})", err=True)
 
 

@@ -73,7 +73,7 @@ class ForeignStore(ClientStore):
                 source = f"{self.location}, collection {collection!r}, point {record.id}"
                 yield Reject(source, 0, problem, json.dumps(fields))
                 continue
-            passage, queries = read_foreign_payload(record.id, fields, self._payload_layout)
+            passage, queries = read_foreign_payload(str(record.id), fields, self._payload_layout)
             content, recipe = (str(get_field(fields, f"{FOREIGN_KEY}.{name}") or "") for name in OUR_FIELDS[1:])
             augmented = replace(passage, passage_id=str(record.id), metadata={})
             known = content == hash_content(augmented, recipe)
