@@ -23,7 +23,7 @@ from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.lifecycle import copying
 from xqg_qdrant.lifecycle.copying import Copying, copy_collection
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
-from xqg_qdrant.stores import Sharding, Store, is_same_place, open_store
+from xqg_qdrant.stores import Store, is_same_place, open_store
 from xqg_qdrant.stores.edge.store import EdgeStore
 from xqg_qdrant.stores.points import make_point_id
 
@@ -440,7 +440,7 @@ def test_a_server_never_gets_the_key_of_another_one(
     given: list[tuple[str, str | None]] = []
     opened = open_store
 
-    def note(location: str, api_key: str | None = None, sharding: Sharding | None = None) -> Store:
+    def note(location: str, api_key: str | None = None, *_: object, **_more: object) -> Store:
         given.append((location, api_key))
         return opened(location)
 

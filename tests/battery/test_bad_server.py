@@ -68,8 +68,12 @@ def change_hits(change: Callable[[list[Any]], object]) -> Callable[[Any], object
     return lie
 
 
-def set_each(**fields: object) -> Callable[[list[Any]], object]:
-    return lambda points: [setattr(point, name, value) for point in points for name, value in fields.items()]
+def set_payload(payload: object) -> Callable[[list[Any]], object]:
+    def change(points: list[Any]) -> None:
+        for point in points:
+            point.payload = payload
+
+    return change
 
 
 BAD_PAYLOAD = {"passage_id": 5, "text": ["x"], "title": {}, "generated_queries": [], "metadata": [1]}
@@ -95,17 +99,17 @@ LIES: dict[str, tuple[str, Callable[[Any], object], Callable[[Store], object], s
     ),
     "payloads of other types": (
         "points/query/batch",
-        change_hits(set_each(payload=BAD_PAYLOAD)),
+        change_hits(set_payload(BAD_PAYLOAD)),
         search,
         "not written by",
     ),
     "queries of other types": (
         "points/query/batch",
-        change_hits(set_each(payload=BAD_QUERIES)),
+        change_hits(set_payload(BAD_QUERIES)),
         search,
         "not written by",
     ),
-    "no payload": ("points/query/batch", change_hits(set_each(payload=None)), search, "not written by xqg"),
+    "no payload": ("points/query/batch", change_hits(set_payload(None)), search, "not written by xqg"),
     "points that were not asked for": (
         *("points", lambda result: [*result, UNASKED], lambda store: store.read_content_hashes("docs", NAMES)),
         "not asked for",

@@ -27,7 +27,7 @@ INPUTS = (
         "restrict_vocabulary",
     ),
     *("questions", "qrels", "gold", "run_files", "prediction_files", "pairs", "first", "second", "folders"),
-    *("checkpoint", "changes", "prompt"),
+    *("checkpoint", "changes", "prompt", "encoder_folders"),
 )
 OUTPUTS = ("dead_letters", "write_run", "write_predictions", "output", "save", "out", "batch_out", "folder")
 # Parameters of these commands that hold text although another command reads files by that name.
