@@ -111,7 +111,7 @@ def check_answers(answers: Sequence[Sequence[Scored]], asked: int, limit: int, w
         if len({str(hit.id) for hit in hits}) < len(hits):
             raise StoreError(f"{where} found the same point twice in one search.", OTHER_SERVER)
         if not all(math.isfinite(hit.score) for hit in hits):
-            raise StoreError(f"{where} gave a score that is no number.", "ask the server's administrator: its vectors may be damaged")
+            raise StoreError(f"{where} gave a score that is no number.", "check the stored vectors; some are damaged")
 
 
 def check_page(found: int, offset: object, before: set[object], where: str) -> None:
