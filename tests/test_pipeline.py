@@ -186,7 +186,15 @@ def test_the_yield_of_each_language_is_told_with_what_was_dropped_and_why() -> N
     first, *others = RECIPE.languages
     per_passage = RECIPE.queries_per_language
     n = CHUNK_SIZE + 2
-    told = {"asked": n * per_passage, "kept": n, "empty": 0, "duplicate": 0, "wrong_script": 0, "wrong_language": 0}
+    told = {
+        "asked": n * per_passage,
+        "kept": n,
+        "empty": 0,
+        "malformed": 0,
+        "duplicate": 0,
+        "wrong_script": 0,
+        "wrong_language": 0,
+    }
     assert totals.yields() == {first: {**told, "wrong_script": n}} | dict.fromkeys(others, told)
 
 

@@ -17,7 +17,7 @@ from xqg_qdrant.evaluation.comparison import SIGNIFICANT, Comparison, Report, de
 from xqg_qdrant.evaluation.hubs import NEIGHBOURS, Hub, Hubs
 from xqg_qdrant.evaluation.significance import stars_of
 from xqg_qdrant.fingerprint import LONGEST_SHOWN, RETUNING_FIELD, describe_retune, show_field
-from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, REASONS, WRONG_LANGUAGE, WRONG_SCRIPT, Dropped
+from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, MALFORMED, REASONS, WRONG_LANGUAGE, WRONG_SCRIPT, Dropped
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import DEFAULT_PORT
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 DROPPED_FOR = {
     WRONG_SCRIPT: "in another script",
     WRONG_LANGUAGE: "in another language",
+    MALFORMED: "malformed",
     DUPLICATE: "repeated",
     EMPTY: "empty",
 }

@@ -26,7 +26,7 @@ from xqg_qdrant.pages.sweeps import Pilot, Sweep, load_report, view_pilot, view_
 from xqg_qdrant.pages.templates import open_templates
 
 # As in the manifest, in the order of the page's columns.
-DROPPED = ("wrong_script", "wrong_language", "duplicate", "empty")
+DROPPED = ("wrong_script", "wrong_language", "malformed", "duplicate", "empty")
 
 
 class Yield(NamedTuple):
