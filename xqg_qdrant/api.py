@@ -57,7 +57,7 @@ def ingest(
         encoder: of passages and queries.
         generator: writes the queries. None if each row has its own, in the field `generated_queries`.
         languages: of the queries, such as `("ja", "ru")`; by default all of the generator's.
-        id_field: the field of the passage id, if not `id`, `_id`, `passage_id` or `docid`.
+        id_field: the field of the passage id, if not `id`, `_id`, `passage_id`, `pid` or `docid`.
         **settings: fields of `xqg_qdrant.augmentation.recipe.Recipe` and `xqg_qdrant.generation.onnx.Sampling`, such
             as `queries_per_language`, `alpha`, `fusion`, `seed`, `sparse`, `top_k`. Defaults suit the
             encoder; `recipe_name="paper"` gives the published ones.

@@ -19,8 +19,8 @@ from xqg_qdrant.cli.options import (
     confirm,
     device_option,
     encoder_option,
+    field_options,
     fusion_options,
-    id_field_option,
     json_option,
     quantisation_option,
     queries_option,
@@ -128,7 +128,7 @@ def optimise(quiet: bool, /, collection: str, location: str, quantisation: str |
 @store_option
 @click.option("--corpus", "file", help="Compare with this file: what is new, changed, or gone from it.")
 @queries_option
-@id_field_option
+@field_options
 @json_option
 @click.pass_obj
 def status(
@@ -139,6 +139,7 @@ def status(
     file: str | None,
     queries: str | None,
     id_field: str | None,
+    text_field: str | None,
     as_json: bool,
 ) -> None:
     """Show what is stored, its recipe, and what differs from a corpus.
@@ -160,7 +161,7 @@ def status(
         report = found.to_json()
         lines = format_status(found)
         if file is not None:
-            inputs = Inputs([file], queries, id_field)
+            inputs = Inputs([file], queries, id_field, text_field)
             total = None if quiet else inputs.count()
             compared = plan_sync(store, collection, inputs, total, make_bars(quiet)).found
             echo_unused_queries(inputs)

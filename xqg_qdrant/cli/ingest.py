@@ -22,8 +22,8 @@ from xqg_qdrant.cli.options import (
     dead_letters_option,
     device_option,
     encoder_option,
+    field_options,
     generator_option,
-    id_field_option,
     quantisation_option,
     queries_option,
     recipe_options,
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 @generator_option
 @queries_option
 @recipe_options
-@id_field_option
+@field_options
 @dead_letters_option
 @engine_options
 @sparse_option
@@ -92,6 +92,7 @@ def ingest(
     device: str,
     threads: int,
     id_field: str | None,
+    text_field: str | None,
     dead_letters: Path | None,
     payload_layout: str | None,
     engine: str,
@@ -103,7 +104,7 @@ def ingest(
 ) -> None:
     """Store the passages of FILE with augmented vectors; the default recipe suits the encoder.
 
-    FILE is JSONL, TSV or Parquet, a folder of BEIR or of Parquet files, JSON of SQuAD, MLQA or XQuAD, ir_datasets:ID,
+    FILE is JSONL, a JSON array, TSV, CSV or Parquet, a folder of BEIR or of Parquet files, JSON of SQuAD, MLQA or XQuAD, ir_datasets:ID,
     the URL of a file or folder in an object store (s3://, gs://), or - for JSONL on standard input.
 
     Queries come from a generator, from a lexicon (lines of language, words and translation, separated by tabs), or
@@ -123,7 +124,7 @@ def ingest(
     if queries is not None and generator_folder is not None:
         raise click.UsageError("Give --generator or --queries, not both.")
     sharding = take_sharding(settings)
-    inputs = Inputs(files, queries, id_field)
+    inputs = Inputs(files, queries, id_field, text_field)
     rows = inputs.read()
     if engine == RAY:
         check_ray(files, location)
@@ -177,7 +178,7 @@ def ingest(
 @encoder_option
 @generator_option
 @queries_option
-@id_field_option
+@field_options
 @dead_letters_option
 @device_option
 @workers_option
@@ -195,6 +196,7 @@ def sync(
     generator_folder: Path | None,
     queries: str | None,
     id_field: str | None,
+    text_field: str | None,
     dead_letters: Path | None,
     device: str,
     threads: int,
@@ -213,7 +215,7 @@ def sync(
 
     if file == "-":
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
-    inputs = Inputs([file], queries, id_field)
+    inputs = Inputs([file], queries, id_field, text_field)
     total, bars = inputs.count(), make_bars(quiet)
     rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), file, queries)
     with opened_store(location) as store:
@@ -301,7 +303,7 @@ def augment(
 @encoder_option
 @generator_option
 @recipe_options
-@id_field_option
+@field_options
 @dead_letters_option
 @sparse_option
 @device_option
@@ -316,6 +318,7 @@ def generate(
     encoder_folder: Path | None,
     generator_folder: Path | None,
     id_field: str | None,
+    text_field: str | None,
     dead_letters: Path | None,
     device: str,
     threads: int,
@@ -339,7 +342,7 @@ def generate(
         raise InputError(f"xqg generate needs {error.name}", "pip install 'xqg-qdrant[parquet]'") from error
     if "-" in files:
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
-    inputs = Inputs(files, id_field=id_field)
+    inputs = Inputs(files, id_field=id_field, text_field=text_field)
     total = None if quiet else inputs.count()
     read = count_read(inputs.read(), total, quiet)
     metadata = find_metadata_kind(row for row in read if isinstance(row, Passage))
