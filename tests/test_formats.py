@@ -183,7 +183,8 @@ def test_a_large_array_is_read_one_row_at_a_time(write: Write) -> None:
     ],
 )
 def test_a_damaged_array_is_an_error_after_its_whole_rows(write: Write, content: str, message: str) -> None:
-    rows, path = [], write(content, "c.json")
+    rows: list[object] = []
+    path = write(content, "c.json")
     with pytest.raises(InputError, match=message):
         rows.extend(read_passages(path))
     assert [type(row) for row in rows] == [Passage] * (0 if "row 0" in message else 1)

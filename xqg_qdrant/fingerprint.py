@@ -35,7 +35,8 @@ LONGEST_SHOWN, SHOWN_OF_LONG = 400, 24
 CURES = {
     FOREIGN: "use xqg augment, as another program owns the collection, or ingest into a new collection",
     OWN: "use xqg ingest, as xqg made the collection",
-    OTHER_FIELDS: "repeat the fields that it was augmented with (--text-field, --title-field, --id-field)",
+    OTHER_FIELDS: "repeat the fields that it was augmented with (--text-field, --title-field, --id-field), or first "
+    "remove what was added: xqg augment --undo",
     GIVEN: "give this corpus's queries too (--queries), or ingest into a new collection",
     GENERATED: "leave --queries out to generate queries here too, or ingest into a new collection",
     "encoder": "use the encoder that the collection was made with (--encoder), or ingest into a new collection",

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections import Counter, abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
-from itertools import chain, islice
 from threading import Event
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -192,23 +191,55 @@ def ingest(
     fingerprint = describe(encoder, generator, recipe)
     recipe_hash = hash_recipe(fingerprint)
     damage: list[InputError] = []
-    unread = until_damage(open_collection(rows, store, collection, encoder.dim, fingerprint), damage)
-    chunks = cut_chunks(unread, cheap=pace != SLOW)
     generates = generator is not None
-    looked_up = (look_up(chunk, store, collection, generates, recipe_hash) for chunk in chunks)
     work = partial(augment, encoder=encoder, generator=generator, recipe=recipe, recipe_hash=recipe_hash)
-    with (
-        closing(work_in_order(work, looked_up, workers, stop)) as batches,
-        store.bulk_load(collection, fast=pace == INSTANT),
-    ):
+    with ExitStack() as loading:
+        target = _Target(store, collection, encoder.dim, fingerprint, pace == INSTANT, loading)
+        chunks = cut_chunks(until_damage(rows, damage), cheap=pace != SLOW)
+        looked_up = (look_up(chunk, target.stored, collection, generates, recipe_hash) for chunk in chunks)
+        batches = loading.enter_context(closing(work_in_order(work, looked_up, workers, stop)))
         for done in batches:
             # One write for all that wait: each pays for a flush to the disk.
-            write([point for augmented in done for point in augmented.points], store, collection, fingerprint)
+            target.write([point for augmented in done for point in augmented.points])
             yield from (augmented.progress for augmented in done)
-    # A retune may have begun just before the last write.
-    check_unchanged(store, collection, fingerprint)
+    if target.stored is not None:
+        # A retune may have begun just before the last write.
+        check_unchanged(store, collection, fingerprint)
     if damage:
         raise damage[0]
+
+
+class _Target:
+    """The collection of an ingest, created with its first points: a run that stores none leaves none.
+
+    `stored` is the store once the collection exists, None before.
+    """
+
+    def __init__(
+        self, store: PointStore, collection: str, dim: int, fingerprint: Fingerprint, fast: bool, loading: ExitStack
+    ) -> None:
+        """Compare the fingerprint of an existing collection.
+
+        Raises:
+            MismatchError: the collection was made with other models or another recipe.
+        """
+        self._store, self._collection, self._dim, self._fingerprint = store, collection, dim, fingerprint
+        self._fast, self._loading = fast, loading
+        self.stored: PointStore | None = None
+        if (existing := store.read_fingerprint(collection)) is not None:
+            refuse_mismatch(collection, existing, fingerprint)
+            self._prepare()
+
+    def write(self, points: Sequence[AugmentedPassage]) -> None:
+        """Store points; create the collection before the first ones."""
+        if points and self.stored is None:
+            create_collection(self._store, self._collection, self._dim, self._fingerprint)
+            self._prepare()
+        write(points, self._store, self._collection, self._fingerprint)
+
+    def _prepare(self) -> None:
+        self._loading.enter_context(self._store.bulk_load(self._collection, fast=self._fast))
+        self.stored = self._store
 
 
 def describe(encoder: Encoder, generator: Generator | None, recipe: Recipe) -> Fingerprint:
@@ -221,27 +252,6 @@ def describe(encoder: Encoder, generator: Generator | None, recipe: Recipe) -> F
     if recipe.given != (generator is None) or type(drawn) is not type(recipe.sampling):
         raise InputError("the recipe was made for another generator.", "make it with make_recipe(generator)")
     return make_fingerprint(encoder.describe(), None if generator is None else generator.describe(), recipe.describe())
-
-
-def open_collection(
-    rows: Iterable[Row], store: PointStore, collection: str, dim: int, fingerprint: Fingerprint
-) -> Iterator[Row]:
-    """Return the rows; create the collection if missing, else compare its fingerprint.
-
-    The first row is read before anything is created, so unusable files leave no empty collection.
-
-    Raises:
-        MismatchError: the collection was made with other models or another recipe.
-        InputError: the first row cannot be read.
-    """
-    stored = store.read_fingerprint(collection)
-    if stored is not None:
-        refuse_mismatch(collection, stored, fingerprint)
-    unread = iter(rows)
-    first = list(islice(unread, 1))
-    if stored is None:
-        _create(store, collection, dim, fingerprint)
-    return chain(first, unread)
 
 
 def until_damage(rows: Iterable[Row], damage: list[InputError]) -> Iterator[Row]:
@@ -257,11 +267,12 @@ def cut_chunks(rows: Iterable[Row], cheap: bool) -> Iterator[list[Row]]:
     return batched(rows, CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
 
 
-def _create(store: PointStore, collection: str, dim: int, fingerprint: Fingerprint) -> None:
+def create_collection(store: PointStore, collection: str, dim: int, fingerprint: Fingerprint) -> None:
+    """Create a collection, or accept one that another ingest with the same recipe created first."""
     try:
         store.create_collection(collection, dim, fingerprint)
     except StoreError:
-        # Another ingest may have created it first; with the same recipe both make the same points.
+        # With the same recipe both make the same points.
         stored = store.read_fingerprint(collection)
         if stored is None:
             raise
@@ -288,8 +299,8 @@ def check_unchanged(store: PointStore, collection: str, fingerprint: Fingerprint
     refuse_mismatch(collection, stored, fingerprint)
 
 
-def look_up(rows: Sequence[Row], store: PointStore, collection: str, generates: bool, recipe_hash: str) -> Chunk:
-    """Look up which passages of a chunk are missing in the store.
+def look_up(rows: Sequence[Row], store: PointStore | None, collection: str, generates: bool, recipe_hash: str) -> Chunk:
+    """Look up which passages of a chunk are missing in the store; all are if the collection does not exist (None).
 
     Raises:
         InputError: a row has queries although a generator is to write them.
@@ -307,7 +318,8 @@ def look_up(rows: Sequence[Row], store: PointStore, collection: str, generates: 
                 f"passage {row.passage.passage_id!r} has queries, but there is a generator to write them.",
                 "pass plain passages, or None as the generator",
             )
-    stored = store.read_content_hashes(collection, [row.passage.passage_id for row in passages])
+    ids = [row.passage.passage_id for row in passages]
+    stored = store.read_content_hashes(collection, ids) if store is not None else {}
     hashed = [(row, hash_content(row.passage, recipe_hash, None if generates else row.queries)) for row in passages]
     missing = [(row, content) for row, content in hashed if stored.get(row.passage.passage_id) != content]
     return Chunk(missing, len(passages) - len(missing), rejects)

@@ -33,10 +33,10 @@ from xqg_qdrant.augmentation.pipeline import (
     Progress,
     augment,
     check_unchanged,
+    create_collection,
     cut_chunks,
     describe,
     look_up,
-    open_collection,
     until_damage,
     write,
 )
@@ -44,9 +44,10 @@ from xqg_qdrant.augmentation.ray_cluster import Plan
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.corpus.inputs import Inputs
 from xqg_qdrant.errors import InputError, ModelError, XqgError
-from xqg_qdrant.fingerprint import Fingerprint, hash_recipe
+from xqg_qdrant.fingerprint import Fingerprint, hash_recipe, refuse_mismatch
 from xqg_qdrant.generation import open_generator
 from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.records import Reject
 from xqg_qdrant.stores import Store, open_store
 
 POLL_SECONDS = 0.25
@@ -220,7 +221,15 @@ def ingest_on_ray(
         InputError: the rows cannot be read to the end, which is raised after those before are stored.
         XqgError: a worker raised it or died, or Ray lost chunks.
     """
-    open_collection(job.inputs.read(), store, job.collection, job.dim, job.fingerprint)
+    stored = store.read_fingerprint(job.collection)
+    if stored is not None:
+        refuse_mismatch(job.collection, stored, job.fingerprint)
+    elif all(isinstance(row, Reject) for row in job.inputs.read()):
+        rejects = (row for row in job.inputs.read() if isinstance(row, Reject))
+        yield from (Progress(0, 0, tuple(rows), {}, {}) for rows in cut_chunks(rejects, cheap=True))
+        return
+    else:
+        create_collection(store, job.collection, job.dim, job.fingerprint)
     ledger = ray.remote(Ledger).options(num_cpus=0).remote()
     ray.get(ledger.set_key.remote(key))
     failed: list[BaseException] = []

@@ -19,6 +19,7 @@ from xqg_qdrant.cli.collections import (
 )
 from xqg_qdrant.cli.options import (
     collection_option,
+    confirm,
     dead_letters_option,
     device_option,
     encoder_option,
@@ -30,6 +31,7 @@ from xqg_qdrant.cli.options import (
     sparse_option,
     store_option,
     workers_option,
+    yes_option,
 )
 from xqg_qdrant.cli.shared import (
     RAY,
@@ -104,8 +106,9 @@ def ingest(
 ) -> None:
     """Store the passages of FILE with augmented vectors; the default recipe suits the encoder.
 
-    FILE is JSONL, a JSON array, TSV, CSV or Parquet, a folder of BEIR or of Parquet files, JSON of SQuAD, MLQA or XQuAD, ir_datasets:ID,
-    the URL of a file or folder in an object store (s3://, gs://), or - for JSONL on standard input.
+    FILE is JSONL, a JSON array, TSV, CSV or Parquet, a folder of BEIR or of Parquet files, JSON of SQuAD, MLQA or
+    XQuAD, ir_datasets:ID, the URL of a file or folder in an object store (s3://, gs://), or - for JSONL on standard
+    input.
 
     Queries come from a generator, from a lexicon (lines of language, words and translation, separated by tabs), or
     with --queries from the field generated_queries of FILE or a JSONL file of rows {id, language, text} in any order.
@@ -244,7 +247,7 @@ def sync(
 
 @main.command(cls=GroupedCommand)
 @collection_option(required=True)
-@click.option("--text-field", required=True, help="Payload field of the text; a.b is the field b of a.")
+@click.option("--text-field", default="", help="Payload field of the text; a.b is the field b of a.")
 @click.option("--title-field", default="", help="Payload field of the title.  [default: no title]")
 @click.option("--id-field", default="", help="Payload field of the passage id.  [default: the point's id]")
 @store_option
@@ -252,6 +255,8 @@ def sync(
 @generator_option
 @recipe_options
 @dead_letters_option
+@click.option("--undo", is_flag=True, help="Remove all that xqg added to the collection, and stop.")
+@yes_option
 @device_option
 @workers_option
 @click.pass_obj
@@ -259,6 +264,8 @@ def augment(
     quiet: bool,
     /,
     collection: str,
+    undo: bool,
+    yes: bool,
     text_field: str,
     title_field: str,
     id_field: str,
@@ -274,9 +281,11 @@ def augment(
     """Add augmented vectors and generated queries to another program's collection.
 
     Passages are read from the payload of the points. Existing fields and vectors stay as they are; the vectors xqg and
-    passage and the payload field xqg are added. Run the same command again to resume, or to do points that are new or
-    whose text changed. Points without a usable text are written to the dead-letter file with their id and the reason;
-    then the exit code is 3.
+    passage and the payload field xqg are added. --undo removes these again. A path may lead into JSON that is stored as
+    text: for LlamaIndex use --text-field _node_content.text.
+
+    Run the same command again to resume, or to do points that are new or whose text changed. Points without a usable
+    text are written to the dead-letter file with their id and the reason; then the exit code is 3.
     """
     from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.cli.progress import run_ingest
@@ -284,6 +293,11 @@ def augment(
     from xqg_qdrant.records import PayloadLayout
 
     layout = PayloadLayout(text_field, title_field, id_field)
+    if undo:
+        _undo(collection, location, yes)
+        return
+    if not text_field:
+        raise click.UsageError("Missing option '--text-field'.")
     with opened_foreign_store(location, layout) as store:
         stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         encoder = load_encoder(encoder_folder, device, 1)
@@ -295,6 +309,14 @@ def augment(
         rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"))
         totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
     exit_if_rejected(totals, rejected.path)
+
+
+def _undo(collection: str, location: str, yes: bool) -> None:
+    """Remove what `augment` added to a collection, after asking."""
+    with opened_foreign_store(location, None) as store:
+        confirm(f"Remove the vectors and queries that xqg added to {collection!r} in {store.location}?", yes)
+        points = store.remove_added(collection)
+        echo(f"What xqg added to {count_of(points, 'point')} of {collection!r} is removed.")
 
 
 @main.command(cls=GroupedCommand)

@@ -218,7 +218,7 @@ def opened_store(
 
 
 @contextmanager
-def opened_foreign_store(location: str, layout: PayloadLayout) -> Iterator[ForeignStore]:
+def opened_foreign_store(location: str, layout: PayloadLayout | None) -> Iterator[ForeignStore]:
     """Open a store of other programs' collections and close it on exit; its key comes from the environment."""
     from xqg_qdrant.stores import open_foreign_store
 

@@ -99,7 +99,7 @@ class _ArrayText:
 
     def __init__(self, file: IO[bytes]) -> None:
         # A byte that is not UTF-8 becomes a lone surrogate, which rejects its row alone.
-        self._reader = codecs.getreader("utf-8-sig")(file, errors="surrogateescape")
+        self._reader = codecs.getreader("utf-8-sig")(file, "surrogateescape")
         self._text, self._at = "", 0
         self.line = 1
 
@@ -207,8 +207,9 @@ def is_squad(path: str) -> bool:
     if first is None:
         return not any(other is not None for other in others)
     data = first.get("data")
-    articles = isinstance(data, list) and all(isinstance(article, dict) for article in data)
-    return articles and (len(lines) == 1 or any("paragraphs" in article for article in data))
+    if not isinstance(data, list) or not all(isinstance(article, dict) for article in data):
+        return False
+    return len(lines) == 1 or any("paragraphs" in article for article in data)
 
 
 def _object_of(line: bytes) -> dict[str, Any] | None:
