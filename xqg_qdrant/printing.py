@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from xqg_qdrant.augmentation.calibration import AskedLanguage
 from xqg_qdrant.augmentation.pipeline import Totals
+from xqg_qdrant.corpus.dead_letters import suggest_cure
 from xqg_qdrant.evaluation import FEWEST_QUESTIONS
 from xqg_qdrant.evaluation.comparison import SIGNIFICANT, Comparison, Report, describe_content, is_gain
 from xqg_qdrant.evaluation.hubs import NEIGHBOURS, Hub, Hubs
@@ -24,6 +25,8 @@ from xqg_qdrant.stores import DEFAULT_PORT
 from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from xqg_qdrant.doctor import Check
     from xqg_qdrant.stores.protocol import Snapshot
 
@@ -37,6 +40,7 @@ DROPPED_FOR = {
 SUMMARY_MEASURES = ("MRR@10", "R@2kt")
 SUMMARY_WIDTH = 8
 SNIPPET_CHARACTERS = 160
+LONGEST_REASON = 200
 DIFFERENCE_ROWS = ("difference", "95% from", "95% to", "p, Holm")
 
 
@@ -64,6 +68,17 @@ def format_totals(totals: Totals, seconds: float) -> str:
         lines.append(format_left_out(totals.left_out, totals.kept.total()))
     if totals.bare:
         lines.append(f"{totals.bare} of the stored passages have no query.")
+    return "\n".join(lines)
+
+
+def format_rejected(totals: Totals, path: Path) -> str:
+    """Return how many rows were rejected, the commonest reasons, and what probably helps if all were."""
+    lines = [f"{path} lists {count_of(totals.rejected, 'rejected row')} with the reasons:"]
+    for count, first in totals.reasons.commonest():
+        where = f"{first.source}, line {first.line}" if first.line else first.source
+        lines.append(one_line(f"  {count} × {first.reason[:LONGEST_REASON]} (first: {where})"))
+    if totals.rejected == totals.rows and (cure := suggest_cure(totals.reasons.commonest()[0][1])):
+        lines += ["No row could be used, and nothing was stored.", f"Cure: {one_line(cure)}."]
     return "\n".join(lines)
 
 

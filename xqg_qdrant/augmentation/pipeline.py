@@ -21,6 +21,7 @@ import numpy as np
 
 from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, find_fault
 from xqg_qdrant.augmentation.recipe import Recipe
+from xqg_qdrant.corpus.dead_letters import Reasons
 from xqg_qdrant.errors import InputError, StoreError
 from xqg_qdrant.fingerprint import (
     Fingerprint,
@@ -101,13 +102,14 @@ class Progress(NamedTuple):
 
 
 class Totals:
-    """The sum of an ingest's progress; rejected rows are counted, not kept."""
+    """The sum of an ingest's progress; rejected rows are counted by their reasons, not kept."""
 
     def __init__(self) -> None:
         self.stored = self.unchanged = self.rejected = self.bare = self.left_out = 0
         self.asked: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
         self.dropped: Counter[Dropped] = Counter()
+        self.reasons = Reasons()
 
     def add(self, progress: Progress) -> None:
         """Add one chunk."""
@@ -119,6 +121,8 @@ class Totals:
         self.asked.update(progress.asked)
         self.kept.update(progress.kept)
         self.dropped.update(progress.dropped)
+        for reject in progress.rejects:
+            self.reasons.add(reject)
 
     def to_progress(self, rejects: Iterable[Reject]) -> Progress:
         """Return the sum as one chunk, with the rejects of all chunks."""

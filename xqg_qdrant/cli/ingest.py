@@ -162,12 +162,15 @@ def ingest(
         else:
             totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
         echo_unused_queries(inputs)
-        if quantisation:
-            store.quantise(collection)
-        if totals.stored or quantisation:
-            index_large(store, collection, quiet)
-        if alias is not None:
-            move_alias(store, alias, collection, quiet)
+        if stored is not None or totals.stored:
+            if quantisation:
+                store.quantise(collection)
+            if totals.stored or quantisation:
+                index_large(store, collection, quiet)
+            if alias is not None:
+                move_alias(store, alias, collection, quiet)
+        elif not totals.rejected:
+            raise InputError(f"{inputs} holds no passage, so no collection was created.", "check the file")
     exit_if_rejected(totals, rejected.path)
 
 
@@ -378,7 +381,9 @@ def generate(
 
 
 def exit_if_rejected(totals: Totals, path: Path) -> None:
-    """Name the dead-letter file and exit with code 3 if rows were rejected."""
+    """Name the dead-letter file and the reasons, and exit with code 3 if rows were rejected."""
+    from xqg_qdrant.printing import format_rejected
+
     if totals.rejected:
-        echo(f"{path} lists {count_of(totals.rejected, 'rejected row')} with the reasons.", err=True)
+        echo(format_rejected(totals, path), err=True)
         sys.exit(ROWS_REJECTED_EXIT_CODE)

@@ -25,6 +25,7 @@ from xqg_qdrant.fingerprint import (
 from xqg_qdrant.records import Passage, QueriedPassage, Reject
 from xqg_qdrant.stores import Store, read_existing_fingerprint
 from xqg_qdrant.streams import Bars, batched
+from xqg_qdrant.text import count_of
 
 BATCH = 1000
 
@@ -63,8 +64,8 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.new} new, {self.changed} changed, {self.unchanged} unchanged, {self.rejected} rejected rows, "
-            f"{self.left} stored that the corpus does not hold"
+            f"{self.new} new, {self.changed} changed, {self.unchanged} unchanged, "
+            f"{count_of(self.rejected, 'rejected row')}, {self.left} stored that the corpus does not hold"
         )
 
 
