@@ -51,7 +51,7 @@ from xqg_qdrant.cli.shared import (
 )
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE, InputError
-from xqg_qdrant.text import count_of
+from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.pipeline import Totals
@@ -179,6 +179,7 @@ def ingest(
 @collection_option(required=True)
 @click.option("--delete", is_flag=True, help="Delete the passages that FILE no longer holds.")
 @click.option("--dry-run", is_flag=True, help="Print what would change, and stop.")
+@click.option("--list", "listed", is_flag=True, help="Print the id of each passage that is new, changed or left.")
 @snapshot_option
 @store_option
 @encoder_option
@@ -196,6 +197,7 @@ def sync(
     collection: str,
     delete: bool,
     dry_run: bool,
+    listed: bool,
     no_snapshot: bool,
     location: str,
     encoder_folder: Path | None,
@@ -225,7 +227,8 @@ def sync(
     total, bars = inputs.count(), make_bars(quiet)
     rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), file, queries)
     with opened_store(location) as store:
-        plan = plan_sync(store, collection, inputs, total, bars)
+        tell = (lambda kind, passage_id: echo(f"{kind}\t{one_line(passage_id)}")) if listed else None
+        plan = plan_sync(store, collection, inputs, total, bars, tell)
         echo_unused_queries(inputs)
         echo(plan.found)
         if dry_run:

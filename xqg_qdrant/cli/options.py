@@ -18,7 +18,7 @@ DEFAULT_STORE = "./xqg_data"
 
 # Heading in the help → the parameters below it, for `GroupedCommand`.
 OPTION_GROUPS: dict[str, tuple[str, ...]] = {
-    "Source": ("text_field", "title_field", "id_field", "dead_letters", "delete", "dry_run"),
+    "Source": ("text_field", "title_field", "id_field", "dead_letters", "delete", "dry_run", "listed"),
     "Models": ("encoder_folder", "generator_folder"),
     "Queries": (
         *("queries", "languages", "queries_per_language", "top_k", "temperature"),

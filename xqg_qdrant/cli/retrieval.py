@@ -62,6 +62,8 @@ def query(
 
     if not questions:
         raise click.UsageError("Missing argument 'QUESTION...'; give - to read questions from standard input.")
+    if not all(map(str.strip, questions)):
+        raise click.UsageError("A QUESTION is empty.")
     lines: Iterable[str] = map(_decode_line, sys.stdin.buffer) if questions == ("-",) else questions
     with opened_store(location) as store:
         encoder = load_encoder(encoder_folder, device, threads)

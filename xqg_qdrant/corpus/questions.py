@@ -114,6 +114,8 @@ def _queries(row: FileRow, where: str) -> Iterator[tuple[QuestionRow, Query]]:
 
 def _query(question: QuestionRow) -> tuple[Query | None, str]:
     rest = dict(question.fields)
+    if "title" in rest and "text" in rest and not any(rest.get(name) for name in ("question", "query")):
+        return None, "a passage with a title and a text, where a question should be"
     query_id, problem = take_id(rest, QUERY_ID_FIELDS)
     if not problem:
         text, problem = take_text(rest, QUERY_TEXT_FIELDS)

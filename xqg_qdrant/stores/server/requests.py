@@ -71,6 +71,7 @@ class Wire:
         self._location = location
         self._remote = remote
         self.hide = make_redactor(api_key)
+        self._has_key = bool((api_key or "").strip())
         self._reached = False
         # Two writing threads would break the local mode.
         self._guard: AbstractContextManager[object] = nullcontext() if remote else threading.Lock()
@@ -122,7 +123,9 @@ class Wire:
         failure = _read_failure(error)
         what = " ".join(self.hide(failure.what).split())
         what = "".join(char if char.isprintable() else "?" for char in what[:SHOWN_CHARACTERS])
-        explained = failure.kind(f"cannot {action} in {self._location}: {what}{tried}.", failure.cure)
+        refused = self._has_key and isinstance(error, UnexpectedResponse) and error.status_code == 401
+        cure = "correct QDRANT_API_KEY: the server refuses the key in it" if refused else failure.cure
+        explained = failure.kind(f"cannot {action} in {self._location}: {what}{tried}.", cure)
         # The server's answer may hold the key; its useful part is in the message.
         explained.__cause__ = None if self._remote else error
         return explained
