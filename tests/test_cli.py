@@ -349,6 +349,29 @@ def test_a_collection_in_use_by_another_process_is_refused_with_exit_code_5(stor
     assert "in use" in result.stderr
 
 
+def test_status_says_which_process_holds_a_collection_and_shows_its_recipe(store: Path) -> None:
+    command = [sys.executable, str(CLI), "status", "--store", str(store)]
+    with closing(open_store(str(store))) as held:
+        held.count("docs")
+        named, as_json, listed = (
+            subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+            for options in (["--collection", "docs"], ["--collection", "docs", "--json"], [])
+        )
+    assert [result.returncode for result in (named, as_json, listed)] == [0, 0, 0]
+    assert f"not counted, as collection 'docs' in edge:{store} is in use by process {os.getpid()}" in named.stdout
+    assert "  recipe.alpha: 0.4" in named.stdout
+    assert json.loads(as_json.stdout)["passages"] is None
+    assert "docs: in use by another process" in listed.stdout
+
+
+def test_a_setting_that_retune_can_change_is_refused_with_that_cure(store: Path) -> None:
+    row = to_row(0) + "\n"
+    Path("corpus.jsonl").write_text(row)
+    common = ("ingest", "corpus.jsonl", "--collection", "docs", "--store", store, *FEW_QUERIES)
+    assert "or change the stored collection: xqg retune" in xqg(*common, "--alpha", "0.3").stderr
+    assert "xqg retune" not in xqg(*common, "--alpha", "0.3", "--seed", "7").stderr
+
+
 def test_the_store_and_the_key_come_from_the_environment_and_the_key_is_never_shown() -> None:
     env = {"QDRANT_URL": "http://127.0.0.1:9", "QDRANT_API_KEY": "s3cret"}
     result = xqg("query", "--collection", "docs", "question", env=env)

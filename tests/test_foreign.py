@@ -583,6 +583,9 @@ def test_a_mistyped_field_changes_nothing_and_the_right_one_can_follow(
         assert read_all(client) == before
         assert not (client.get_collection("theirs").config.metadata or {}).get(FINGERPRINT_KEY)
     assert xqg(*command, "--text-field", "document").exit_code == 0
+    shown = xqg("status", "--collection", "theirs", "--store", "local:theirs")
+    assert "another program's, 2 points" in shown.stdout
+    assert "layout.text: document" in shown.stdout
     refused = xqg(*command, "--text-field", "heading")
     assert refused.exit_code == 4
     assert "xqg augment --undo" in refused.stderr

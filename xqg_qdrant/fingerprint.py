@@ -42,7 +42,10 @@ CURES = {
     "encoder": "use the encoder that the collection was made with (--encoder), or ingest into a new collection",
     "generator": "use the generator that the collection was made with (--generator), or ingest into a new collection",
     "recipe": "repeat the setting that the collection was made with, or ingest into a new collection",
+    "fusion": "repeat the setting that the collection was made with, or change the stored collection: xqg retune",
 }
+# What a retune can change.
+FUSION_FIELDS = {"recipe.alpha", "recipe.fusion", "recipe.renormalise", "recipe.min_score", GAMMA_FIELD}
 
 
 def make_fingerprint(
@@ -144,6 +147,7 @@ def refuse_mismatch(
         f"  {name}: stored {show_field(stored.get(name))}, now {show_field(wanted.get(name))}" for name in differing
     ]
     topic = stored[QUERIES_FIELD] if QUERIES_FIELD in differing else differing[0].split(".")[0]
+    topic = "fusion" if set(differing) <= FUSION_FIELDS and not read_layout(stored) else topic
     if layouts:
         topic = OTHER_FIELDS if read_layout(wanted) else FOREIGN
         topic = topic if read_layout(stored) else OWN

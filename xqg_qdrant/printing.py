@@ -116,14 +116,20 @@ def format_seconds(seconds: float) -> str:
 
 def format_status(status: Status) -> str:
     """Return the contents of a collection and the fields of its fingerprint, one per line."""
-    lines = [f"collection {status.collection!r} in {status.store}: {count_of(status.passages, 'passage')}"]
+    if status.in_use:
+        counted = f"not counted, as {one_line(status.in_use)}"
+    elif status.points is not None:
+        counted = f"another program's, {count_of(status.points, 'point')}"
+    else:
+        counted = count_of(status.passages, "passage")
+    lines = [f"collection {status.collection!r} in {status.store}: {counted}"]
     lines += [f"  alias {alias!r} names {named!r}" for alias, named in status.aliases.items()]
     if status.retuned is not None:
         are = "is" if status.retuned == 1 else "are"
         command = f"xqg retune --collection {status.collection}"
         lines.append(f"  {status.retuned} of them {are} retuned; finish it: {command}")
         lines += [f"  {one_line(line)}" for line in describe_retune(status.fingerprint)]
-    others = status.passages - status.current - (status.retuned or 0)
+    others = status.recipes.total() - status.current - (status.retuned or 0)
     if others:
         lines.append(f"  {others} of them {'was' if others == 1 else 'were'} made by another recipe than this one:")
     lines += [

@@ -175,12 +175,13 @@ def _list_collections(store: Store, as_json: bool) -> None:
 
     counts, aliases = count_collections(store), store.read_aliases() or {}
     if as_json:
-        report = {"store": store.location, "collections": counts, "aliases": aliases}
+        known = {name: None if isinstance(count, str) else count for name, count in counts.items()}
+        report = {"store": store.location, "collections": known, "aliases": aliases}
         echo(json.dumps(report, ensure_ascii=False, indent=2))
         return
     echo(f"Collections in {store.location}: {len(counts)}")
     for name, count in counts.items():
-        echo(f"  {one_line(name)}: " + ("not created by xqg" if count is None else count_of(count, "passage")))
+        echo(f"  {one_line(name)}: " + (count if isinstance(count, str) else count_of(count, "passage")))
     for alias, name in aliases.items():
         echo(f"  {one_line(alias)}: alias of {one_line(name)}")
 
