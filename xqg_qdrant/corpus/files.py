@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -72,7 +72,7 @@ def corpus_files(source: str) -> list[str]:
     return [str(existing_file(source, "corpus.jsonl"))]
 
 
-def file_lines(path: str) -> Iterator[bytes]:
+def file_lines(path: str) -> Generator[bytes, None, None]:
     """Yield the lines of a file, compressed or not, or of standard input (`-`), without a byte order mark.
 
     A line of more than `LONGEST_ROW` bytes is truncated; use `is_cut` to detect it.

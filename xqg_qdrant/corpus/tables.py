@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 from xqg_qdrant.corpus.files import LONGEST_ROW, file_lines, kind_of
 from xqg_qdrant.corpus.rows import JOINED, MARK, WHITE_SPACE, FileRow, decode_line, refuse_repeated
@@ -35,8 +36,18 @@ def table_rows(
     Raises:
         InputError: the header is missing or names a column twice.
     """
-    separators = SEPARATORS.get(kind_of(path), TAB)
-    lines = _Lines(path)
+    with closing(file_lines(path)) as lines:
+        yield from _rows(path, _Lines(lines), SEPARATORS.get(kind_of(path), TAB), id_fields, text_fields, no_header)
+
+
+def _rows(
+    path: str,
+    lines: _Lines,
+    separators: str,
+    id_fields: Sequence[str],
+    text_fields: Sequence[str],
+    no_header: tuple[str, ...],
+) -> Iterator[FileRow]:
     header: list[str] = []
     separator = separators[0]
     for number, raw, problem in lines:
@@ -57,8 +68,8 @@ def table_rows(
 class _Lines:
     """The numbered lines of a file that are not blank; some may be put back."""
 
-    def __init__(self, path: str) -> None:
-        self._lines = enumerate(map(decode_line, file_lines(path)), start=1)
+    def __init__(self, lines: Iterator[bytes]) -> None:
+        self._lines = enumerate(map(decode_line, lines), start=1)
         self._put_back: list[tuple[int, str, str]] = []
 
     def __iter__(self) -> Iterator[tuple[int, str, str]]:
