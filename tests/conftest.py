@@ -17,6 +17,13 @@ from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
 
+# Only tests marked `server` may reach a server, by `real_server`: no other test may leave anything there. The workers
+# of pytest-xdist inherit the changed environment.
+for name in ("QDRANT_URL", "QDRANT_API_KEY"):
+    if name in os.environ:
+        os.environ[f"XQG_TEST_{name}"] = os.environ.pop(name)
+os.environ.pop("XQG_STORE", None)
+
 # Tests that open ONNX Runtime by themselves send its makers nothing either.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -44,10 +51,10 @@ def remembered(demo_generator: QueryGenerator) -> Iterator[None]:
     """Have the generator write the same queries once: what is tested is what becomes of them."""
     generate, known = demo_generator.generate, {}
 
-    def remember(*arguments: Any) -> Any:  # noqa: ANN401
-        key = repr(arguments)
+    def remember(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+        key = repr((arguments, named))
         if key not in known:
-            known[key] = generate(*arguments)
+            known[key] = generate(*arguments, **named)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -86,6 +93,13 @@ def rest() -> Iterator[RestQdrant]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seeds", type=int, default=1, help="Seeds of each case of the battery; 1 is a sample for CI.")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # Pages are slow, and share nothing.
+        alone = item.name.startswith("test_the_blocks_of_a_page_run")
+        item.add_marker(pytest.mark.xdist_group(item.name if alone else item.path.name))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

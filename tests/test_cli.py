@@ -18,6 +18,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from xqg_qdrant import demo
 from xqg_qdrant.cli import main
 from xqg_qdrant.corpus.passages import read_passages
 from xqg_qdrant.demo import (
@@ -412,10 +413,31 @@ def test_verbose_adds_the_traceback() -> None:
     assert "Traceback" in result.stderr
 
 
+@pytest.fixture
+def smaller_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out of the demo corpus most passages that answer no question, and two thirds of the questions."""
+    folder = tmp_path / "demo"
+    shutil.copytree(DEMO_FOLDER, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    judged = {qrel.passage_id for qrel in read_demo_qrels()}
+    others = [passage.passage_id for passage in read_demo_passages() if passage.passage_id not in judged]
+    kept = judged | set(others[:30])
+    asked = {query.query_id for query in read_demo_queries()[: 7 * 40]}
+    for name, field in (("corpus.jsonl", "_id"), ("generated_queries.jsonl.gz", "id"), ("queries.jsonl", "id")):
+        data = (folder / name).read_bytes()
+        lines = (gzip.decompress(data) if name.endswith("gz") else data).splitlines(keepends=True)
+        data = b"".join(line for line in lines if json.loads(line)[field] in kept | asked)
+        (folder / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    header, *rows = (folder / "qrels" / "test.tsv").read_text().splitlines(keepends=True)
+    (folder / "qrels" / "test.tsv").write_text(header + "".join(row for row in rows if row.split()[0] in asked))
+    monkeypatch.setattr(demo, "DEMO_FOLDER", folder)
+    monkeypatch.setattr(demo, "DEMO_QUERIES", folder / "generated_queries.jsonl.gz")
+
+
+@pytest.mark.usefixtures("smaller_demo")
 def test_the_demo_shows_a_gain_over_plain_vectors_and_over_the_control_and_says_what_to_try_next() -> None:
     result = xqg("demo", "--threads", 2)
     assert result.exit_code == 0, result.stderr
-    assert "Ingesting 535 English passages into 'xqg_demo' (edge:xqg_data)" in result.stdout
+    assert "Ingesting 150 English passages into 'xqg_demo' (edge:xqg_data)" in result.stdout
     # three questions that are answered now, and one that is not
     shown = [line for line in result.stdout.splitlines() if line.startswith("  queries ")]
     assert len(shown) == 4
@@ -430,12 +452,11 @@ def test_the_demo_shows_a_gain_over_plain_vectors_and_over_the_control_and_says_
     assert "The content of the queries gives +" in result.stdout
     assert "The shipped generator" in result.stdout
     assert "xqg query --collection xqg_demo" in result.stdout
-    again = xqg("-q", "demo", "--threads", 2, "--json")
-    comparison = json.loads(again.stdout)["comparison"]
-    for run in ("calibrated", "control", "xqg"):
-        assert comparison[run]["MRR@10"]["difference"] > 0
-    assert comparison["xqg"]["MRR@10"]["difference"] > 5 + comparison["control"]["MRR@10"]["difference"]
-    assert comparison["xqg"]["MRR@10"]["p"] < 0.001
+    macro = {run: line[18:].split()[0] for run, line in zip(runs, table, strict=False)}
+    assert macro["xqg"].endswith("***")
+    values = {run: float(value.rstrip("*")) for run, value in macro.items()}
+    assert values["passage"] < min(values["calibrated"], values["control"])
+    assert values["xqg"] > values["control"] + 4
 
 
 def test_the_demo_corpus_can_be_had_as_files_that_the_commands_take(tmp_path: Path) -> None:

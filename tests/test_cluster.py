@@ -11,21 +11,24 @@ import os
 import re
 import shlex
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from click.testing import CliRunner, Result
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
+from real_server import real_server
 from rest_qdrant import Json, RestQdrant, ServerError
 
+from xqg_qdrant import doctor
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.inference.encoder import Encoder
-from xqg_qdrant.printing import format_snapshot
+from xqg_qdrant.pages.search import Finder
+from xqg_qdrant.printing import format_check, format_snapshot
 from xqg_qdrant.stores import Sharding, open_store
 from xqg_qdrant.stores.protocol import Snapshot
 from xqg_qdrant.stores.server import client as client_module
@@ -64,12 +67,14 @@ class Server:
         return [snapshot.name for snapshot in self.client.list_snapshots(self.name(suffix))]
 
     def close(self) -> None:
+        if self.rest:
+            self.client.close()
+            self.rest.close()
+            return
         for description in self.client.get_collections().collections:
             if description.name.startswith(self.prefix):
                 self.client.delete_collection(description.name)
         self.client.close()
-        if self.rest:
-            self.rest.close()
 
 
 def row(number: int) -> str:
@@ -81,18 +86,15 @@ def row(number: int) -> str:
 
 @pytest.fixture(params=["rest", pytest.param("server", marks=pytest.mark.server)])
 def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    url = os.environ.get("QDRANT_URL")
     monkeypatch.chdir(tmp_path)
-    for name in ("QDRANT_URL", "XQG_STORE"):
-        monkeypatch.delenv(name, raising=False)
     if request.param == "rest":
-        monkeypatch.delenv("QDRANT_API_KEY", raising=False)
         rest = RestQdrant()
         opened = Server(rest.url, "", rest)
-    elif url:
-        opened = Server(url, f"xqg-test-{uuid.uuid4().hex}-")
     else:
-        pytest.skip("QDRANT_URL names no Qdrant server")
+        real = real_server(request)
+        if real.api_key:
+            monkeypatch.setenv("QDRANT_API_KEY", real.api_key)
+        opened = Server(real.url, real.prefix)
     yield opened
     opened.close()
 
@@ -194,6 +196,39 @@ def test_a_copy_is_spread_as_asked_for(server: Server) -> None:
     refused = CliRunner().invoke(main, [*words, "--shard-number", "3"])
     assert refused.exit_code == MismatchError.exit_code
     assert "has shard_number 2, not 3" in refused.stderr
+
+
+# --- indexing that a killed load left paused
+
+
+@SCRIPTED
+def test_indexing_that_is_paused_is_told_with_the_cure_until_it_goes_on(
+    rest: RestQdrant, server: Server, demo_encoder: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert server.ingest("docs", range(2)).exit_code == 0
+    told = "collection 'docs' is not being indexed: an ingest or a copy into it is running, or was killed"
+    cure = "if none is running: xqg optimise --collection docs"
+
+    def ask() -> list[str]:
+        outputs = [server.xqg("status"), server.xqg("status", "--collection", "docs")]
+        outputs.append(server.xqg("query", "--collection", "docs", "Mikä?"))
+        caplog.clear()
+        with open_store(rest.url) as store:
+            Finder(store, "docs", demo_encoder)
+            _, check = doctor._use_store(lambda: open_store(rest.url))
+        shown = [result.output for result in outputs] + [format_check(check), caplog.text]
+        as_json = (server.xqg("status", "--json"), server.xqg("status", "--collection", "docs", "--json"))
+        return shown + [str(json.loads(result.stdout)["indexing_paused"]) for result in as_json]
+
+    assert not any(told in shown for shown in ask())
+    # What is left after a kill.
+    rest.client.update_collection("docs", metadata={"xqg_bulk_load": {"indexing_threshold": 10_000}})
+    rest.settings["docs"].indexing_threshold = 0
+    *shown, listed, one = ask()
+    assert [(text.count(told), text.count(cure)) for text in shown] == [(1, 1)] * 5
+    assert (listed, one) == ("['docs']", "True")
+    assert server.xqg("optimise", "--collection", "docs").exit_code == 0
+    assert not any(told in shown for shown in ask())
 
 
 # --- aliases
@@ -298,6 +333,31 @@ def test_an_ingest_that_fails_leaves_the_alias_where_it_is(
     failed = server.ingest("green", range(5), "--alias", "docs")
     assert failed.exit_code == StoreError.exit_code
     assert server.aliases() == {"docs": "blue"}
+
+
+@SCRIPTED
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"search_allow_exact": False}, "search_allow_exact to false."),
+        ({"max_query_limit": 5}, "max_query_limit to 5."),
+    ],
+)
+def test_where_recall_cannot_be_measured_that_is_said_and_the_alias_moves(
+    rest: RestQdrant, server: Server, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], reason: str
+) -> None:
+    monkeypatch.setattr("xqg_qdrant.stores.server.load.POLL_SECONDS", 0.001)
+    rest.strict_mode = models.StrictModeConfigOutput(enabled=True, **limits)
+    with monkeypatch.context() as large:
+        large.setattr("xqg_qdrant.cli.progress.run_optimise", lambda *_: True)  # as after 50,000 passages
+        done = server.ingest("green", range(2), "--alias", "docs")
+    assert done.exit_code == 0, done.output
+    assert "The recall cannot be measured: collection 'green' in http://127.0.0.1:" in done.stderr
+    assert server.aliases() == {"docs": "green"}
+    optimised = server.xqg("optimise", "--collection", "docs")
+    assert optimised.exit_code == 0, optimised.output
+    assert optimised.stdout.startswith("The recall cannot be measured: ")
+    assert optimised.stdout.rstrip().endswith(reason)
 
 
 def test_rejected_rows_do_not_keep_an_alias_back_but_an_empty_collection_does(server: Server) -> None:
@@ -412,10 +472,25 @@ def run_restoring(told: str) -> None:
     curl, to_put, method, url, *words = shlex.split(found[1])
     assert (curl, to_put, method) == ("curl", "-X", "PUT")
     options = list(zip(words[0::2], words[1::2], strict=True))
-    assert [name for name, _ in options] == ["-H", "-d", "-H"]
-    key = os.environ.get("QDRANT_API_KEY", "")
-    headers = [value.replace("$QDRANT_API_KEY", key).split(": ") for name, value in options if name == "-H"]
-    httpx.put(url, content=options[1][1], headers=dict(headers), timeout=60).raise_for_status()
+    key = os.environ.get("QDRANT_API_KEY")
+    assert [name for name, _ in options] == (["-H", "-d", "-H"] if key else ["-H", "-d"])
+    told_key = [value.replace("$QDRANT_API_KEY", key or "") for _, value in options]
+    headers = [value.split(": ") for value in (told_key[0], *told_key[2:])]
+    httpx.put(url, content=told_key[1], headers=dict(headers), timeout=60).raise_for_status()
+
+
+@SCRIPTED
+def test_a_snapshot_of_a_server_with_a_key_is_restored_with_the_key_that_is_not_shown(
+    rest: RestQdrant, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.ingest("blue", range(2))
+    rest.api_key = "a-secret's-key"
+    monkeypatch.setenv("QDRANT_API_KEY", rest.api_key)
+    done = server.xqg("delete", "p0", "--collection", "blue")
+    assert done.exit_code == 0, done.output
+    assert rest.api_key not in done.output
+    run_restoring(done.stderr)
+    assert rest.client.count("blue-restored").count == 2
 
 
 def test_a_retune_that_drops_queries_takes_a_snapshot_and_one_that_can_be_taken_back_does_not(server: Server) -> None:
@@ -510,19 +585,20 @@ def test_a_snapshot_of_one_node_is_taken_where_that_has_every_shard(rest: RestQd
     assert (len(server.snapshots("whole")), server.snapshots("part")) == (1, [])
 
 
+@pytest.mark.parametrize("has_key", [False, True])
 @pytest.mark.parametrize(
     ("location", "url"),
     [
-        ("http://host", "http://host:6333/collections/a%20%22b%22-restored/snapshots/recover"),
-        ("https://host/qdrant/", "https://host:6333/qdrant/collections/a%20%22b%22-restored/snapshots/recover"),
-        ("http://host:7333", "http://host:7333/collections/a%20%22b%22-restored/snapshots/recover"),
+        ("http://host", "http://host:6333"),
+        ("https://host/qdrant/", "https://host:6333/qdrant"),
+        ("http://host:7333", "http://host:7333"),
     ],
 )
-def test_the_command_that_restores_a_snapshot_can_be_pasted(location: str, url: str) -> None:
-    told = format_snapshot(location, Snapshot("a's.snapshot", 'a "b"')).splitlines()[1]
+def test_the_command_that_restores_a_snapshot_can_be_pasted(location: str, url: str, has_key: bool) -> None:
+    told = format_snapshot(location, Snapshot("a's.snapshot", 'a "b"'), has_key).splitlines()[1]
     words = shlex.split(told)
-    assert words[:4] == ["curl", "-X", "PUT", url]
-    assert json.loads(words[words.index("-d") + 1]) == {
-        "location": "file:///qdrant/snapshots/a%20%22b%22/a%27s.snapshot", "priority": "snapshot"
-    }  # fmt: skip
-    assert told.endswith(' -H "api-key: $QDRANT_API_KEY"')
+    assert words[:4] == ["curl", "-X", "PUT", f"{url}/collections/a%20%22b%22-restored/snapshots/recover"]
+    body = {"location": f"{url}/collections/a%20%22b%22/snapshots/a%27s.snapshot", "priority": "snapshot"}
+    key = {"api_key": "$QDRANT_API_KEY"} if has_key else {}
+    assert json.loads(words[words.index("-d") + 1]) == body | key
+    assert told.endswith(' -H "api-key: $QDRANT_API_KEY"') == has_key

@@ -66,7 +66,7 @@ case "$1 $2" in "demo --write") '{python}' '{program}' "$3";; esac
 CUT = """
 import json, pathlib, sys
 folder = pathlib.Path(sys.argv[1])
-passages = (folder / "passages.jsonl").read_text(encoding="utf-8").splitlines(True)[:24]
+passages = (folder / "passages.jsonl").read_text(encoding="utf-8").splitlines(True)[:12]
 ids = {json.loads(line)["_id"] for line in passages}
 header, *judged = (folder / "qrels.tsv").read_text(encoding="utf-8").splitlines(True)
 judged = [line for line in judged if line.split("\\t")[1] in ids]

@@ -15,6 +15,7 @@ from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.files import (
     Prediction,
     ranked,
+    read_judged_questions,
     read_predictions,
     read_qrels,
     read_run,
@@ -63,6 +64,12 @@ def test_judgements_come_from_a_beir_folder(tmp_path: Path) -> None:
         ("q1 d1 1\nq1 d2 high\n", "line 2: the relevance 'high' is not a whole number"),
         ("q1 d1 1\n\nq1 d1 0\n", "line 3: contradicts an earlier judgement of 'd1'"),
         ("query-id corpus-id score\n", "no judgements"),
+        ("q1 d1 1700000000000\n", "line 1: the relevance '1700000000000' does not fit into 32 bits"),
+        ("q1 d1 1\nq1\td2\t99999999999999999999\n", "line 2: the relevance .* does not fit into 32 bits"),
+        ("q1 d1 0.5\n", "line 1: the relevance '0.5' is not a whole number"),
+        ("q1 d1 1\nq1 d2 1_0\n", "line 2: the relevance '1_0' is not a whole number"),
+        ("q1 d1 1e400\n", "line 1: the relevance '1e400' is not a whole number"),
+        ("q1 Q0 Boeing 747 1\n", "line 1: 5 columns"),
     ],
 )
 def test_judgements_that_cannot_be_used_are_an_error(tmp_path: Path, text: str, reason: str) -> None:
@@ -78,6 +85,35 @@ def test_a_file_of_judgements_that_is_not_utf8_is_an_error(tmp_path: Path) -> No
 
 def test_the_dev_judgements_are_read_whole() -> None:
     assert len(read_qrels(shared_file("dev/qrels.tsv.gz"))) == 612 * 12
+
+
+def test_a_header_of_any_names_is_no_judgement_and_a_first_line_of_data_is_one(tmp_path: Path) -> None:
+    for header in ("qid docid rel", "query-id corpus-id score", "topic\titer\tdoc\trelevance"):
+        columns = "q1\t0\td1\t1" if "iter" in header else "q1 d1 1"
+        assert read_qrels(written(tmp_path / "qrels.tsv", f"{header}\n{columns}\n")) == [Qrel("q1", "d1", 1)]
+    assert read_qrels(written(tmp_path / "qrels.tsv", "q1 d1 1.0\n")) == [Qrel("q1", "d1", 1)]
+
+
+def test_white_space_that_is_not_ascii_belongs_to_an_id(tmp_path: Path) -> None:
+    assert read_qrels(written(tmp_path / "q.tsv", "q1\u3000 Boeing\xa0747 1\n")) == [
+        Qrel("q1\u3000", "Boeing\xa0747", 1)
+    ]
+    assert read_run(written(tmp_path / "r.trec", "q1 Q0 Boeing\xa0747 1 9.5 s\n")) == {"q1": [("Boeing\xa0747", 9.5)]}
+
+
+@pytest.mark.parametrize("name", ["qrels.tsv", "qrels.tsv.gz", "qrels/test.tsv"])
+@pytest.mark.parametrize("named_by", ["file", "folder"])
+def test_judgements_beside_the_questions_are_found(name: str, named_by: str, tmp_path: Path) -> None:
+    questions = written(tmp_path / "queries.jsonl", '{"id": "q1", "text": "who?"}\n')
+    written(tmp_path / name, "query-id\tcorpus-id\tscore\nq1\td1\t1\nq9\td9\t1\n")
+    _, qrels = read_judged_questions([questions if named_by == "file" else tmp_path])
+    assert qrels == [Qrel("q1", "d1", 1)]
+
+
+@pytest.mark.parametrize("header", ["qid\tquery", "query-id\ttext", "id\tquestion"])
+def test_a_header_of_questions_is_no_question(header: str, tmp_path: Path) -> None:
+    queries, _ = read_judged_questions([written(tmp_path / "questions.tsv", f"{header}\nq1\twho?\n")])
+    assert [(query.query_id, query.text) for query in queries] == [("q1", "who?")]
 
 
 # Predictions
@@ -154,7 +190,9 @@ def test_a_foreign_run_is_put_in_order_of_score_and_then_rank(tmp_path: Path) ->
     assert read_run(path) == {"q1": [("a", 2.0), ("b", 2.0), ("low", 1.0)]}
 
 
-@pytest.mark.parametrize("line", ["q1 Q0 d1 1", "q1 Q0 d1 one 0.5 t", "q1 Q0 d1 1 high t"])
+@pytest.mark.parametrize(
+    "line", ["q1 Q0 d1 1", "q1 Q0 Boeing 747 1 9.5 t", "q1 Q0 d1 1 0.5", "q1 Q0 d1 one 0.5 t", "q1 Q0 d1 1 high t"]
+)
 def test_a_run_that_cannot_be_used_is_an_error_with_its_line(tmp_path: Path, line: str) -> None:
     with pytest.raises(InputError, match=r"line 2: .* Cure: give query id, Q0, passage id, rank, score and tag"):
         read_run(written(tmp_path / "run.txt", f"q1 Q0 d0 1 0.5 t\n{line}\n"))

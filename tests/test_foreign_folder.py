@@ -280,7 +280,8 @@ def test_of_several_graphs_the_usual_one_is_taken_or_the_one_that_is_named(tmp_p
     ("prompts", "name"),
     [
         (PROMPTS, "document"),
-        ({"query": "q ", "document": "", "corpus": "c "}, "corpus"),
+        ({"query": "q ", "document": "", "passage": "p "}, "document"),
+        ({"query": "q ", "corpus": "c "}, "corpus"),
         ({"passage": "p "}, "passage"),
     ],
 )
@@ -324,7 +325,6 @@ def test_a_length_that_nothing_tells_is_asked_for(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "lower case outside": ("sentence_bert_config.json", {"do_lower_case": True}, "lowercases texts outside"),
     "prompt left out": ("1_Pooling/config.json", {"include_prompt": False}, "leaves its prompts out of the pooling"),
     "pooling by maximum": ("1_Pooling/config.json", {"pooling_mode": "max"}, "pools by ['max']"),
     "no pooling": ("1_Pooling/config.json", {"pooling_mode": None}, "pools by []"),

@@ -17,7 +17,7 @@ from xqg_qdrant.augmentation.calibration import QuestionBank
 from xqg_qdrant.cli import compare, main
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.hubs import Hub, Hubness, Hubs, ask_bank, find_hubs, measure_hubness
-from xqg_qdrant.pages.hubs import view_hubs
+from xqg_qdrant.pages.evaluations import view_hubs
 from xqg_qdrant.printing import format_hubs
 from xqg_qdrant.records import AugmentedPassage, FloatArray, Passage, Query
 from xqg_qdrant.stores import Store, open_store

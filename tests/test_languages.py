@@ -66,6 +66,10 @@ def test_every_language_has_a_name_and_a_script() -> None:
 
 def test_languages_are_read_in_the_order_given() -> None:
     assert parse_languages(" ru, ja ,", ("ja", "fi", "ru")) == ("ru", "ja")
+    assert parse_languages("gsw,pt-BR,ja", ()) == ("gsw", "pt-BR", "ja")
+    for unknown in ("xx", "qqq"):
+        with pytest.raises(InputError, match="is no language"):
+            parse_languages(unknown, ())
 
 
 @pytest.mark.parametrize(
@@ -129,6 +133,8 @@ def test_a_question_in_another_language_surely_is_not_in_this_one(text: str, cod
         ("Donau Länge?", "de"),
         ("Wo liegt Ulm?", "de"),
         ("Яка довжина Дунаю?", "uk"),
+        ("Какова длина реки?", "ru"),
+        ("Кто написал книгу?", "ru"),
         ("¿Quién canta when i look into your eyes?", "es"),
         ('Kuka lauloi "We don\'t need no education"?', "fi"),
         ("谁唱的to make you feel my love", "zh"),

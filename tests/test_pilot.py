@@ -205,10 +205,10 @@ def test_a_sample_is_ingested_for_no_longer_than_asked(
     begin = partial(ingest, encoder=demo_encoder, generator=demo_generator, recipe=recipe, workers=1)
     store = open_store(f"edge:{tmp_path}")
     try:
-        stored, seconds = ingest_sample(passages, store, "docs", begin, 0.5, make_bars(True))
+        stored, seconds, _ = ingest_sample(passages, store, "docs", begin, 0.5, make_bars(True))
         assert 0 < stored == store.count("docs") < 4000
         assert seconds > 0.5
-        stored, _ = ingest_sample(passages[:20], store, "all", begin, None, make_bars(True))
+        stored, *_ = ingest_sample(passages[:20], store, "all", begin, None, make_bars(True))
         assert stored == store.count("all") == 20
     finally:
         store.close()

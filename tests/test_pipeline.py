@@ -51,6 +51,7 @@ class FakeGenerator:
     """Writes a query in each language, after `before` was called with the passages."""
 
     pace = SLOW
+    concurrency = 0
     sampling = Sampling(1, 1.0, 8)
 
     def __init__(self, before: Callable[[Sequence[Passage]], object] = lambda _: None) -> None:

@@ -177,3 +177,12 @@ def test_running_a_model_sends_no_telemetry_and_leaves_no_files(tmp_path: Path) 
     environment = {name: value for name, value in os.environ.items() if name not in silent} | {"HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, cwd=ROOT, timeout=120)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_tests_of_a_real_server_know_of_it() -> None:
+    code = "import os, conftest\nprint(*sorted(name for name in os.environ if 'QDRANT' in name or name == 'XQG_STORE'))"
+    given = {"QDRANT_URL": "http://localhost:6333", "QDRANT_API_KEY": "some-key", "XQG_STORE": "http://localhost:6333"}
+    environment = {**os.environ, **given, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=ROOT / "tests", capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["XQG_TEST_QDRANT_API_KEY", "XQG_TEST_QDRANT_URL"]

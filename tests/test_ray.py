@@ -200,7 +200,7 @@ def test_what_a_worker_raises_ends_the_ingest_with_its_own_words(
         inputs = Inputs(["a.jsonl"])
         job = Job(inputs, folder, server.url, "other", recipe, fingerprint, encoder.dim, None, None)
         with pytest.raises(ModelError) as caught:
-            list(ingest_on_ray(job, store, None, Plan(1, 1, 0), threading.Event()))
+            list(ingest_on_ray(job, store, (None, None), Plan(1, 1, 0), threading.Event()))
     assert "differ from those of the driver. Cure: copy the same model folders" in str(caught.value)
 
 

@@ -42,11 +42,15 @@ class StubEncoder:
     dim = 2
 
     def __init__(self, folder: Path, normalise: bool, narrow: bool) -> None:
-        self.folder = SimpleNamespace(path=folder, sha256=lambda: f"{normalise} {narrow}")
+        self.folder = SimpleNamespace(path=folder)
+        self._sha256 = f"{normalise} {narrow}"
         self._normalise, self._sign = normalise, 1 if narrow else -1
 
     def describe(self) -> dict[str, Any]:
-        return {"sha256": self.folder.sha256(), "normalise": self._normalise}
+        return {"sha256": self._sha256, "normalise": self._normalise}
+
+    def sha256(self) -> str:
+        return self._sha256
 
     def unknown_share(self, texts: Sequence[str]) -> float:
         return 0.0

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from rest_qdrant import RestQdrant, hang
 from serving import Answer, Served, demo_rows, fill, serving
 
 from xqg_qdrant.cli import main
@@ -316,6 +317,22 @@ def test_many_may_ask_at_once_and_the_store_meets_one_at_a_time(store: Store, de
             together = list(pool.map(ask, questions))
     assert together == alone
     assert not watched.together
+
+
+def test_questions_to_a_server_that_is_gone_are_refused_in_parallel_and_soon(
+    rest: RestQdrant, demo_encoder: Encoder
+) -> None:
+    with open_store(rest.url, patience=1) as gone:
+        fill(gone, "docs", demo_encoder, ROWS[:2])
+        with serving(Finder(gone, "docs", demo_encoder)) as served, ThreadPoolExecutor(3) as pool:
+            rest.script = [hang] * 100
+            started = time.monotonic()
+            answers = list(pool.map(lambda number: served.get("/api/search", q=f"question {number}"), range(3)))
+            assert time.monotonic() - started < 2.5  # one after the other it would be three
+            assert [found.status for found in answers] == [503] * 3
+            assert all("timed out" in error_of(found)["what"] for found in answers)
+            rest.script = []
+            assert served.get("/api/search", q="question").status == 200
 
 
 def test_a_collection_of_another_encoder_is_not_served(store: Store, demo_encoder: Encoder) -> None:

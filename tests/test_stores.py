@@ -29,6 +29,7 @@ import qdrant_edge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import QdrantClient, models
+from real_server import real_server
 from rest_qdrant import Json, RestQdrant, Script, answer, hang
 
 from xqg_qdrant.errors import InputError, MismatchError, StoreError, XqgError
@@ -54,11 +55,12 @@ class Place:
     kind: str
     location: str
     collection: str = "passages"
+    api_key: str | None = None
     rest: RestQdrant | None = None
     stores: list[Store] = field(default_factory=list)
 
     def open(self) -> Store:
-        store = open_store(self.location, os.environ.get("QDRANT_API_KEY") if self.kind == "server" else None)
+        store = open_store(self.location, self.api_key)
         self.stores.append(store)
         return store
 
@@ -87,23 +89,21 @@ class Place:
             store.close()
         self.stores.clear()
         if self.kind == "server":
-            key = os.environ.get("QDRANT_API_KEY")
-            client = QdrantClient(url=self.location, api_key=key, check_compatibility=False)
+            client = QdrantClient(url=self.location, api_key=self.api_key, check_compatibility=False)
             client.delete_collection(self.collection)
             client.close()
         if self.rest:
             self.rest.close()
 
 
-def make_place(kind: str, tmp_path: Path) -> Place:
+def make_place(kind: str, tmp_path: Path, request: pytest.FixtureRequest | None = None) -> Place:
     if kind == "rest":
         rest = RestQdrant()
         return Place(kind, rest.url, rest=rest)
     if kind == "server":
-        url = os.environ.get("QDRANT_URL")
-        if not url:
-            pytest.skip("QDRANT_URL names no Qdrant server")
-        return Place(kind, url, f"xqg-test-{uuid.uuid4().hex}")
+        assert request
+        real = real_server(request)
+        return Place(kind, real.url, f"{real.prefix}docs", api_key=real.api_key)
     return Place(kind, ":memory:" if kind == "memory" else f"{kind}:{tmp_path / 'store'}")
 
 
@@ -112,14 +112,14 @@ SERVER = pytest.param("server", marks=pytest.mark.server)
 
 @pytest.fixture(params=["edge", "memory", "local", "rest", SERVER])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    place = make_place(request.param, tmp_path)
+    place = make_place(request.param, tmp_path, request)
     yield place
     place.close()
 
 
 @pytest.fixture(params=["edge", "local", "rest", SERVER])
 def lasting_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    place = make_place(request.param, tmp_path)
+    place = make_place(request.param, tmp_path, request)
     yield place
     place.close()
 

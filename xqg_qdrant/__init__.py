@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.errors import InputError, MismatchError, ModelError, StoreError, XqgError
     from xqg_qdrant.evaluation.comparison import Report
     from xqg_qdrant.generation.lexicon import Lexicon
+    from xqg_qdrant.generation.llm import LanguageModelGenerator
     from xqg_qdrant.generation.onnx import QueryGenerator
     from xqg_qdrant.inference.encoder import Encoder
     from xqg_qdrant.printing import format_table
@@ -36,6 +37,7 @@ _MODULES = {
     "GeneratedQuery": "records",
     "Hit": "retrieval",
     "InputError": "errors",
+    "LanguageModelGenerator": "generation.llm",
     "Lexicon": "generation.lexicon",
     "MismatchError": "errors",
     "ModelError": "errors",
@@ -62,6 +64,7 @@ __all__ = [
     "GeneratedQuery",
     "Hit",
     "InputError",
+    "LanguageModelGenerator",
     "Lexicon",
     "MismatchError",
     "ModelError",

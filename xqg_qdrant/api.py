@@ -12,15 +12,16 @@ from typing import Any, TypeAlias, overload
 
 from tqdm import tqdm
 
-from xqg_qdrant.augmentation.pipeline import Progress, Row, Totals
+from xqg_qdrant.augmentation.pipeline import Progress, Row, Totals, describe
 from xqg_qdrant.augmentation.pipeline import ingest as ingest_chunks
 from xqg_qdrant.augmentation.recipe import choose_recipe
 from xqg_qdrant.corpus.inputs import CORPUS, Inputs
 from xqg_qdrant.corpus.passages import check_passages
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import EVALUATION_DEPTH
-from xqg_qdrant.evaluation.comparison import Report, evaluate_runs
+from xqg_qdrant.evaluation.comparison import Report, evaluate_runs, measured_questions
 from xqg_qdrant.evaluation.files import read_judged_questions, read_qrels
+from xqg_qdrant.evaluation.runs import check_collection_is_judged
 from xqg_qdrant.evaluation.significance import TestName
 from xqg_qdrant.generation import Generator
 from xqg_qdrant.inference.encoder import Encoder
@@ -43,6 +44,7 @@ def ingest(
     *,
     languages: Sequence[str] = (),
     id_field: str | None = None,
+    plain: bool = False,
     **settings: Any,
 ) -> Progress:
     """Store a corpus with augmented vectors; index a large collection.
@@ -55,9 +57,10 @@ def ingest(
         store: the store of the collection, which is created if missing.
         collection: its name.
         encoder: of passages and queries.
-        generator: writes the queries. None if each row has its own, in the field `generated_queries`.
+        generator: writes the queries. None if each row has its own, in the field `generated_queries`, or if `plain`.
         languages: of the queries, such as `("ja", "ru")`; by default all of the generator's.
         id_field: the field of the passage id, if not `id`, `_id`, `passage_id`, `pid` or `docid`.
+        plain: store passages without queries, to be searched at once; another ingest adds them.
         **settings: fields of `xqg_qdrant.augmentation.recipe.Recipe` and `xqg_qdrant.generation.onnx.Sampling`, such
             as `queries_per_language`, `alpha`, `fusion`, `seed`, `sparse`, `top_k`. Defaults suit the
             encoder; `recipe_name="paper"` gives the published ones.
@@ -75,17 +78,21 @@ def ingest(
     chosen = choose_recipe(encoder, generator, languages, stored=stored, **settings).recipe
     rows: Iterable[Row]
     total = None
-    queries = CORPUS if generator is None else None
+    queried = generator is None and not plain
+    queries = CORPUS if queried else None
+    fingerprint = describe(encoder, generator, chosen, plain)
     if isinstance(corpus, str | Path):
         inputs = Inputs([str(corpus)], queries, id_field)
         rows, total = inputs.read(), inputs.count()
     else:
-        rows = check_passages(corpus, id_field=id_field, queried=generator is None)
+        rows = check_passages(corpus, id_field=id_field, queried=queried)
     workers = count_workers(encoder.device)
     totals, rejects = Totals(), list[Reject]()
     with (
         tqdm(total=total, unit=" passages", disable=None) as bar,
-        closing(ingest_chunks(rows, store, collection, encoder, generator, chosen, workers)) as steps,
+        closing(
+            ingest_chunks(rows, store, collection, encoder, generator, chosen, workers, fingerprint=fingerprint)
+        ) as steps,
     ):
         for progress in steps:
             totals.add(progress)
@@ -205,6 +212,8 @@ def evaluate(
         queries = list(questions)
         judgements = read_qrels(qrels) if isinstance(qrels, str | Path) else list(qrels or ())
     check_collection(store, collection, encoder)
-    with tqdm(total=len(queries), unit=" questions", disable=None) as bar:
-        runs = search_runs(store, collection, encoder, queries, EVALUATION_DEPTH, rankings, bar.update)
-    return evaluate_runs(queries, judgements, runs, test=test)
+    check_collection_is_judged(store, collection, judgements)
+    measured = measured_questions(queries, judgements)
+    with tqdm(total=len(measured), unit=" questions", disable=None) as bar:
+        runs = search_runs(store, collection, encoder, measured, EVALUATION_DEPTH, rankings, bar.update)
+    return evaluate_runs(measured, judgements, runs, test=test, left_out=len(queries) - len(measured))

@@ -34,6 +34,8 @@ from xqg_qdrant.model_folders import ModelFolder
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, Passage
 from xqg_qdrant.retrieval import search_hits
 from xqg_qdrant.stores import Store, find_directory
+from xqg_qdrant.stores.protocol import describe_pause
+from xqg_qdrant.text import count_of
 
 T = TypeVar("T")
 
@@ -190,7 +192,8 @@ def _use_store(open_store: Callable[[], Store]) -> tuple[Store, Check]:
     """Write a point to a scratch collection, search for it, and delete the collection."""
     store = open_store()
     try:
-        count = len(store.collections())
+        collections = store.collections()
+        paused = [describe_pause(name) for name in collections if store.is_paused(name)]
         seconds = {}
         vector = np.eye(SCRATCH_DIM, dtype=np.float32)[0]
         point = AugmentedPassage(_passage(), (), {XQG_VECTOR: vector, PASSAGE_VECTOR: vector}, "scratch", "scratch")
@@ -208,7 +211,10 @@ def _use_store(open_store: Callable[[], Store]) -> tuple[Store, Check]:
     except BaseException:
         store.close()
         raise
-    detail = f"{store.location}; {count} collection{'s' * (count != 1)}; written, read, searched and deleted"
+    detail = f"{store.location}; {count_of(len(collections), 'collection')}; written, read, searched and deleted"
+    if paused:
+        whats, cures = zip(*paused, strict=True)
+        return store, Check("store", WARNING, "; ".join([detail, *whats]), "; ".join(cures), seconds=seconds)
     return store, Check("store", OK, detail, seconds=seconds)
 
 

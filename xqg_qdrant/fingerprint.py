@@ -16,15 +16,21 @@ from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout
 
 Fingerprint: TypeAlias = dict[str, Any]
 
-# Which queries a collection was made with; stored only for given queries.
+# Which queries a collection was made with: given ones, or none yet. Not stored for generated queries.
 QUERIES_FIELD = "queries"
-GIVEN, GENERATED = "given", "generated"
+GIVEN, GENERATED, PLAIN = "given", "generated", "plain"
 # Present and true if the points have a sparse vector.
 SPARSE_FIELD = "recipe.sparse"
 # Present and above 0 if the vectors are calibrated.
 GAMMA_FIELD = "recipe.gamma"
 # During an unfinished retune: the whole fingerprint that the collection will have.
 RETUNING_FIELD = "retuning"
+# While an enrichment replaces queries: the fingerprints by which some points may still be made.
+EARLIER_FIELD = "earlier"
+# These describe an unfinished change, not how points are made.
+PROGRESS_FIELDS = frozenset({RETUNING_FIELD, EARLIER_FIELD})
+# Besides the encoder, these decide the vectors of a passage without queries.
+PLAIN_FIELDS = ("recipe.gamma", "recipe.question_bank", "recipe.bank_mean", "recipe.sparse", "recipe.names")
 
 # Only in collections of other programs, to which `xqg augment` only adds.
 LAYOUT_PREFIX = "layout."
@@ -39,6 +45,7 @@ CURES = {
     "remove what was added: xqg augment --undo",
     GIVEN: "give this corpus's queries too (--queries), or ingest into a new collection",
     GENERATED: "leave --queries out to generate queries here too, or ingest into a new collection",
+    PLAIN: "leave --queries out, or use xqg ingest",
     "encoder": "use the encoder that the collection was made with (--encoder), or ingest into a new collection",
     "generator": "use the generator that the collection was made with (--generator), or ingest into a new collection",
     "recipe": "repeat the setting that the collection was made with, or ingest into a new collection",
@@ -89,7 +96,31 @@ def hash_json(value: object) -> str:
 
 def hash_recipe(fingerprint: Mapping[str, Any]) -> str:
     """Return the hash of all that determines the vectors of passages not yet retuned."""
-    return hash_json({name: value for name, value in fingerprint.items() if name != RETUNING_FIELD})
+    return hash_json(without_progress(fingerprint))
+
+
+def without_progress(fingerprint: Mapping[str, Any]) -> Fingerprint:
+    """Return a fingerprint without its unfinished changes."""
+    return {name: value for name, value in fingerprint.items() if name not in PROGRESS_FIELDS}
+
+
+def is_plain(fingerprint: Mapping[str, Any]) -> bool:
+    """Return whether no passage of a collection has queries yet."""
+    return fingerprint.get(QUERIES_FIELD) == PLAIN
+
+
+def pick_plain(fingerprint: Mapping[str, Any]) -> Fingerprint:
+    """Return the fields that decide the vectors of passages without queries."""
+    fields = {name: value for name, value in fingerprint.items() if name.startswith("encoder.")}
+    return fields | {name: fingerprint[name] for name in PLAIN_FIELDS if name in fingerprint}
+
+
+def hash_plain(fingerprint: Mapping[str, Any]) -> str:
+    """Return the recipe hash of points that were stored without queries, to be enriched later.
+
+    It is the same whoever writes the queries.
+    """
+    return hash_json(pick_plain(fingerprint) | {QUERIES_FIELD: PLAIN})
 
 
 def hash_content(passage: Passage, recipe_hash: str, given: Sequence[GeneratedQuery] | None = None) -> str:
@@ -102,8 +133,9 @@ def hash_content(passage: Passage, recipe_hash: str, given: Sequence[GeneratedQu
 
 
 def find_differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return the names of the fields in which two fingerprints differ."""
-    return [name for name in {**stored, **wanted} if stored.get(name) != wanted.get(name)]
+    """Return the names of the fields in which two fingerprints differ; earlier fingerprints are not compared."""
+    names = {**stored, **wanted}
+    return [name for name in names if name != EARLIER_FIELD and stored.get(name) != wanted.get(name)]
 
 
 def refuse_mismatch(

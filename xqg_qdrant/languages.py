@@ -88,6 +88,8 @@ CLOSE = tuple(
 )  # fmt: skip
 # The model that decides, for fingerprints; it changes with the second number of the version.
 IDENTIFIER = "py3langid 0.4"
+# The identifier takes all languages for equally likely, and three Russian words are often Macedonian, too.
+RARER_THAN_RUSSIAN = {"uk": 0.5, "bg": 0.25, "sr": 0.25, "be": 0.1, "mk": 0.1}
 # Of the probability of a language over its sum with the next likely one's; measured in docs/decisions.md.
 LEAST_SHARE, LEAST_SHARE_CYRILLIC, LEAST_SHARE_UNKNOWN, CLEAR_SHARE = 0.1, 0.25, 0.5, 0.85
 LEAST_CONFIDENCE = 0.6
@@ -123,9 +125,10 @@ def language_name(code: str) -> str:
     except ImportError as error:
         cure = f"choose from {', '.join(LANGUAGES)}, or pip install 'xqg-qdrant[languages]'"
         raise InputError(f"the name of the language {code!r} needs langcodes.", cure) from error
-    if not langcodes.tag_is_valid(code):
+    name = str(langcodes.Language.get(code).display_name()) if langcodes.tag_is_valid(code) else ""
+    if not name or name.startswith("Unknown language"):
         raise InputError(f"{code!r} is no language.", "use a code of BCP 47, such as fi or pt-BR")
-    return str(langcodes.Language.get(code).display_name())
+    return name
 
 
 @cache
@@ -143,18 +146,25 @@ COUNTRIES = {
 def parse_languages(codes: str, known: Sequence[str]) -> tuple[str, ...]:
     """Parse a comma-separated list of language codes, keeping their order.
 
+    Args:
+        codes: such as `ja,ru`.
+        known: the codes to choose from; if empty, all that have a `language_name`.
+
     Raises:
         InputError: a code is not in `known` or occurs twice, or the list is empty.
     """
     languages = tuple(code.strip() for code in codes.split(",") if code.strip())
     for code in languages:
-        if code not in known:
+        if not known:
+            language_name(code)
+        elif code not in known:
             meant = COUNTRIES.get(code.lower(), standard_code(code))
             hint = f"write {meant}, or " if meant in known else ""
             raise InputError(f"unknown language {code!r}.", f"{hint}choose from {', '.join(known)}")
     if not languages or len(set(languages)) < len(languages):
         problem = "name a language twice" if languages else "name no language"
-        raise InputError(f"the languages {codes!r} {problem}.", f"name each once, such as {','.join(known[:3])}")
+        example = ",".join(known[:3] or ("ja", "ru"))
+        raise InputError(f"the languages {codes!r} {problem}.", f"name each once, such as {example}")
     return languages
 
 
@@ -227,6 +237,7 @@ def _share(text: str, code: str) -> float:
     scores = _score(text)
     if code not in _known_languages():
         return 1 - scores.get("en", 0.0)
+    scores = {each: score * RARER_THAN_RUSSIAN.get(each, 1.0) for each, score in scores.items()}
     close = close_languages(code)
     own = sum(scores.get(each, 0.0) for each in close)
     return own / (own + max((score for each, score in scores.items() if each not in close), default=0.0))

@@ -1,7 +1,8 @@
-"""Report the processor, its instructions for integer products, and the free memory of this machine."""
+"""Report the processor, its instructions for integer products, the free memory, and the user's cache."""
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import suppress
 from pathlib import Path
@@ -45,3 +46,9 @@ def _read_cpuinfo() -> dict[str, str]:
         pairs = (line.partition(":") for line in first.splitlines())
         return {name.strip(): value.strip() for name, _, value in pairs}
     return {}
+
+
+def find_cache() -> Path:
+    """Return the folder of the user's cache, which may not exist yet."""
+    root = os.environ.get("XQG_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    return Path(root) / "xqg" if root else Path.home() / ".cache" / "xqg"

@@ -17,11 +17,13 @@ from xqg_qdrant.evaluation import FEWEST_QUESTIONS
 from xqg_qdrant.evaluation.comparison import SIGNIFICANT, Comparison, Report, describe_content, is_gain
 from xqg_qdrant.evaluation.hubs import NEIGHBOURS, Hub, Hubs
 from xqg_qdrant.evaluation.significance import stars_of
-from xqg_qdrant.fingerprint import LONGEST_SHOWN, RETUNING_FIELD, describe_retune, show_field
-from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, MALFORMED, REASONS, WRONG_LANGUAGE, WRONG_SCRIPT, Dropped
+from xqg_qdrant.fingerprint import LONGEST_SHOWN, PROGRESS_FIELDS, describe_retune, show_field
+from xqg_qdrant.generation import Usage
+from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, MALFORMED, NO_QUESTION, WRONG_LANGUAGE, WRONG_SCRIPT, Dropped
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import DEFAULT_PORT
+from xqg_qdrant.stores.protocol import describe_pause
 from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ DROPPED_FOR = {
     MALFORMED: "malformed",
     DUPLICATE: "repeated",
     EMPTY: "empty",
+    NO_QUESTION: "no question",
 }
 SUMMARY_MEASURES = ("MRR@10", "R@2kt")
 SUMMARY_WIDTH = 8
@@ -64,6 +67,8 @@ def format_totals(totals: Totals, seconds: float) -> str:
             f"{one_line(name) or 'of no language'} {count}" for name, count in sorted(totals.kept.items())
         )
         lines.append(f"{totals.kept.total()} given queries encoded: {counts}")
+    if totals.usage.calls:
+        lines.append(f"{format_usage(totals.usage)}.")
     if totals.left_out:
         lines.append(format_left_out(totals.left_out, totals.kept.total()))
     if totals.bare:
@@ -85,12 +90,17 @@ def format_rejected(totals: Totals, path: Path) -> str:
 def format_dropped(dropped: Mapping[Dropped, int]) -> str:
     """Return how many generated queries were dropped for each reason, and of which languages."""
     parts = []
-    for reason in REASONS:
+    for reason in DROPPED_FOR:
         counts = {language: count for (language, why), count in sorted(dropped.items()) if why == reason and count}
         if counts:
             languages = ", ".join(f"{one_line(language)} {count}" for language, count in counts.items())
             parts.append(f"{sum(counts.values())} {DROPPED_FOR[reason]} ({languages})")
     return "; ".join(parts)
+
+
+def format_usage(usage: Usage) -> str:
+    """Return the calls and tokens of a language model."""
+    return f"{count_of(usage.calls, 'call')}, tokens: {usage.tokens_in:,} in, {usage.tokens_out:,} out"
 
 
 def format_check(check: Check) -> str:
@@ -124,37 +134,50 @@ def format_status(status: Status) -> str:
         counted = count_of(status.passages, "passage")
     lines = [f"collection {status.collection!r} in {status.store}: {counted}"]
     lines += [f"  alias {alias!r} names {named!r}" for alias, named in status.aliases.items()]
+    if status.paused:
+        lines.append(f"  {format_pause(status.collection)}")
     if status.retuned is not None:
         are = "is" if status.retuned == 1 else "are"
         command = f"xqg retune --collection {status.collection}"
         lines.append(f"  {status.retuned} of them {are} retuned; finish it: {command}")
         lines += [f"  {one_line(line)}" for line in describe_retune(status.fingerprint)]
-    others = status.recipes.total() - status.current - (status.retuned or 0)
-    if others:
-        lines.append(f"  {others} of them {'was' if others == 1 else 'were'} made by another recipe than this one:")
+    enrich = f"xqg enrich --collection {status.collection}"
+    if status.plain:
+        verb = "has" if status.plain == 1 else "have"
+        lines.append(f"  {status.plain} of them {verb} no queries yet; write them: {enrich}")
+    if status.earlier:
+        verb = "was" if status.earlier == 1 else "were"
+        lines.append(f"  {status.earlier} of them {verb} made by another recipe than this one:")
     lines += [
         f"  {name}: {one_line(value if isinstance(value, str) and len(value) <= LONGEST_SHOWN else show_field(value))}"
         for name, value in status.fingerprint.items()
-        if name != RETUNING_FIELD
+        if name not in PROGRESS_FIELDS
     ]
     return "\n".join(lines)
 
 
-def format_snapshot(location: str, snapshot: Snapshot) -> str:
-    """Return the name of a snapshot and the command that restores it."""
+def format_pause(collection: str) -> str:
+    """Return that the indexing of a collection is paused, and the cure."""
+    return "; ".join(one_line(part) for part in describe_pause(collection))
+
+
+def format_snapshot(location: str, snapshot: Snapshot, has_key: bool) -> str:
+    """Return the name of a snapshot and the command that restores it; the command reads a key from QDRANT_API_KEY."""
     # As a new collection: into an existing one a server restores no metadata, hence no fingerprint.
     restored = quote(f"{snapshot.collection}-restored", safe="")
+    url = _with_port(location)
+    taken_of, name = quote(snapshot.collection, safe=""), quote(snapshot.name, safe="")
     body = {
-        "location": f"file:///qdrant/snapshots/{quote(snapshot.collection)}/{quote(snapshot.name)}",
+        # The server downloads it from itself: only the server knows in which folder it is.
+        "location": f"{url}/collections/{taken_of}/snapshots/{name}",
         "priority": "snapshot",  # not the empty replicas on the other nodes
     }
-    words = ["curl", "-X", "PUT", f"{_with_port(location)}/collections/{restored}/snapshots/recover"]
-    command = shlex.join([*words, "-H", "Content-Type: application/json", "-d", json.dumps(body)])
-    return (
-        f"Snapshot {one_line(snapshot.name)} taken. If the server keeps snapshots where its image does, restore it with"
-        # Without a key curl omits the header.
-        f':\n  {one_line(command)} -H "api-key: $QDRANT_API_KEY"'
-    )
+    words = ["curl", "-X", "PUT", f"{url}/collections/{restored}/snapshots/recover"]
+    words += ["-H", "Content-Type: application/json", "-d"]
+    data = shlex.quote(json.dumps(body))
+    if has_key:
+        data = f'{data[:-2]}, "api_key": "\'"$QDRANT_API_KEY"\'"}}\' -H "api-key: $QDRANT_API_KEY"'
+    return f"Snapshot {one_line(snapshot.name)} taken. Restore it with:\n  {one_line(shlex.join(words))} {data}"
 
 
 def _with_port(location: str) -> str:

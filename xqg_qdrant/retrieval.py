@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
+
+import numpy as np
 
 from xqg_qdrant.augmentation.calibration import (
     AskedLanguage,
@@ -20,9 +23,11 @@ from xqg_qdrant.fingerprint import refuse_mismatch
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, FloatArray, GeneratedQuery, Passage, Query, ScoredPassage
 from xqg_qdrant.stores import read_existing_fingerprint
-from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.stores.protocol import Store, describe_pause
 from xqg_qdrant.streams import batched
-from xqg_qdrant.text import find_term_ids
+from xqg_qdrant.text import find_term_ids, show
+
+LOGGER = logging.getLogger(__name__)
 
 HYBRID = "hybrid"
 MAX_SIM = "max-sim"
@@ -67,7 +72,7 @@ def check_rankings(rankings: Iterable[str]) -> None:
 
 
 def check_collection(store: Store, collection: str, encoder: Encoder) -> None:
-    """Refuse a collection whose passages another encoder embedded.
+    """Refuse a collection whose passages another encoder embedded; warn if its indexing is paused.
 
     Raises:
         InputError: there is no such collection.
@@ -76,6 +81,8 @@ def check_collection(store: Store, collection: str, encoder: Encoder) -> None:
     stored = read_existing_fingerprint(store, collection)
     wanted = {f"encoder.{name}": value for name, value in encoder.describe().items()}
     refuse_mismatch(collection, stored, wanted, part="encoder")
+    if store.is_paused(collection):
+        LOGGER.warning("%s; %s.", *describe_pause(collection))
 
 
 def search(
@@ -145,11 +152,25 @@ class Ranker:
         self._encoder = encoder
         self._cached: dict[str, FloatArray] = {}
 
+    def encode(self, questions: Sequence[str]) -> FloatArray:
+        """Return the questions' vectors, shape `(n, dim)`.
+
+        Raises:
+            InputError: the encoder finds no token in a question, or its vector is not finite.
+        """
+        vectors = self._encoder.encode_queries(questions)
+        for question, vector in zip(questions, vectors, strict=True):
+            if not vector.any() or not np.isfinite(vector).all():
+                raise InputError(
+                    f"the encoder cannot read the question {show(question)}.", "ask in words that it knows"
+                )
+        return vectors
+
     def search(
         self, questions: Sequence[str], limit: int, rankings: Sequence[str], languages: Sequence[str] = ()
     ) -> dict[str, list[list[ScoredPassage]]]:
         """Return the `limit` best passages by ranking and question, best first; encode each question once."""
-        vectors = self._encoder.encode_queries(questions)
+        vectors = self.encode(questions)
         return {name: self.rank(questions, vectors, name, limit, languages) for name in rankings}
 
     def rank(
@@ -188,7 +209,7 @@ class Ranker:
         self, questions: Sequence[str], limit: int, ranking: str, languages: Sequence[str] = ()
     ) -> list[list[Hit]]:
         """Return for each question the `limit` best passages with their nearest queries, best first."""
-        vectors = self._encoder.encode_queries(questions)
+        vectors = self.encode(questions)
         lists = self.rank(questions, vectors, ranking, limit, languages)
         return [
             [Hit(*pair) for pair in zip(found, match_queries(self._encoder, vector, found), strict=True)]

@@ -30,7 +30,7 @@ from xqg_qdrant.errors import InputError, StoreError
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, Passage
 from xqg_qdrant.stores import Store, open_store
-from xqg_qdrant.stores.server.requests import make_redactor
+from xqg_qdrant.text import make_redactor
 
 LIBRARY_CASES, COMMAND_CASES = 30, 20  # of each seed
 SHOWN = 400  # what of an answer a message shows at most

@@ -156,7 +156,8 @@ def make_pipeline(name: str) -> SentenceTransformer:
         modules.append(Dense(DIM, DENSE_DIM, activation_function=torch.nn.Tanh()))
     if normalised:
         modules.append(Normalize())
-    return SentenceTransformer(modules=modules, prompts=PROMPTS, device="cpu")
+    similarity = "cosine" if normalised else "dot"
+    return SentenceTransformer(modules=modules, prompts=PROMPTS, similarity_fn_name=similarity, device="cpu")
 
 
 @cache

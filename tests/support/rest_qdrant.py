@@ -23,6 +23,9 @@ Json: TypeAlias = Any
 Script: TypeAlias = Callable[["RestQdrant"], tuple[int, dict[str, str], bytes]]
 
 
+PROXY_REFUSAL = b"<html><head><title>413 Request Entity Too Large</title></head></html>"
+
+
 def answer(status: int, reason: str, **headers: str) -> Script:
     """Answer a request with an error in Qdrant's format, without carrying it out."""
     body = json.dumps({"status": {"error": reason}, "time": 0.0}).encode()
@@ -47,8 +50,16 @@ class BadInputError(Exception):
     """A request that the server refuses with 400."""
 
 
+class BadRequestError(Exception):
+    """A request that strict mode forbids: a 400 in other words."""
+
+
 class ServerError(Exception):
     """A failure inside the server: a 500."""
+
+
+class ForbiddenError(Exception):
+    """What the key may not do: a 403."""
 
 
 @dataclass
@@ -81,6 +92,13 @@ class RestQdrant(ThreadingHTTPServer):
         self.strict_mode: models.StrictModeConfigOutput | None = None  # of new collections
         self.version = "1.16.0"
         self.nodes = 1  # of the cluster, of which this is the first
+        # Of a request's body: what the server takes, and what a proxy in front of it does.
+        self.most_bytes = 32 * 2**20
+        self.most_proxied_bytes = 2**40
+        self.disk_is_full = False
+        self.is_behind = True  # a proxy, which answers for itself where the server is down
+        self.api_key: str | None = None
+        self.global_access = True  # of the key; without, it is a key to read and write the points of a collection
         # By location: the body that created the collection, and its points.
         self.snapshots: dict[str, tuple[Json, list[models.Record]]] = {}
         self.script: list[Script] = []
@@ -177,13 +195,18 @@ class RestQdrant(ThreadingHTTPServer):
         }
         snapshot = f"{name}-0-2026-11-21-12-00-{len(self.snapshots):02}.snapshot"
         records, _ = self.client.scroll(name, limit=100_000, with_payload=True, with_vectors=True)
-        self.snapshots[f"file:///qdrant/snapshots/{quote(name)}/{quote(snapshot)}"] = body, records
+        self.snapshots[f"{self.url}/collections/{quote(name, safe='')}/snapshots/{quote(snapshot)}"] = body, records
         return {"name": snapshot, "creation_time": "2026-11-21T12:00:00", "size": 1, "checksum": None}
 
-    def recover(self, name: str, location: str) -> bool:
-        """Restore the points; restore the metadata only if the collection does not exist."""
-        if location not in self.snapshots:
-            raise BadInputError(f"Snapshot file {location} does not exist")
+    def recover(self, name: str, location: str, api_key: str | None) -> bool:
+        """Restore the points; restore the metadata only if the collection does not exist.
+
+        Snapshots are in a folder whose path only the server knows.
+        """
+        if location.startswith("file:"):
+            raise BadRequestError("Invalid snapshot URI, file path must be absolute or on localhost")
+        if location not in self.snapshots or self.refuse_key(api_key):
+            raise BadInputError(f"Failed to download snapshot from {location}")
         body, records = self.snapshots[location]
         if self.client.collection_exists(name):
             stored, _ = self.client.scroll(name, limit=100_000)
@@ -194,6 +217,23 @@ class RestQdrant(ThreadingHTTPServer):
         points = TypeAdapter(list[models.PointStruct]).validate_python(kept)
         self.client.upsert(name, points)
         return True
+
+    def refuse_key(self, key: str | None) -> str:
+        """Return why a key is refused; empty if it is not."""
+        if self.api_key in (None, key):
+            return ""
+        return "Invalid API key or JWT" if key else "Must provide an API key or an Authorization bearer token"
+
+    def check_filter(self, name: str, wanted: Json) -> None:
+        """Refuse what strict mode forbids: too many conditions, or one with too many values."""
+        strict = self.settings[name].strict_mode or models.StrictModeConfigOutput()
+        sizes = [len(condition.get("has_id", [1])) for condition in wanted["must"]]
+        for what, found, most in (
+            ("Filter condition limit", len(sizes), strict.filter_max_conditions),
+            ("Condition size limit", max(sizes), strict.condition_max_size),
+        ):
+            if most is not None and found > most:
+                raise BadRequestError(f"{what} reached ({found} > {most}). Help: Reduce the filter.")
 
     def respond(self, method: str, path: str, body: Json) -> Json:
         client = self.client
@@ -208,10 +248,12 @@ class RestQdrant(ThreadingHTTPServer):
         if path == "/collections/aliases":
             return self.change_aliases(body["actions"])
         name, _, rest = path.removeprefix("/collections/").partition("/")
+        if rest == "" and method != "GET" and not self.global_access:
+            raise ForbiddenError("Global access is required")
         if (method, rest) == ("PUT", ""):
             return self.create(name, body)
         if (method, rest) == ("PUT", "snapshots/recover"):
-            return self.recover(name, body["location"])
+            return self.recover(name, body["location"], body.get("api_key"))
         if (method, rest) == ("DELETE", "") and name in read_aliases(client):
             return False
         name = read_aliases(client).get(name, name)
@@ -234,9 +276,8 @@ class RestQdrant(ThreadingHTTPServer):
         if (method, rest) == ("POST", "snapshots"):
             return self.keep_snapshot(name)
         if rest == "snapshots":
-            return [
-                {"name": unquote(kept.rpartition("/")[2]), "size": 1} for kept in self.snapshots if f"/{name}/" in kept
-            ]
+            folder = f"/collections/{quote(name, safe='')}/snapshots/"
+            return [{"name": unquote(kept.rpartition("/")[2]), "size": 1} for kept in self.snapshots if folder in kept]
         if rest == "index":
             schema = models.PayloadIndexInfo(data_type=body["field_schema"], points=0)
             self.settings[name].indexes[body["field_name"]] = schema
@@ -253,6 +294,9 @@ class RestQdrant(ThreadingHTTPServer):
         if rest == "points/batch":
             operations = TypeAdapter(list[models.UpdateOperation]).validate_python(body["operations"])
             return client.batch_update_points(name, operations)
+        if method == "PUT" and rest.startswith("points") and self.disk_is_full:
+            reason = "No space left on device: WAL buffer size exceeds available disk space"
+            raise ServerError(f"Service internal error: {reason}")
         if (method, rest) == ("PUT", "points"):
             return client.upsert(name, TypeAdapter(list[models.PointStruct]).validate_python(body["points"]))
         if rest == "points":
@@ -263,6 +307,7 @@ class RestQdrant(ThreadingHTTPServer):
             payload = TypeAdapter(models.WithPayloadInterface).validate_python(body["with_payload"])
             options = {"with_payload": payload, "with_vectors": body["with_vector"]}
             if "filter" in body:
+                self.check_filter(name, body["filter"])
                 options["scroll_filter"] = models.Filter.model_validate(body["filter"])
             records, offset = client.scroll(name, limit=body["limit"], offset=body.get("offset"), **options)
             return {"points": TypeAdapter(Any).dump_python(records, mode="json"), "next_page_offset": offset}
@@ -288,13 +333,23 @@ class RestHandler(BaseHTTPRequestHandler):
         with rest.lock:
             rest.requests.append((self.command, self.path, len(raw)))
             script = rest.script.pop(0) if rest.script else None
-        if script:
+        if len(raw) > rest.most_proxied_bytes:
+            status, headers, content = 413, {"Content-Type": "text/html"}, PROXY_REFUSAL
+        elif not rest.is_behind:
+            status, headers, content = 502, {"Content-Type": "text/html"}, b"<html><h1>502 Bad Gateway</h1></html>"
+        elif reason := rest.refuse_key(self.headers.get("api-key")):
+            status, headers, content = 401, {"Content-Type": "text/plain"}, reason.encode()
+        elif script:
             status, headers, content = script(rest)
             content = content.replace(b"<api-key>", self.headers.get("api-key", "").encode())
         else:
             headers = {}
             with rest.lock:
-                status, value = self.run(path, json.loads(raw) if raw else {})
+                if len(raw) > rest.most_bytes:
+                    reason = f"JSON payload ({len(raw)} bytes) is larger than allowed (limit: {rest.most_bytes} bytes)."
+                    status, value = 400, {"status": {"error": reason}, "time": 0.0}
+                else:
+                    status, value = self.run(path, json.loads(raw) if raw else {})
                 if self.command != "GET" and rest.lose_answers:
                     rest.lose_answers -= 1
                     status, value = 503, {"status": {"error": "lost on the way"}}
@@ -312,6 +367,10 @@ class RestHandler(BaseHTTPRequestHandler):
             return 404, {"status": {"error": f"Not found: Collection `{error}` doesn't exist!"}, "time": 0.0}
         except BadInputError as error:
             return 400, {"status": {"error": f"Wrong input: {error}"}, "time": 0.0}
+        except BadRequestError as error:
+            return 400, {"status": {"error": f"Bad request: {error}"}, "time": 0.0}
+        except ForbiddenError as error:
+            return 403, {"status": {"error": f"Forbidden: {error}"}, "time": 0.0}
         except ServerError as error:
             return 500, {"status": {"error": str(error)}, "time": 0.0}
         except ValueError as error:

@@ -15,3 +15,11 @@ def shared_file(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is not there; XQG_SHARED_DATA may name another folder")
     return path
+
+
+def shared_case(name: str) -> Path:
+    """Return the path of a file of the shared cases, or skip the test that asks for it."""
+    path = Path(__file__).resolve().parents[3] / "shared" / "cases" / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    return path

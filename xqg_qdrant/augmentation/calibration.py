@@ -26,6 +26,7 @@ from xqg_qdrant.corpus.formats import json_rows
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.languages import can_identify, identify, standard_code
+from xqg_qdrant.machine import find_cache
 from xqg_qdrant.records import FloatArray
 from xqg_qdrant.text import is_blank
 
@@ -116,8 +117,8 @@ def encode_bank(bank: QuestionBank, encoder: Encoder) -> BankMeans:
     Raises:
         InputError: the encoder can read no language of the bank.
     """
-    name = f"question-bank-{encoder.folder.sha256()[:16]}-{bank.sha256[:16]}.npz"
-    cached = _cache_folder() / name
+    name = f"question-bank-{encoder.sha256()[:16]}-{bank.sha256[:16]}.npz"
+    cached = find_cache() / name
     for path in (encoder.folder.path / name, cached):
         with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile):
             return _load_means(path, bank, encoder.dim)
@@ -172,11 +173,6 @@ def _load_means(path: Path, bank: QuestionBank, dim: int) -> BankMeans:
 
 def _by_language(means: BankMeans) -> dict[str, FloatArray]:
     return {f"lang {language}": vector for language, vector in means.languages.items()}
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XQG_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    return Path(root) / "xqg" if root else Path.home() / ".cache" / "xqg"
 
 
 def pack_mean(mean: FloatArray) -> str:

@@ -46,6 +46,11 @@ class Fusion(NamedTuple):
     bank_mean: str = ""
 
 
+def make_plain(settings: Fusion) -> Fusion:
+    """Return the settings of a passage without queries: its plain vector, calibrated if the others are."""
+    return settings._replace(fusion="mean", min_score=None)
+
+
 def check_fusion(settings: Fusion) -> None:
     """Refuse settings that cannot be used.
 

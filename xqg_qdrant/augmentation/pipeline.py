@@ -13,35 +13,44 @@ from collections import Counter, abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
+from pathlib import Path
 from threading import Event
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 
-from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, find_fault
+from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, find_fault, make_plain
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.corpus.dead_letters import Reasons
-from xqg_qdrant.errors import InputError, StoreError
+from xqg_qdrant.errors import InputError, StoreError, XqgError
 from xqg_qdrant.fingerprint import (
+    PLAIN,
+    QUERIES_FIELD,
+    RETUNING_FIELD,
     Fingerprint,
     hash_content,
+    hash_plain,
     hash_recipe,
+    is_plain,
     make_fingerprint,
+    pick_plain,
     refuse_mismatch,
 )
-from xqg_qdrant.generation import INSTANT, SLOW, Generation, Generator
+from xqg_qdrant.generation import INSTANT, SLOW, Generation, Generator, Usage
 from xqg_qdrant.generation.checks import REASONS, Dropped
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     XQG_VECTOR,
     AugmentedPassage,
+    FloatArray,
     GeneratedQuery,
     Passage,
     QueriedPassage,
     Reject,
 )
+from xqg_qdrant.stores import Store
 from xqg_qdrant.streams import batched, work_in_order
 from xqg_qdrant.text import find_term_ids
 
@@ -51,6 +60,26 @@ Row: TypeAlias = Passage | QueriedPassage | Reject
 CHUNK_SIZE = 16
 # For cheap passages: no model generates queries, or a GPU does.
 CHEAP_CHUNK_SIZE = 128
+
+
+class StoredRow(NamedTuple):
+    """A passage that is stored already, in this collection or another, to be made anew.
+
+    Attributes:
+        point: The stored point.
+        queries: Those of its queries that are kept.
+        languages: Languages in which its queries are to be written; none if all are kept.
+        vector: Its plain vector, shape `(dim,)`; None if the encoder has to make it.
+        plain: Whether it stays without queries until an enrichment.
+        before: Content hash of the point if it is to be replaced; if it has changed by then, it is left alone.
+    """
+
+    point: AugmentedPassage
+    queries: tuple[GeneratedQuery, ...]
+    languages: tuple[str, ...] = ()
+    vector: FloatArray | None = None
+    plain: bool = False
+    before: str = ""
 
 
 class PointStore(Protocol):
@@ -84,6 +113,7 @@ class Progress(NamedTuple):
         bare: Number of written passages without queries.
         left_out: Number of stored queries that the filter excludes from the fusion.
         dropped: Number of generated queries dropped by the checks, by language and reason.
+        usage: Calls and tokens that a language model took.
     """
 
     stored: int
@@ -94,6 +124,7 @@ class Progress(NamedTuple):
     bare: int = 0
     left_out: int = 0
     dropped: Mapping[Dropped, int] = MappingProxyType({})
+    usage: Usage = Usage()
 
     @property
     def rows(self) -> int:
@@ -110,6 +141,7 @@ class Totals:
         self.kept: Counter[str] = Counter()
         self.dropped: Counter[Dropped] = Counter()
         self.reasons = Reasons()
+        self.usage = Usage()
 
     def add(self, progress: Progress) -> None:
         """Add one chunk."""
@@ -123,10 +155,11 @@ class Totals:
         self.dropped.update(progress.dropped)
         for reject in progress.rejects:
             self.reasons.add(reject)
+        self.usage = self.usage.plus(progress.usage)
 
     def to_progress(self, rejects: Iterable[Reject]) -> Progress:
         """Return the sum as one chunk, with the rejects of all chunks."""
-        counts = (self.asked, self.kept, self.bare, self.left_out, self.dropped)
+        counts = (self.asked, self.kept, self.bare, self.left_out, self.dropped, self.usage)
         return Progress(self.stored, self.unchanged, tuple(rejects), *counts)
 
     def yields(self) -> dict[str, dict[str, int]]:
@@ -143,23 +176,61 @@ class Totals:
         return self.stored + self.unchanged + self.rejected
 
 
-class Chunk(NamedTuple):
-    """A chunk after the lookup in the store: its missing passages with their content hashes."""
+class Task(NamedTuple):
+    """A passage to be made into a point.
 
-    missing: list[tuple[QueriedPassage, str]]
+    Attributes:
+        passage: The passage.
+        content_hash: Of the point.
+        queries: The queries that it has.
+        languages: The languages in which a generator is to write more.
+        plain: Whether it is stored without queries until an enrichment.
+        vector: Its plain vector; None if the encoder has to make it.
+        other_fields: Of the point.
+        before: See `StoredRow`.
+    """
+
+    passage: Passage
+    content_hash: str
+    queries: tuple[GeneratedQuery, ...] = ()
+    languages: tuple[str, ...] = ()
+    plain: bool = False
+    vector: FloatArray | None = None
+    other_fields: Mapping[str, Any] = MappingProxyType({})
+    before: str = ""
+
+
+class Chunk(NamedTuple):
+    """A chunk after the lookup in the store: what is to be done."""
+
+    missing: list[Task]
     unchanged: int
     rejects: list[Reject]
 
 
 class Augmented(NamedTuple):
-    """A chunk ready to be written, and the progress to yield once it is."""
+    """A chunk ready to be written, and the progress to yield once it is.
+
+    `replies` are files to remove then, and `failure` is to be raised then. `before` holds the content hashes of points
+    to be replaced; one that has another hash by then is left alone.
+    """
 
     points: list[AugmentedPassage]
     progress: Progress
+    replies: tuple[Path, ...] = ()
+    failure: XqgError | None = None
+    before: Mapping[str, str] = MappingProxyType({})
+
+    def settle(self) -> None:
+        """Remove the files of a chunk that is stored, and raise its failure."""
+        for path in self.replies:
+            path.unlink(missing_ok=True)
+        if self.failure is not None:
+            raise self.failure
 
 
 def ingest(
-    rows: Iterable[Row],
+    rows: Iterable[Row | StoredRow],
     store: PointStore,
     collection: str,
     encoder: Encoder,
@@ -167,6 +238,7 @@ def ingest(
     recipe: Recipe,
     workers: int = 1,
     stop: Event | None = None,
+    fingerprint: Fingerprint | None = None,
 ) -> abc.Generator[Progress, None, None]:
     """Store passages with augmented vectors; yield after each chunk is stored.
 
@@ -185,6 +257,8 @@ def ingest(
         recipe: from `make_recipe`, for the same generator.
         workers: number of chunks worked on at once; at most four times as many are in memory.
         stop: once set, nothing more is read, and the chunks that workers have begun are finished and stored.
+        fingerprint: of the collection; by default that of the models and the recipe. If it is plain, passages are
+            stored without queries, except those that are stored already; this needs a `Store`.
 
     Raises:
         MismatchError: the collection was made with other models or another recipe.
@@ -192,20 +266,24 @@ def ingest(
             to the end, which is raised after those before are stored.
     """
     pace = INSTANT if generator is None else generator.pace
-    fingerprint = describe(encoder, generator, recipe)
-    recipe_hash = hash_recipe(fingerprint)
+    if generator is not None and generator.concurrency:
+        # A chunk ends with its slowest call; meanwhile the next ones keep the others busy.
+        workers = max(workers, 1 + -(-generator.concurrency // CHUNK_SIZE))
+    if fingerprint is None:
+        fingerprint = describe(encoder, generator, recipe)
     damage: list[InputError] = []
-    generates = generator is not None
-    work = partial(augment, encoder=encoder, generator=generator, recipe=recipe, recipe_hash=recipe_hash)
     with ExitStack() as loading:
         target = _Target(store, collection, encoder.dim, fingerprint, pace == INSTANT, loading)
         chunks = cut_chunks(until_damage(rows, damage), cheap=pace != SLOW)
-        looked_up = (look_up(chunk, target.stored, collection, generates, recipe_hash) for chunk in chunks)
+        looked_up = (look_up(chunk, target.stored, collection, recipe, fingerprint) for chunk in chunks)
+        work = partial(augment, encoder=encoder, generator=generator, recipe=recipe, fingerprint=fingerprint)
         batches = loading.enter_context(closing(work_in_order(work, looked_up, workers, stop)))
         for done in batches:
             # One write for all that wait: each pays for a flush to the disk.
-            target.write([point for augmented in done for point in augmented.points])
-            yield from (augmented.progress for augmented in done)
+            target.write(done)
+            for augmented in done:
+                yield augmented.progress
+                augmented.settle()
     if target.stored is not None:
         # A retune may have begun just before the last write.
         check_unchanged(store, collection, fingerprint)
@@ -222,7 +300,7 @@ class _Target:
     def __init__(
         self, store: PointStore, collection: str, dim: int, fingerprint: Fingerprint, fast: bool, loading: ExitStack
     ) -> None:
-        """Compare the fingerprint of an existing collection.
+        """Open the collection if it exists.
 
         Raises:
             MismatchError: the collection was made with other models or another recipe.
@@ -230,24 +308,23 @@ class _Target:
         self._store, self._collection, self._dim, self._fingerprint = store, collection, dim, fingerprint
         self._fast, self._loading = fast, loading
         self.stored: PointStore | None = None
-        if (existing := store.read_fingerprint(collection)) is not None:
-            refuse_mismatch(collection, existing, fingerprint)
+        if open_collection(store, collection, fingerprint):
             self._prepare()
 
-    def write(self, points: Sequence[AugmentedPassage]) -> None:
-        """Store points; create the collection before the first ones."""
-        if points and self.stored is None:
+    def write(self, done: Sequence[Augmented]) -> None:
+        """Store the points of chunks; create the collection before the first ones."""
+        if self.stored is None and any(augmented.points for augmented in done):
             create_collection(self._store, self._collection, self._dim, self._fingerprint)
             self._prepare()
-        write(points, self._store, self._collection, self._fingerprint)
+        write(done, self._store, self._collection, self._fingerprint)
 
     def _prepare(self) -> None:
         self._loading.enter_context(self._store.bulk_load(self._collection, fast=self._fast))
         self.stored = self._store
 
 
-def describe(encoder: Encoder, generator: Generator | None, recipe: Recipe) -> Fingerprint:
-    """Return the fingerprint of the models and the recipe.
+def describe(encoder: Encoder, generator: Generator | None, recipe: Recipe, plain: bool = False) -> Fingerprint:
+    """Return the fingerprint of the models and the recipe; `plain` if the queries are to be written later.
 
     Raises:
         InputError: the recipe is for given queries and there is a generator, or vice versa.
@@ -255,10 +332,28 @@ def describe(encoder: Encoder, generator: Generator | None, recipe: Recipe) -> F
     drawn = None if generator is None else generator.sampling
     if recipe.given != (generator is None) or type(drawn) is not type(recipe.sampling):
         raise InputError("the recipe was made for another generator.", "make it with make_recipe(generator)")
-    return make_fingerprint(encoder.describe(), None if generator is None else generator.describe(), recipe.describe())
+    made = make_fingerprint(encoder.describe(), None if generator is None else generator.describe(), recipe.describe())
+    return made | ({QUERIES_FIELD: PLAIN} if plain else {})
 
 
-def until_damage(rows: Iterable[Row], damage: list[InputError]) -> Iterator[Row]:
+def open_collection(store: PointStore, collection: str, fingerprint: Fingerprint) -> bool:
+    """Return whether the collection exists, after comparing its fingerprint.
+
+    A plain collection takes the fingerprint of the first ingest with queries.
+
+    Raises:
+        MismatchError: the collection was made with other models or another recipe.
+    """
+    stored = store.read_fingerprint(collection)
+    if stored is None:
+        return False
+    refuse_change(collection, stored, fingerprint)
+    if is_plain(stored) and not is_plain(fingerprint):
+        cast(Store, store).write_fingerprint(collection, fingerprint)
+    return True
+
+
+def until_damage(rows: Iterable[Row | StoredRow], damage: list[InputError]) -> Iterator[Row | StoredRow]:
     """Yield rows until one cannot be read; put that error in `damage`, to be raised later."""
     try:
         yield from rows
@@ -266,7 +361,7 @@ def until_damage(rows: Iterable[Row], damage: list[InputError]) -> Iterator[Row]
         damage.append(error)
 
 
-def cut_chunks(rows: Iterable[Row], cheap: bool) -> Iterator[list[Row]]:
+def cut_chunks(rows: Iterable[Row | StoredRow], cheap: bool) -> Iterator[list[Row | StoredRow]]:
     """Cut rows into chunks by position; larger ones if passages are `cheap`."""
     return batched(rows, CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
 
@@ -280,13 +375,36 @@ def create_collection(store: PointStore, collection: str, dim: int, fingerprint:
         stored = store.read_fingerprint(collection)
         if stored is None:
             raise
+        refuse_change(collection, stored, fingerprint)
+
+
+def refuse_change(collection: str, stored: Fingerprint, fingerprint: Fingerprint) -> None:
+    """Refuse a collection whose passages an ingest with this fingerprint would make otherwise.
+
+    If either is plain, only what decides a passage without queries is compared.
+
+    Raises:
+        MismatchError: names every field that differs.
+    """
+    if is_plain(stored) or is_plain(fingerprint):
+        retuning = {name: stored[name] for name in (RETUNING_FIELD,) if name in stored}
+        refuse_mismatch(collection, pick_plain(stored) | retuning, pick_plain(fingerprint))
+    else:
         refuse_mismatch(collection, stored, fingerprint)
 
 
-def write(points: Sequence[AugmentedPassage], store: PointStore, collection: str, fingerprint: Fingerprint) -> None:
-    """Store points, unless the collection has changed."""
+def write(done: Sequence[Augmented], store: PointStore, collection: str, fingerprint: Fingerprint) -> None:
+    """Store the points of chunks, unless the collection has changed; skip points that changed meanwhile."""
+    points = [point for augmented in done for point in augmented.points]
+    if not points:
+        return
+    check_unchanged(store, collection, fingerprint)
+    before = {passage_id: content for augmented in done for passage_id, content in augmented.before.items()}
+    if before:
+        stored = store.read_content_hashes(collection, list(before))
+        changed = {passage_id for passage_id, content in before.items() if stored.get(passage_id) != content}
+        points = [point for point in points if point.passage.passage_id not in changed]
     if points:
-        check_unchanged(store, collection, fingerprint)
         store.upsert(collection, points)
 
 
@@ -300,72 +418,148 @@ def check_unchanged(store: PointStore, collection: str, fingerprint: Fingerprint
     stored = store.read_fingerprint(collection)
     if stored is None:
         raise StoreError(f"collection {collection!r} was deleted during the ingest.", "run the ingest again")
-    refuse_mismatch(collection, stored, fingerprint)
+    refuse_change(collection, stored, fingerprint)
 
 
-def look_up(rows: Sequence[Row], store: PointStore | None, collection: str, generates: bool, recipe_hash: str) -> Chunk:
+def look_up(
+    rows: Sequence[Row | StoredRow],
+    store: PointStore | None,
+    collection: str,
+    recipe: Recipe,
+    fingerprint: Fingerprint,
+) -> Chunk:
     """Look up which passages of a chunk are missing in the store; all are if the collection does not exist (None).
 
     Raises:
         InputError: a row has queries although a generator is to write them.
     """
-    rejects, passages = [], []
+    recipe_hash, plain_hash, plain = hash_recipe(fingerprint), hash_plain(fingerprint), is_plain(fingerprint)
+    rejects: list[Reject] = []
+    tasks: list[Task] = []
     for row in rows:
         if isinstance(row, Reject):
             rejects.append(row)
-        elif isinstance(row, Passage):
-            passages.append(QueriedPassage(row, ()))
-        elif not generates:
-            passages.append(row)
-        else:
+            continue
+        if isinstance(row, StoredRow):
+            given = row.queries if recipe.given and not row.plain else None
+            content = hash_content(row.point.passage, plain_hash if row.plain else recipe_hash, given)
+            fields = row.queries, row.languages, row.plain, row.vector, row.point.other_fields, row.before
+            tasks.append(Task(row.point.passage, content, *fields))
+            continue
+        passage, queries = (row, ()) if isinstance(row, Passage) else row
+        if queries and not recipe.given:
             raise InputError(
-                f"passage {row.passage.passage_id!r} has queries, but there is a generator to write them.",
+                f"passage {passage.passage_id!r} has queries, but there is a generator to write them.",
                 "pass plain passages, or None as the generator",
             )
-    ids = [row.passage.passage_id for row in passages]
+        if plain:
+            tasks.append(Task(passage, hash_content(passage, plain_hash), plain=True))
+        else:
+            content = hash_content(passage, recipe_hash, queries if recipe.given else None)
+            tasks.append(Task(passage, content, queries, recipe.languages))
+    ids = [task.passage.passage_id for task in tasks]
     stored = store.read_content_hashes(collection, ids) if store is not None else {}
-    hashed = [(row, hash_content(row.passage, recipe_hash, None if generates else row.queries)) for row in passages]
-    missing = [(row, content) for row, content in hashed if stored.get(row.passage.passage_id) != content]
-    return Chunk(missing, len(passages) - len(missing), rejects)
+    missing = [
+        task
+        for task in tasks
+        if stored.get(task.passage.passage_id) != task.content_hash
+        and task.before in ("", stored.get(task.passage.passage_id))
+    ]
+    if plain:
+        enriched = _find_enriched(missing, stored, cast(Store, store), collection)
+        missing = [task for task in missing if task.passage.passage_id not in enriched]
+    return Chunk(missing, len(tasks) - len(missing), rejects)
 
 
-def augment(chunk: Chunk, encoder: Encoder, generator: Generator | None, recipe: Recipe, recipe_hash: str) -> Augmented:
+def _find_enriched(tasks: Sequence[Task], stored: Mapping[str, str], store: Store, collection: str) -> set[str]:
+    """Return the ids of the passages that are stored unchanged with queries, by whatever recipe."""
+    passages = {task.passage.passage_id: task.passage for task in tasks if task.passage.passage_id in stored}
+    found = store.read_points(collection, list(passages)) if passages else {}
+    return {
+        passage_id
+        for passage_id, point in found.items()
+        if point.content_hash
+        in (
+            hash_content(passages[passage_id], point.recipe),
+            hash_content(passages[passage_id], point.recipe, point.generated_queries),
+        )
+    }
+
+
+def augment(
+    chunk: Chunk, encoder: Encoder, generator: Generator | None, recipe: Recipe, fingerprint: Fingerprint
+) -> Augmented:
     """Augment a chunk with one call of each model; a worker runs this."""
     if not chunk.missing:
         return Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}, dropped={}))
-    passages = [row.passage for row, _ in chunk.missing]
-    generations = _find_queries([row for row, _ in chunk.missing], generator, recipe)
-    passage_texts = [f"{passage.title} {passage.text}".strip() for passage in passages]
-    plain = check_vectors(encoder.encode_passages(passage_texts), len(passage_texts), encoder.dim)
-    texts = [query.text for generation in generations for query in generation.queries]
-    counts = [len(generation.queries) for generation in generations]
-    vectors = np.split(check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim), np.cumsum(counts)[:-1])
+    written = _find_queries(chunk.missing, generator, recipe)
+    usage = Usage(*(sum(counts) for counts in zip(*(generation.usage for generation in written), strict=True)))
+    replies = tuple(path for generation in written for path in generation.replies if generation.failure is None)
+    failure = next((generation.failure for generation in written if generation.failure), None)
+    rejects = list(chunk.rejects)
+    done: list[tuple[Task, Generation]] = []
+    for task, generation in zip(chunk.missing, written, strict=True):
+        if generation.rejected:
+            rejects.append(Reject(task.passage.passage_id, 0, generation.rejected, task.passage.text))
+        elif generation.failure is None:
+            done.append((task, generation))
+    if not done:
+        progress = Progress(0, chunk.unchanged, tuple(rejects), {}, {}, dropped={}, usage=usage)
+        return Augmented([], progress, replies, failure)
+    plain = _encode_passages([task for task, _ in done], encoder)
+    queries_of = [_merge(task, generation.queries, recipe) for task, generation in done]
+    texts = [query.text for queries in queries_of for query in queries]
+    ends = np.cumsum([len(queries) for queries in queries_of])
+    vectors = np.split(check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim), ends[:-1])
 
-    points, rejects, asked, kept, left_out = [], list(chunk.rejects), Counter[str](), Counter[str](), 0
-    dropped = Counter[Dropped]()
-    for generation in generations:
-        dropped.update(generation.dropped)
-    for (row, content_hash), generation, vector, queries in zip(
-        chunk.missing, generations, plain, vectors, strict=True
-    ):
-        asked.update(dict.fromkeys(recipe.languages, generation.asked))
+    points, asked, kept, left_out = [], Counter[str](), Counter[str](), 0
+    dropped, before = Counter[Dropped](), {}
+    hashes = hash_recipe(fingerprint), hash_plain(fingerprint)
+    settings, plain_settings = recipe.fusion_settings, make_plain(recipe.fusion_settings)
+    for (task, generation), vector, queries, encoded in zip(done, plain, queries_of, vectors, strict=True):
+        passage = task.passage
+        asked.update(dict.fromkeys(task.languages, generation.asked))
         kept.update(query.language for query in generation.queries)
-        problem = find_fault("a vector of the encoder", np.vstack([vector, queries]))
+        dropped.update(generation.dropped)
+        problem = find_fault("a vector of the encoder", np.vstack([vector, encoded]))
         if not problem:
-            fused, filtered = augment_passage(vector, queries, recipe.fusion_settings)
+            fused, filtered = augment_passage(vector, encoded, plain_settings if task.plain else settings)
             problem = find_fault("the augmented vector", fused[None])
         if problem:
-            rejects.append(Reject(row.passage.passage_id, 0, problem, row.passage.text))
-        else:
-            left_out += filtered
-            named = {XQG_VECTOR: fused, PASSAGE_VECTOR: vector}
-            terms = find_terms(row.passage, generation.queries) if recipe.sparse else None
-            points.append(
-                AugmentedPassage(row.passage, generation.queries, named, content_hash, recipe_hash, terms=terms)
+            rejects.append(Reject(passage.passage_id, 0, problem, passage.text))
+            continue
+        left_out += filtered
+        if task.before:
+            before[passage.passage_id] = task.before
+        points.append(
+            AugmentedPassage(
+                passage,
+                queries,
+                {XQG_VECTOR: fused, PASSAGE_VECTOR: vector},
+                task.content_hash,
+                hashes[task.plain],
+                task.other_fields,
+                find_terms(passage, queries) if recipe.sparse else None,
             )
+        )
     bare = sum(not point.generated_queries for point in points)
-    progress = Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out, dropped)
-    return Augmented(points, progress)
+    progress = Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out, dropped, usage)
+    return Augmented(points, progress, replies, failure, before)
+
+
+def _encode_passages(tasks: Sequence[Task], encoder: Encoder) -> list[FloatArray]:
+    """Return the plain vector of each passage; encode those that have none."""
+    texts = [f"{task.passage.title} {task.passage.text}".strip() for task in tasks if task.vector is None]
+    encoded = iter(check_vectors(encoder.encode_passages(texts), len(texts), encoder.dim) if texts else ())
+    return [next(encoded) if task.vector is None else task.vector for task in tasks]
+
+
+def _merge(task: Task, written: tuple[GeneratedQuery, ...], recipe: Recipe) -> tuple[GeneratedQuery, ...]:
+    """Return the queries that a passage has and those just written, in the order of the recipe's languages."""
+    if not (task.queries and task.languages):
+        return task.queries or written
+    places = {language: place for place, language in enumerate(recipe.languages)}
+    return tuple(sorted([*task.queries, *written], key=lambda query: (places[query.language], query.number)))
 
 
 def find_terms(passage: Passage, queries: Iterable[GeneratedQuery]) -> tuple[int, ...]:
@@ -373,9 +567,16 @@ def find_terms(passage: Passage, queries: Iterable[GeneratedQuery]) -> tuple[int
     return find_term_ids([passage.title, passage.text, *(query.text for query in queries)])
 
 
-def _find_queries(rows: Sequence[QueriedPassage], generator: Generator | None, recipe: Recipe) -> Sequence[Generation]:
+def _find_queries(tasks: Sequence[Task], generator: Generator | None, recipe: Recipe) -> list[Generation]:
+    """Return what the generator writes for each passage; the queries that it has if nothing is to be written."""
+    found = [Generation(task.queries, asked=0) for task in tasks]
     if generator is None:
-        return [Generation(row.queries, asked=0) for row in rows]
-    passages = [row.passage for row in rows]
-    wanted = (recipe.languages, recipe.queries_per_language, recipe.seed, recipe.sampling)
-    return generator.generate(passages, *wanted, identify=bool(recipe.language_check))
+        return found
+    settings = (recipe.queries_per_language, recipe.seed, recipe.sampling)
+    for languages in dict.fromkeys(task.languages for task in tasks if task.languages):
+        places = [place for place, task in enumerate(tasks) if task.languages == languages]
+        passages = [tasks[place].passage for place in places]
+        written = generator.generate(passages, languages, *settings, identify=bool(recipe.language_check))
+        for place, generation in zip(places, written, strict=True):
+            found[place] = generation
+    return found

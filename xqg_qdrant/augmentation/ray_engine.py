@@ -28,6 +28,7 @@ from ray.data import ActorPoolStrategy, DataContext, Datasink, Datasource, ReadT
 from ray.data.block import BlockMetadata
 
 from xqg_qdrant.augmentation.pipeline import (
+    CHEAP_CHUNK_SIZE,
     Augmented,
     Chunk,
     Progress,
@@ -37,6 +38,7 @@ from xqg_qdrant.augmentation.pipeline import (
     cut_chunks,
     describe,
     look_up,
+    open_collection,
     until_damage,
     write,
 )
@@ -44,11 +46,12 @@ from xqg_qdrant.augmentation.ray_cluster import Plan
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.corpus.inputs import Inputs
 from xqg_qdrant.errors import InputError, ModelError, XqgError
-from xqg_qdrant.fingerprint import Fingerprint, hash_recipe, refuse_mismatch
-from xqg_qdrant.generation import open_generator
+from xqg_qdrant.fingerprint import Fingerprint, is_plain
+from xqg_qdrant.generation import Endpoint, open_generator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import Reject
 from xqg_qdrant.stores import Store, open_store
+from xqg_qdrant.streams import batched
 
 POLL_SECONDS = 0.25
 # Ray restarts a dead worker with the same chunk, so a chunk that kills its worker would do so forever.
@@ -59,9 +62,9 @@ MAX_WRITERS = 8
 class Job(NamedTuple):
     """The settings that every process of an ingest needs, without the store's key.
 
-    The inputs are read from `directory`. `encoder` is a model folder; `generator` is a model folder or a lexicon's
-    file, and is used if the recipe needs one. None stands for the models that ship. Both must be at the same paths on
-    all machines, and all machines must reach the store.
+    The inputs are read from `directory`. `encoder` is a model folder; `generator` is a model folder, a lexicon's
+    file or an endpoint, and is used if the recipe needs one. None stands for the models that ship. Both must be at the
+    same paths on all machines, and all machines must reach the store and the endpoint.
     """
 
     inputs: Inputs
@@ -72,18 +75,18 @@ class Job(NamedTuple):
     fingerprint: Fingerprint
     dim: int
     encoder: Path | None
-    generator: Path | None
+    generator: Path | Endpoint | None
 
 
 class Ledger:
-    """The state shared by the processes of an ingest: progress, the stop flag, errors, the store's key."""
+    """The state shared by the processes of an ingest: progress, the stop flag, errors, keys."""
 
     def __init__(self) -> None:
         self._stored: list[tuple[int, Progress]] = []
         self._ended: tuple[int, list[InputError], int] = (-1, [], 0)
         self._stopped = False
         self._starts = 0
-        self._key: str | None = None
+        self._keys: tuple[str | None, str | None] = None, None
         self._failure: XqgError | None = None
 
     def start(self) -> int:
@@ -91,13 +94,13 @@ class Ledger:
         self._starts += 1
         return self._starts
 
-    def set_key(self, key: str | None) -> None:
-        """Keep the store's key, so that it is in no process's arguments, environment or description."""
-        self._key = key
+    def set_keys(self, store: str | None, generator: str | None) -> None:
+        """Keep the keys of both, so that they are in no process's arguments, environment or description."""
+        self._keys = store, generator
 
-    def key(self) -> str | None:
-        """Return the store's key."""
-        return self._key
+    def keys(self) -> tuple[str | None, str | None]:
+        """Return the keys of the store and the generator."""
+        return self._keys
 
     def fail(self, error: XqgError) -> None:
         """Record why a worker could not start."""
@@ -165,8 +168,10 @@ class AugmentChunk:
                 cure = "use fewer --num-workers or --threads if memory ran out, or read Ray's logs"
                 raise XqgError(f"workers died {MAX_DEATHS} times without finishing a chunk.", cure)
             self._encoder = Encoder(job.encoder, plan.device, 1)
-            self._generator = None if job.recipe.given else open_generator(job.generator, plan.device, 1)
-            if describe(self._encoder, self._generator, job.recipe) != job.fingerprint:
+            _, key = ray.get(ledger.keys.remote())
+            self._generator = None if job.recipe.given else open_generator(job.generator, plan.device, 1, key)
+            plain = is_plain(job.fingerprint)
+            if describe(self._encoder, self._generator, job.recipe, plain) != job.fingerprint:
                 raise ModelError(
                     f"the models on {ray.util.get_node_ip_address()} differ from those of the driver.",
                     "copy the same model folders to every machine",
@@ -182,8 +187,7 @@ class AugmentChunk:
         done = []
         for number, chunk in _unpack(table):
             if not ray.get(self._ledger.stopped.remote()):
-                recipe_hash = hash_recipe(job.fingerprint)
-                done.append((number, augment(chunk, self._encoder, self._generator, job.recipe, recipe_hash)))
+                done.append((number, augment(chunk, self._encoder, self._generator, job.recipe, job.fingerprint)))
         return _pack(done)
 
 
@@ -195,15 +199,16 @@ class QdrantDatasink(Datasink):  # type: ignore[misc]
 
     def write(self, blocks: Iterable[pyarrow.Table], _context: object) -> None:
         """Store the chunks of a task; a rewrite after a kill stores the same points."""
-        store = _open_store(self._url, ray.get(self._ledger.key.remote()))
+        store = _open_store(self._url, ray.get(self._ledger.keys.remote())[0])
         for block in blocks:
             for number, augmented in _unpack(block):
-                write(augmented.points, store, self._collection, self._fingerprint)
+                write([augmented], store, self._collection, self._fingerprint)
                 ray.get(self._ledger.add.remote(number, augmented.progress))
+                augmented.settle()
 
 
 def ingest_on_ray(
-    job: Job, store: Store, key: str | None, plan: Plan, stop: Event
+    job: Job, store: Store, keys: tuple[str | None, str | None], plan: Plan, stop: Event
 ) -> abc.Generator[Progress, None, None]:
     """Store passages as `pipeline.ingest` does; yield after each chunk is stored, in row order.
 
@@ -212,7 +217,7 @@ def ingest_on_ray(
     Args:
         job: the settings of the ingest.
         store: the job's store, opened in this process.
-        key: of the store.
+        keys: of the store and of an endpoint.
         plan: from `make_plan`.
         stop: once set, no further chunk begins, and those in flight are finished and stored.
 
@@ -221,17 +226,14 @@ def ingest_on_ray(
         InputError: the rows cannot be read to the end, which is raised after those before are stored.
         XqgError: a worker raised it or died, or Ray lost chunks.
     """
-    stored = store.read_fingerprint(job.collection)
-    if stored is not None:
-        refuse_mismatch(job.collection, stored, job.fingerprint)
-    elif all(isinstance(row, Reject) for row in job.inputs.read()):
-        rejects = (row for row in job.inputs.read() if isinstance(row, Reject))
-        yield from (Progress(0, 0, tuple(rows), {}, {}) for rows in cut_chunks(rejects, cheap=True))
-        return
-    else:
+    if not open_collection(store, job.collection, job.fingerprint):
+        if all(isinstance(row, Reject) for row in job.inputs.read()):
+            rejects = (row for row in job.inputs.read() if isinstance(row, Reject))
+            yield from (Progress(0, 0, tuple(rows), {}, {}) for rows in batched(rejects, CHEAP_CHUNK_SIZE))
+            return
         create_collection(store, job.collection, job.dim, job.fingerprint)
     ledger = ray.remote(Ledger).options(num_cpus=0).remote()
-    ray.get(ledger.set_key.remote(key))
+    ray.get(ledger.set_keys.remote(*keys))
     failed: list[BaseException] = []
     # Deferring the index pays only if points come faster than the network takes them.
     with store.bulk_load(job.collection, fast=False):
@@ -303,7 +305,7 @@ def _run(job: Job, plan: Plan, ledger: Any, failed: list[BaseException]) -> None
 def _read(job: Job, plan: Plan, ledger: Any) -> Iterator[pyarrow.Table]:  # noqa: ANN401
     """Yield the chunks of the corpus, after their lookup in the store."""
     os.chdir(job.directory)
-    store = _open_store(job.url, ray.get(ledger.key.remote()))
+    store = _open_store(job.url, ray.get(ledger.keys.remote())[0])
     damage: list[InputError] = []
     rows = until_damage(job.inputs.read(), damage)
     cheap = bool(plan.gpus) or job.recipe.sampling is None
@@ -311,7 +313,7 @@ def _read(job: Job, plan: Plan, ledger: Any) -> Iterator[pyarrow.Table]:  # noqa
     for number, chunk in enumerate(cut_chunks(rows, cheap)):
         if ray.get(ledger.stopped.remote()):
             return
-        found = look_up(chunk, store, job.collection, not job.recipe.given, hash_recipe(job.fingerprint))
+        found = look_up(chunk, store, job.collection, job.recipe, job.fingerprint)
         yield _pack([(number, found)])
     ray.get(ledger.end.remote(number + 1, damage, job.inputs.left_over))
 

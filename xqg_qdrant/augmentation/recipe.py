@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from xqg_qdrant.augmentation.calibration import DEFAULT_GAMMA, BankMeans, encode_bank, pack_mean, read_bank
 from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA, Fusion, check_fusion
 from xqg_qdrant.errors import InputError, MismatchError
-from xqg_qdrant.fingerprint import GIVEN, QUERIES_FIELD, Fingerprint
-from xqg_qdrant.generation import DRAWING, Generator
+from xqg_qdrant.fingerprint import QUERIES_FIELD, Fingerprint, is_plain
+from xqg_qdrant.generation import DRAWING, Generator, check_languages
 from xqg_qdrant.generation.lexicon import LEXICON
+from xqg_qdrant.generation.llm import LANGUAGE_MODEL, ChatSampling
 from xqg_qdrant.generation.onnx import Sampling
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.languages import IDENTIFIER, can_identify
@@ -55,7 +56,7 @@ class Recipe(NamedTuple):
     """
 
     languages: tuple[str, ...] = ()
-    sampling: Sampling | None = None
+    sampling: Sampling | ChatSampling | None = None
     queries_per_language: int = 5
     alpha: float = PUBLISHED_ALPHA
     fusion: str = "sum"
@@ -71,7 +72,7 @@ class Recipe(NamedTuple):
 
     @property
     def given(self) -> bool:
-        """Return whether the queries are given."""
+        """Return whether no query is generated: they are given, or none are stored yet."""
         return not self.languages
 
     @property
@@ -152,26 +153,37 @@ def choose_recipe(
     calibration = change_calibration(encoder, calibrate, gamma, question_bank, stored)
     wanted = suited and calibrate is None and given.get("renormalise") is not False
     if wanted and not calibration:
-        means = encode_bank(read_bank(), encoder)
-        if means.narrow:
+        means = _read_means(encoder)
+        if means is None:
+            reason += "; not calibrated, because it can read no language of the question bank"
+        elif means.narrow:
             calibration = _calibrate(encoder, means.sha256, lambda: means, None, stored)
             reason += ", and its vectors lie in a narrow cone"
     if generator is not None and generator.writes_sentences:
         defaults["language_check"] = choose_language_check(stored)
-        if not (stored or defaults["language_check"]):
+        if not (defaults["language_check"] or (stored and not is_plain(stored))):
             reason += "; the language of queries is not checked, which needs pip install 'xqg-qdrant[languages]'"
     made = make_recipe(generator, languages, **{**defaults, **calibration, **given})
     return ChosenRecipe(made, reason)
 
 
+def _read_means(encoder: Encoder) -> BankMeans | None:
+    """Return the means of the shipped bank; None if the encoder can read none of its languages."""
+    bank = read_bank()
+    try:
+        return encode_bank(bank, encoder)
+    except InputError:
+        return None
+
+
 def choose_language_check(stored: Fingerprint | None) -> str:
-    """Return what identifies the language of queries: as in the existing collection, or what is installed.
+    """Return what identifies the language of queries: as in a collection with queries, or what is installed.
 
     Raises:
         InputError: the collection was made with a check that is not installed.
     """
     check = IDENTIFIER if can_identify() else ""
-    if stored is None:
+    if stored is None or is_plain(stored):
         return check
     wanted = str(stored.get(f"{RECIPE_PREFIX}language_check", ""))
     if wanted and not check:
@@ -253,8 +265,7 @@ def make_recipe(generator: Generator | None, languages: Sequence[str] = (), **se
         recipe = Recipe(**given)
         check_fusion(recipe.fusion_settings)
         return recipe
-    # Sorted, so that the order of the languages does not change the fingerprint.
-    wanted = tuple(sorted(languages or generator.languages))
+    wanted = check_languages(generator, languages)
     drawing = {name: given.pop(name) for name in DRAWING if name in given}
     sampling = generator.choose_sampling(wanted, drawing)
     recipe = Recipe(wanted, sampling, seed=drawing.get("seed", 0), **given)
@@ -286,11 +297,13 @@ def read_recipe(fingerprint: Fingerprint) -> Recipe:
         name.removeprefix(RECIPE_PREFIX): fingerprint[name] for name in fingerprint if name.startswith(RECIPE_PREFIX)
     }
     try:
-        if fingerprint.get(QUERIES_FIELD) == GIVEN:
+        if QUERIES_FIELD in fingerprint:
             return Recipe(**fields)
-        if fingerprint.get("generator.kind") == LEXICON:
+        kind = fingerprint.get("generator.kind")
+        if kind == LEXICON:
             return Recipe(tuple(fields.pop("languages")), **fields)
-        sampling = Sampling(**{name: fields.pop(name) for name in Sampling._fields})
+        of = ChatSampling if kind == LANGUAGE_MODEL else Sampling
+        sampling = of(**{name: fields.pop(name) for name in of._fields})
         return Recipe(tuple(fields.pop("languages")), sampling, **fields)
     except (KeyError, TypeError) as error:
         raise MismatchError(

@@ -1,8 +1,9 @@
-"""The commands about a whole collection: `xqg optimise`, `status`, `delete`, `retune` and `copy`."""
+"""The commands about a whole collection: `xqg optimise`, `status`, `delete`, `retune`, `enrich`, `copy`, `reencode`."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -17,29 +18,41 @@ from xqg_qdrant.cli.options import (
     add_options,
     collection_option,
     confirm,
+    dead_letters_option,
     device_option,
+    drawing_options,
     encoder_option,
     field_options,
     fusion_options,
+    generator_option,
     json_option,
+    part_option,
     quantisation_option,
     queries_option,
+    recipe_option,
+    sparse_option,
     store_option,
     workers_option,
     yes_option,
 )
 from xqg_qdrant.cli.shared import (
     GroupedCommand,
+    echo_cost,
+    echo_recipe,
     echo_unused_queries,
+    exit_if_rejected,
     index_large,
     load_encoder,
+    load_generator,
     main,
+    opened_foreign_store,
     opened_store,
 )
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
+    from xqg_qdrant.generation import Endpoint
     from xqg_qdrant.stores import Sharding, Store
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -99,7 +112,8 @@ def keep_snapshot(store: Store, collection: str, no_snapshot: bool, quiet: bool)
 
     snapshot = None if no_snapshot else store.create_snapshot(collection)
     if snapshot is not None and not quiet:
-        echo(format_snapshot(store.location, snapshot), err=True)
+        has_key = bool(os.environ.get("QDRANT_API_KEY", "").strip())
+        echo(format_snapshot(store.location, snapshot, has_key), err=True)
 
 
 @main.command()
@@ -114,13 +128,13 @@ def optimise(quiet: bool, /, collection: str, location: str, quantisation: str |
     background; this waits for it.
     """
     from xqg_qdrant.cli.progress import run_optimise
-    from xqg_qdrant.lifecycle.status import measure_recall
+    from xqg_qdrant.lifecycle.status import describe_recall
 
     with opened_store(location) as store:
         if quantisation:
             store.quantise(collection)
         run_optimise(store, collection, 0, quiet)
-        echo(measure_recall(store, collection))
+        echo(describe_recall(store, collection))
 
 
 @main.command()
@@ -150,10 +164,11 @@ def status(
     from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.lifecycle.sync import plan_sync
     from xqg_qdrant.printing import format_status
+    from xqg_qdrant.stores import ASKING_SECONDS
 
     if collection is None and file is not None:
         raise click.UsageError("Give --collection with --corpus.")
-    with opened_store(location) as store:
+    with opened_store(location, patience=ASKING_SECONDS) as store:
         if collection is None:
             _list_collections(store, as_json)
             return
@@ -171,17 +186,21 @@ def status(
 
 
 def _list_collections(store: Store, as_json: bool) -> None:
-    from xqg_qdrant.lifecycle.status import count_collections
+    from xqg_qdrant.lifecycle.status import count_collections, list_paused
+    from xqg_qdrant.printing import format_pause
 
     counts, aliases = count_collections(store), store.read_aliases() or {}
+    paused = list_paused(store, (name for name, count in counts.items() if count is not None))
     if as_json:
         known = {name: None if isinstance(count, str) else count for name, count in counts.items()}
-        report = {"store": store.location, "collections": known, "aliases": aliases}
+        report = {"store": store.location, "collections": known, "aliases": aliases, "indexing_paused": paused}
         echo(json.dumps(report, ensure_ascii=False, indent=2))
         return
     echo(f"Collections in {store.location}: {len(counts)}")
     for name, count in counts.items():
         echo(f"  {one_line(name)}: " + (count if isinstance(count, str) else count_of(count, "passage")))
+        if name in paused:
+            echo(f"    {format_pause(name)}")
     for alias, name in aliases.items():
         echo(f"  {one_line(alias)}: alias of {one_line(name)}")
 
@@ -276,6 +295,183 @@ def retune(
             keep_snapshot(store, collection, no_snapshot, quiet)
         run_retune(store, plan, encoder, threads, quiet)
         index_large(store, collection, quiet)
+
+
+@main.command(cls=GroupedCommand)
+@collection_option(required=True)
+@store_option
+@encoder_option
+@generator_option
+@click.option(
+    "--languages", help="Languages of the queries; +fr adds to those of the collection.  [default: the collection's]"
+)
+@click.option("--queries-per-language", type=int, help="Queries per language.  [default: the collection's]")
+@drawing_options
+@part_option
+@click.option("--newest-first", metavar="FIELD", default="", help="Begin with the greatest values of a metadata field.")
+@dead_letters_option
+@snapshot_option
+@yes_option
+@device_option
+@workers_option
+@click.pass_obj
+def enrich(
+    quiet: bool,
+    /,
+    collection: str,
+    location: str,
+    encoder_folder: Path | None,
+    generator_source: Path | Endpoint | None,
+    languages: str | None,
+    queries_per_language: int | None,
+    part: tuple[int, int],
+    newest_first: str,
+    dead_letters: Path | None,
+    no_snapshot: bool,
+    yes: bool,
+    device: str,
+    threads: int,
+    **drawing: Any,
+) -> None:
+    """Write the queries that the passages of a collection lack, and augment them in place.
+
+    These are passages stored with --plain, and, after a change of the generator, the prompt or the languages, all whose
+    queries are of before. Plain vectors are kept, and so are queries that the change does not touch. Searches and
+    ingests work meanwhile. Run the same command again to resume; on a server, several machines can each do a --part.
+    """
+    from xqg_qdrant.cli.progress import run_engine
+    from xqg_qdrant.corpus.dead_letters import DeadLetters
+    from xqg_qdrant.languages import parse_languages
+    from xqg_qdrant.lifecycle.copying import Part
+    from xqg_qdrant.lifecycle.enrich import enrich as enrich_points
+    from xqg_qdrant.lifecycle.enrich import plan_enrichment
+    from xqg_qdrant.stores import read_existing_fingerprint
+    from xqg_qdrant.streams import count_workers
+
+    rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"))
+    with opened_store(location) as store:
+        read_existing_fingerprint(store, collection)
+        encoder = load_encoder(encoder_folder, device, 1)
+        generator = load_generator(generator_source, device, 1, location, collection)
+        added = (languages or "").startswith("+")
+        named = parse_languages((languages or "").removeprefix("+"), generator.languages) if languages else ()
+        plan = plan_enrichment(
+            store,
+            collection,
+            encoder,
+            generator,
+            named=generator_source is not None,
+            languages=named,
+            added=added,
+            queries_per_language=queries_per_language,
+            drawing=drawing,
+            part=Part(*part),
+        )
+        if plan.drops:
+            confirm(f"Replace the queries of {count_of(plan.replaced, 'passage')}, for good?", yes)
+            keep_snapshot(store, collection, no_snapshot, quiet)
+        if not quiet:
+            echo(f"{count_of(plan.plain, 'passage')} without queries, {plan.replaced} to be changed", err=True)
+        workers = count_workers(encoder.device, threads)
+        begin = partial(enrich_points, store, plan, encoder, generator, workers, newest_by=newest_first)
+        totals = run_engine(begin, plan.plain + plan.replaced, rejected, quiet)
+        echo_cost(generator_source, totals, quiet)
+        if totals.stored:
+            index_large(store, collection, quiet)
+    exit_if_rejected(totals, rejected.path)
+
+
+@main.command(cls=GroupedCommand)
+@collection_option(required=True)
+@click.option("--to", "name", metavar="NAME", required=True, help="Name of the new collection, in the same store.")
+@store_option
+@encoder_option
+@recipe_option
+@fusion_options
+@sparse_option
+@click.option("--text-field", default="", help="As in xqg augment, if another program made the collection.")
+@click.option("--title-field", default="", help="As in xqg augment.")
+@click.option("--id-field", default="", help="As in xqg augment.")
+@part_option
+@quantisation_option
+@sharding_options
+@alias_option
+@dead_letters_option
+@device_option
+@workers_option
+@click.pass_obj
+def reencode(
+    quiet: bool,
+    /,
+    collection: str,
+    name: str,
+    location: str,
+    encoder_folder: Path | None,
+    text_field: str,
+    title_field: str,
+    id_field: str,
+    part: tuple[int, int],
+    quantisation: str | None,
+    alias: str | None,
+    dead_letters: Path | None,
+    device: str,
+    threads: int,
+    sparse: bool,
+    **settings: Any,
+) -> None:
+    """Copy a collection with another encoder: its passages and its queries, of which none is generated again.
+
+    The texts are read from the collection. The recipe suits the new encoder; the new collection can be ingested,
+    enriched and retuned like the old one. Run the same command again to resume. At the end the passages are counted,
+    and only if all are there --alias moves.
+    """
+    from xqg_qdrant.augmentation.pipeline import ingest
+    from xqg_qdrant.augmentation.recipe import choose_recipe
+    from xqg_qdrant.cli.progress import run_engine
+    from xqg_qdrant.corpus.dead_letters import DeadLetters
+    from xqg_qdrant.lifecycle.copying import Part, is_complete, plan_reencoding, read_stored_rows
+    from xqg_qdrant.lifecycle.status import check_alias
+    from xqg_qdrant.records import PayloadLayout
+    from xqg_qdrant.stores import Sharding, is_server, read_existing_fingerprint
+    from xqg_qdrant.streams import count_workers
+
+    sharding, share = take_sharding(settings), Part(*part)
+    rejected = DeadLetters(dead_letters or Path(f"{name}.rejected.jsonl"))
+    with ExitStack() as opened:
+        if text_field:
+            layout = PayloadLayout(text_field, title_field, id_field)
+            foreign = opened.enter_context(opened_foreign_store(location, layout))
+            source, points = foreign, foreign.read_augmented(collection)
+        else:
+            source = opened.enter_context(opened_store(location))
+            points = source.scroll(collection)
+        stored = read_existing_fingerprint(source, collection)
+        target = source
+        if text_field or is_server(location):
+            kept = source.read_sharding(collection)
+            given = Sharding(*(new or old for new, old in zip(sharding, kept, strict=True)))
+            target = opened.enter_context(opened_store(location, sharding=given))
+        if alias is not None:
+            check_alias(target, alias, name)
+        encoder = load_encoder(encoder_folder, device, 1)
+        suited, reason = choose_recipe(encoder, None, stored=target.read_fingerprint(name), **settings)
+        plan = plan_reencoding(collection, stored, name, encoder, suited, sparse)
+        echo_recipe(plan.recipe, reason, quiet)
+        rows = read_stored_rows(points, collection, plan, share)
+        workers = count_workers(encoder.device, threads)
+        begin = partial(ingest, rows, target, name, encoder, None, plan.recipe, workers, fingerprint=plan.after)
+        total = source.count(collection)
+        totals = run_engine(begin, total // share.parts, rejected, quiet)
+        if quantisation:
+            target.quantise(name)
+        if totals.stored or quantisation:
+            index_large(target, name, quiet)
+        complete = is_complete(total, target, name, totals.rejected, share)
+        if not complete and not quiet:
+            echo("Other parts are not complete yet.", err=True)
+        if complete and alias is not None:
+            move_alias(target, alias, name, quiet)
+    exit_if_rejected(totals, rejected.path)
 
 
 @main.command()

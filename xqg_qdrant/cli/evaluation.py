@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.evaluation.runs import RunFiles
     from xqg_qdrant.evaluation.significance import TestName
     from xqg_qdrant.evaluation.xor_retrieve import WordRules
+    from xqg_qdrant.records import Qrel
 
 
 def files_options(command: F) -> F:
@@ -154,10 +155,13 @@ def evaluate(
     """
     from xqg_qdrant.cli.progress import make_bars
     from xqg_qdrant.evaluation import files
+    from xqg_qdrant.evaluation.comparison import measured_questions
     from xqg_qdrant.evaluation.results import check_folder, describe_asked
     from xqg_qdrant.evaluation.runs import (
         Rules,
         add_texts,
+        check_collection_is_judged,
+        check_judged_passages,
         measure_runs,
         predictions_of_run,
         save_runs,
@@ -175,11 +179,15 @@ def evaluate(
     if save:
         check_folder(save)
     queries, judgements = files.read_judged_questions(questions, qrels, language)
-    read, rules = others.read(queries), Rules(word_rules, lenient, test)
+    measured = measured_questions(queries, judgements)
+    _note_missing_judgements(judgements)
+    read, rules = others.read(measured), Rules(word_rules, lenient, test)
+    check_judged_passages(read, judgements)
     with opened_store(location) as store:
         encoder = load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
-        found = search_all(store, collection, encoder, queries, limit, rankings, make_bars(quiet))
+        check_collection_is_judged(store, collection, judgements)
+        found = search_all(store, collection, encoder, measured, limit, rankings, make_bars(quiet))
         runs = found | add_texts(read, store, collection)
         if set(rankings).intersection(OFFSET_RANKINGS):
             named = [query.language for query in queries]
@@ -191,10 +199,10 @@ def evaluate(
     if write_run:
         files.write_run(write_run, scores_of_run(found[rankings[-1]]))
     if write_predictions:
-        files.write_predictions(write_predictions, predictions_of_run(queries, found[rankings[-1]]))
+        files.write_predictions(write_predictions, predictions_of_run(measured, found[rankings[-1]]))
     if save:
         data = describe_asked(questions, queries, qrels, judgements)
-        asked = (data, queries, judgements)
+        asked = (data, measured, judgements)
         save_runs(save, given_command(), *asked, runs, report, others, rules, limit, match_by(encoder), **searched)
     if full or as_json or len(runs) < 2 or not {*report.measures}.intersection(SUMMARY_MEASURES):
         echo_report(report, as_json)
@@ -233,10 +241,10 @@ def score(
     questions out.
     """
     from xqg_qdrant.corpus.questions import read_queries
-    from xqg_qdrant.evaluation.comparison import report_predictions
+    from xqg_qdrant.evaluation.comparison import measured_questions, report_predictions
     from xqg_qdrant.evaluation.files import read_judged_questions, read_predictions
     from xqg_qdrant.evaluation.results import check_folder, describe_asked
-    from xqg_qdrant.evaluation.runs import Rules, measure_runs, save_runs
+    from xqg_qdrant.evaluation.runs import Rules, check_judged_passages, measure_runs, save_runs
 
     refusals = {
         "Missing option '--run' or '--predictions'.": not (run_files or prediction_files),
@@ -255,12 +263,20 @@ def score(
     if save:
         check_folder(save)
     queries, judgements = read_judged_questions(questions, qrels, language)
-    runs, rules = others.read(queries), Rules(word_rules, lenient, test)
+    measured = measured_questions(queries, judgements)
+    _note_missing_judgements(judgements)
+    runs, rules = others.read(measured), Rules(word_rules, lenient, test)
+    check_judged_passages(runs, judgements)
     report = measure_runs(queries, judgements, runs, rules)
     if save:
-        asked = (describe_asked(questions, queries, qrels, judgements), queries, judgements)
+        asked = (describe_asked(questions, queries, qrels, judgements), measured, judgements)
         save_runs(save, given_command(), *asked, runs, report, others, rules, EVALUATION_DEPTH)
     echo_report(report, as_json)
+
+
+def _note_missing_judgements(judgements: Sequence[Qrel]) -> None:
+    if not judgements:
+        echo("No judgements found: recall, MRR and nDCG are left out. Name them with --qrels.", err=True)
 
 
 def _name_files(runs: Sequence[str], predictions: Sequence[str], rankings: Sequence[str] = ()) -> RunFiles:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,9 +37,11 @@ from xqg_qdrant.cli.shared import (
     GroupedCommand,
     check_ray,
     choose_languages,
+    echo_cost,
     echo_recipe,
     echo_unused_queries,
     engine_options,
+    exit_if_rejected,
     index_large,
     load_encoder,
     load_generator,
@@ -50,12 +51,17 @@ from xqg_qdrant.cli.shared import (
     run_on_ray,
 )
 from xqg_qdrant.cli.terminal import echo
-from xqg_qdrant.errors import ROWS_REJECTED_EXIT_CODE, InputError
+from xqg_qdrant.errors import InputError
 from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
-    from xqg_qdrant.augmentation.pipeline import Totals
+    from collections.abc import Iterator, Mapping
+
+    from xqg_qdrant.augmentation.pipeline import Row, Totals
     from xqg_qdrant.augmentation.recipe import Recipe
+    from xqg_qdrant.corpus.dead_letters import DeadLetters
+    from xqg_qdrant.generation import Endpoint
+    from xqg_qdrant.generation.questions import BatchResults
 
 
 @main.command(cls=GroupedCommand)
@@ -65,6 +71,9 @@ if TYPE_CHECKING:
 @encoder_option
 @generator_option
 @queries_option
+@click.option(
+    "--plain", is_flag=True, help="Store passages now; xqg enrich, or the same without --plain, adds queries."
+)
 @recipe_options
 @field_options
 @dead_letters_option
@@ -89,8 +98,9 @@ def ingest(
     languages: str | None,
     location: str,
     encoder_folder: Path | None,
-    generator_folder: Path | None,
+    generator_source: Path | Endpoint | None,
     queries: str | None,
+    plain: bool,
     device: str,
     threads: int,
     id_field: str | None,
@@ -110,8 +120,10 @@ def ingest(
     XQuAD, ir_datasets:ID, the URL of a file or folder in an object store (s3://, gs://), or - for JSONL on standard
     input.
 
-    Queries come from a generator, from a lexicon (lines of language, words and translation, separated by tabs), or
-    with --queries from the field generated_queries of FILE or a JSONL file of rows {id, language, text} in any order.
+    Queries come from a generator, from a language model (the URL of an OpenAI-compatible endpoint, with its key in
+    XQG_LLM_API_KEY), from a lexicon (lines of language, words and translation, separated by tabs), or with --queries
+    from the field generated_queries of FILE or a JSONL file of rows {id, language, text} in any order. With --plain,
+    options of the generation are ignored.
 
     Run the same command again to resume after an interruption, or to redo what changed in an edited file. Rejected
     rows are written to the dead-letter file with their line and the reason; then the exit code is 3.
@@ -121,16 +133,23 @@ def ingest(
     from xqg_qdrant.cli.progress import run_ingest
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.corpus.inputs import Inputs
+    from xqg_qdrant.generation import DRAWING
     from xqg_qdrant.lifecycle.status import check_alias
     from xqg_qdrant.stores.points import make_names
 
-    if queries is not None and generator_folder is not None:
+    if queries is not None and generator_source is not None:
         raise click.UsageError("Give --generator or --queries, not both.")
+    if plain:
+        if queries is not None:
+            raise click.UsageError("Give --plain or --queries, not both.")
+        generator_source = languages = None
+        settings |= dict.fromkeys(("queries_per_language", *DRAWING))
     sharding = take_sharding(settings)
-    inputs = Inputs(files, queries, id_field, text_field)
-    rows = inputs.read()
+    results = read_batch(queries, engine)
+    inputs = Inputs(files, None if results else queries, id_field, text_field)
+    rows: Iterator[Row] = results.join(inputs.read()) if results else inputs.read()
     if engine == RAY:
-        check_ray(files, location)
+        check_ray(files, location, generator_source)
     with opened_store(location, sharding=sharding) as store:
         stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         if alias is not None:
@@ -139,29 +158,33 @@ def ingest(
         # threads of this process, so one thread is enough inside an operator.
         here = "auto" if engine == RAY else device
         encoder = load_encoder(encoder_folder, here, 1)
-        generator = load_generator(generator_folder, here, 1) if queries is None else None
+        generated = queries is None and not plain
+        generator = load_generator(generator_source, here, 1, location, collection) if generated else None
         if generator is not None:
             chosen = choose_languages(languages, generator)
         else:
             chosen = () if languages is None else (languages,)
-        # A folder of another program may not name its source.
-        model = str(encoder.folder.description.get("source") or encoder.folder.path.resolve().name)
-        names = make_names(payload_layout, model) if payload_layout else None
+        names = make_names(payload_layout, encoder.source) if payload_layout else None
         recipe, reason = choose_recipe(encoder, generator, chosen, stored=stored, names=names, **settings)
-        echo_recipe(recipe, reason, quiet)
+        echo_recipe(recipe, reason, quiet, plain)
         total = None if quiet else inputs.count()
+        fingerprint = describe(encoder, generator, recipe, plain)
         rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), *files, queries)
         if engine == RAY:
             from xqg_qdrant.augmentation.ray_engine import Job
 
-            fingerprint = describe(encoder, generator, recipe)
-            folders = [folder and folder.absolute() for folder in (encoder_folder, generator_folder)]
-            job = Job(inputs, Path.cwd(), location, collection, recipe, fingerprint, encoder.dim, *folders)
+            folder = encoder_folder and encoder_folder.absolute()
+            source = generator_source.absolute() if isinstance(generator_source, Path) else generator_source
+            job = Job(inputs, Path.cwd(), location, collection, recipe, fingerprint, encoder.dim, folder, source)
             del encoder, generator  # a GPU may have no room for them twice
             totals = run_on_ray(job, store, address, device, num_workers, threads, total, rejected, quiet)
         else:
-            totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+            models_used = (encoder, generator, recipe, threads)
+            totals = run_ingest(rows, total, store, collection, *models_used, rejected, quiet, fingerprint)
+        echo_cost(generator_source, totals, quiet)
         echo_unused_queries(inputs)
+        if results:
+            echo(results, err=True)
         if stored is not None or totals.stored:
             if quantisation:
                 store.quantise(collection)
@@ -201,7 +224,7 @@ def sync(
     no_snapshot: bool,
     location: str,
     encoder_folder: Path | None,
-    generator_folder: Path | None,
+    generator_source: Path | Endpoint | None,
     queries: str | None,
     id_field: str | None,
     text_field: str | None,
@@ -215,9 +238,11 @@ def sync(
     that left FILE are deleted. If rows of FILE are rejected, nothing is deleted, because what seems to have left may
     only be damaged; the exit code is then 3.
     """
+    from xqg_qdrant.augmentation.pipeline import describe
     from xqg_qdrant.cli.progress import make_bars, run_ingest
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.corpus.inputs import Inputs
+    from xqg_qdrant.fingerprint import is_plain
     from xqg_qdrant.lifecycle.sync import plan_sync
     from xqg_qdrant.lifecycle.sync import sync as apply_sync
 
@@ -236,9 +261,15 @@ def sync(
 
         def ingest(recipe: Recipe) -> Totals:
             encoder = load_encoder(encoder_folder, device, 1)
-            generator = load_generator(generator_folder, device, 1) if queries is None else None
+            plain = is_plain(plan.fingerprint)
+            generated = queries is None and not plain
+            generator = load_generator(generator_source, device, 1, location, collection) if generated else None
+            made = describe(encoder, generator, recipe, plain)
             rows = inputs.read()
-            return run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+            models_used = (encoder, generator, recipe, threads)
+            done = run_ingest(rows, total, store, collection, *models_used, rejected, quiet, made)
+            echo_cost(generator_source, done, quiet)
+            return done
 
         snapshot = partial(keep_snapshot, store, collection, no_snapshot, quiet) if delete else None
         totals, deleted = apply_sync(store, plan, ingest, snapshot, bars)
@@ -278,7 +309,7 @@ def augment(
     languages: str | None,
     location: str,
     encoder_folder: Path | None,
-    generator_folder: Path | None,
+    generator_source: Path | Endpoint | None,
     dead_letters: Path | None,
     device: str,
     threads: int,
@@ -307,13 +338,14 @@ def augment(
     with opened_foreign_store(location, layout) as store:
         stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         encoder = load_encoder(encoder_folder, device, 1)
-        generator = load_generator(generator_folder, device, 1)
+        generator = load_generator(generator_source, device, 1, location, collection)
         chosen = choose_languages(languages, generator)
         recipe, reason = choose_recipe(encoder, generator, chosen, stored=stored, **settings)
         echo_recipe(recipe, reason, quiet)
         rows, total = store.read_passages(collection), store.count(collection)
         rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"))
         totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+        echo_cost(generator_source, totals, quiet)
     exit_if_rejected(totals, rejected.path)
 
 
@@ -327,7 +359,13 @@ def _undo(collection: str, location: str, yes: bool) -> None:
 
 @main.command(cls=GroupedCommand)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", required=True, help="Folder to write.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder of Parquet files to write.")
+@click.option(
+    "--batch-out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="File of requests for a batch API to write instead.",
+)
 @encoder_option
 @generator_option
 @recipe_options
@@ -341,10 +379,11 @@ def generate(
     quiet: bool,
     /,
     files: tuple[str, ...],
-    out: Path,
+    out: Path | None,
+    batch_out: Path | None,
     languages: str | None,
     encoder_folder: Path | None,
-    generator_folder: Path | None,
+    generator_source: Path | Endpoint | None,
     id_field: str | None,
     text_field: str | None,
     dead_letters: Path | None,
@@ -357,6 +396,9 @@ def generate(
     FILE is as in xqg ingest, except standard input, because it is read twice. From the columns of the files, Qdrant's
     Spark connector makes the same points as xqg ingest. Run the same command again to resume. Rejected rows are written
     to the dead-letter file; then the exit code is 3.
+
+    With --batch-out and a URL as the --generator nothing is sent: the requests are written for a batch API. Later
+    `xqg ingest --queries` reads its results.
     """
     from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.cli.progress import count_read, run_ingest
@@ -364,6 +406,8 @@ def generate(
     from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.records import Passage
 
+    if (out is None) == (batch_out is None):
+        raise click.UsageError("Give either --out or --batch-out.")
     try:
         from xqg_qdrant.stores.parquet import ParquetFolder, find_metadata_kind
     except ModuleNotFoundError as error:
@@ -372,21 +416,76 @@ def generate(
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
     inputs = Inputs(files, id_field=id_field, text_field=text_field)
     total = None if quiet else inputs.count()
+    if batch_out is not None:
+        rejected = DeadLetters(dead_letters or Path(f"{batch_out.name}.rejected.jsonl"), *files)
+        read = count_read(inputs.read(), total, quiet)
+        exit_if_rejected(
+            write_requests(read, batch_out, generator_source, languages, settings, rejected), rejected.path
+        )
+        return
+    assert out is not None
     read = count_read(inputs.read(), total, quiet)
     metadata = find_metadata_kind(row for row in read if isinstance(row, Passage))
-    encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_folder, device, 1)
+    encoder = load_encoder(encoder_folder, device, 1)
+    generator = load_generator(generator_source, device, 1, str(out), "queries")
     recipe, reason = choose_recipe(encoder, generator, choose_languages(languages, generator), **settings)
     echo_recipe(recipe, reason, quiet)
     rejected = DeadLetters(dead_letters or Path(f"{out.name}.rejected.jsonl"), *files)
     store = ParquetFolder(out, metadata, recipe.sparse)
     totals = run_ingest(inputs.read(), total, store, str(out), encoder, generator, recipe, threads, rejected, quiet)
+    echo_cost(generator_source, totals, quiet)
     exit_if_rejected(totals, rejected.path)
 
 
-def exit_if_rejected(totals: Totals, path: Path) -> None:
-    """Name the dead-letter file and the reasons, and exit with code 3 if rows were rejected."""
-    from xqg_qdrant.printing import format_rejected
+def write_requests(
+    rows: Iterator[Row],
+    path: Path,
+    source: Path | Endpoint | None,
+    languages: str | None,
+    settings: Mapping[str, Any],
+    rejected: DeadLetters,
+) -> Totals:
+    """Write the requests of a corpus for a batch API."""
+    from xqg_qdrant.augmentation.pipeline import Progress, Totals
+    from xqg_qdrant.augmentation.recipe import SUITED
+    from xqg_qdrant.generation import DRAWING, check_languages
+    from xqg_qdrant.generation.chat import find_chat_url
+    from xqg_qdrant.generation.llm import LanguageModelGenerator
+    from xqg_qdrant.generation.questions import write_batch
 
-    if totals.rejected:
-        echo(format_rejected(totals, path), err=True)
-        sys.exit(ROWS_REJECTED_EXIT_CODE)
+    generator = load_generator(source, "cpu", 1)
+    if not isinstance(generator, LanguageModelGenerator):
+        raise click.UsageError("--batch-out needs a URL as the --generator.")
+    chosen = check_languages(generator, choose_languages(languages, generator))
+    drawing = {name: settings[name] for name in DRAWING if settings.get(name) is not None}
+    sampling = generator.choose_sampling(chosen, drawing)
+    count = settings["queries_per_language"] or SUITED["queries_per_language"]
+    totals = Totals()
+    with rejected, path.open("w", encoding="ascii") as file:
+        settled = {"languages": chosen, "count": count, "seed": drawing.get("seed", 0), "sampling": sampling}
+        make_request = partial(generator.make_request, **settled)
+        for reject in write_batch(rows, file, find_chat_url(generator.endpoint.url), make_request):
+            if reject:
+                rejected.write([reject])
+            rejects = (reject,) if reject else ()
+            totals.add(Progress(1 - len(rejects), 0, rejects, {}, {}))
+        rejected.write(())
+    echo(f"{count_of(totals.stored, 'request')} written to {path}", err=True)
+    return totals
+
+
+def read_batch(queries: str | None, engine: str) -> BatchResults | None:
+    """Return the results of a batch API if --queries names such a file.
+
+    Raises:
+        InputError: the engine is Ray.
+    """
+    if queries is None:
+        return None
+    from xqg_qdrant.generation.questions import BatchResults, is_batch_result
+
+    if not is_batch_result(queries):
+        return None
+    if engine == RAY:
+        raise InputError("--engine ray cannot read the results of a batch.", "leave out --engine ray")
+    return BatchResults(queries)

@@ -135,11 +135,12 @@ def doctor(
     from xqg_qdrant.doctor import FAILED, examine
     from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
     from xqg_qdrant.printing import format_check
-    from xqg_qdrant.stores import open_store
+    from xqg_qdrant.stores import ASKING_SECONDS, open_store
 
     folders = encoder_folder or shipped_model(DEMO_ENCODER), generator_folder or shipped_model(DEMO_GENERATOR)
     checks = []
-    for check in examine(location, lambda: open_store(location, os.environ.get("QDRANT_API_KEY")), *folders, device):
+    key = os.environ.get("QDRANT_API_KEY")
+    for check in examine(location, lambda: open_store(location, key, patience=ASKING_SECONDS), *folders, device):
         checks.append(check)
         if not as_json:
             echo(format_check(check))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from xqg_qdrant.cli.terminal import ask
+
+if TYPE_CHECKING:
+    from xqg_qdrant.generation import Endpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -18,10 +22,17 @@ DEFAULT_STORE = "./xqg_data"
 
 # Heading in the help → the parameters below it, for `GroupedCommand`.
 OPTION_GROUPS: dict[str, tuple[str, ...]] = {
-    "Source": ("text_field", "title_field", "id_field", "dead_letters", "delete", "dry_run", "listed"),
-    "Models": ("encoder_folder", "generator_folder"),
+    "Source": (
+        *("text_field", "title_field", "id_field", "dead_letters", "delete", "dry_run", "listed"),
+        *("part", "newest_first"),
+    ),
+    "Models": ("encoder_folder", "generator_source"),
+    "Language model": (
+        *("model", "prompt", "concurrency", "price_per_million_input", "price_per_million_output"),
+        *("max_tokens", "max_cost"),
+    ),
     "Queries": (
-        *("queries", "languages", "queries_per_language", "top_k", "temperature"),
+        *("queries", "plain", "languages", "queries_per_language", "top_k", "temperature"),
         *("max_new_tokens", "vocabulary", "seed"),
     ),
     "Vectors": (
@@ -38,7 +49,7 @@ OPTION_GROUPS: dict[str, tuple[str, ...]] = {
         "quantisation",
     ),
     "Store": (
-        *("collection", "location", "out", "payload_layout", "alias", "no_snapshot"),
+        *("collection", "name", "location", "out", "batch_out", "payload_layout", "alias", "no_snapshot"),
         *("shard_number", "replication_factor", "write_consistency_factor"),
     ),
     "Engine": ("device", "threads", "engine", "address", "num_workers"),
@@ -109,13 +120,63 @@ def encoder_option(command: F) -> F:
 
 
 def generator_option(command: F) -> F:
-    """Add --generator, as `generator_folder`."""
-    return click.option(
-        "--generator",
-        "generator_folder",
-        type=click.Path(path_type=Path),
-        help="Model folder of the generator, or a lexicon file.  [default: the demo generator]",
-    )(command)
+    """Add --generator and the settings of a language model; the command gets them as one `generator_source`.
+
+    The source is a path, an `Endpoint` if the generator is a URL, or None.
+    """
+
+    @functools.wraps(command)
+    def with_source(*arguments: Any, generator_source: str | None, **settings: Any) -> Any:  # noqa: ANN401
+        given = {name: settings.pop(name) for name in OPTION_GROUPS["Language model"]}
+        return command(*arguments, generator_source=make_source(generator_source, given), **settings)
+
+    limit = click.FloatRange(min=0, min_open=True)
+    options = (
+        click.option(
+            "--generator",
+            "generator_source",
+            metavar="PATH|URL",
+            help="Model folder, lexicon file, or URL of a language model.  [default: the demo generator]",
+        ),
+        click.option("--model", help="Name of the language model at the URL, such as qwen3:4b."),
+        click.option(
+            "--prompt",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="File with {title}, {text}, {languages} and {count}.  [default: the shipped prompt]",
+        ),
+        click.option("--concurrency", type=click.IntRange(1), help="Calls of the model at once.  [default: 8]"),
+        click.option("--price-per-million-input", type=limit, help="Price of a million tokens of prompts."),
+        click.option("--price-per-million-output", type=limit, help="Price of a million tokens of replies."),
+        click.option("--max-tokens", type=click.IntRange(1), help="Stop after so many tokens, in and out."),
+        click.option("--max-cost", type=limit, help="Stop after so much money, by the prices."),
+    )
+    return add_options(options, with_source)  # type: ignore[return-value]
+
+
+def make_source(generator: str | None, settings: Mapping[str, Any]) -> Path | Endpoint | None:
+    """Return the generator that the options name, with those settings of a language model that were given.
+
+    Raises:
+        UsageError: a setting is given without a URL, or a URL without a model.
+    """
+    from xqg_qdrant.generation import Endpoint
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    if generator is None or not re.match(r"https?://", generator, re.IGNORECASE):
+        for name in given:
+            raise click.UsageError(f"--{name.replace('_', '-')} needs a URL as the --generator.")
+        return None if generator is None else Path(generator)
+    if "model" not in given:
+        raise click.UsageError("A URL as the --generator needs --model.")
+    if "max_cost" in given and not any(name.startswith("price") for name in given):
+        raise click.UsageError("--max-cost needs --price-per-million-input or --price-per-million-output.")
+    renamed = {"price_per_million_input": "price_in", "price_per_million_output": "price_out"}
+    if "prompt" in given:
+        try:
+            given["prompt"] = given["prompt"].read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.UsageError(f"The --prompt cannot be read: {error}.") from error
+    return Endpoint(generator, **{renamed.get(name, name): value for name, value in given.items()})
 
 
 def queries_option(command: F) -> F:
@@ -242,6 +303,14 @@ def recipe_options(command: F) -> F:
         ),
         recipe_option,
         fusion_options,
+        drawing_options,
+    )
+    return add_options(options, command)
+
+
+def drawing_options(command: F) -> F:
+    """Add the options of how a generator draws, by the names of `DRAWING`."""
+    options = (
         click.option(
             "--top-k", type=int, help="Sample among the k likeliest tokens; 1 is greedy.  [default: the model's]"
         ),
@@ -255,6 +324,24 @@ def recipe_options(command: F) -> F:
         click.option("--seed", type=int, help="Seed of the sampling.  [default: 0]"),
     )
     return add_options(options, command)
+
+
+def _parse_part(_context: click.Context, _parameter: click.Parameter, part: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", part)
+    if found is None or int(found[1]) > int(found[2]):
+        raise click.BadParameter(f"{part!r} is no part, such as 2/8.")
+    return int(found[1]), int(found[2])
+
+
+def part_option(command: F) -> F:
+    """Add --part, as the number of the part and of all parts."""
+    return click.option(
+        "--part",
+        metavar="K/N",
+        default="1/1",
+        callback=_parse_part,
+        help="Do the K-th of N equal parts; run the others elsewhere.  [default: all]",
+    )(command)
 
 
 def sparse_option(command: F) -> F:

@@ -39,7 +39,7 @@ from xqg_qdrant.cli.terminal import echo
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.recipe import Recipe
     from xqg_qdrant.evaluation.pilot import Cost, Ingest, Pilot, Sample
-    from xqg_qdrant.generation import Generator
+    from xqg_qdrant.generation import Endpoint, Generator
     from xqg_qdrant.inference.encoder import Encoder
 
 price_option = click.option(
@@ -77,7 +77,7 @@ def estimate(
     file: str,
     price_per_hour: float | None,
     encoder_folder: Path | None,
-    generator_folder: Path | None,
+    generator_source: Path | Endpoint | None,
     languages: str | None,
     queries_per_language: int | None,
     recipe_name: str,
@@ -94,16 +94,18 @@ def estimate(
     store.
     """
     from xqg_qdrant.cli.progress import make_bars
-    from xqg_qdrant.evaluation.pilot import PASSAGES_OF_A_MINUTE, estimate_cost
+    from xqg_qdrant.evaluation.pilot import PASSAGES_OF_A_MINUTE, PASSAGES_OF_CALLS, estimate_cost
 
-    sample = _draw(file, id_field, text_field, PASSAGES_OF_A_MINUTE, seed, quiet)
-    encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_folder, device, 1)
+    encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_source, device, 1)
+    size = PASSAGES_OF_CALLS if generator.concurrency else PASSAGES_OF_A_MINUTE
+    sample = _draw(file, id_field, text_field, size, seed, quiet)
     recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, quiet)
     cost = estimate_cost(sample, _make_ingest(encoder, generator, recipe, threads), make_bars(quiet))
     if as_json:
-        echo(json.dumps(cost.to_json(price_per_hour), indent=2))
+        echo(json.dumps(cost.to_json(price_per_hour, generator_source), indent=2))
     else:
-        echo(f"{_describe_corpus(file, sample)}\n{_describe_cost(cost, recipe, encoder.device, price_per_hour)}")
+        about = _describe_cost(cost, recipe, encoder.device, price_per_hour, generator_source)
+        echo(f"{_describe_corpus(file, sample)}\n{about}")
 
 
 @main.command()
@@ -141,7 +143,7 @@ def pilot(
     measure: str | None,
     price_per_hour: float | None,
     encoder_folder: Path | None,
-    generator_folder: Path | None,
+    generator_source: Path | Endpoint | None,
     languages: str | None,
     queries_per_language: int | None,
     recipe_name: str,
@@ -172,7 +174,7 @@ def pilot(
         chosen, wanted = choose_questions(queries, judgements, passages, seed)
         asked, data = (chosen, judgements), describe_asked(questions, queries, qrels, judgements)
     sample = _draw(file, id_field, text_field, passages, seed, quiet, wanted)
-    encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_folder, device, 1)
+    encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_source, device, 1)
     recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, quiet)
     ingest = _make_ingest(encoder, generator, recipe, threads)
     found = run_pilot(sample, asked, ingest, recipe, encoder, threads, measure, seed, make_bars(quiet))
@@ -182,10 +184,13 @@ def pilot(
         echo(json.dumps(found.to_json(price_per_hour), ensure_ascii=False, indent=2))
         return
     _echo_pilot(file, sample, found)
-    echo(_describe_cost(found.cost, found.recipe, encoder.device, price_per_hour))
+    echo(_describe_cost(found.cost, found.recipe, encoder.device, price_per_hour, generator_source))
     if asked and is_worth_it(found.sweep):
         encoder_words = [] if encoder_folder is None else ["--encoder", str(encoder_folder)]
-        generator_words = [] if generator_folder is None else ["--generator", str(generator_folder)]
+        given = click.get_current_context().params
+        named = {"generator": given["generator_source"]}
+        named |= {name: given[name] for name in ("model", "prompt", "concurrency")}
+        generator_words = [word for name, value in named.items() if value for word in (f"--{name}", str(value))]
         command = make_command(file, encoder_words, generator_words, recipe_name, found, generator.languages)
         echo(f"With this setting: {command}")
 
@@ -243,9 +248,12 @@ def _describe_corpus(file: str, sample: Sample) -> str:
     return f"{file}: {count_of(sample.corpus, 'passage')}{rejected}"
 
 
-def _describe_cost(cost: Cost, recipe: Recipe, device: str, price_per_hour: float | None) -> str:
+def _describe_cost(
+    cost: Cost, recipe: Recipe, device: str, price_per_hour: float | None, source: Path | Endpoint | None
+) -> str:
     from xqg_qdrant.evaluation.pilot import format_bytes
-    from xqg_qdrant.printing import format_seconds
+    from xqg_qdrant.generation import Endpoint
+    from xqg_qdrant.printing import format_seconds, format_usage
     from xqg_qdrant.text import count_of
 
     lines = [
@@ -255,6 +263,11 @@ def _describe_cost(cost: Cost, recipe: Recipe, device: str, price_per_hour: floa
     ]
     if price_per_hour is not None:
         lines[-1] += f", which costs {cost.price(price_per_hour):.2f}"
+    if cost.usage.calls:
+        lines.append(f"measured with the language model: {format_usage(cost.usage)}")
+        lines.append(f"all of them: about {format_usage(cost.total_usage)}")
+        if isinstance(source, Endpoint) and (source.price_in or source.price_out):
+            lines[-1] += f", which cost {source.price(cost.total_usage):.2f}"
     if cost.corpus > cost.measured:
         lines.append("Loading the models and, above 50,000 passages, indexing come on top.")
     return "\n".join(lines)

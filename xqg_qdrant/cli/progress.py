@@ -22,6 +22,7 @@ from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.corpus.dead_letters import DeadLetters
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InUseError
 from xqg_qdrant.evaluation.robustness import Agreement, Pair, compare_rankings
+from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generation import Generator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle.copying import copy_collection
@@ -47,6 +48,7 @@ def run_ingest(
     threads: int,
     dead_letters: DeadLetters,
     quiet: bool,
+    fingerprint: Fingerprint | None = None,
 ) -> Totals:
     """Ingest with a progress bar and a summary; write rejected rows to the dead-letter file at once.
 
@@ -54,7 +56,7 @@ def run_ingest(
         SystemExit: 130, after Ctrl-C, once the chunks in work are stored.
     """
     workers = count_workers(encoder.device, threads)
-    begin = partial(ingest, rows, store, collection, encoder, generator, recipe, workers)
+    begin = partial(ingest, rows, store, collection, encoder, generator, recipe, workers, fingerprint=fingerprint)
     return run_engine(begin, total, dead_letters, quiet)
 
 

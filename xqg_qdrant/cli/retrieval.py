@@ -59,13 +59,14 @@ def query(
     """
     from xqg_qdrant.printing import format_asked_language, format_hits, hits_to_json
     from xqg_qdrant.retrieval import OFFSET_RANKINGS, Ranker, check_collection
+    from xqg_qdrant.stores import ASKING_SECONDS
 
     if not questions:
         raise click.UsageError("Missing argument 'QUESTION...'; give - to read questions from standard input.")
     if not all(map(str.strip, questions)):
         raise click.UsageError("A QUESTION is empty.")
     lines: Iterable[str] = map(_decode_line, sys.stdin.buffer) if questions == ("-",) else questions
-    with opened_store(location) as store:
+    with opened_store(location, patience=ASKING_SECONDS) as store:
         encoder = load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
         ranker = Ranker(store, collection, encoder)
@@ -120,8 +121,9 @@ def serve(
     """
     from xqg_qdrant.pages.search import Finder, choose_collection
     from xqg_qdrant.pages.server import ADDRESS, listen, make_app, make_server
+    from xqg_qdrant.stores import SERVING_SECONDS
 
-    with listen(port) as listening, opened_store(location) as store:
+    with listen(port) as listening, opened_store(location, patience=SERVING_SECONDS) as store:
         encoder = load_encoder(encoder_folder, device, threads)
         finder = Finder(store, collection or choose_collection(store), encoder)
         app = make_app(finder, names)

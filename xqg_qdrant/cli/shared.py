@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -20,7 +21,7 @@ from click.core import ParameterSource
 
 from xqg_qdrant.cli.options import OPTION_GROUPS, add_options
 from xqg_qdrant.cli.terminal import echo, echo_usage_error
-from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InputError, XqgError
+from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, ROWS_REJECTED_EXIT_CODE, InputError, XqgError
 
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.pipeline import Totals
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.evaluation.comparison import Report
     from xqg_qdrant.evaluation.results import MatchQueries
     from xqg_qdrant.evaluation.sweep.trial import Sweep
-    from xqg_qdrant.generation import Generator
+    from xqg_qdrant.generation import Endpoint, Generator
     from xqg_qdrant.inference.encoder import Encoder
     from xqg_qdrant.records import PayloadLayout, Query
     from xqg_qdrant.stores import Sharding, Store
@@ -239,13 +240,19 @@ def echo_report(report: Report, as_json: bool) -> None:
 
 @contextmanager
 def opened_store(
-    location: str, key_variable: str = "QDRANT_API_KEY", sharding: Sharding | None = None
+    location: str,
+    key_variable: str = "QDRANT_API_KEY",
+    sharding: Sharding | None = None,
+    patience: float = math.inf,
 ) -> Iterator[Store]:
-    """Open a store and close it on exit; its key comes from the environment."""
+    """Open a store and close it on exit; its key comes from the environment.
+
+    `patience` is the most seconds to wait for a server that does not answer.
+    """
     from xqg_qdrant.stores import open_store
 
     api_key = os.environ.get(key_variable)
-    with open_store(location, api_key, sharding) as store:
+    with open_store(location, api_key, sharding, patience) as store:
         _warn_of_clear_key(store, api_key)
         yield store
 
@@ -275,11 +282,46 @@ def load_encoder(folder: Path | None, device: str, threads: int) -> Encoder:
     return Encoder(folder, device, threads)
 
 
-def load_generator(path: Path | None, device: str, threads: int) -> Generator:
-    """Open the generator in a folder, the lexicon in a file, or the shipped generator."""
-    from xqg_qdrant.generation import open_generator
+def load_generator(
+    source: Path | Endpoint | None, device: str, threads: int, location: str = "", collection: str = ""
+) -> Generator:
+    """Open the generator of a source, or the shipped one.
 
-    return open_generator(path, device, threads)
+    A language model keeps replies beside an embedded store until their passages are stored, else in the user's cache.
+    """
+    from xqg_qdrant.generation import Endpoint, open_generator
+    from xqg_qdrant.stores import find_directory
+
+    if not isinstance(source, Endpoint):
+        return open_generator(source, device, threads)
+    directory = find_directory(location) if location else None
+    if directory is not None:
+        source = source._replace(journal=directory.with_name(f"{directory.name}.{collection}.replies"))
+    from xqg_qdrant.generation.llm import LanguageModelGenerator
+
+    generator = LanguageModelGenerator(**source._asdict())
+    warn_of_clear_key(source.url)
+    click.get_current_context().call_on_close(generator.close)
+    return generator
+
+
+def warn_of_clear_key(url: str) -> None:
+    """Warn if a language model's key travels unencrypted to another machine."""
+    from urllib.parse import urlsplit
+
+    from xqg_qdrant.generation.llm import read_key
+
+    host = urlsplit(url).hostname or ""
+    if read_key() and url.lower().startswith("http://") and host not in ("localhost", "::1") and host[:4] != "127.":
+        logging.getLogger("xqg_qdrant").warning("the key travels unencrypted to %s; use https", host)
+
+
+def echo_cost(source: object, totals: Totals, quiet: bool) -> None:
+    """Print what the calls of a language model cost, if prices are known."""
+    from xqg_qdrant.generation import Endpoint
+
+    if isinstance(source, Endpoint) and totals.usage.calls and not quiet and (source.price_in or source.price_out):
+        echo(f"The calls cost {source.price(totals.usage):.4g}.", err=True)
 
 
 def choose_languages(languages: str | None, generator: Generator) -> tuple[str, ...]:
@@ -289,13 +331,14 @@ def choose_languages(languages: str | None, generator: Generator) -> tuple[str, 
     return parse_languages(languages, generator.languages) if languages is not None else ()
 
 
-def echo_recipe(recipe: Recipe, reason: str, quiet: bool) -> None:
+def echo_recipe(recipe: Recipe, reason: str, quiet: bool, plain: bool = False) -> None:
     """Print which recipe is used, and why."""
     if quiet:
         return
     fused = f"{recipe.fusion} fusion, alpha {recipe.alpha:g}{', renormalised' if recipe.renormalise else ''}"
     calibrated = f", calibrated with gamma {recipe.gamma:g}" if recipe.gamma else ""
-    written = "given queries" if recipe.given else f"{recipe.queries_per_language} queries a language"
+    given = "no queries yet" if plain else "given queries"
+    written = given if recipe.given else f"{recipe.queries_per_language} queries a language"
     echo(f"{written}, {fused}{calibrated} ({reason})", err=True)
 
 
@@ -305,13 +348,22 @@ def echo_unused_queries(inputs: Inputs) -> None:
         echo(f"Queries of {inputs.queries} that belong to no passage of {inputs}: {inputs.left_over}", err=True)
 
 
+def exit_if_rejected(totals: Totals, path: Path) -> None:
+    """Name the dead-letter file and the reasons, and exit with code 3 if rows were rejected."""
+    from xqg_qdrant.printing import format_rejected
+
+    if totals.rejected:
+        echo(format_rejected(totals, path), err=True)
+        sys.exit(ROWS_REJECTED_EXIT_CODE)
+
+
 def index_large(store: Store, collection: str, quiet: bool) -> None:
     """Index a large collection and print its recall."""
     from xqg_qdrant.cli.progress import run_optimise
-    from xqg_qdrant.lifecycle.status import EXACT_UP_TO, measure_recall
+    from xqg_qdrant.lifecycle.status import EXACT_UP_TO, describe_recall
 
     if run_optimise(store, collection, EXACT_UP_TO, quiet) and not quiet:
-        echo(measure_recall(store, collection), err=True)
+        echo(describe_recall(store, collection), err=True)
 
 
 def engine_options(command: F) -> F:
@@ -342,12 +394,16 @@ def engine_options(command: F) -> F:
     return add_options(options, command)
 
 
-def check_ray(files: Sequence[str], location: str) -> None:
+def check_ray(files: Sequence[str], location: str, source: Path | Endpoint | None) -> None:
     """Check that Ray can run an ingest.
 
     Raises:
-        InputError: the store takes one writer, a file is standard input, or Ray is not installed.
+        InputError: the store takes one writer, a file is standard input, a limit cannot be kept, or Ray is missing.
     """
+    from xqg_qdrant.generation import Endpoint
+
+    if isinstance(source, Endpoint) and (source.max_tokens or source.max_cost):
+        raise InputError("workers of a cluster do not share a limit of tokens or money.", "leave out --engine ray")
     from xqg_qdrant.stores import is_server
 
     if not is_server(location):
@@ -378,8 +434,10 @@ def run_on_ray(
     from xqg_qdrant.augmentation.ray_cluster import connected, list_machines, make_plan
     from xqg_qdrant.augmentation.ray_engine import ingest_on_ray
     from xqg_qdrant.cli.progress import run_engine
+    from xqg_qdrant.generation.llm import read_key
 
     with connected(address):
         plan = make_plan(list_machines(), device, num_workers, threads)
-        begin = partial(ingest_on_ray, job, store, os.environ.get("QDRANT_API_KEY"), plan)
+        keys = os.environ.get("QDRANT_API_KEY"), read_key()
+        begin = partial(ingest_on_ray, job, store, keys, plan)
         return run_engine(begin, total, dead_letters, quiet)

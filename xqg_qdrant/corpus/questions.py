@@ -20,7 +20,7 @@ from xqg_qdrant.corpus.tables import is_table, table_rows
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import Qrel, Query
 
-QUERY_ID_FIELDS = ("id", "_id", "query_id")
+QUERY_ID_FIELDS = ("id", "_id", "query_id", "qid", "query-id", "question_id", "topic_id")
 JSON_KINDS = (".jsonl", ".ndjson", ".json")
 
 
@@ -41,8 +41,8 @@ def read_questions(sources: Sequence[str | Path], language: str = "") -> Questio
     """Read questions, and the judgements in their files.
 
     Args:
-        sources: Each a JSONL file, a TSV file (`id` and `text`, with or without a header), a BEIR folder, a JSON file
-            of SQuAD, MLQA or XQuAD, topics of TREC, or `ir_datasets:` and an id. The text of a row is the first of
+        sources: Each a JSONL file, a TSV or CSV file (`id` and `text`, with or without a header), a BEIR folder, a JSON
+            file of SQuAD, MLQA or XQuAD, topics of TREC, or `ir_datasets:` and an id. The text of a row is the first of
             `question`, `query` and `text`; see `datasets` for the rows of known data sets. With several sources, if a
             data set uses the same ids in each language, a query's id is the file's id and the language.
         language: The language of questions if neither the row nor the file name has one. Codes are stripped of spaces:

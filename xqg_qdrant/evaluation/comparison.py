@@ -26,6 +26,7 @@ from xqg_qdrant.evaluation.significance import (
 )
 from xqg_qdrant.evaluation.xor_retrieve import Found, find_answer_hits, note_short_results
 from xqg_qdrant.records import Qrel, Query
+from xqg_qdrant.text import count_of
 
 SIGNIFICANT = 0.05
 UNKNOWN_LANGUAGE = "und"
@@ -131,6 +132,7 @@ def evaluate_runs(
     rules: official.WordRules = "installed",
     lenient: bool = False,
     test: TestName = "randomisation",
+    left_out: int = 0,
 ) -> Report:
     """Measure runs, and compare each with the first.
 
@@ -149,6 +151,7 @@ def evaluate_runs(
         rules: The word rules of the tokenizer; see `xor_retrieve`.
         lenient: Also measure `lenient@2kt` and so on: R@kt with answers tokenised like the texts.
         test: The paired test of the p-values.
+        left_out: How many questions `measured_questions` left out, for a note.
 
     Raises:
         InputError: No question has a judgement or an answer to search for.
@@ -157,6 +160,9 @@ def evaluate_runs(
     judged = [qrel for qrel in qrels if qrel.query_id in languages]
     answerable = [query for query in queries if official.span_answers(query)] if token_budgets else []
     notes: list[str] = []
+    if left_out:
+        given = len(languages) + left_out
+        notes.append(f"{left_out} of the {count_of(given, 'question')} left out, without judgements")
     if answerable and not official.is_available():
         notes.append(f"R@kt is left out: its tokenizer is not installed; install it with: {official.INSTALL}")
         answerable = []
@@ -195,6 +201,13 @@ def evaluate_runs(
         percent = {name: {id_: 100 * value for id_, value in of.items()} for name, of in figures.items()}
         values[name] = {measure: average(per_query, languages) for measure, per_query in percent.items()}
     return make_report(languages, values, test, notes)
+
+
+def measured_questions(queries: Sequence[Query], qrels: Iterable[Qrel]) -> list[Query]:
+    """Return the questions that can be measured: where some have judgements, only those with judgements or answers."""
+    ids = {query.query_id for query in queries}
+    judged = {qrel.query_id for qrel in qrels} & ids
+    return [query for query in queries if not judged or query.query_id in judged or official.span_answers(query)]
 
 
 def make_report(

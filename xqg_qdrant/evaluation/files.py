@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,15 +17,21 @@ import numpy as np
 
 from xqg_qdrant.corpus import datasets
 from xqg_qdrant.corpus.files import existing_file, file_lines, is_cut, opened_file
-from xqg_qdrant.corpus.questions import may_hold_questions, read_questions
+from xqg_qdrant.corpus.questions import QuestionSet, may_hold_questions, read_questions
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import Qrel, Query
+from xqg_qdrant.text import show
 
 Run = dict[str, list[tuple[str, float]]]
 """The results of a search: for each query id the passage ids and scores, best first."""
 
 LARGEST_SCORE = 1e38
-QRELS = ("qrels/test.tsv", "qrels/test.tsv.gz")
+# Scorers keep a relevance in 32 bits.
+LARGEST_RELEVANCE = 2**31 - 1
+QRELS = ("qrels/test.tsv", "qrels/test.tsv.gz", "qrels.tsv", "qrels.tsv.gz")
+# Other white space may be part of an id.
+BLANKS = " \t\r\n"
+RUN_COLUMNS = 6
 
 
 class Prediction(NamedTuple):
@@ -39,24 +46,19 @@ def read_qrels(path: str | Path) -> list[Qrel]:
     """Read judgements in three columns (BEIR) or four (TREC), with or without a header line.
 
     The file of a BEIR folder is `qrels/test.tsv`. Columns are separated by tabs, or by spaces in a line without tabs.
+    The first line is a header if its last column is not a number.
 
     Raises:
         InputError: The file or one of its rows cannot be used, or two judgements contradict each other.
     """
-    file = str(existing_file(path, "qrels/test.tsv"))
+    file = str(_find_qrels(Path(path)) or existing_file(path, "qrels/test.tsv"))
     qrels: dict[tuple[str, str], Qrel] = {}
     for line, cells in _table(file):
         if len(cells) not in (3, 4):
             raise InputError(f"{file}, line {line}: {len(cells)} columns.", "give query id, passage id and relevance")
-        try:
-            qrel = Qrel(cells[0], cells[-2], int(cells[-1]))
-        except ValueError:
-            if line == 1:
-                continue  # the header
-            raise InputError(
-                f"{file}, line {line}: the relevance {cells[-1]!r} is not a whole number.",
-                "write it as 0, 1, 2 and so on",
-            ) from None
+        if line == 1 and not _is_number(cells[-1]):
+            continue  # the header
+        qrel = Qrel(cells[0], cells[-2], _read_relevance(cells[-1], f"{file}, line {line}"))
         if qrels.setdefault(qrel[:2], qrel) != qrel:
             raise InputError(
                 f"{file}, line {line}: contradicts an earlier judgement of {cells[-2]!r}.", "remove one of the two"
@@ -64,6 +66,26 @@ def read_qrels(path: str | Path) -> list[Qrel]:
     if not qrels:
         raise InputError(f"{file}: no judgements.", "give lines of query id, passage id and relevance")
     return list(qrels.values())
+
+
+def _find_qrels(folder: Path) -> Path | None:
+    return next((folder / name for name in QRELS if (folder / name).is_file()), None)
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", cell, re.ASCII | re.IGNORECASE) is not None
+
+
+def _read_relevance(cell: str, where: str) -> int:
+    # No number is made of many digits, which would take long.
+    value = float(cell) if _is_number(cell) else 0.5
+    if not value.is_integer():
+        raise InputError(f"{where}: the relevance {show(cell)} is not a whole number.", "write it as 0, 1, 2 and so on")
+    if abs(value) > LARGEST_RELEVANCE:
+        raise InputError(
+            f"{where}: the relevance {show(cell)} does not fit into 32 bits.", "write it as 0, 1, 2 and so on"
+        )
+    return int(value)
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
@@ -159,13 +181,20 @@ def write_run(
 def read_run(path: str | Path) -> Run:
     """Read a TREC run, best score first; equal scores follow the ranks of the file.
 
+    Its six columns are separated by tabs, or by spaces in a line without tabs.
+
     Raises:
         InputError: The file or one of its rows cannot be used.
     """
     rows: dict[str, list[tuple[float, int, str]]] = {}
     for line, cells in _table(str(existing_file(path, "run.trec"))):
+        if len(cells) != RUN_COLUMNS:
+            raise InputError(
+                f"{path}, line {line}: {len(cells)} columns; a TREC run has {RUN_COLUMNS}.",
+                "give query id, Q0, passage id, rank, score and tag, separated by tabs if ids contain spaces",
+            )
         try:
-            query_id, _, passage_id, rank, score, *_ = cells
+            query_id, _, passage_id, rank, score, _ = cells
             rows.setdefault(query_id, []).append((-float(score), int(rank), passage_id))
         except ValueError:
             raise InputError(
@@ -183,7 +212,7 @@ def _created(path: str | Path) -> IO[str]:
 
 
 def _table(path: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the cells of each line that is not blank, split at tabs, or at spaces if it has no tabs."""
+    """Yield the number and the cells of each line that is not blank, split at tabs, or at blanks if it has no tabs."""
     for number, line in enumerate(file_lines(path), start=1):
         if is_cut(line):
             raise InputError(
@@ -191,11 +220,13 @@ def _table(path: str) -> Iterator[tuple[int, list[str]]]:
                 "check that this is the right file, with one row per line",
             )
         try:
-            text = line.decode("utf-8").rstrip("\r\n")
+            text = line.decode("utf-8").strip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, line {number}: {error}.", "save the file as UTF-8") from error
-        if text.strip():
-            yield number, [cell.strip() for cell in text.split("\t")] if "\t" in text else text.split()
+        if "\t" in text.rstrip(BLANKS):
+            yield number, [cell.strip(BLANKS) for cell in text.split("\t")]
+        elif text.strip(BLANKS):
+            yield number, re.split(f"[{BLANKS}]+", text.strip(BLANKS))
 
 
 def read_judged_questions(
@@ -206,8 +237,8 @@ def read_judged_questions(
     Args:
         sources: The files of questions.
         qrels: The judgements: a file for `read_qrels`, `ir_datasets:` and an id, or a file of questions with the same
-            ids, which replaces their answers too. The default is the judgements in the files of questions and in their
-            BEIR folder.
+            ids, which replaces their answers too. The default is the judgements in the files of questions, and in
+            their BEIR folder or a file `qrels.tsv` or `qrels.tsv.gz` beside them.
         language: The language of questions whose file names none.
 
     Raises:
@@ -215,9 +246,7 @@ def read_judged_questions(
     """
     found = read_questions(sources, language)
     if qrels is None:
-        folders = [Path(source) for source in sources if not datasets.is_catalogued(source)]
-        beside = [folder for folder in folders if any((folder / name).is_file() for name in QRELS)]
-        return found.queries, found.qrels + [qrel for folder in beside for qrel in read_qrels(folder)]
+        return found.queries, found.qrels + _judge(found, _read_beside(sources))
     answers: dict[str, tuple[str, ...]] = {}
     if datasets.is_catalogued(qrels):
         judged = datasets.catalogued_judgements(str(qrels))
@@ -226,18 +255,30 @@ def read_judged_questions(
         judged, answers = original.qrels, {query.query_id: query.answers for query in original.queries}
     else:
         judged = read_qrels(qrels)
-    by_id: dict[str, list[Qrel]] = defaultdict(list)
-    for qrel in judged:
-        by_id[qrel.query_id].append(qrel)
     queries = [
         query._replace(answers=answers.get(found.file_ids[query.query_id], query.answers)) for query in found.queries
     ]
-    of_these = [
-        qrel._replace(query_id=query_id) for query_id, name in found.file_ids.items() for qrel in by_id.get(name, ())
-    ]
+    of_these = _judge(found, judged)
     if not of_these:
         raise InputError(
             f"{qrels}: no judgement is for any of the questions ({len(queries)} given).",
             "give the judgements of these questions, and check that the ids agree",
         )
     return queries, of_these
+
+
+def _read_beside(sources: Sequence[str | Path]) -> list[Qrel]:
+    """Read the judgements in the folders of questions, or beside their files."""
+    paths = [Path(source) for source in sources if not datasets.is_catalogued(source)]
+    folders = dict.fromkeys(path if path.is_dir() else path.parent for path in paths)
+    return [qrel for folder in folders if _find_qrels(folder) for qrel in read_qrels(folder)]
+
+
+def _judge(found: QuestionSet, qrels: Iterable[Qrel]) -> list[Qrel]:
+    """Return the judgements of these questions, by their own ids."""
+    by_id: dict[str, list[Qrel]] = defaultdict(list)
+    for qrel in qrels:
+        by_id[qrel.query_id].append(qrel)
+    return [
+        qrel._replace(query_id=query_id) for query_id, name in found.file_ids.items() for qrel in by_id.get(name, ())
+    ]

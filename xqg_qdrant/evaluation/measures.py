@@ -5,6 +5,7 @@ All values are between 0 and 1.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,6 +15,8 @@ from xqg_qdrant.records import Qrel
 PERSISTENCE = 0.9
 """The weight of a rank in rank-biased overlap relative to the rank before; the first ten have 86% of the total."""
 OVERLAP_AT = 10
+LARGEST_LEVEL = 1000
+"""The largest relevance that trec_eval is given."""
 
 
 def per_query_values(
@@ -42,20 +45,41 @@ def per_query_values(
     judged: dict[str, dict[str, int]] = defaultdict(dict)
     for qrel in qrels:
         judged[qrel.query_id][qrel.passage_id] = qrel.relevance
+    found = {query_id: dict(ranked(results, query_id)) for query_id, results in run.items() if query_id in judged}
+    gains = judged
+    if max((relevance for one in judged.values() for relevance in one.values()), default=0) > LARGEST_LEVEL:
+        # trec_eval allocates an array as long as the largest relevance, of which only nDCG uses the size.
+        judged = {query_id: {name: min(value, 1) for name, value in one.items()} for query_id, one in judged.items()}
+        own = {
+            f"nDCG@{k}": {query_id: ndcg(one, list(found.get(query_id, ())), k) for query_id, one in gains.items()}
+            for k in ndcg_at
+        }
+        ndcg_at = ()
+    else:
+        own = {}
     names = {f"recall@{k}": (f"recall_{k}", 0) for k in recall_at}
     names |= {f"MRR@{k}": ("recip_rank", k) for k in mrr_at}
     names |= {f"nDCG@{k}": (f"ndcg_cut_{k}", 0) for k in ndcg_at}
     if not names:
-        return {}
+        return own
     asked = {"recip_rank"} if mrr_at else set()
     asked |= {f"recall.{','.join(map(str, recall_at))}"} if recall_at else set()
     asked |= {f"ndcg_cut.{','.join(map(str, ndcg_at))}"} if ndcg_at else set()
-    found = {query_id: dict(ranked(results, query_id)) for query_id, results in run.items() if query_id in judged}
     results = pytrec_eval.RelevanceEvaluator(dict(judged), asked).evaluate(found)
     return {
         name: {query_id: _cut(results.get(query_id, {}).get(key, 0.0), k) for query_id in judged}
         for name, (key, k) in names.items()
-    }
+    } | own
+
+
+def ndcg(relevance: Mapping[str, int], ranking: Sequence[str], k: int) -> float:
+    """Return nDCG@k as trec_eval computes it: the relevance is the gain, discounted by the logarithm of the rank."""
+
+    def gain(levels: Iterable[int]) -> float:
+        return sum(max(level, 0) / math.log2(rank + 1) for rank, level in enumerate(list(levels)[:k], start=1))
+
+    best = gain(sorted(relevance.values(), reverse=True))
+    return gain(relevance.get(name, 0) for name in ranking) / best if best else 0.0
 
 
 def rank_biased_overlap(first: Sequence[str], second: Sequence[str], persistence: float = PERSISTENCE) -> float:

@@ -23,6 +23,7 @@ from xqg_qdrant.evaluation.sweep.summary import describe_gain, judge_sweep, save
 from xqg_qdrant.evaluation.sweep.trial import Sweep, run_sweep
 from xqg_qdrant.evaluation.sweep.vectors import opened_vectors
 from xqg_qdrant.fingerprint import Fingerprint
+from xqg_qdrant.generation import Endpoint, Usage
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
 from xqg_qdrant.stores import Store, open_store
@@ -33,6 +34,8 @@ TRIAL = "trial"
 
 # A GPU may ingest this many in a minute; in memory they are some tens of megabytes.
 PASSAGES_OF_A_MINUTE = 20_000
+# Each is a paid call of a language model.
+PASSAGES_OF_CALLS = 40
 MINUTE = 60.0
 
 # The engine's journal grows with the points to two files of 32 MiB at most, and is emptied again and again.
@@ -70,6 +73,12 @@ class Cost(NamedTuple):
     seconds: float
     stored_bytes: int
     journal_bytes: int
+    usage: Usage = Usage()
+
+    @property
+    def total_usage(self) -> Usage:
+        """Return the calls and tokens of a language model for the whole corpus."""
+        return Usage(*(round(number * self.corpus / self.measured) for number in self.usage))
 
     @property
     def total_seconds(self) -> float:
@@ -86,8 +95,8 @@ class Cost(NamedTuple):
         """Return the price of ingesting the whole corpus on a machine of this price."""
         return self.total_seconds / 3600 * price_per_hour
 
-    def to_json(self, price_per_hour: float | None) -> dict[str, Any]:
-        """Return the cost as JSON values."""
+    def to_json(self, price_per_hour: float | None, source: object = None) -> dict[str, Any]:
+        """Return the cost as JSON values; `source` is the generator's, with the prices of a language model."""
         price = None if price_per_hour is None else self.price(price_per_hour)
         return {
             "passages": self.corpus,
@@ -95,7 +104,13 @@ class Cost(NamedTuple):
             "seconds": self.total_seconds,
             "bytes": self.total_bytes,
             "price": price,
-        }
+        } | self._calls_to_json(source)
+
+    def _calls_to_json(self, source: object) -> dict[str, Any]:
+        if not self.usage.calls:
+            return {}
+        price = source.price(self.total_usage) if isinstance(source, Endpoint) else None
+        return {"language_model": {"measured": self.usage._asdict(), **self.total_usage._asdict(), "price": price}}
 
 
 class Pilot(NamedTuple):
@@ -318,21 +333,22 @@ def _ingested(sample: Sample, ingest: Ingest, seconds: float | None, bars: Bars)
         tempfile.TemporaryDirectory(prefix="xqg-pilot-") as directory,
         open_store(f"edge:{directory}") as store,
     ):
-        stored, took = ingest_sample(sample.passages, store, TRIAL, ingest, seconds, bars)
-        yield store, Cost(sample.corpus, stored, took, *measure_disk(Path(directory) / TRIAL))
+        stored, took, usage = ingest_sample(sample.passages, store, TRIAL, ingest, seconds, bars)
+        yield store, Cost(sample.corpus, stored, took, *measure_disk(Path(directory) / TRIAL), usage)
 
 
 def ingest_sample(
     passages: Sequence[Passage], store: Store, collection: str, ingest: Ingest, seconds: float | None, bars: Bars
-) -> tuple[int, float]:
+) -> tuple[int, float, Usage]:
     """Ingest passages for at most `seconds`, but at least one chunk.
 
     Returns:
-        The number of passages stored, and the seconds it took.
+        The number of passages stored, the seconds it took, and the calls of a language model.
 
     Raises:
         InputError: No passage could be stored.
     """
+    usage = Usage()
     stored, start, stop = 0, time.perf_counter(), Event()
     with (
         bars(len(passages), " passages") as bar,
@@ -340,6 +356,7 @@ def ingest_sample(
     ):
         for progress in steps:
             stored += progress.stored
+            usage = usage.plus(progress.usage)
             bar.update(progress.rows)
             if seconds is not None and time.perf_counter() - start >= seconds:
                 stop.set()
@@ -348,7 +365,7 @@ def ingest_sample(
             f"all {len(passages)} passages of the sample were rejected.",
             "ingest a few of them with xqg ingest to see why",
         )
-    return stored, time.perf_counter() - start
+    return stored, time.perf_counter() - start, usage
 
 
 def measure_disk(collection: Path) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.baselines import BASELINES, search_baselines
-from xqg_qdrant.evaluation.comparison import Report, evaluate_runs, languages_of, make_report
+from xqg_qdrant.evaluation.comparison import Report, evaluate_runs, languages_of, make_report, measured_questions
 from xqg_qdrant.evaluation.files import Prediction, ranked, read_predictions, read_run
 from xqg_qdrant.evaluation.results import (
     PASSAGES,
@@ -25,11 +25,13 @@ from xqg_qdrant.records import XQG_VECTOR, Passage, Qrel, Query, ScoredPassage
 from xqg_qdrant.retrieval import search_runs
 from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.streams import Bars
+from xqg_qdrant.text import show
 
 SystemRun: TypeAlias = dict[str, list[ScoredPassage]]
 
 RECALL_AT = (1, 5, 10, 20, 100)
 PASSAGES_AT_ONCE = 1000
+JUDGED_AT_ONCE = 100
 
 
 class Rules(NamedTuple):
@@ -92,6 +94,44 @@ def read_system_predictions(path: Path, query_ids: Collection[str]) -> SystemRun
     return _checked(path, run)
 
 
+def check_judged_passages(runs: Mapping[str, SystemRun], qrels: Iterable[Qrel]) -> None:
+    """Check that runs of files rank the judged corpus: ids of another one would give 0.00.
+
+    Raises:
+        InputError: A run with passage ids has neither a judged passage nor one of a run that has.
+    """
+    judged = {qrel.passage_id for qrel in qrels}
+    ids_by_run = {
+        name: {hit.passage.passage_id for found in run.values() for hit in found} - {""} for name, run in runs.items()
+    }
+    known = judged.copy()
+    for _ in runs:
+        known |= {passage_id for ids in ids_by_run.values() if ids & known for passage_id in ids}
+    for name, ids in ids_by_run.items():
+        if judged and ids and not ids & known:
+            raise InputError(
+                f"none of the {len(judged)} judged passages is in the run {name}: it has {show(min(ids))}, the "
+                f"judgements have {show(min(judged))}.",
+                "check that run and judgements use the same passage ids",
+            )
+
+
+def check_collection_is_judged(store: Store, collection: str, qrels: Iterable[Qrel]) -> None:
+    """Check that a collection has judged passages.
+
+    Raises:
+        InputError: It has none of them.
+    """
+    judged = sorted({qrel.passage_id for qrel in qrels})
+    parts = (judged[start : start + JUDGED_AT_ONCE] for start in range(0, len(judged), JUDGED_AT_ONCE))
+    if judged and not any(store.read_points(collection, part) for part in parts):
+        raise InputError(
+            f"none of the {len(judged)} judged passages, such as {show(judged[0])}, is in the collection "
+            f"{collection!r}.",
+            "check that corpus and judgements use the same passage ids",
+        )
+
+
 def _checked(path: Path, run: SystemRun) -> SystemRun:
     if not run:
         raise InputError(f"{path}: no results for any of the questions.", "check that the ids of both files agree")
@@ -136,9 +176,11 @@ def search_all(
 
 
 def measure_runs(
-    queries: Sequence[Query], qrels: Iterable[Qrel], runs: Mapping[str, SystemRun], rules: Rules, limit: int = 0
+    queries: Sequence[Query], qrels: Sequence[Qrel], runs: Mapping[str, SystemRun], rules: Rules, limit: int = 0
 ) -> Report:
     """Measure runs, with recall up to the longest result or `limit`, and compare each with the first.
+
+    Where some questions have judgements, those with neither judgements nor answers are left out.
 
     Raises:
         InputError: No question has a judgement or an answer.
@@ -146,7 +188,11 @@ def measure_runs(
     depth = max(limit, *(len(found) for run in runs.values() for found in run.values()))
     recall_at = [k for k in RECALL_AT if k <= depth]
     word_rules, lenient, test = rules
-    return evaluate_runs(queries, qrels, runs, recall_at=recall_at, rules=word_rules, lenient=lenient, test=test)
+    measured = measured_questions(queries, qrels)
+    left_out = len(queries) - len(measured)
+    return evaluate_runs(
+        measured, qrels, runs, recall_at=recall_at, rules=word_rules, lenient=lenient, test=test, left_out=left_out
+    )
 
 
 def save_runs(
@@ -204,12 +250,17 @@ def pair_files(first: Path, second: Path, queries: Sequence[Query], qrels: Itera
     names = [first.name, second.name] if first.name != second.name else [str(first), str(second)]
     if names[0] == names[1]:
         raise InputError(f"FIRST and SECOND are one file ({first}).", "give two different files")
-    query_ids = {query.query_id for query in queries}
+    qrels = list(qrels)
+    measured = measured_questions(queries, qrels)
+    query_ids = {query.query_id for query in measured}
     runs = {}
     for name, path in zip(names, (first, second), strict=True):
         read = read_system_predictions if path.name.endswith((".json", ".json.gz")) else read_system_run
         runs[name] = read(path, query_ids)
-    return Pair(evaluate_runs(queries, qrels, runs, rules=rules.word_rules, test=rules.test), runs)
+    check_judged_passages(runs, qrels)
+    left_out = len(queries) - len(measured)
+    report = evaluate_runs(measured, qrels, runs, rules=rules.word_rules, test=rules.test, left_out=left_out)
+    return Pair(report, runs)
 
 
 def pair_results(first: Results, second: Results, runs: tuple[str, str] | None, test: TestName) -> Pair:

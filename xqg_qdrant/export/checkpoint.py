@@ -23,13 +23,14 @@ from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.model_folders import generator_settings
 from xqg_qdrant.model_folders.description import POOLINGS
 from xqg_qdrant.model_folders.sentence_transformers import (
-    LOWERCASE_CURE,
     DenseSettings,
+    is_compared_by_cosine,
     read_dense_settings,
-    read_max_length,
     read_modules,
     read_prefixes,
+    read_transformer,
 )
+from xqg_qdrant.model_folders.tokenizer_settings import read_tokenizer_settings
 
 WEIGHTS = "*.safetensors"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
@@ -138,14 +139,15 @@ def read_encoder_settings(checkpoint: Checkpoint, **given: Any) -> EncoderSettin
     path = checkpoint.path
     with _errors_of_checkpoint():
         modules = read_modules(path, links_allowed=True)
-        max_length = read_max_length(path, links_allowed=True)
+        transformer = read_transformer(path, links_allowed=True)
+        by_cosine = is_compared_by_cosine(path, links_allowed=True)
         prefixes = read_prefixes(path, given["query_prefix"], given["passage_prefix"], links_allowed=True)
     pooling = given["pooling"] or (modules.pooling if modules else None)
     if pooling is None:
         raise InputError(f"{checkpoint.source} names no supported pooling.", "give --pooling cls, mean or last")
     if pooling not in POOLINGS:
         raise InputError(f"unknown pooling {pooling!r}.", f"choose one of {', '.join(POOLINGS)}")
-    normalises = modules.normalise if modules else False
+    normalises = modules.normalise or by_cosine if modules else False
     query_prefix, passage_prefix = _fill_task(prefixes["query_prefix"], given["task"]), prefixes["passage_prefix"]
     if modules and not modules.includes_prompt and (query_prefix or passage_prefix):
         raise InputError(
@@ -155,15 +157,26 @@ def read_encoder_settings(checkpoint: Checkpoint, **given: Any) -> EncoderSettin
     positions = count_positions(checkpoint.config)
     tokenizer = read_json(path / "tokenizer_config.json") or {}
     # Newer releases of sentence-transformers store the length in the tokenizer's configuration.
-    longest = min(filter(None, (max_length, tokenizer.get("model_max_length"))), default=LONGEST_DEFAULT)
+    longest = transformer.max_length or tokenizer.get("model_max_length") or LONGEST_DEFAULT
     return EncoderSettings(
         pooling=pooling,
         normalise=given["normalise"] if given["normalise"] is not None else normalises,
         query_prefix=query_prefix,
         passage_prefix=passage_prefix,
-        max_query_tokens=min(given["max_query_tokens"] or longest, positions),
-        max_passage_tokens=min(given["max_passage_tokens"] or longest, positions),
+        max_query_tokens=min(given["max_query_tokens"] or transformer.query_length or longest, positions),
+        max_passage_tokens=min(given["max_passage_tokens"] or transformer.passage_length or longest, positions),
     )
+
+
+def read_tokenizer_changes(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the settings that take precedence over the checkpoint's `tokenizer.json`.
+
+    Raises:
+        InputError: a setting is invalid.
+    """
+    with _errors_of_checkpoint():
+        lowercase = read_transformer(checkpoint.path, links_allowed=True).lowercase
+        return read_tokenizer_settings(checkpoint.path, lowercase, links_allowed=True)
 
 
 def read_dense(checkpoint: Checkpoint) -> tuple[Dense, ...]:
@@ -225,9 +238,7 @@ def _errors_of_checkpoint() -> Iterator[None]:
     try:
         yield
     except ModelError as error:
-        known = error.cure == LOWERCASE_CURE
-        cure = error.cure if known else "correct that file, or export another checkpoint"
-        raise InputError(error.message, cure) from error
+        raise InputError(error.message, "correct that file, or export another checkpoint") from error
 
 
 def _read_dense(checkpoint: Checkpoint, name: str, settings: DenseSettings) -> Dense:

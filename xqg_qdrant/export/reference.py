@@ -20,12 +20,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export import bert
-from xqg_qdrant.export.checkpoint import Checkpoint, read_licence
+from xqg_qdrant.export.checkpoint import Checkpoint, read_licence, read_tokenizer_changes
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.rotary import MODEL_TYPES, translate_config
 from xqg_qdrant.inference.session import is_cuda_at_hand, runtime_version
+from xqg_qdrant.inference.tokenizer import LONGEST, apply_settings
 from xqg_qdrant.model_folders import write_description
 from xqg_qdrant.model_folders.description import TOKENIZER_FILE
 from xqg_qdrant.records import FloatArray
@@ -42,7 +43,7 @@ class Reference:
         """
         disable_progress_bar()
         self._model = _load_model(checkpoint)
-        self._tokenizer = _load_tokenizer(checkpoint.path)
+        self._tokenizer, self._side = _load_tokenizer(checkpoint)
         self.config: dict[str, Any] = self._model.config.to_dict()
         self.version = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
 
@@ -65,7 +66,10 @@ class Reference:
 
     def save_tokenizer(self, path: Path) -> None:
         """Write `tokenizer.json`."""
+        if self._side == "left":
+            self._tokenizer.enable_truncation(LONGEST, direction=self._side)
         self._tokenizer.save(str(path), pretty=False)
+        self._tokenizer.no_truncation()
 
     def encode(self, texts: Sequence[str], max_tokens: int, head: Head) -> FloatArray:
         """Encode texts one by one, the head in torch too; float32 of shape `(len(texts), dim)`."""
@@ -83,7 +87,7 @@ class Reference:
         return array
 
     def _tokenise(self, text: str, max_tokens: int) -> dict[str, torch.Tensor]:
-        self._tokenizer.enable_truncation(max_tokens)
+        self._tokenizer.enable_truncation(max_tokens, direction=self._side)
         ids = torch.tensor([self._tokenizer.encode(text).ids])
         self._tokenizer.no_truncation()
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -237,7 +241,9 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
     return model.eval()
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
+def _load_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str]:
+    """Return the tokenizer, without padding and truncation, and the side to truncate at."""
+    path = checkpoint.path
     file = path / TOKENIZER_FILE
     tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
     # transformers may rebuild a tokenizer from its vocabulary; other libraries run the file as it is, and so does this.
@@ -245,6 +251,8 @@ def _load_tokenizer(path: Path) -> Tokenizer:
     if tokenizer is None or isinstance(tokenizer.model, WordPiece):
         slow: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         tokenizer = slow.backend_tokenizer
+    apply_settings(tokenizer, read_tokenizer_changes(checkpoint))
+    side = (tokenizer.truncation or {}).get("direction", "right")
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return tokenizer
+    return tokenizer, side

@@ -1,6 +1,6 @@
 """Write the questions that speakers of other languages would ask about a passage: the protocol, and who follows it.
 
-`onnx` runs a T5 or mT5 model, `lexicon` translates words.
+`onnx` runs a T5 or mT5 model, `llm` asks a language model at an HTTP endpoint, `lexicon` translates words.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from xqg_qdrant.errors import InputError, XqgError
 from xqg_qdrant.generation.checks import Dropped
 from xqg_qdrant.records import GeneratedQuery, Passage
 
@@ -19,12 +20,38 @@ SLOW, FAST, INSTANT = "slow", "fast", "instant"
 DRAWING = ("seed", "top_k", "temperature", "max_new_tokens", "vocabulary")
 
 
+class Usage(NamedTuple):
+    """Calls that were answered, and the tokens of their prompts and replies as the server counts them."""
+
+    calls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    def plus(self, other: Usage) -> Usage:
+        """Return the sum."""
+        return Usage(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
 class Generation(NamedTuple):
-    """The kept queries of one passage, how many were asked for in each language, and how many were dropped."""
+    """What a generator wrote for one passage.
+
+    Attributes:
+        queries: The kept queries.
+        asked: How many were asked for in each language.
+        dropped: How many queries were dropped, by language and reason.
+        rejected: Why the passage cannot be stored; empty if it can.
+        failure: The error that ended the run before this passage was done; None if it was.
+        usage: The calls and tokens that a language model took.
+        replies: Files of the journal, to be removed once the passage is stored.
+    """
 
     queries: tuple[GeneratedQuery, ...]
     asked: int
     dropped: Mapping[Dropped, int] = MappingProxyType({})
+    rejected: str = ""
+    failure: XqgError | None = None
+    usage: Usage = Usage()
+    replies: tuple[Path, ...] = ()
 
 
 class Generator(Protocol):
@@ -32,11 +59,15 @@ class Generator(Protocol):
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Return the codes of the languages it writes."""
+        """Return the codes of the languages it writes; none if it writes any."""
 
     @property
     def pace(self) -> str:
         """Return `SLOW`, `FAST` or `INSTANT`."""
+
+    @property
+    def concurrency(self) -> int:
+        """Return how many passages are in work at once outside this process."""
 
     @property
     def sampling(self) -> Any:  # noqa: ANN401
@@ -80,17 +111,68 @@ class Generator(Protocol):
         """
 
 
-def open_generator(path: Path | None, device: str, threads: int) -> Generator:
-    """Open the model in a folder, the lexicon in a file, or the shipped model.
+class Endpoint(NamedTuple):
+    """A language model behind an OpenAI-compatible chat endpoint, without the key.
+
+    Attributes:
+        url: Base URL, such as `http://localhost:11434/v1`.
+        model: Name of the model there.
+        prompt: Template with {text} and, optionally, {title}, {languages} and {count}; None is the default.
+        concurrency: Calls at once.
+        max_tokens: Tokens, of prompts and replies, after which the run stops; 0 is no limit.
+        max_cost: Money after which the run stops; 0 is no limit.
+        price_in: Price of a million tokens of prompts, in any currency.
+        price_out: Price of a million tokens of replies.
+        journal: Folder of replies whose passage is not stored yet; None is in the user's cache.
+    """
+
+    url: str
+    model: str
+    prompt: str | None = None
+    concurrency: int = 8
+    max_tokens: int = 0
+    max_cost: float = 0.0
+    price_in: float = 0.0
+    price_out: float = 0.0
+    journal: Path | None = None
+
+    def price(self, usage: Usage) -> float:
+        """Return what calls cost."""
+        return (usage.tokens_in * self.price_in + usage.tokens_out * self.price_out) / 1e6
+
+
+def open_generator(source: Path | Endpoint | None, device: str, threads: int, key: str | None = None) -> Generator:
+    """Open the model in a folder or at an endpoint, the lexicon in a file, or the shipped model.
+
+    Args:
+        source: a folder, a file or an endpoint; None is the shipped model.
+        device: of a model in a folder.
+        threads: of a model in a folder.
+        key: of an endpoint; None takes that of the environment.
 
     Raises:
-        InputError: the lexicon cannot be used.
+        InputError: the lexicon or the endpoint cannot be used.
         ModelError: the model or the device cannot be used.
     """
-    if path is not None and path.is_file():
+    if isinstance(source, Endpoint):
+        from xqg_qdrant.generation.llm import LanguageModelGenerator
+
+        return LanguageModelGenerator(**source._asdict(), api_key=key)
+    if source is not None and source.is_file():
         from xqg_qdrant.generation.lexicon import Lexicon
 
-        return Lexicon(path)
+        return Lexicon(source)
     from xqg_qdrant.generation.onnx import QueryGenerator
 
-    return QueryGenerator(path, device, threads)
+    return QueryGenerator(source, device, threads)
+
+
+def check_languages(generator: Generator, languages: Sequence[str]) -> tuple[str, ...]:
+    """Return the languages to write in, sorted, so that their order does not change the fingerprint.
+
+    Raises:
+        InputError: none are named, and the generator writes any.
+    """
+    if not languages and not generator.languages:
+        raise InputError("a language model writes any language, and none is named.", "name some: --languages ja,ru")
+    return tuple(sorted(languages or generator.languages))

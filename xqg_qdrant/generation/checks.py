@@ -29,9 +29,12 @@ LEFTOVERS = re.compile(
     "|<\\|[^|<>]{1,40}\\|>|[\ufffd\u2581\u2047\ud800-\udfff]"
 )
 
+# Only language models write such: statements, prose around the questions, pieces of the prompt.
+NO_QUESTION = "no_question"
+
 
 class Dropped(NamedTuple):
-    """A language and the reason, one of `REASONS`, for which a query of it was dropped."""
+    """A language and the reason, `NO_QUESTION` or one of `REASONS`, for which a query of it was dropped."""
 
     language: str
     reason: str

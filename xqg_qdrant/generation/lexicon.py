@@ -37,6 +37,7 @@ class Lexicon:
     """
 
     pace = INSTANT
+    concurrency = 0
     writes_sentences = False
     sampling = None
 

@@ -23,7 +23,13 @@ from xqg_qdrant.inference.decoding import Noise, decode, gumbel_noise
 from xqg_qdrant.inference.optimum_decoder import ForeignDecoder
 from xqg_qdrant.inference.seq2seq import Decoder
 from xqg_qdrant.inference.session import AUTO, find_devices, join_devices
-from xqg_qdrant.inference.tokenizer import encode_ids, open_tokenizer
+from xqg_qdrant.inference.tokenizer import (
+    count_readable_ids,
+    encode_ids,
+    open_tokenizer,
+    replace_unreadable,
+    unknown_id,
+)
 from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.model_folders import DEMO_GENERATOR, read_model_folder, shipped_model
 from xqg_qdrant.model_folders.description import (
@@ -69,6 +75,8 @@ class QueryGenerator:
     queries whatever else is ingested with it, in any order or batch. Several threads may use one generator.
     """
 
+    concurrency = 0
+
     def __init__(self, folder: str | Path | None = None, device: str = "auto", threads: int = 1) -> None:
         """Load a model folder of kind `generator`, or the demo generator that ships.
 
@@ -101,6 +109,8 @@ class QueryGenerator:
                 pool.submit(open_decoder, self.folder, name, threads, device == AUTO) for name in find_devices(device)
             ]
         self._decoders = [decoder.result() for decoder in opened]
+        self._readable = count_readable_ids(self._tokenizer, self._decoders[0].read)
+        self._unknown = -1 if self._readable is None else unknown_id(self._tokenizer)
         self._turns = itertools.count()
         self._budget = Budget(BATCH_BYTES, "bytes")
         self.device = join_devices(decoder.device for decoder in self._decoders)
@@ -273,7 +283,9 @@ class QueryGenerator:
         together = languages[:1] if "{language}" not in self._prompt else languages
         prompts = [self.fill_prompt(passage, language) for passage in passages for language in together]
         size = samples * len(languages) // len(together)
+        rows = encode_ids(self._tokenizer, prompts)
         return [
-            _Group(ids, range(number * size, (number + 1) * size))
-            for number, ids in enumerate(encode_ids(self._tokenizer, prompts))
+            # A prompt needs a token, even if its text has none.
+            _Group(ids or [self._end_id], range(number * size, (number + 1) * size))
+            for number, ids in enumerate(replace_unreadable(rows, self._readable, self._unknown))
         ]

@@ -5,7 +5,9 @@ xqg's own graphs pool and normalise inside; for other programs' graphs `pooling`
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from xqg_qdrant.errors import ModelError
+from xqg_qdrant.errors import ModelError, OutOfMemoryError
 from xqg_qdrant.inference.batching import Budget
 from xqg_qdrant.inference.pooling import Pooler, read_dense
 from xqg_qdrant.inference.session import AUTO, CPU, Array, Session, find_devices, join_devices
-from xqg_qdrant.inference.tokenizer import Tokenizer, encode_ids, open_tokenizer, unknown_id
+from xqg_qdrant.inference.tokenizer import (
+    Tokenizer,
+    apply_settings,
+    count_readable_ids,
+    encode_ids,
+    open_tokenizer,
+    replace_unreadable,
+    unknown_id,
+)
 from xqg_qdrant.model_folders import DEMO_ENCODER, read_model_folder, shipped_model
 from xqg_qdrant.model_folders.description import IN_GRAPH, TOKENIZER_FILE, find_graph, is_foreign
 from xqg_qdrant.model_folders.files import export_again
@@ -62,6 +72,7 @@ class Encoder:
         self._max_query_tokens: int = about["max_query_tokens"]
         self._max_passage_tokens: int = about["max_passage_tokens"]
         self._tokenizers: dict[int, Tokenizer] = {}
+        self._tokenizer_settings: dict[str, Any] = {}
         self._lock = threading.Lock()
         with ThreadPoolExecutor() as pool:
             # A large tokenizer takes as long to load as a large model, so load both at once.
@@ -81,15 +92,39 @@ class Encoder:
         self._check_graph()
         most = CUDA_TOKENS_A_RUN if self._padded else FOREIGN_TOKENS_A_RUN if self._foreign else CPU_TOKENS_A_RUN
         self._budget = Budget(most, "tokens")
-        # No file of another program states the dimension reliably, so run the graph once.
-        self.dim: int = self._run(self._session, [[0, 0]]).shape[1] if self._foreign else about["dim"]
+        tokenizer = self._tokenizer(self._max_query_tokens)
+        try:
+            # No file of another program states the dimension reliably, so run the graph once.
+            self.dim: int = self._run(self._session, [[0, 0]]).shape[1] if self._foreign else about["dim"]
+            self._readable = count_readable_ids(tokenizer, lambda number: self._run(self._session, [[number]]))
+        except OutOfMemoryError:
+            raise
+        except ModelError as error:
+            raise ModelError(f"{self.folder.path / self.graph}: {error.message}", export_again(folder)) from error
+        self._unknown = -1 if self._readable is None else unknown_id(tokenizer)
+
+    @property
+    def source(self) -> str:
+        """Return the model's name at its source; that of the folder if the folder does not state it."""
+        return str(self.folder.description.get("source") or self.folder.path.resolve().name)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide the vectors, for a fingerprint."""
         names = (
             "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens", "max_passage_tokens", "dtype"
         )  # fmt: skip
-        return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
+        return {
+            "sha256": self.folder.sha256(),
+            **{name: self.folder.description[name] for name in names},
+            **({"tokenizer": self._tokenizer_settings} if self._tokenizer_settings else {}),
+        }
+
+    def sha256(self) -> str:
+        """Return one checksum of all that decides the vectors."""
+        if not self._foreign:
+            return self.folder.sha256()
+        # Another program's settings lie outside the files with checksums.
+        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
 
     def unknown_share(self, texts: Sequence[str]) -> float:
         """Return the share of the texts' pieces that the tokenizer does not know."""
@@ -99,11 +134,14 @@ class Encoder:
         return sum(row.count(unknown) for row in rows) / max(1, sum(map(len, rows)))
 
     def encode_passages(self, texts: Sequence[str]) -> FloatArray:
-        """Encode passages into float32 of shape `(len(texts), dim)`; the caller joins title and text."""
+        """Encode passages into float32 of shape `(len(texts), dim)`; the caller joins title and text.
+
+        A text without a token has a vector of zeros.
+        """
         return self._encode([self._passage_prefix + text for text in texts], self._max_passage_tokens)
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
-        """Encode questions into float32 of shape `(len(texts), dim)`."""
+        """Encode questions into float32 of shape `(len(texts), dim)`; zeros where a text has no token."""
         return self._encode([self._query_prefix + text for text in texts], self._max_query_tokens)
 
     def _make_pooler(self) -> Pooler | None:
@@ -128,10 +166,23 @@ class Encoder:
                 f"{sorted(inputs)}.",
                 export_again(self.folder.path),
             )
+        texts, *tokens = self._session.input_shapes["input_ids"]
+        if any(isinstance(size, int) for size in tokens) or (isinstance(texts, int) and texts != 1):
+            raise ModelError(
+                f"{self.folder.path / self.graph} takes only inputs of shape {[texts, *tokens]}, not texts of any "
+                "length.",
+                f"export it with dynamic axes, or its checkpoint with xqg export CHECKPOINT {self.folder.path}-xqg",
+            )
 
     def _encode(self, texts: list[str], max_tokens: int) -> FloatArray:
-        rows = encode_ids(self._tokenizer(max_tokens), texts)
-        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        rows = replace_unreadable(encode_ids(self._tokenizer(max_tokens), texts), self._readable, self._unknown)
+        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
+        filled = [place for place, row in enumerate(rows) if row]
+        vectors[filled] = self._encode_rows([rows[place] for place in filled])
+        return vectors
+
+    def _encode_rows(self, rows: Sequence[Sequence[int]]) -> FloatArray:
+        vectors = np.empty((len(rows), self.dim), dtype=np.float32)
         # Workers take the GPUs in turn.
         session = self._sessions[next(self._turns) % len(self._sessions)]
 
@@ -153,7 +204,9 @@ class Encoder:
         """Return the tokenizer that truncates at a length: one for each, because threads may use both at once."""
         with self._lock:
             if max_tokens not in self._tokenizers:
-                self._tokenizers[max_tokens] = open_tokenizer(self.folder.path / TOKENIZER_FILE, max_tokens)
+                tokenizer = open_tokenizer(self.folder.path / TOKENIZER_FILE, max_tokens)
+                self._tokenizer_settings = apply_settings(tokenizer, self.folder.description.get("tokenizer", {}))
+                self._tokenizers[max_tokens] = tokenizer
             return self._tokenizers[max_tokens]
 
 

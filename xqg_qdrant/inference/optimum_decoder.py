@@ -43,6 +43,16 @@ class ForeignDecoder:
         self.caches = {name: _present(name) for name in self.further.input_names if PAST.fullmatch(name)}
         self._check(names)
 
+    def read(self, number: int) -> None:
+        """Run the encoder on one id.
+
+        Raises:
+            ModelError: its embedding table has no such id.
+        """
+        encoder = self.encoder
+        ids = {"input_ids": [[number]], "attention_mask": [[1]]}
+        encoder.run({name: np.array(ids[name], dtype=encoder.input_dtypes[name]) for name in encoder.input_names})
+
     def sizes(self, rows: int, steps: int) -> Sizes:
         """Return the size of a prompt with `rows` rows of at most `steps` steps."""
         crosses = [name for name in self.caches if not _is_own(name)]

@@ -273,6 +273,16 @@ class Decoder:
         self.device = decoder.device
         self._idle_memories: list[Memory] = []
 
+    def read(self, number: int) -> None:
+        """Run the encoder on one id.
+
+        Raises:
+            ModelError: its embedding table has no such id.
+        """
+        encoder = self.graphs.encoder
+        ids = {"input_ids": [[number]], "attention_mask": [[1]]}
+        encoder.run({name: np.array(ids[name], dtype=encoder.input_dtypes[name]) for name in encoder.input_names})
+
     def sizes(self, rows: int, steps: int) -> Sizes:
         """Return the size of a prompt with `rows` rows of at most `steps` steps."""
         decoder = self.graphs.decoder

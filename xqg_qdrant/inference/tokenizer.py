@@ -3,35 +3,79 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers
 
 from xqg_qdrant.errors import ModelError
 from xqg_qdrant.model_folders.files import export_again
 
-__all__ = ["Tokenizer", "encode_ids", "open_tokenizer", "unknown_id"]
+__all__ = [
+    "Tokenizer",
+    "apply_settings",
+    "count_readable_ids",
+    "encode_ids",
+    "open_tokenizer",
+    "replace_unreadable",
+    "unknown_id",
+]
 
 # While it works on a text, a tokenizer keeps a hundred bytes or more a character, even of what it truncates.
 CHARACTERS_AT_ONCE = 2**20
+# In tokens, where a tokenizer sets a side to truncate at and no length.
+LONGEST = 512
 
 
 def open_tokenizer(path: Path, max_tokens: int) -> Tokenizer:
     """Open a `tokenizer.json` that truncates texts at a length in tokens, and does not pad.
+
+    The side to truncate at is that of the file.
 
     Raises:
         ModelError: the file is not a tokenizer, or of a kind that the installed library does not support.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))
+        side = (tokenizer.truncation or {}).get("direction", "right")
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_tokens)
+        tokenizer.enable_truncation(max_tokens, direction=side)
     except Exception as error:  # the library raises nothing narrower
         raise ModelError(
             f"{path} is not a tokenizer that truncates at {max_tokens} tokens: {error}.", export_again(path.parent)
         ) from error
     return tokenizer
+
+
+def apply_settings(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Change a tokenizer as `read_tokenizer_settings` says; return the settings that made a difference."""
+    made: dict[str, Any] = {}
+    side = settings.get("truncation_side")
+    if side and side != (tokenizer.truncation or {}).get("direction", "right"):
+        tokenizer.enable_truncation((tokenizer.truncation or {}).get("max_length", LONGEST), direction=side)
+        made["truncation_side"] = side
+    bert = settings.get("bert_normaliser")
+    if bert and isinstance(tokenizer.model, models.WordPiece):
+        wanted = normalizers.BertNormalizer(clean_text=True, **bert)
+        if _state(tokenizer.normalizer) != _state(wanted):
+            tokenizer.normalizer = wanted
+            made["bert_normaliser"] = bert
+    if settings.get("lowercase") and not _lowercases(_state(tokenizer.normalizer)):
+        before = [tokenizer.normalizer] if tokenizer.normalizer else []
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
+        made["lowercase"] = True
+    return made
+
+
+def _state(normaliser: Any) -> dict[str, Any]:  # noqa: ANN401
+    state: dict[str, Any] = json.loads(normaliser.__getstate__()) if normaliser else {}
+    return state
+
+
+def _lowercases(normaliser: Mapping[str, Any]) -> bool:
+    parts = normaliser.get("normalizers", ())
+    return normaliser.get("type") == "Lowercase" or normaliser.get("lowercase") is True or any(map(_lowercases, parts))
 
 
 def encode_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -40,6 +84,45 @@ def encode_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     # A batch of one, because encode() would block the other threads.
     return [tokenizer.encode_batch([text])[0].ids for text in texts]
+
+
+def count_readable_ids(tokenizer: Tokenizer, read: Callable[[int], object]) -> int | None:
+    """Return how many ids a graph's embedding table has, if the tokenizer has more, else None.
+
+    Added tokens can have ids beyond the table, such as those of an image in a text encoder.
+
+    Args:
+        tokenizer: the graph's tokenizer.
+        read: runs the graph on one id, and raises ModelError where its table lacks the id.
+
+    Raises:
+        ModelError: the graph cannot even read the first id.
+    """
+    largest = max(tokenizer.get_vocab_size() - 1, *tokenizer.get_added_tokens_decoder(), 0)
+    if _can_read(read, largest):
+        return None
+    read(0)
+    low, high = 0, largest
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _can_read(read, middle) else (low, middle)
+    return high
+
+
+def replace_unreadable(rows: Sequence[Sequence[int]], readable: int | None, unknown: int) -> list[list[int]]:
+    """Return rows with `unknown` in place of ids from `readable` on; such ids are dropped if `unknown` is negative."""
+    if readable is None:
+        return [list(row) for row in rows]
+    replaced = ([number if number < readable else unknown for number in row] for row in rows)
+    return [[number for number in row if 0 <= number < readable] for row in replaced]
+
+
+def _can_read(read: Callable[[int], object], number: int) -> bool:
+    try:
+        read(number)
+    except ModelError:
+        return False
+    return True
 
 
 def unknown_id(tokenizer: Tokenizer) -> int:

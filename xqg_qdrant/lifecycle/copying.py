@@ -1,7 +1,7 @@
-"""Copy a collection to another store or name: vectors and payload as they are, nothing encoded or generated.
+"""Copy a collection to another store or name, as it is or with another encoder. No query is generated again.
 
 The target is the checkpoint: only points that it lacks or that differ are written, so an interrupted copy resumes where
-it stopped. At the end the target is read again and compared with the points read from the source.
+it stopped. At the end a copy is compared with its source: point by point, or by count if it was encoded again.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from itertools import islice
 from threading import Event
 from typing import Any, NamedTuple
 
+from xqg_qdrant.augmentation.fusion import Fusion
+from xqg_qdrant.augmentation.pipeline import StoredRow
+from xqg_qdrant.augmentation.recipe import Recipe, read_recipe
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
-from xqg_qdrant.fingerprint import Fingerprint, refuse_mismatch
-from xqg_qdrant.records import AugmentedPassage
+from xqg_qdrant.fingerprint import Fingerprint, hash_plain, hash_recipe, refuse_mismatch, without_progress
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, Reject
 from xqg_qdrant.stores import read_existing_fingerprint
-from xqg_qdrant.stores.points import make_payload, make_point_id
+from xqg_qdrant.stores.points import make_names, make_payload, make_point_id
 from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.streams import batched
 
@@ -193,3 +197,97 @@ def _is_near(left: Any, right: Any) -> bool:  # noqa: ANN401
     if isinstance(left, list):
         return len(left) == len(right) and all(map(_is_near, left, right))
     return bool(left == right)
+
+
+class Part(NamedTuple):
+    """A share of the passages: number `number`, from 1, of `parts`; the same in every process."""
+
+    number: int = 1
+    parts: int = 1
+
+    def holds(self, passage_id: str) -> bool:
+        """Return whether a passage belongs to this share."""
+        # The id is a hash, so the parts are equally large.
+        return self.parts == 1 or int(make_point_id(passage_id)[-12:], 16) % self.parts == self.number - 1
+
+
+ALL = Part()
+
+
+class Reencoding(NamedTuple):
+    """A copy with another encoder: the source's fingerprint, and the copy's with its recipe."""
+
+    before: Fingerprint
+    after: Fingerprint
+    recipe: Recipe
+
+
+def plan_reencoding(
+    collection: str, stored: Fingerprint, name: str, encoder: Encoder, suited: Recipe, sparse: bool = False
+) -> Reencoding:
+    """Plan a copy with another encoder; the settings of the queries stay, the fusion is that of `suited`.
+
+    Args:
+        collection: name of the source.
+        stored: its fingerprint.
+        name: of the copy.
+        encoder: of the copy.
+        suited: a recipe for given queries, chosen for the encoder.
+        sparse: whether to add the sparse vector `terms`; one that the source has is kept.
+
+    Raises:
+        InputError: both collections have the same name.
+        MismatchError: the source is being retuned.
+    """
+    if name == collection:
+        raise InputError(f"{collection!r} would be encoded into itself.", "choose another name (--to)")
+    before = without_progress(stored)
+    refuse_mismatch(collection, stored, before)
+    old = read_recipe(before)
+    names = make_names("mcp", encoder.source) if "fast-" in str(old.names.get(XQG_VECTOR)) else old.names
+    fusion = {field: getattr(suited, field) for field in Fusion._fields}
+    recipe = old._replace(**fusion, sparse=sparse or old.sparse, names=names)
+    kept = {field: value for field, value in before.items() if not field.startswith(("encoder.", "recipe."))}
+    described = {"encoder": encoder.describe(), "recipe": recipe.describe()}
+    made = {f"{part}.{field}": value for part, fields in described.items() for field, value in fields.items()}
+    return Reencoding(before, kept | made, recipe)
+
+
+def read_stored_rows(
+    points: Iterable[AugmentedPassage | Reject], collection: str, plan: Reencoding, part: Part = ALL
+) -> Iterator[StoredRow | Reject]:
+    """Yield the points of a source with their queries, for `ingest` into the copy.
+
+    Raises:
+        MismatchError: a point was made by an earlier recipe, so its queries are not those that the copy is to have.
+    """
+    # Points of another program that were not augmented yet have no recipe.
+    made_by = {hash_recipe(plan.before): False, hash_plain(plan.before): True, "": True}
+    for point in points:
+        if isinstance(point, Reject):
+            yield point
+            continue
+        if point.recipe not in made_by:
+            raise MismatchError(
+                f"passage {point.passage.passage_id!r} of {collection!r} was made by an earlier recipe.",
+                f"finish the change first: xqg enrich --collection {collection}",
+            )
+        if part.holds(point.passage.passage_id):
+            yield StoredRow(point, point.generated_queries, plain=made_by[point.recipe])
+
+
+def is_complete(source_count: int, target: Store, name: str, rejected: int, part: Part) -> bool:
+    """Return whether a copy has all passages of its source but those rejected; other parts may be unfinished.
+
+    Raises:
+        StoreError: it has more or fewer although all were copied.
+    """
+    count = target.count(name)
+    if count == source_count - rejected:
+        return True
+    if part.parts > 1 and count < source_count:
+        return False
+    raise StoreError(
+        f"{name!r} in {target.location} has {count} passages, not {source_count - rejected}.",
+        "stop all writes to the source, and run the same again",
+    )

@@ -17,16 +17,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xqg_qdrant.augmentation.fusion import Fusion, augment_passage, check_fusion, check_vectors
+from xqg_qdrant.augmentation.fusion import Fusion, augment_passage, check_fusion, check_vectors, make_plain
 from xqg_qdrant.augmentation.pipeline import find_terms
 from xqg_qdrant.augmentation.recipe import RECIPE_PREFIX, Recipe, change_calibration, check_count, read_recipe
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import (
+    EARLIER_FIELD,
     RETUNING_FIELD,
     Fingerprint,
     hash_content,
+    hash_plain,
     hash_recipe,
     refuse_mismatch,
+    without_progress,
 )
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, GeneratedQuery, StoredPassage
@@ -122,7 +125,12 @@ def plan_retune(
     """
     check_collection(store, collection, encoder)
     stored = read_existing_fingerprint(store, collection)
-    before = {name: value for name, value in stored.items() if name != RETUNING_FIELD}
+    if EARLIER_FIELD in stored:
+        raise MismatchError(
+            f"some queries of {collection!r} are still to be replaced.",
+            f"finish it: xqg enrich --collection {collection}",
+        )
+    before = without_progress(stored)
     changes = {**changes, **change_calibration(encoder, calibrate, gamma, question_bank, stored)}
     if changes:
         after = _change(collection, before, changes)
@@ -193,7 +201,7 @@ def _change(collection: str, before: Fingerprint, changes: Mapping[str, Any]) ->
     for name, value in changes.items():
         if name in GENERATED and stored.given:
             raise InputError(
-                f"{name} is a setting of the generation, but the queries of {collection!r} were given.", "leave it out"
+                f"{name} is a setting of the generation, but no query of {collection!r} was generated.", "leave it out"
             )
         if name not in Fusion._fields + GENERATED:
             raise _needs_generation(collection, name, before.get(f"{RECIPE_PREFIX}{name}"), value)
@@ -235,11 +243,12 @@ def _find_pending(store: Store, plan: Plan) -> Iterator[StoredPassage]:
     Raises:
         MismatchError: a point has a third recipe, so it is unknown which of its queries are wanted.
     """
-    before, after = hash_recipe(plan.before), hash_recipe(plan.after)
+    before = {hash_recipe(plan.before), hash_plain(plan.before)}
+    after = {hash_recipe(plan.after), hash_plain(plan.after)}
     for stored in store.scroll_stored(plan.collection):
-        if stored.recipe == after:
+        if stored.recipe in after:
             continue
-        if stored.recipe != before:
+        if stored.recipe not in before:
             raise MismatchError(
                 f"passage {stored.passage_id!r} of {plan.collection!r} was made by another recipe than the collection.",
                 "delete it (xqg delete), and ingest it again after the retune",
@@ -269,17 +278,20 @@ def _check_unchanged(store: Store, plan: Plan) -> None:
 
 def _retune(points: Sequence[AugmentedPassage], plan: Plan, encoder: Encoder) -> _Chunk:
     """Retune a chunk with one call of the encoder; a worker runs this."""
-    recipe, recipe_hash = read_recipe(plan.after), hash_recipe(plan.after)
-    given = recipe.given
+    recipe, before_plain = read_recipe(plan.after), hash_plain(plan.before)
     kept = [tuple(query for query in point.generated_queries if is_kept(query, recipe)) for point in points]
     ends = np.cumsum([len(queries) for queries in kept])
     texts = [query.text for queries in kept for query in queries]
     vectors = check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim)
     retuned, left_out = [], 0
     for point, queries, end in zip(points, kept, ends, strict=True):
-        plain, own = point.vectors[PASSAGE_VECTOR], vectors[end - len(queries) : end]
-        fused, filtered = augment_passage(plain, own, recipe.fusion_settings)
+        vector, own = point.vectors[PASSAGE_VECTOR], vectors[end - len(queries) : end]
+        plain = point.recipe == before_plain
+        settings = make_plain(recipe.fusion_settings) if plain else recipe.fusion_settings
+        fused, filtered = augment_passage(vector, own, settings)
         left_out += filtered
+        recipe_hash = hash_plain(plan.after) if plain else hash_recipe(plan.after)
+        given = recipe.given and not plain
         content_hash = point.content_hash
         # A payload that was edited no longer matches the plain vector; keep the old hash so the next ingest redoes it.
         if content_hash == hash_content(point.passage, point.recipe, point.generated_queries if given else None):
@@ -288,7 +300,7 @@ def _retune(points: Sequence[AugmentedPassage], plan: Plan, encoder: Encoder) ->
             replace(
                 point,
                 generated_queries=queries,
-                vectors={XQG_VECTOR: fused, PASSAGE_VECTOR: plain},
+                vectors={XQG_VECTOR: fused, PASSAGE_VECTOR: vector},
                 content_hash=content_hash,
                 recipe=recipe_hash,
                 terms=find_terms(point.passage, queries) if recipe.sparse else None,

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xqg_qdrant.errors import InputError, InUseError, MismatchError
-from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_recipe, read_layout
+from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_plain, hash_recipe, read_layout
 from xqg_qdrant.records import XQG_VECTOR
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.points import check_collection_name
-from xqg_qdrant.stores.protocol import Store
+from xqg_qdrant.stores.protocol import SearchLimitError, Store
 from xqg_qdrant.streams import batched
 
 BATCH = 1000
@@ -34,6 +34,7 @@ class Status(NamedTuple):
         fingerprint: The one that new points get.
         recipes: Number of points by the hash of their recipe.
         aliases: Aliases of the collection, with its name; if `collection` is an alias, that one alone.
+        paused: Whether a load that is running, or was killed, keeps a server from indexing the collection.
         points: Number of points of another program's collection, of which the recipes are not counted.
         in_use: Which process holds the collection, so that nothing could be counted.
     """
@@ -43,6 +44,7 @@ class Status(NamedTuple):
     fingerprint: Fingerprint
     recipes: Counter[str]
     aliases: Mapping[str, str] = MappingProxyType({})
+    paused: bool = False
     points: int | None = None
     in_use: str = ""
 
@@ -60,7 +62,23 @@ class Status(NamedTuple):
     def retuned(self) -> int | None:
         """Return the number of passages done by an unfinished retune; None if there is none."""
         wanted = self.fingerprint.get(RETUNING_FIELD)
-        return None if wanted is None else self.recipes[hash_recipe(wanted)]
+        if wanted is None:
+            return None
+        return sum(self.recipes[made_by] for made_by in {hash_recipe(wanted), hash_plain(wanted)} - {self._plain})
+
+    @property
+    def plain(self) -> int:
+        """Return the number of passages whose queries are still to be written."""
+        return self.recipes[self._plain]
+
+    @property
+    def earlier(self) -> int:
+        """Return the number of passages made by none of these: by an earlier recipe."""
+        return self.passages - self.current - self.plain - (self.retuned or 0)
+
+    @property
+    def _plain(self) -> str:
+        return hash_plain(self.fingerprint)
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as JSON values."""
@@ -71,6 +89,10 @@ class Status(NamedTuple):
             "passages": None if self.in_use else self.passages,
             "in_use": self.in_use or None,
             "recipes": dict(self.recipes),
+            "indexing_paused": self.paused,
+            "current": self.current,
+            "plain": self.plain,
+            "earlier": self.earlier,
             "fingerprint": self.fingerprint,
         }
 
@@ -91,9 +113,11 @@ def read_status(store: Store, collection: str) -> Iterator[Status]:
         if read_layout(fingerprint) is not None:
             yield status._replace(points=store.count(collection))
             return
+        status = status._replace(paused=store.is_paused(collection))
         for batch in batched(store.scroll_stored(collection), BATCH):
             recipes.update(stored.recipe for stored in batch)
             yield status
+        yield status
     except InUseError as error:
         yield status._replace(in_use=error.message)
 
@@ -109,6 +133,11 @@ def count_collections(store: Store) -> dict[str, int | str]:
         except InUseError:
             counts[name] = "in use by another process"
     return counts
+
+
+def list_paused(store: Store, collections: Iterable[str]) -> list[str]:
+    """Return those of the collections whose indexing is paused."""
+    return [name for name in collections if store.is_paused(name)]
 
 
 def list_aliases(store: Store, collection: str) -> list[str]:
@@ -208,6 +237,14 @@ def switch_alias(store: Store, alias: str, collection: str) -> Switch | None:
     passages_before = store.count(before) if before else 0
     store.switch_alias(alias, collection)
     return Switch(alias, collection, passages, before, passages_before)
+
+
+def describe_recall(store: Store, collection: str) -> str:
+    """Return the recall in words, or why it cannot be measured."""
+    try:
+        return str(measure_recall(store, collection))
+    except SearchLimitError as error:
+        return f"The recall cannot be measured: {error.message}"
 
 
 def measure_recall(store: Store, collection: str, vector_name: str = XQG_VECTOR) -> Recall:

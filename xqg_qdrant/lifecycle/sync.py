@@ -15,12 +15,15 @@ from xqg_qdrant.corpus.seen_ids import TextSet
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import (
     GIVEN,
+    PLAIN,
     QUERIES_FIELD,
-    RETUNING_FIELD,
     Fingerprint,
     hash_content,
+    hash_plain,
     hash_recipe,
+    is_plain,
     refuse_mismatch,
+    without_progress,
 )
 from xqg_qdrant.records import Passage, QueriedPassage, Reject
 from xqg_qdrant.stores import Store, read_existing_fingerprint
@@ -109,9 +112,13 @@ def plan_sync(
         MismatchError: a retune is unfinished, or only one of corpus and collection has given queries.
     """
     fingerprint = read_existing_fingerprint(store, collection)
-    wanted = {name: value for name, value in fingerprint.items() if name not in (QUERIES_FIELD, RETUNING_FIELD)}
-    given = {} if inputs.queries is None else {QUERIES_FIELD: GIVEN}
-    refuse_mismatch(collection, fingerprint, wanted | given)
+    wanted = without_progress(fingerprint)
+    wanted.pop(QUERIES_FIELD, None)
+    if inputs.queries is not None:
+        wanted[QUERIES_FIELD] = GIVEN
+    elif is_plain(fingerprint):
+        wanted[QUERIES_FIELD] = PLAIN
+    refuse_mismatch(collection, fingerprint, wanted)
     found, seen = Comparison(), TextSet()
     with bars(total, " rows compared") as bar:
         for latest in compare(inputs.read(), store, collection, fingerprint, seen, tell):
@@ -173,7 +180,7 @@ def compare(
         tell: called with the kind of change and the id of each passage that differs.
     """
     given = fingerprint.get(QUERIES_FIELD) == GIVEN
-    recipe_hash = hash_recipe(fingerprint)
+    recipe_hash = hash_plain(fingerprint) if is_plain(fingerprint) else hash_recipe(fingerprint)
     found = Comparison()
     for batch in batched(rows, BATCH):
         found = _add(found, batch, store, collection, recipe_hash, given, tell)
@@ -224,8 +231,9 @@ def _add(
             wanted[passage.passage_id] = hash_content(passage, recipe_hash, queries)
     stored = store.read_content_hashes(collection, list(wanted))
     differing = [passage_id for passage_id, content_hash in wanted.items() if stored.get(passage_id) != content_hash]
-    for passage_id in differing if tell is not None else ():
-        tell("changed" if passage_id in stored else "new", passage_id)
+    if tell is not None:
+        for passage_id in differing:
+            tell("changed" if passage_id in stored else "new", passage_id)
     unchanged = len(wanted) - len(differing)
     return found._replace(
         new=found.new + len(wanted) - len(stored),

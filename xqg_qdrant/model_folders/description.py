@@ -26,10 +26,10 @@ from xqg_qdrant.model_folders.files import (
     read_json,
     suffix_of,
 )
+from xqg_qdrant.model_folders.tokenizer_settings import TOKENIZER_FILE, are_tokenizer_settings
 from xqg_qdrant.text import show
 
 DESCRIPTION_FILE = "xqg.json"
-TOKENIZER_FILE = "tokenizer.json"
 GRAPH_FILES = {"encoder": ("model.onnx",), "generator": ("encoder.onnx", "decoder.onnx", "head.onnx")}
 FORMAT = 1
 
@@ -143,6 +143,8 @@ def check_description(about: Mapping[str, Any], kind: str) -> None:
     _check_fields(about, (FOREIGN_RULES if foreign else RULES)[kind])
     if kind == "generator":
         _check_generator(about)
+    if not are_tokenizer_settings(about.get("tokenizer", {})):
+        raise ValueError(f"has invalid tokenizer settings {show(about['tokenizer'])}")
     _check_files(about, kind, foreign)
 
 

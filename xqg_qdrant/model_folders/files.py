@@ -158,7 +158,7 @@ def read_object(folder: Path, name: str, links_allowed: bool = False) -> dict[st
     return content
 
 
-def read_checked(folder: Path, name: str, links_allowed: bool = False) -> Any:  # noqa: ANN401
+def read_checked(folder: Path, name: str, links_allowed: bool = False, largest: int = LARGEST_JSON) -> Any:  # noqa: ANN401
     """Check a JSON file as `check_file` does, and read it.
 
     With `links_allowed` only the content is checked: the hub's cache of checkpoints consists of symbolic links.
@@ -168,7 +168,7 @@ def read_checked(folder: Path, name: str, links_allowed: bool = False) -> Any:  
     """
     if not links_allowed:
         check_file(folder, name)
-    return read_json(folder / name, LARGEST_JSON)
+    return read_json(folder / name, largest)
 
 
 def read_json(path: Path, largest: int) -> Any:  # noqa: ANN401

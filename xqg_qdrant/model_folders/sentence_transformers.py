@@ -37,13 +37,20 @@ from xqg_qdrant.model_folders.files import (
     read_object,
 )
 from xqg_qdrant.model_folders.onnx_scan import read_outputs
+from xqg_qdrant.model_folders.tokenizer_settings import (
+    CONFIG_FILE,
+    TOKENIZER_CONFIG_FILE,
+    read_tokenizer_settings,
+)
 from xqg_qdrant.text import show
 
-CONFIG_FILE = "config.json"
 MODULES_FILE = "modules.json"
-LENGTH_FILE = "sentence_bert_config.json"
+# sentence-transformers reads the first of these that is not empty; it writes the first name only.
+TRANSFORMER_FILES = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 PROMPTS_FILE = "config_sentence_transformers.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 WEIGHTS_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
 GRAPH_FOLDERS = ("", "onnx/")
 DECODER_GRAPH, MERGED_DECODER_GRAPH = "decoder_model.onnx", "decoder_model_merged.onnx"
@@ -64,7 +71,21 @@ ACTIVATIONS = {
 }
 # sentence-transformers' own default.
 DEFAULT_ACTIVATION = "torch.nn.modules.activation.Tanh"
-LOWERCASE_CURE = f"put a Lowercase normaliser into its {TOKENIZER_FILE}, and set do_lower_case to false"
+QUERY_PROMPTS = ("query",)
+PASSAGE_PROMPTS = ("document", "passage", "corpus")
+# Arguments for transformers that change no vector beyond its last digits.
+HARMLESS_ARGUMENTS = frozenset({
+    "add_pooling_layer", "attn_implementation", "clean_up_tokenization_spaces", "device_map", "dtype",
+    "low_cpu_mem_usage", "padding_side", "torch_dtype", "trust_remote_code", "unpad_inputs", "use_fast",
+    "use_memory_efficient_attention", "use_safetensors",
+})  # fmt: skip
+# Fields of the transformer's settings → the values with which vectors are computed here.
+COMPUTED_HERE: dict[str, tuple[object, ...]] = {
+    "transformer_task": ("feature-extraction",),
+    "module_output_name": ("token_embeddings",),
+    "query_expansion": (None,),
+}
+READ_HERE = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
 class EncoderOverrides(NamedTuple):
@@ -91,6 +112,15 @@ class Modules(NamedTuple):
     includes_prompt: bool
     dense: tuple[str, ...]
     normalise: bool
+
+
+class Transformer(NamedTuple):
+    """How sentence-transformers feeds the transformer: limits in tokens, None where there is none; lowercasing."""
+
+    max_length: int | None = None
+    query_length: int | None = None
+    passage_length: int | None = None
+    lowercase: bool = False
 
 
 class DenseSettings(NamedTuple):
@@ -193,50 +223,103 @@ def read_dense_settings(path: Path, folder: str, links_allowed: bool = False) ->
     return DenseSettings(ACTIVATIONS[activation], frozenset(["linear.weight", *bias]))
 
 
-def read_max_length(path: Path, links_allowed: bool = False) -> int | None:
-    """Return sentence-transformers' limit of a text in tokens; None if there is none.
+def read_transformer(path: Path, links_allowed: bool = False) -> Transformer:
+    """Read how sentence-transformers feeds the transformer.
 
     Raises:
-        ModelError: texts are lowercased outside the tokenizer.
+        ModelError: a setting decides vectors that are not computed here.
     """
-    transformer = read_object(path, LENGTH_FILE, links_allowed)
-    if transformer.get("do_lower_case"):
-        raise ModelError(
-            f"{path} lowercases texts outside its tokenizer (do_lower_case), which xqg does not support.",
-            LOWERCASE_CURE,
-        )
-    return _whole(transformer.get("max_seq_length"))
+    for file in TRANSFORMER_FILES:
+        settings = read_object(path, file, links_allowed)
+        if settings:
+            break
+    for name, known in COMPUTED_HERE.items():
+        if settings.get(name, known[0]) not in known:
+            raise _not_obeyed(path, file, name, settings[name])
+    modalities = settings.get("modality_config", {"text": READ_HERE})
+    text = modalities.get("text") if isinstance(modalities, dict) else None
+    # A model with messages gets a text through its chat template.
+    if (
+        not isinstance(text, dict)
+        or "message" in modalities
+        or any(text.get(name) != value for name, value in READ_HERE.items())
+    ):
+        raise _not_obeyed(path, file, "modality_config", modalities)
+    for kind in ("model", "tokenizer", "processor", "config"):
+        for name in (f"{kind}_args", f"{kind}_kwargs"):
+            _check_arguments(path, file, name, settings.get(name))
+    _check_arguments(path, file, "processing_kwargs", settings.get("processing_kwargs"))
+    lengths = (_whole(settings.get(name)) for name in ("max_seq_length", "query_length", "document_length"))
+    return Transformer(*lengths, lowercase=bool(settings.get("do_lower_case")))
+
+
+def is_compared_by_cosine(path: Path, links_allowed: bool = False) -> bool:
+    """Return whether vectors are compared by cosine, and therefore normalised for a dot product.
+
+    sentence-transformers 3 and newer write null where their default, cosine, applies. Older releases write no such
+    field; then the modules alone decide.
+
+    Raises:
+        ModelError: vectors are compared or shortened in a way that is not supported.
+    """
+    settings = read_object(path, PROMPTS_FILE, links_allowed)
+    similarity = settings.get("similarity_fn_name", "dot")
+    if similarity not in ("cosine", "dot", None):
+        raise _not_obeyed(path, PROMPTS_FILE, "similarity_fn_name", similarity)
+    if settings.get("model_type", "SentenceTransformer") != "SentenceTransformer":
+        raise _not_obeyed(path, PROMPTS_FILE, "model_type", settings["model_type"])
+    if settings.get("truncate_dim") is not None:
+        raise _not_obeyed(path, PROMPTS_FILE, "truncate_dim", settings["truncate_dim"])
+    return similarity != "dot"
 
 
 def read_prefixes(
     path: Path, query_prefix: str | None, passage_prefix: str | None, links_allowed: bool = False
 ) -> dict[str, str]:
-    """Return `query_prefix` and `passage_prefix`: the overrides, else the prompts that sentence-transformers uses.
+    """Return `query_prefix` and `passage_prefix`: the overrides, else the prompts of `encode_query`, `encode_document`.
 
     Raises:
-        ModelError: a prompt is not text.
+        ModelError: a prompt is not text, or only the default prompt, which these two do not use, is set.
     """
-    prompts = read_object(path, PROMPTS_FILE, links_allowed).get("prompts") or {}
-    # The names and their order are those of sentence-transformers' encode_query and encode_document.
+    settings = read_object(path, PROMPTS_FILE, links_allowed)
+    prompts = {} if settings.get("prompts") is None else settings["prompts"]
+    named = isinstance(prompts, dict) and {*QUERY_PROMPTS, *PASSAGE_PROMPTS}.intersection(prompts)
+    default = settings.get("default_prompt_name")
+    if default is not None and not named and None in (query_prefix, passage_prefix):
+        raise ModelError(
+            f"{path / PROMPTS_FILE} has default_prompt_name = {show(default)}, and no prompt for queries or passages.",
+            f"set both: xqg describe {path} --query-prefix TEXT --passage-prefix TEXT, or the same of xqg export",
+        )
     return {
-        "query_prefix": _choose_prompt(path, prompts, "query_prefix", query_prefix, "query"),
-        "passage_prefix": _choose_prompt(
-            path, prompts, "passage_prefix", passage_prefix, "document", "passage", "corpus"
-        ),
+        "query_prefix": _choose_prompt(path, prompts, "query_prefix", query_prefix, QUERY_PROMPTS),
+        "passage_prefix": _choose_prompt(path, prompts, "passage_prefix", passage_prefix, PASSAGE_PROMPTS),
     }
 
 
-def _choose_prompt(path: Path, prompts: object, field: str, override: str | None, *names: str) -> str:
+def _choose_prompt(path: Path, prompts: object, field: str, override: str | None, names: Sequence[str]) -> str:
     if override is not None:
         return override
     found: Any = [prompts]
     if isinstance(prompts, dict):
-        found = next((prompts[name] for name in names if prompts.get(name)), "")
+        # A prompt may be empty on purpose.
+        found = next((prompts[name] for name in names if prompts.get(name) is not None), "")
     try:
         check_prefix(field, found)
     except ValueError as error:
         raise ModelError(f"{path / PROMPTS_FILE} {error}.", "correct the prompts in that file") from error
     return str(found)
+
+
+def _check_arguments(path: Path, file: str, name: str, arguments: object) -> None:
+    if arguments and not (isinstance(arguments, dict) and HARMLESS_ARGUMENTS.issuperset(arguments)):
+        raise _not_obeyed(path, file, name, arguments)
+
+
+def _not_obeyed(path: Path, file: str, name: str, value: object) -> ModelError:
+    return ModelError(
+        f"{path / file} has {name} = {show(value)}, which xqg does not support.",
+        f"use another model; or remove {name} from that file, if you want vectors without it",
+    )
 
 
 def _name_module(kind: str) -> str:
@@ -248,7 +331,10 @@ def _pooling_modes(config: Mapping[str, Any]) -> list[Any]:
     # The old form has a flag for each mode; several that are set are concatenated, which is not supported.
     prefix = "pooling_mode_"
     flags = [name.removeprefix(prefix) for name, value in config.items() if name.startswith(prefix) and value]
-    return [config["pooling_mode"]] if "pooling_mode" in config else flags
+    if "pooling_mode" not in config:
+        return flags
+    mode = config["pooling_mode"]
+    return mode if isinstance(mode, list) and len(mode) == 1 else [mode]
 
 
 def _refuse_pickle(folder: Path) -> None:
@@ -290,10 +376,14 @@ def _read_settings(path: Path, graph: str, modules: Modules | None, overrides: E
     if output == TEXT_OUTPUT:
         if overrides.pooling is not None:
             raise ModelError(f"{path / graph} pools inside.", "leave out --pooling, and if need be give --normalise")
-        pooling, normalise = IN_GRAPH, bool(overrides.normalise)
+        pooling, normalise = IN_GRAPH, overrides.normalise
+        if normalise is None:
+            normalise = is_compared_by_cosine(path)
     else:
         pooling, normalise = _read_pooling(path, graph, modules, overrides)
-    length = _read_length(path, overrides)
+    transformer = read_transformer(path)
+    tokenizer = read_tokenizer_settings(path, transformer.lowercase)
+    longest_query, longest_passage = _read_lengths(path, transformer, overrides)
     prefixes = read_prefixes(path, overrides.query_prefix, overrides.passage_prefix)
     if modules and not modules.includes_prompt and output != TEXT_OUTPUT and any(prefixes.values()):
         raise ModelError(
@@ -307,10 +397,11 @@ def _read_settings(path: Path, graph: str, modules: Modules | None, overrides: E
         "pooling": pooling,
         "normalise": normalise,
         **prefixes,
-        "max_query_tokens": overrides.max_query_tokens or length,
-        "max_passage_tokens": overrides.max_passage_tokens or length,
+        "max_query_tokens": longest_query,
+        "max_passage_tokens": longest_passage,
         "output": output,
         "dense": list(modules.dense) if modules and output != TEXT_OUTPUT else [],
+        **({"tokenizer": tokenizer} if tokenizer else {}),
     }
 
 
@@ -328,7 +419,9 @@ def _choose_output(path: Path, graph: str, outputs: Sequence[str], pooled: bool)
 
 def _read_pooling(path: Path, graph: str, modules: Modules | None, overrides: EncoderOverrides) -> tuple[str, bool]:
     pooling = overrides.pooling or (modules.pooling if modules else None)
-    normalise = overrides.normalise if overrides.normalise is not None else modules.normalise if modules else None
+    normalise = overrides.normalise
+    if normalise is None and modules:
+        normalise = is_compared_by_cosine(path) or modules.normalise
     if pooling is None or normalise is None:
         raise ModelError(
             f"{path} does not say how the token vectors of {graph} become one vector, nor whether that is normalised: "
@@ -339,24 +432,26 @@ def _read_pooling(path: Path, graph: str, modules: Modules | None, overrides: En
     return pooling, normalise
 
 
-def _read_length(path: Path, overrides: EncoderOverrides) -> int | None:
-    """Return how many tokens a text may have: the least number in the files."""
+def _read_lengths(path: Path, transformer: Transformer, overrides: EncoderOverrides) -> tuple[int | None, int | None]:
+    """Return how many tokens a query and a passage may have."""
     config = read_object(path, CONFIG_FILE)
     positions = _whole(config.get("max_position_embeddings"))
     if positions is not None and config.get("model_type") in OFFSET_MODEL_TYPES:
         positions -= 1 + (_whole(config.get("pad_token_id")) or 0)
-    found = (
-        positions,
-        read_max_length(path),
-        _whole(read_object(path, TOKENIZER_CONFIG_FILE).get("model_max_length")),
-    )
-    lengths = [length for length in found if length is not None]
-    if not lengths and None in (overrides.max_query_tokens, overrides.max_passage_tokens):
-        raise ModelError(
-            f"{path} does not say how many tokens a text may have.",
-            f"set it: xqg describe {path} --max-query-tokens 512 --max-passage-tokens 512",
-        )
-    return min(lengths, default=None)
+    longest = transformer.max_length or _whole(read_object(path, TOKENIZER_CONFIG_FILE).get("model_max_length"))
+    lengths = []
+    for override, own in (
+        (overrides.max_query_tokens, transformer.query_length),
+        (overrides.max_passage_tokens, transformer.passage_length),
+    ):
+        found = [length for length in (own or longest, positions) if length is not None]
+        if not found and override is None:
+            raise ModelError(
+                f"{path} does not say how many tokens a text may have.",
+                f"set it: xqg describe {path} --max-query-tokens 512 --max-passage-tokens 512",
+            )
+        lengths.append(override or min(found))
+    return lengths[0], lengths[1]
 
 
 def _whole(value: object) -> int | None:

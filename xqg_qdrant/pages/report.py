@@ -16,12 +16,13 @@ from xqg_qdrant.evaluation.significance import TestName
 from xqg_qdrant.pages.changes import Changes, view_changes
 from xqg_qdrant.pages.evaluations import (
     Evaluation,
+    HubsView,
     SideBySide,
     view_evaluation,
+    view_hubs,
     view_robustness,
     view_side_by_side,
 )
-from xqg_qdrant.pages.hubs import HubsView, view_hubs
 from xqg_qdrant.pages.sweeps import Pilot, Sweep, load_report, view_pilot, view_sweep
 from xqg_qdrant.pages.templates import open_templates
 

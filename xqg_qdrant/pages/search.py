@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.resources import files
 from threading import Lock
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from xqg_qdrant.pages.templates import open_templates
 from xqg_qdrant.printing import format_asked_language
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, GeneratedQuery
 from xqg_qdrant.retrieval import HYBRID, OFFSET, Hit, Ranker, check_collection, match_queries
-from xqg_qdrant.stores import read_existing_fingerprint
+from xqg_qdrant.stores import is_server, read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Store
 
 # The text shown at first, and when a passage is opened; the JSON has all of it.
@@ -154,7 +155,8 @@ class Finder:
         self._store = store
         self._encoder = encoder
         self._ranker = Ranker(store, collection, encoder)
-        self._lock = Lock()
+        # A server answers many at once, and one question must not wait for another that it does not answer.
+        self._lock: AbstractContextManager[object] = nullcontext() if is_server(store.location) else Lock()
 
     def find_language(self, question: str) -> AskedLanguage | None:
         """Return the language whose offset is subtracted; None if the collection is not calibrated."""
@@ -165,7 +167,7 @@ class Finder:
 
         The ranking by plain vectors comes first.
         """
-        vector = self._encoder.encode_queries([question])
+        vector = self._ranker.encode([question])
         with self._lock:
             found = {name: self._ranker.rank([question], vector, name, limit)[0] for name in self._rankings}
         # In one call, because the rankings share many passages.

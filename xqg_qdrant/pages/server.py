@@ -38,7 +38,7 @@ MOST_LIMIT = 50
 LONGEST_QUESTION = 1000
 API = "/api/"
 # How long a request in progress may take when the server stops.
-GRACE_SECONDS = 10
+GRACE_SECONDS = 2
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; "
@@ -136,9 +136,8 @@ def make_app(finder: Finder, names: Iterable[str] = ()) -> ASGIApp:
     def explain_ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, XqgError)
         where = f"collection {finder.collection!r} in {finder.location}"
-        return explain(
-            request, Problem(503 if isinstance(error, StoreError) else 500, error.message, where, error.cure)
-        )
+        status = 400 if isinstance(error, InputError) else 503 if isinstance(error, StoreError) else 500
+        return explain(request, Problem(status, error.message, where, error.cure))
 
     def explain_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

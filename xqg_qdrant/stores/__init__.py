@@ -6,6 +6,7 @@ An engine is imported only when one of its stores is opened.
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,11 +33,15 @@ __all__ = [
 ]
 
 DEFAULT_PORT = 6333
+# The patience of commands that someone sits before, and of a page that someone looks at.
+ASKING_SECONDS, SERVING_SECONDS = 10.0, 2.0
 EDGE, LOCAL = "edge:", "local:"
 FORMS = "edge:DIR, DIR, local:DIR, :memory:, http://HOST:PORT or https://HOST:PORT"
 
 
-def open_store(location: str, api_key: str | None = None, sharding: Sharding | None = None) -> Store:
+def open_store(
+    location: str, api_key: str | None = None, sharding: Sharding | None = None, patience: float = math.inf
+) -> Store:
     """Open the store at a location; a server gets no request before the first method call.
 
     Args:
@@ -44,6 +49,8 @@ def open_store(location: str, api_key: str | None = None, sharding: Sharding | N
             `http(s)://HOST:PORT` (a server or a cluster).
         api_key: the server's key; other stores ignore it.
         sharding: how a server spreads new collections; existing ones must match it.
+        patience: the most seconds to wait for a server's answer, and to repeat a request that fails; by default as
+            long as suits a load, which is a minute for an answer, and five for a server that restarts.
 
     Raises:
         InputError: the location has another form, or a sharding is given without a server.
@@ -58,7 +65,7 @@ def open_store(location: str, api_key: str | None = None, sharding: Sharding | N
     if find_directory(location) is None or location.startswith(LOCAL):
         from xqg_qdrant.stores.server.client import ClientStore
 
-        return ClientStore(location, api_key, sharding)
+        return ClientStore(location, api_key, sharding, patience)
     from xqg_qdrant.stores.edge.store import EdgeStore
 
     return EdgeStore(location.removeprefix(EDGE))
@@ -83,14 +90,16 @@ def find_directory(location: str) -> Path | None:
 
 def sends_key_in_clear(location: str, api_key: str | None) -> bool:
     """Return whether a key would cross a network unencrypted."""
-    parts = urlsplit(location) if location.startswith("http://") else None
-    if parts is None or not (api_key or "").strip():
-        return False
-    host = parts.hostname or ""
+    return location.startswith("http://") and bool((api_key or "").strip()) and not is_loopback(location)
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether a server's URL names this machine."""
+    host = urlsplit(url).hostname or ""
     try:
-        return not ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host != "localhost"
+        return host == "localhost"
 
 
 def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout | None) -> ForeignStore:

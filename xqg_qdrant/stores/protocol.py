@@ -13,6 +13,10 @@ from xqg_qdrant.stores.points import OUR_NAMES, VECTOR_NAMES, Names, check_vecto
 from xqg_qdrant.streams import batched
 
 
+class SearchLimitError(StoreError):
+    """The settings of the collection forbid such a search."""
+
+
 class Indexing(NamedTuple):
     """Progress of an index: seconds so far, and at the end whether anything `changed`."""
 
@@ -67,6 +71,9 @@ class Store(Protocol):
     def read_dim(self, collection: str) -> int:
         """Return the dimension of a collection's vectors."""
 
+    def read_sharding(self, collection: str) -> Sharding:
+        """Return how a server spreads a collection over its nodes; nothing for other stores."""
+
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each stored passage, by id; omit the others."""
 
@@ -109,6 +116,9 @@ class Store(Protocol):
 
         For servers, which index by themselves, this only waits. The client's local mode has no index.
         """
+
+    def is_paused(self, collection: str) -> bool:
+        """Return whether a load that is running, or was killed, keeps a server from indexing the collection."""
 
     def quantise(self, collection: str) -> None:
         """Build the index from int8 codes from the next indexing on; cannot be undone.
@@ -172,6 +182,12 @@ class Store(Protocol):
 
 # A wider tie is cut where the engine cuts it; finding its end could read a whole collection.
 MAX_TIES = 10_000
+
+
+def describe_pause(collection: str) -> tuple[str, str]:
+    """Return what a collection whose indexing is paused means for searches, and the cure."""
+    what = f"collection {collection!r} is not being indexed: an ingest or a copy into it is running, or was killed"
+    return f"{what}. Meanwhile searches may be slow", f"if none is running: xqg optimise --collection {collection}"
 
 
 class RawHit(Protocol):

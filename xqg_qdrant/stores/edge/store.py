@@ -39,6 +39,7 @@ from xqg_qdrant.stores.edge.index import (
 from xqg_qdrant.stores.points import Names, read_names
 from xqg_qdrant.stores.protocol import (
     Indexing,
+    Sharding,
     check_search,
     check_term_search,
     read_hit,
@@ -221,11 +222,19 @@ class EdgeStore:
             shutil.rmtree(removed)
             release_lock(self._locks.pop(collection))
 
+    def read_sharding(self, _collection: str) -> Sharding:
+        """Return nothing: the engine has no nodes."""
+        return Sharding()
+
     def count(self, collection: str) -> int:
         """Return the exact number of points."""
         shard = self._open(collection).shard
         with self._wrapped(f"count collection {collection!r}"):
             return shard.count(engine.CountRequest(exact=True))
+
+    def is_paused(self, collection: str) -> bool:
+        """Return False: the embedded engine indexes only when asked to."""
+        return False
 
     def read_aliases(self) -> None:
         """Return None: the engine has no aliases."""

@@ -5,6 +5,7 @@ The fingerprint is stored in the collection's metadata.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -31,9 +32,10 @@ from xqg_qdrant.stores.protocol import (
 from xqg_qdrant.stores.server import limits
 from xqg_qdrant.stores.server.foreign_points import read_foreign_hit
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, OpenCollection, describe_collection, fit
-from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding
-from xqg_qdrant.stores.server.requests import GrpcUpserts, NotFoundError, Wire, check_key, check_url, connect
+from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, find_sharding, is_paused
+from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_url, connect
 from xqg_qdrant.streams import batched
+from xqg_qdrant.text import check_key
 
 SCROLL_BATCH = 256
 READ_BATCH = 1000
@@ -43,15 +45,23 @@ REQUEST_SECONDS = 60
 class ClientStore:
     """A server, a cluster, or the client's local mode; `Store` documents the methods."""
 
-    def __init__(self, location: str, api_key: str | None = None, sharding: Sharding | None = None) -> None:
+    def __init__(
+        self,
+        location: str,
+        api_key: str | None = None,
+        sharding: Sharding | None = None,
+        patience: float = math.inf,
+    ) -> None:
         self.location = location
+        self._patience = patience
         self._sharding = sharding or Sharding()
         self._remote = is_server(location)
-        self._api_key = check_key(api_key) if self._remote else None
+        self._api_key = check_key(api_key, "QDRANT_API_KEY") if self._remote else None
         if self._remote:
             check_url(location)
-        self._wire = Wire(location, self._api_key, remote=self._remote)
+        self._wire = Wire(location, self._api_key, remote=self._remote, patience=patience)
         self._opened: dict[str, OpenCollection] = {}
+        self._writes, self._searches = Parts(), Parts()
         failed: Exception | None = None
         try:
             self._client = self._connect()
@@ -61,7 +71,6 @@ class ClientStore:
             raise self._wire.explain(failed, "open the store")
         self._load = ServerLoad(self._wire, self._client, location)
         self._cluster = Cluster(self._wire, self._client, location)
-        self._grpc = GrpcUpserts(self._client, location, REQUEST_SECONDS) if self._remote else None
 
     def collections(self) -> list[str]:
         """Return the names of the collections, sorted."""
@@ -111,6 +120,10 @@ class ClientStore:
         """Return the length of the collection's vectors."""
         return self._open(collection).dim
 
+    def read_sharding(self, collection: str) -> Sharding:
+        """Return how a server spreads the collection; nothing in local mode."""
+        return find_sharding(self._require_info(collection)) if self._remote else Sharding()
+
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each stored passage; transfers no vectors and no texts."""
         hashes = {}
@@ -126,15 +139,19 @@ class ClientStore:
         opened = self._open(collection)
         checked = layout.check_points(points, opened.dim, opened.sparse, opened.names)
         self._prepare(collection)
+
+        def send(part: Sequence[models.PointStruct]) -> models.UpdateResult:
+            action = f"write to collection {collection!r}"
+            return self._wire.ask(action, self._client.upsert, collection_name=collection, points=[*part], wait=True)
+
+        def name(point: models.PointStruct) -> str:
+            return f"passage {checked[str(point.id)][0].passage.passage_id!r}"
+
         for batch in limits.split_points(checked, opened.dim, opened.strict):
-            result = (self._grpc and self._grpc.try_upsert(collection, batch)) or self._wire.ask(
-                f"write to collection {collection!r}",
-                self._client.upsert,
-                collection_name=collection,
-                points=batch,
-                wait=True,
-            )
-            self._check_applied(result, collection)
+            for result in self._writes.send(
+                batch, send, lambda point: f"passage {checked[point.id][0].passage.passage_id!r}"
+            ):
+                self._check_applied(result, collection)
 
     def search(
         self, collection: str, vectors: FloatArray, vector_name: str, limit: int, exact: bool = False
@@ -262,6 +279,10 @@ class ClientStore:
         else:
             yield
 
+    def is_paused(self, collection: str) -> bool:
+        """Return whether `bulk_load` paused the indexing, here or in another process."""
+        return self._remote and is_paused(self._require_info(collection))
+
     def quantise(self, collection: str) -> None:
         """Let the server build the codes; the local mode ignores the setting."""
         self._open(collection)
@@ -298,16 +319,17 @@ class ClientStore:
     ) -> list[list[models.ScoredPoint]]:
         """Return the `count` best points of each query."""
         limit = fit(count, self._open(collection, also_foreign=True).strict.max_query_limit)
-        answers = self._wire.ask(
-            f"search collection {collection!r}",
-            self._client.query_batch_points,
-            collection_name=collection,
-            requests=[
-                models.QueryRequest(query=query, using=vector_name, limit=limit, with_payload=True, params=params)
-                for query in queries
-            ],
-        )
-        return [answer.points for answer in answers]
+        requests = [
+            models.QueryRequest(query=query, using=vector_name, limit=limit, with_payload=True, params=params)
+            for query in queries
+        ]
+
+        def send(part: Sequence[models.QueryRequest]) -> list[models.QueryResponse]:
+            action = f"search collection {collection!r}"
+            return self._wire.ask(action, self._client.query_batch_points, collection_name=collection, requests=[*part])
+
+        answers = self._searches.send(requests, send, lambda _: "a question's vector")
+        return [answer.points for part in answers for answer in part]
 
     def _retrieve(
         self,
@@ -345,7 +367,7 @@ class ClientStore:
                 return
 
     def _connect(self) -> QdrantClient:
-        return connect(self.location, self._api_key, REQUEST_SECONDS)
+        return connect(self.location, self._api_key, REQUEST_SECONDS, self._patience)
 
     def _prepare(self, collection: str) -> None:
         if self._remote:

@@ -13,21 +13,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from qdrant_client import models
 
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
-from xqg_qdrant.fingerprint import LAYOUT_PREFIX, describe_layout, read_layout, refuse_mismatch
+from xqg_qdrant.fingerprint import LAYOUT_PREFIX, describe_layout, hash_content, read_layout, refuse_mismatch
 from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, Passage, PayloadLayout, Reject
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.points import VECTOR_NAMES
 from xqg_qdrant.stores.server.client import READ_BATCH, SCROLL_BATCH, ClientStore
-from xqg_qdrant.stores.server.foreign_points import FOREIGN_KEY, find_problem, get_field, parse_point_id
+from xqg_qdrant.stores.server.foreign_points import (
+    FOREIGN_KEY,
+    find_problem,
+    get_field,
+    parse_point_id,
+    read_foreign_payload,
+)
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, describe_collection, fit, split_points
 from xqg_qdrant.streams import batched
 
 FIRST_VERSION = (1, 18)  # of the server, for adding vectors to an existing collection
+CONDITIONS = 1 + len(VECTOR_NAMES)  # of the filter for points that have our vectors
 OUR_FIELDS = ("generated_queries", "content_hash", "recipe")
 
 
@@ -51,6 +59,24 @@ class ForeignStore(ClientStore):
                     get_field(fields, name) for name in (self._payload_layout.text, self._payload_layout.title)
                 )
                 yield Passage(str(record.id), text, title or "")
+
+    def read_augmented(self, collection: str) -> Iterator[AugmentedPassage | Reject]:
+        """Yield each point's passage and queries without vectors, or a `Reject` if the point holds none.
+
+        Unlike in `read_passages`, a passage has the id that users see, and the other fields as its metadata. The recipe
+        of a point that is new, or whose text has changed, is empty.
+        """
+        for record in self._scroll(collection, SCROLL_BATCH, True, False):
+            fields = record.payload or {}
+            if problem := find_problem(fields, self._payload_layout):
+                source = f"{self.location}, collection {collection!r}, point {record.id}"
+                yield Reject(source, 0, problem, json.dumps(fields))
+                continue
+            passage, queries = read_foreign_payload(record.id, fields, self._payload_layout)
+            content, recipe = (str(get_field(fields, f"{FOREIGN_KEY}.{name}") or "") for name in OUR_FIELDS[1:])
+            augmented = replace(passage, passage_id=str(record.id), metadata={})
+            known = content == hash_content(augmented, recipe)
+            yield AugmentedPassage(passage, queries if known else (), {}, content, recipe if known else "")
 
     def read_fingerprint(self, collection: str) -> dict[str, Any] | None:
         """Return the models and the recipe that augmented the collection, None if it was not augmented.
@@ -146,22 +172,45 @@ class ForeignStore(ClientStore):
 
         The program that owns the points may have replaced them, keeping their payload and only its own vectors.
         """
-        vectors = [models.HasVectorCondition(has_vector=name) for name in VECTOR_NAMES]
         field = f"{FOREIGN_KEY}.content_hash"
-        hashes: dict[str, str] = {}
         strict = self._open(collection, also_foreign=True).strict
-        for ids in batched(passage_ids, fit(READ_BATCH, strict.max_query_limit, strict.read_rate_limit)):
-            records, _ = self._wire.ask(
-                f"read collection {collection!r}",
-                self._client.scroll,
-                collection_name=collection,
-                scroll_filter=models.Filter(must=[models.HasIdCondition(has_id=[*map(parse_point_id, ids)]), *vectors]),
-                limit=len(ids),
-                with_payload=[field],
-                with_vectors=False,
-            )
+        most = strict.filter_max_conditions
+        read, size = self._filter_augmented, READ_BATCH
+        if most is not None and most < CONDITIONS:
+            read, size = self._retrieve_augmented, SCROLL_BATCH
+        hashes: dict[str, str] = {}
+        for ids in batched(
+            map(parse_point_id, passage_ids),
+            fit(size, strict.max_query_limit, strict.read_rate_limit, strict.condition_max_size),
+        ):
+            records = read(collection, ids, field)
             hashes |= {str(record.id): str(get_field(record.payload or {}, field)) for record in records}
         return hashes
+
+    def _filter_augmented(
+        self, collection: str, ids: Sequence[models.ExtendedPointId], field: str
+    ) -> list[models.Record]:
+        """Return those of the points that have both of our vectors, with one field."""
+        vectors = [models.HasVectorCondition(has_vector=name) for name in VECTOR_NAMES]
+        records, _ = self._wire.ask(
+            f"read collection {collection!r}",
+            self._client.scroll,
+            collection_name=collection,
+            scroll_filter=models.Filter(must=[models.HasIdCondition(has_id=[*ids]), *vectors]),
+            limit=len(ids),
+            with_payload=[field],
+            with_vectors=False,
+        )
+        return records
+
+    def _retrieve_augmented(
+        self, collection: str, ids: Sequence[models.ExtendedPointId], field: str
+    ) -> list[models.Record]:
+        """Do the same where no filter may have so many conditions; this transfers the vectors."""
+        records = self._retrieve(collection, ids, [field], [*VECTOR_NAMES])
+        return [
+            record for record in records if isinstance(record.vector, dict) and set(VECTOR_NAMES) <= set(record.vector)
+        ]
 
     @contextmanager
     def bulk_load(self, collection: str, fast: bool) -> Iterator[None]:
@@ -182,30 +231,36 @@ class ForeignStore(ClientStore):
             for point, payload in layout.check_points(points, opened.dim).values()
         }
         action = f"write to collection {collection!r}"
+
+        def send(part: Sequence[models.PointStruct]) -> list[models.UpdateResult]:
+            written = self._wire.ask(
+                action,
+                self._client.update_vectors,
+                collection_name=collection,
+                points=[models.PointVectors(id=point.id, vector=point.vector) for point in part],
+                wait=True,
+            )
+            changes = [models.SetPayload(payload=point.payload or {}, points=[point.id]) for point in part]
+            return [
+                written,
+                *self._wire.ask(
+                    action,
+                    self._client.batch_update_points,
+                    collection_name=collection,
+                    update_operations=[models.SetPayloadOperation(set_payload=change) for change in changes],
+                    wait=True,
+                ),
+            ]
+
         for batch in split_points(ours, opened.dim, opened.strict):
             alive = self._retrieve(collection, [point.id for point in batch], False, False)
             ids = {str(record.id) for record in alive}
             kept = [point for point in batch if str(point.id) in ids]
             if not kept:
                 continue
-            result = self._wire.ask(
-                action,
-                self._client.update_vectors,
-                collection_name=collection,
-                points=[models.PointVectors(id=point.id, vector=point.vector) for point in kept],
-                wait=True,
-            )
-            self._check_applied(result, collection)
-            changes = [models.SetPayload(payload=point.payload or {}, points=[point.id]) for point in kept]
-            results = self._wire.ask(
-                action,
-                self._client.batch_update_points,
-                collection_name=collection,
-                update_operations=[models.SetPayloadOperation(set_payload=change) for change in changes],
-                wait=True,
-            )
-            for result in results:
-                self._check_applied(result, collection)
+            for results in self._writes.send(kept, send, lambda point: f"point {point.id}"):
+                for result in results:
+                    self._check_applied(result, collection)
 
     def _read_ours(self, collection: str, info: models.CollectionInfo) -> tuple[dict[str, Any], int]:
         """Return the payload layout as the fingerprint, so that inherited methods see a foreign collection."""

@@ -15,6 +15,7 @@ from xqg_qdrant.errors import StoreError
 from xqg_qdrant.fingerprint import is_sparse, read_layout
 from xqg_qdrant.records import TERMS_VECTOR, XQG_VECTOR, AugmentedPassage, PayloadLayout
 from xqg_qdrant.stores.points import OVERSAMPLING, VECTOR_NAMES, Names, read_names, rename
+from xqg_qdrant.stores.protocol import SearchLimitError
 
 FINGERPRINT_KEY = "xqg_fingerprint"  # in a collection's metadata
 SEARCH_BATCH = 32
@@ -99,15 +100,15 @@ def check_search(where: str, strict: models.StrictModeConfigOutput, limit: int, 
     """Check that strict mode allows a search.
 
     Raises:
-        StoreError: names the limit and its value.
+        SearchLimitError: names the limit and its value.
     """
     most = strict.max_query_limit
     if most is not None and limit > most:
         what = f"{where} does not return {limit} passages at once: its strict mode sets max_query_limit to {most}."
-        raise StoreError(what, f"ask for at most {most}")
+        raise SearchLimitError(what, f"ask for at most {most}")
     if exact and strict.search_allow_exact is False:
         cure = "search without exact comparison, or ask the owner of the server to allow it"
-        raise StoreError(f"{where} has no exact search: its strict mode sets search_allow_exact to false.", cure)
+        raise SearchLimitError(f"{where} has no exact search: its strict mode sets search_allow_exact to false.", cure)
 
 
 def make_search_params(strict: models.StrictModeConfigOutput, exact: bool) -> models.SearchParams:

@@ -6,9 +6,10 @@ stored with the collection: if a process is killed meanwhile, the next one that 
 
 from __future__ import annotations
 
+import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +18,9 @@ from qdrant_client import QdrantClient, models
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.stores.protocol import Indexing, Sharding, Snapshot
 from xqg_qdrant.stores.server.limits import check_write
-from xqg_qdrant.stores.server.requests import NotFoundError, Wire
+from xqg_qdrant.stores.server.requests import ForbiddenError, NotFoundError, Wire
+
+LOGGER = logging.getLogger(__name__)
 
 BULK_LOAD_KEY = "xqg_bulk_load"
 THRESHOLD = "indexing_threshold"
@@ -39,6 +42,7 @@ class ServerLoad:
         self._client = client
         self._location = location
         self._prepared: set[str] = set()
+        self._told: set[str] = set()
 
     def require_version(self, feature: str, first: tuple[int, int]) -> None:
         """Check that a server is new enough for a feature.
@@ -73,7 +77,7 @@ class ServerLoad:
                     field_schema=schema,
                     wait=True,
                 )
-        self.resume(collection)
+        self._if_allowed(self.resume, collection, "Its indexing stays as it is.")
         self._prepared.add(collection)
 
     def forget(self, collection: str) -> None:
@@ -82,17 +86,20 @@ class ServerLoad:
 
     @contextmanager
     def paused(self, collection: str) -> Iterator[None]:
-        """Pause indexing, if the server reports a threshold to restore."""
-        action = f"pause the indexing of {collection!r}"
+        """Pause indexing, if the key may change settings and the server reports a threshold to restore."""
         try:
-            config = self._read(action, collection).config.optimizer_config
-            # With prevent_unoptimized a write would wait forever for the index.
-            if config.indexing_threshold and not getattr(config, "prevent_unoptimized", None):
-                self._update(action, collection, metadata={BULK_LOAD_KEY: {THRESHOLD: config.indexing_threshold}})
-                self._update(action, collection, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0))
+            self._if_allowed(self._pause, collection, "It is indexed while it is filled, which only takes longer.")
             yield
         finally:
-            self.resume(collection)
+            self._if_allowed(self.resume, collection, "Its indexing stays as it is.")
+
+    def _pause(self, collection: str) -> None:
+        action = f"pause the indexing of {collection!r}"
+        config = self._read(action, collection).config.optimizer_config
+        # With prevent_unoptimized a write would wait forever for the index.
+        if config.indexing_threshold and not getattr(config, "prevent_unoptimized", None):
+            self._update(action, collection, metadata={BULK_LOAD_KEY: {THRESHOLD: config.indexing_threshold}})
+            self._update(action, collection, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0))
 
     def resume(self, collection: str) -> None:
         """Restore what `paused` changed, here or in a process that was killed."""
@@ -135,6 +142,15 @@ class ServerLoad:
                 cure = "look at the server's log, then run xqg optimise; the points are stored"
                 raise StoreError(f"the server has indexed nothing of {collection!r} for {STUCK_SECONDS:.0f} s.", cure)
             time.sleep(POLL_SECONDS)
+
+    def _if_allowed(self, change: Callable[[str], None], collection: str, otherwise: str) -> None:
+        """Change a collection's settings; warn, once, if the key may not, as a key for one collection."""
+        try:
+            change(collection)
+        except ForbiddenError as error:
+            if error.message not in self._told:
+                self._told.add(error.message)
+                LOGGER.warning("%s %s", error.message, otherwise)
 
     def _read(self, action: str, collection: str) -> models.CollectionInfo:
         return self._wire.ask(action, self._client.get_collection, collection_name=collection)
@@ -213,14 +229,25 @@ class Cluster:
         return Snapshot(made.name, named)
 
 
+def is_paused(info: models.CollectionInfo) -> bool:
+    """Return whether `ServerLoad.paused` keeps a collection from being indexed."""
+    kept = (info.config.metadata or {}).get(BULK_LOAD_KEY)
+    return bool(kept) and not info.config.optimizer_config.indexing_threshold
+
+
+def find_sharding(info: models.CollectionInfo) -> Sharding:
+    """Return how a collection is spread over nodes."""
+    params = info.config.params
+    return Sharding(params.shard_number, params.replication_factor, params.write_consistency_factor)
+
+
 def check_sharding(where: str, info: models.CollectionInfo, wanted: Sharding) -> None:
     """Check that a collection is sharded as wanted.
 
     Raises:
         MismatchError: names each setting that differs, with both values.
     """
-    params = info.config.params
-    found = Sharding(params.shard_number, params.replication_factor, params.write_consistency_factor)
+    found = find_sharding(info)
     differences = [
         f"{name} {found._asdict()[name]}, not {value}"
         for name, value in wanted._asdict().items()
