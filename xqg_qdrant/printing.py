@@ -12,7 +12,6 @@ from urllib.parse import quote, urlsplit
 
 from xqg_qdrant.augmentation.calibration import AskedLanguage
 from xqg_qdrant.augmentation.pipeline import Totals
-from xqg_qdrant.corpus.dead_letters import suggest_cure
 from xqg_qdrant.evaluation import FEWEST_QUESTIONS
 from xqg_qdrant.evaluation.comparison import SIGNIFICANT, Comparison, Report, describe_content, is_gain
 from xqg_qdrant.evaluation.hubs import NEIGHBOURS, Hub, Hubs
@@ -82,7 +81,7 @@ def format_rejected(totals: Totals, path: Path) -> str:
     for count, first in totals.reasons.commonest():
         where = f"{first.source}, line {first.line}" if first.line else first.source
         lines.append(one_line(f"  {count} × {first.reason[:LONGEST_REASON]} (first: {where})"))
-    if totals.rejected == totals.rows and (cure := suggest_cure(totals.reasons.commonest()[0][1])):
+    if totals.rejected == totals.rows and (cure := totals.reasons.suggest_cure()):
         lines += ["No row could be used, and nothing was stored.", f"Cure: {one_line(cure)}."]
     return "\n".join(lines)
 

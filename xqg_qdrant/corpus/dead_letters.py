@@ -41,9 +41,12 @@ class Reasons:
         """Return the counts of the commonest kinds, each with its first reject."""
         return [(count, self._first[kind]) for kind, count in self._counts.most_common(SHOWN_KINDS)]
 
+    def suggest_cure(self) -> str:
+        """Return what probably helps if all rows were rejected; empty if nothing is known."""
+        return _suggest_cure(self.commonest()[0][1]) if self._counts else ""
 
-def suggest_cure(reject: Reject) -> str:
-    """Return what probably helps if all rows were rejected like this one; empty if nothing is known."""
+
+def _suggest_cure(reject: Reject) -> str:
     if reject.reason.startswith(("malformed JSON", "not a JSON object")):
         return "write one JSON object per line, a JSON array of objects, or a table with a header line (.csv, .tsv)"
     try:
