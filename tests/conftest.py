@@ -16,6 +16,7 @@ from writing import Write, writer
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
+from xqg_qdrant.secrets import remember_environment
 
 # Only tests marked `server` may reach a server, by `real_server`: no other test may leave anything there. The workers
 # of pytest-xdist inherit the changed environment.
@@ -34,6 +35,13 @@ def _run_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
     # pytest-xdist puts the folder of each worker into that of the run.
     os.environ["XQG_TEST_RUN"] = str(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets() -> Iterator[None]:
+    """Forget after each test which secrets it used: to the next they are words."""
+    yield
+    remember_environment({})
 
 
 @pytest.fixture(scope="session")

@@ -248,10 +248,11 @@ def test_a_source_that_is_changed_meanwhile_is_an_error(places: Places) -> None:
     store, target, points = places.open("memory"), places.open("edge"), make_points(20)
     fill(store, points[:19])
     for meddle in (
+        lambda: store.upsert("docs", [replace(points[0], content_hash="of another program")]),
         lambda: store.delete("docs", ["passage 1"]),
         lambda: store.write_fingerprint("docs", {**FINGERPRINT, "recipe.alpha": 0.5}),
     ):
-        source: Any = Meddling(store, "count", 1, meddle)
+        source: Any = Meddling(store, "scroll", 2, meddle)
         if store.count("docs") == 18:
             source = Meddling(store, "read_fingerprint", 2, meddle)
             target = places.open("edge", "another")

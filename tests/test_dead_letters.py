@@ -26,12 +26,19 @@ def test_rejects_can_be_read_as_jsonl_as_soon_as_they_are_written(tmp_path: Path
     assert letters_in(path) == [FIRST._asdict(), SECOND._asdict()]
 
 
+def write_earlier(path: Path) -> str:
+    with DeadLetters(path) as dead_letters:
+        dead_letters.write([FIRST])
+    return path.read_text()
+
+
 def test_those_of_an_earlier_run_stay_until_this_one_has_something_to_say(tmp_path: Path) -> None:
     path = tmp_path / "dead.jsonl"
-    path.write_text("earlier")
-    with DeadLetters(path):
-        pass
-    assert path.read_text() == "earlier"
+    earlier = write_earlier(path)
+    dead_letters = DeadLetters(path)
+    dead_letters.write([])
+    dead_letters.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert path.read_text() == earlier
     with DeadLetters(path) as dead_letters:
         dead_letters.write([SECOND])
     assert letters_in(path) == [SECOND._asdict()]
@@ -39,10 +46,51 @@ def test_those_of_an_earlier_run_stay_until_this_one_has_something_to_say(tmp_pa
 
 def test_a_run_without_rejects_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "dead.jsonl"
-    path.write_text("earlier")
+    for prepare in (write_earlier, Path.touch, lambda path: None):
+        prepare(path)
+        with DeadLetters(path) as dead_letters:
+            dead_letters.write([])
+        assert not path.exists()
+
+
+def test_runs_at_the_same_time_keep_all_rejects_of_both(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    for earlier in (False, True):
+        if earlier:
+            write_earlier(path)
+        with DeadLetters(path) as without, DeadLetters(path) as one, DeadLetters(path) as other:
+            one.write([FIRST])
+            other.write([SECOND])
+            one.write([SECOND])
+            without.write([])
+        assert letters_in(path) == [FIRST._asdict(), SECOND._asdict(), SECOND._asdict()]
+        path.unlink()
+
+
+def test_a_file_of_the_user_is_replaced_only_if_that_was_said(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    for content in ('{"id": "a", "text": "a corpus"}\n', "notes", "{", "[" * 100_000):
+        path.write_text(content)
+        with pytest.raises(InputError, match=r"holds no rejected rows\. Cure: .*--overwrite"):
+            DeadLetters(path)
+        assert path.read_text() == content
+    with DeadLetters(path, overwrite=True) as dead_letters:
+        dead_letters.write([FIRST])
+    assert letters_in(path) == [FIRST._asdict()]
+
+
+def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
+    path, target = tmp_path / "dead.jsonl", tmp_path / "precious"
+    target.touch()
+    path.symlink_to(target)
+    with pytest.raises(InputError, match="is a symbolic link"):
+        DeadLetters(path, overwrite=True)
+    path.unlink()
     with DeadLetters(path) as dead_letters:
-        dead_letters.write([])
-    assert not path.exists()
+        path.symlink_to(target)
+        with pytest.raises(InputError, match="cannot write rejected rows"):
+            dead_letters.write([FIRST])
+    assert target.read_text() == ""
 
 
 def test_a_device_is_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,11 +114,8 @@ def test_of_a_long_row_the_beginning_is_kept_and_the_reason_says_so(tmp_path: Pa
 
 def test_a_file_that_cannot_be_written_is_an_error_with_its_cure(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none" / "dead.jsonl"):
-        with (
-            DeadLetters(path) as dead_letters,
-            pytest.raises(InputError, match=r"cannot write rejected rows to .* Cure: "),
-        ):
-            dead_letters.write([])
+        with pytest.raises(InputError, match=r"cannot write rejected rows to .* Cure: "):
+            DeadLetters(path)
 
 
 def test_a_full_disk_is_an_error_with_its_cure() -> None:
@@ -81,15 +126,6 @@ def test_a_full_disk_is_an_error_with_its_cure() -> None:
         DeadLetters(Path("/dev/full")) as dead_letters,
     ):
         dead_letters.write([FIRST])
-
-
-def test_the_corpus_itself_is_not_overwritten(tmp_path: Path) -> None:
-    path = tmp_path / "docs.rejected.jsonl"
-    path.write_text("rows")
-    (tmp_path / "link").symlink_to(path)
-    with pytest.raises(InputError, match="is both an input and the file for rejected rows"):
-        DeadLetters(tmp_path / "link", "-", str(path))
-    assert path.read_text() == "rows"
 
 
 def test_the_commonest_reasons_are_counted_whatever_values_they_hold() -> None:

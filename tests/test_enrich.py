@@ -30,7 +30,7 @@ from xqg_qdrant.lifecycle.copying import Part
 from xqg_qdrant.lifecycle.enrich import enrich, plan_enrichment
 from xqg_qdrant.lifecycle.retune import plan_retune, retune
 from xqg_qdrant.lifecycle.status import Status, read_status
-from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage
+from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, QueriedPassage
 from xqg_qdrant.stores import Store, open_store
 
 pytestmark = pytest.mark.usefixtures("remembered")
@@ -91,7 +91,8 @@ def run_plain(store: Store, encoder: Encoder, name: str = "docs", **settings: An
 def run_enrich(
     store: Store, encoder: Encoder, generator: QueryGenerator, *languages: str, **settings: Any
 ) -> list[Progress]:
-    planned = {name: settings.pop(name) for name in ("added", "part", "drawing", "named") if name in settings}
+    own = {"added", "part", "drawing", "named"} & set(settings)
+    planned: dict[str, Any] = {name: settings.pop(name) for name in own}
     plan = plan_enrichment(
         store, "docs", encoder, generator, languages=languages,
         **{"drawing": {"max_new_tokens": 6}, "queries_per_language": 2, **planned},
@@ -234,11 +235,12 @@ def test_the_newest_passages_come_first(
     run_plain(store, demo_encoder)
     written: list[int] = []
     upsert = store.upsert
-    monkeypatch.setattr(
-        store,
-        "upsert",
-        lambda name, points: (written.extend(one.passage.metadata["year"] for one in points), upsert(name, points)),
-    )
+
+    def note_and_upsert(name: str, points: Sequence[AugmentedPassage]) -> None:
+        written.extend(one.passage.metadata["year"] for one in points)
+        upsert(name, points)
+
+    monkeypatch.setattr(store, "upsert", note_and_upsert)
     run_enrich(store, demo_encoder, demo_generator, "fi", newest_by="year")
     assert written == [2003, 2002, 2001, 2001, 2000, 2000]
 

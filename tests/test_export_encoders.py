@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -377,7 +378,7 @@ def test_weights_that_can_run_code_are_not_read(tmp_path: Path) -> None:
         InputError, match=r"in holds no weights \(\*\.safetensors\)\. Cure: download the whole checkpoint"
     ):
         refused()
-    for name in ("pytorch_model.bin", "model.h5", "flax_model.msgpack"):
+    for name in ("weights.pt", "model.h5", "flax_model.msgpack"):
         (tmp_path / "in" / name).touch()
         message = rf"holds its weights as {name}, which is not read.* Cure: export a version in safetensors"
         with pytest.raises(InputError, match=message):
@@ -385,12 +386,57 @@ def test_weights_that_can_run_code_are_not_read(tmp_path: Path) -> None:
         (tmp_path / "in" / name).unlink()
 
 
-def test_a_dense_layer_that_is_a_pickle_is_not_read(tmp_path: Path) -> None:
+class _Code:
+    """Unpickled by a loader that runs code, it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def pickle_weights(folder: Path) -> dict[str, npt.NDArray[Any]]:
+    weights = load_file(folder / "model.safetensors")
+    torch.save({name: torch.from_numpy(value) for name, value in weights.items()}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return weights
+
+
+def test_a_pickle_of_weights_gives_the_vectors_of_its_safetensors_and_these_are_written(tmp_path: Path) -> None:
     checkpoint = save_encoder(tmp_path / "in", "bert")
     save_st_files(checkpoint, "cls_token", (32, 32, True, "torch.nn.modules.activation.Tanh"))
-    (checkpoint / "2_Dense" / "model.safetensors").rename(checkpoint / "2_Dense" / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"in/2_Dense holds its weights as pytorch_model\.bin, which is not read"):
+    expected = Encoder(export_checkpoint(str(checkpoint), tmp_path / "expected").folder, "cpu", 1)
+    weights = pickle_weights(checkpoint)
+    pickle_weights(checkpoint / "2_Dense")
+    exported = export_checkpoint(str(checkpoint), tmp_path / "out")
+    assert exported.pickled
+    found = Encoder(exported.folder, "cpu", 1)
+    np.testing.assert_array_equal(found.encode_passages(["a lake"]), expected.encode_passages(["a lake"]))
+    beside = load_file(checkpoint / "model.safetensors")
+    assert all(np.array_equal(beside[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("part", ["", "2_Dense"])
+@pytest.mark.parametrize("form", ["code", "code of torch", "text", "a list"])
+def test_a_pickle_that_holds_code_is_refused_and_runs_nothing(part: str, form: str, tmp_path: Path) -> None:
+    checkpoint = save_encoder(tmp_path / "in", "bert")
+    save_st_files(checkpoint, "cls_token", (32, 32, True, "torch.nn.modules.activation.Tanh"))
+    path, ran = checkpoint / part / "pytorch_model.bin", tmp_path / "ran"
+    (checkpoint / part / "model.safetensors").unlink()
+    match form:
+        case "code":
+            path.write_bytes(pickle.dumps({"weight": _Code(ran)}))
+        case "code of torch":
+            torch.save({"linear.weight": _Code(ran)}, path)
+        case "text":
+            path.write_text("no pickle")
+        case _:
+            torch.save([torch.zeros(3)], path)
+    with pytest.raises(InputError):
         export_checkpoint(str(checkpoint), tmp_path / "out")
+    assert not ran.exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

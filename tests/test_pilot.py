@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import json
 import os
+import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from xqg_qdrant.evaluation.sweep.settings import Setting
 from xqg_qdrant.evaluation.sweep.trial import Sweep
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
 from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
 from xqg_qdrant.stores import open_store
 
@@ -341,3 +343,32 @@ def test_a_pilot_needs_a_query_to_fuse_beside_the_one_that_it_asks(corpus: Path)
     result = xqg("pilot", corpus, "--queries-per-language", 1)
     assert result.exit_code == 2
     assert "queries-per-language" in result.stderr
+
+
+def test_several_encoders_are_asked_the_same_questions_about_the_same_queries(
+    corpus: Path, no_trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(shipped_model(DEMO_ENCODER), other)
+    about = json.loads((other / "xqg.json").read_text())
+    (other / "xqg.json").write_text(json.dumps({**about, "passage_prefix": "", "source": "made/other"}))
+    written = Counter[str]()
+    generate = QueryGenerator.generate
+
+    def count(self: QueryGenerator, passages: Sequence[Passage], *rest: Any, **named: Any) -> Any:  # noqa: ANN401
+        written.update(passage.passage_id for passage in passages)
+        return generate(self, passages, *rest, **named)
+
+    monkeypatch.setattr(QueryGenerator, "generate", count)
+    options = ("--passages", 10, "--languages", "fi", "--queries-per-language", 2)
+    demo = ("--encoder", shipped_model(DEMO_ENCODER))
+    told = run_pilot(corpus, *options, *demo, "--encoder", other)
+    assert set(written.values()) == {1}
+    first, second = told["encoders"]
+    assert (first["encoder"], second["encoder"]) == ("intfloat/multilingual-e5-small", "made/other")
+    assert first["gained"] is None
+    assert second["passage"] != first["passage"] or second["xqg"] != first["xqg"]
+    shown = xqg("-q", "pilot", corpus, *options, *demo, *demo, "--threads", 1)
+    assert "e5-small against intfloat/multilingual-e5-small: MRR@10 +0.00" in shown.stdout
+    assert "encoding all of it again: about" in shown.stdout
+    assert list(no_trace.iterdir()) == []

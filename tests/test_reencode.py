@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
 from rest_qdrant import RestQdrant
 from stored_points import assert_same_points, read_points
 from writing import write_rows
@@ -54,7 +54,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for path in shipped_model(DEMO_ENCODER).iterdir():
         if path.name != "xqg.json" and path.suffix != ".npz":
-            os.link(path, folder / path.name)
+            shutil.copyfile(path, folder / path.name)
     described = json.loads((shipped_model(DEMO_ENCODER) / "xqg.json").read_text())
     described |= {"query_prefix": "question: ", "passage_prefix": "", "source": "made/Other"}
     (folder / "xqg.json").write_text(json.dumps(described))
@@ -197,10 +197,12 @@ def test_another_programs_collection_becomes_one_of_ours(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rest.version = "1.18.0"
-    client = QdrantClient(rest.url)
-    client.create_collection("docs", vectors_config=models.VectorParams(size=2, distance=models.Distance.COSINE))
+    client = rest.client
+    client.create_collection("docs", vectors_config={"": models.VectorParams(size=2, distance=models.Distance.COSINE)})
     points = [
-        models.PointStruct(id=n, vector=[1.0, n], payload={"doc": one.text, "key": one.passage_id, "year": 1900 + n})
+        models.PointStruct(
+            id=n, vector={"": [1.0, n]}, payload={"doc": one.text, "key": one.passage_id, "year": 1900 + n}
+        )
         for n, one in enumerate(passages())
     ]
     client.upsert("docs", points[:4])
@@ -208,7 +210,6 @@ def test_another_programs_collection_becomes_one_of_ours(
     few = ("--languages", "fi", "--queries-per-language", 1, "--max-new-tokens", 6)
     xqg("augment", "--collection", "docs", *fields, *few)
     client.upsert("docs", points[4:])
-    client.close()
     xqg("reencode", "--collection", "docs", "--to", "new", "--encoder", other, *fields)
     with open_store(rest.url) as store:
         found = read_points(store, "new")

@@ -24,7 +24,9 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.pages.search import Finder, choose_collection
+from xqg_qdrant.pages.server import MOST_QUESTIONS
 from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, QueriedPassage, ScoredPassage
+from xqg_qdrant.secrets import remember
 from xqg_qdrant.stores import Store, open_store
 
 ROOT = Path(__file__).parent.parent
@@ -405,3 +407,34 @@ def test_the_command_serves_this_machine_alone_and_ends_well(
     again.close()
     with pytest.raises(StoreError):
         again.count("docs")
+
+
+def test_slow_questions_do_not_keep_the_page_from_others(store: Store, demo_encoder: Encoder) -> None:
+    finder, slow = Finder(store, "docs", demo_encoder), threading.Event()
+    finder.find = lambda *_: {"passage": [], "xqg": []} if slow.wait(30) else {}  # type: ignore[method-assign]
+    with serving(finder) as served, ThreadPoolExecutor(45) as pool:
+        asked = [pool.submit(served.get, "/api/search", q="Pariisi") for _ in range(45)]
+        while sum(answer.done() for answer in asked) < 45 - MOST_QUESTIONS:
+            time.sleep(0.01)
+        assert served.get("/").status == 200
+        slow.set()
+        answers = [answer.result() for answer in asked]
+    assert sorted(answer.status for answer in answers) == [200] * MOST_QUESTIONS + [503] * (45 - MOST_QUESTIONS)
+    refused = next(answer.json["error"] for answer in answers if answer.status == 503)
+    assert refused["what"] == "too many questions are waiting"
+
+
+def test_an_answer_holds_no_secret_that_a_passage_or_an_error_repeats(store: Store, demo_encoder: Encoder) -> None:
+    remember("sk-VERYSECRET")
+    with serving(Finder(store, "docs", demo_encoder)) as served:
+        for path in ("/", "/api/search"):
+            answer = served.get(path, q="what is sk-VERYSECRET").body
+            assert "what is ***" in answer
+            assert "VERYSECRET" not in answer
+
+
+def test_a_collection_that_cannot_be_opened_is_told_before_it_is_served(tmp_path: Path, demo_encoder: Encoder) -> None:
+    with open_store(str(tmp_path / "s")) as holder:
+        fill(holder, "docs", demo_encoder, demo_rows(1))
+        with open_store(str(tmp_path / "s")) as store, pytest.raises(StoreError, match="is in use by process"):
+            Finder(store, "docs", demo_encoder)

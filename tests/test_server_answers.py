@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -119,7 +120,7 @@ def test_a_passage_that_no_request_can_carry_is_named_with_the_setting_to_raise(
 
 @pytest.mark.parametrize("limits", [{"condition_max_size": 10}, {"filter_max_conditions": 2}])
 def test_points_of_another_program_are_found_again_within_the_limits_of_filters(
-    rest: RestQdrant, limits: dict[str, int]
+    rest: RestQdrant, limits: dict[str, Any]
 ) -> None:
     rest.version = "1.19.0"
     unnamed = models.VectorParams(size=4, distance=models.Distance.COSINE)
@@ -251,3 +252,16 @@ def test_a_connection_is_waited_for_less_long_than_an_answer(rest: RestQdrant) -
         request = httpx.Request("GET", rest.url, extensions={"timeout": httpx.Timeout(60).as_dict()})
         wire_module.limit_waiting(patience, request, remember)
     assert [(limit["connect"], limit["read"]) for limit in limits] == [(5, 60), (2, 2)]
+
+
+# --- names
+
+
+@pytest.mark.parametrize("name", ["docs#old", "docs%23old", "docs old"])
+def test_a_name_reaches_the_server_whole(rest: RestQdrant, store: Store, name: str) -> None:
+    store.create_collection(name, DIM, FINGERPRINT)
+    store.upsert(name, make_points(2))
+    assert (store.count("docs"), store.count(name)) == (0, 2)
+    assert store.collections() == sorted(["docs", name])
+    store.delete_collection(name)
+    assert store.collections() == ["docs"]

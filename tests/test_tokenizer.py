@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tokenizers import Tokenizer
 
+from xqg_qdrant.cli import main
 from xqg_qdrant.inference import tokenizer as module
-from xqg_qdrant.inference.tokenizer import encode_ids
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference.tokenizer import ReadCount, encode_ids, open_tokenizer
 from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
 from xqg_qdrant.model_folders.description import TOKENIZER_FILE
 
@@ -41,3 +46,31 @@ print(peaks[1] / peaks[0])
 """
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert float(output) < 1.3
+
+
+def test_the_text_that_a_model_does_not_read_is_counted() -> None:
+    path = shipped_model(DEMO_ENCODER) / TOKENIZER_FILE
+    whole = Tokenizer.from_file(str(path))
+    whole.no_truncation()
+    texts = ["a lake", "Oulu is a city in Finland. " * 20, "The Danube is a river. " * 9]
+    lengths = [len(encoding.ids) - 2 for encoding in whole.encode_batch(texts)]
+    count = ReadCount()
+    encode_ids(open_tokenizer(path, 16), texts, count)
+    encode_ids(open_tokenizer(path, 16), ["", "b"], count)
+    read = [min(length, 14) for length in lengths]
+    assert (count.texts, count.cut, count.unread) == (5, 2, sum(lengths) - sum(read))
+    assert count.share_unread == pytest.approx(count.unread / (sum(lengths) + count.tokens - sum(read)))
+
+
+def test_an_ingest_says_how_much_its_encoder_did_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": 1, "text": "A short one."}, {"id": 2, "text": "The Danube is a river. " * 400}]
+    Path("corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = [{"id": number, "language": "fi", "text": "Mik\u00e4 joki?"} for number in (1, 2)]
+    Path("given.jsonl").write_text("\n".join(map(json.dumps, given)))
+    words = ["ingest", "corpus.jsonl", "--collection", "c", "--store", str(tmp_path / "s"), "--queries", "given.jsonl"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    longest = Encoder(None, "cpu", 1).max_passage_tokens
+    assert f"Longer than the {longest} tokens that the encoder reads: 1 of 2 passages." in done.stderr
+    assert "of their text was not read" in done.stderr

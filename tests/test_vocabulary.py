@@ -18,11 +18,10 @@ from checkpoints import (
 
 from xqg_qdrant.demo import DEMO_FOLDER, read_demo_queries
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.export import export_checkpoint
+from xqg_qdrant.export import LARGEST, MULTIPLE, export_checkpoint, restrict_vocabulary
 from xqg_qdrant.export.checkpoint import fetch_checkpoint
 from xqg_qdrant.export.reference import Reference
 from xqg_qdrant.export.t5 import Model, build_t5_head
-from xqg_qdrant.export.vocabulary import LARGEST, MULTIPLE, restrict_vocabulary
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.decoding import gumbel_noise
 from xqg_qdrant.model_folders import write_description

@@ -1,10 +1,13 @@
-"""Build a folder beside its place and rename it: afterwards it is complete and on disk, or absent."""
+"""Build a file or folder beside its place and rename it: afterwards it is complete and on disk, or as before."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import glob
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +17,13 @@ from xqg_qdrant.errors import InputError
 
 # A killed process leaves its temporary folder. An export takes minutes, so a younger folder may still be in use.
 LEFTOVER_SECONDS = 24 * 3600.0
+# A file's name has at most 255 bytes; a temporary one must be longer than the name that it stands for.
+KEPT_CHARACTERS = 40
 
 
 @contextmanager
-def built_aside(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder; its subfolder `final` becomes `folder` on success.
+def built_aside(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder; its subfolder `final` becomes `folder` on success, and may `replace` an existing one.
 
     The temporary folder lies beside `folder`. Those that killed processes left for the same name at least a day ago
     are removed first.
@@ -27,7 +32,7 @@ def built_aside(folder: Path) -> Iterator[Path]:
         InputError: something else has taken the name meanwhile.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}.unfinished-"
+    prefix = f".{folder.name[:KEPT_CHARACTERS]}.unfinished-"
     # In the same directory, so on the same file system, where a rename is atomic.
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary:
         # Use the file system's clock: other machines that write there may have different ones.
@@ -42,12 +47,98 @@ def built_aside(folder: Path) -> Iterator[Path]:
             sync(path)
         sync(final)
         try:
-            final.rename(folder)
+            if replace and folder.is_dir():
+                exchange(final, folder)
+            else:
+                final.rename(folder)
         except OSError as error:
             raise InputError(
                 f"cannot name the finished folder {folder} ({error}).", "use another output folder"
             ) from error
         sync(folder.parent)
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Give a folder the name of another, which gets the first one's name; on Linux at no moment is either missing.
+
+    Raises:
+        OSError: neither has changed.
+    """
+    if sys.platform == "linux":
+        here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if rename is not None and rename(here, os.fsencode(new), here, os.fsencode(old), swap) == 0:
+            return
+        code = ctypes.get_errno()
+        if rename is not None and code not in (errno.EINVAL, errno.ENOSYS, errno.EXDEV, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), str(old))
+    # Beside `old`, not in a temporary folder: after a kill both are still there.
+    aside = Path(tempfile.mkdtemp(prefix=f".{old.name[:KEPT_CHARACTERS]}.earlier-", dir=old.parent))
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except BaseException:
+        aside.rename(old)
+        raise
+    aside.rename(new)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, whose file takes the place of `path` on success; else `path` stays as it was.
+
+    A device or a pipe is written to directly.
+
+    Raises:
+        InputError: the file cannot be written, or `path` is a symbolic link.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        if path.is_symlink():
+            raise InputError(f"{path} is a symbolic link.", "name the file that it leads to")
+        unfinished = path.with_name(f".{os.getpid()}-{path.name[-KEPT_CHARACTERS:]}")
+        try:
+            yield unfinished
+            sync(unfinished)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be written ({error}).", "name another file") from error
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file or folder of this name could be made, so that hours of work do not end with a refusal.
+
+    Raises:
+        InputError: it could not.
+    """
+    cure = "name another file or folder"
+    try:
+        parent = path.absolute().parent
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
+        usable = parent.is_dir() and (os.access(parent, os.W_OK | os.X_OK) or (path.exists() and not path.is_file()))
+        if not path.name or len(os.fsencode(path.name)) > 255:
+            raise InputError(f"{str(path)!r} cannot name a file or a folder.", cure)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} cannot be used ({error}).", cure) from error
+    if not usable:
+        raise InputError(f"{path} cannot be written: {parent} is not a folder that you may write to.", cure)
+
+
+def find_home(path: Path) -> Path:
+    """Return a path with the folder that `~` or `~user` stands for.
+
+    Raises:
+        InputError: there is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{str(path)!r}: {error}", "write the path without ~") from error
 
 
 def sync(path: Path) -> None:

@@ -86,6 +86,17 @@ def format_rejected(totals: Totals, path: Path) -> str:
     return "\n".join(lines)
 
 
+def format_unread(cut: int, texts: str, model: str, longest: int, share_unread: float) -> str:
+    """Return how many texts are longer than a model reads, and how much of the text it did not read; empty if none."""
+    if not cut:
+        return ""
+    share = "Less than 1" if share_unread < 0.01 else f"{100 * share_unread:.0f}"
+    return (
+        f"Longer than the {longest} tokens that the {model} reads: {cut} of {texts}. "
+        f"{share}% of their text was not read; cut them into shorter passages."
+    )
+
+
 def format_dropped(dropped: Mapping[Dropped, int]) -> str:
     """Return how many generated queries were dropped for each reason, and of which languages."""
     parts = []

@@ -6,19 +6,16 @@ one word.
 
 from __future__ import annotations
 
-import html
 import math
 import re
 import reprlib
 import sys
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-
-from xqg_qdrant.errors import InputError
 
 # Control characters except tab and line feed, other line ends, characters that embed, override or isolate a writing
 # direction, and lone surrogates, which cannot be printed. Joiners and directional marks are part of words.
@@ -32,7 +29,6 @@ TOGETHER = re.compile(
     "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\U00020000-\U0003ffff]+)"
 )
 STEM_LETTERS = 5
-HIDDEN = "***"
 
 
 def split_words(text: str) -> list[str]:
@@ -131,42 +127,6 @@ def count_of(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
-def check_key(api_key: str | None, variable: str) -> str | None:
-    """Return the key without surrounding white space, None if it is empty.
-
-    Raises:
-        InputError: the key cannot be sent; does not show it.
-    """
-    key = (api_key or "").strip()
-    # The HTTP library would refuse the header with a message that shows the key.
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError("the API key holds a character that cannot be sent.", f"check {variable}")
-    return key or None
-
-
-def make_redactor(api_key: str | None) -> Callable[[str], str]:
-    """Return a function that hides the key in a text, also if escaped for URLs, HTML or JSON."""
-    if api_key is None:
-        return lambda text: text
-    pattern = re.compile("".join(map(_match_spellings, api_key)))
-    return lambda text: pattern.sub(HIDDEN, text)
-
-
-def _match_spellings(char: str) -> str:
-    code = ord(char)
-    forms = {
-        r"\\{0,8}" + re.escape(char),
-        rf"(?i:%(?:25)*{code:02x})",
-        rf"(?i:\\{{1,8}}(?:u00|x){code:02x})",
-        rf"(?i:&(?:amp;)*#(?:0*{code}|x0*{code:x});)",
-        re.escape(html.escape(char)),
-    }
-    if char == "+":
-        forms.add(" ")  # as form decoding reads it
-    # The longest first: an escaped `%` or `&` begins like the bare character.
-    return f"(?:{'|'.join(sorted(forms, key=len, reverse=True))})"
-
-
 def read_retry_after(value: str) -> float:
     """Return the seconds of a Retry-After header, a number or a date; 0 if it states none.
 
@@ -178,6 +138,6 @@ def read_retry_after(value: str) -> float:
     except ValueError:
         try:
             seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (TypeError, ValueError):  # TypeError for a date without a time zone
+        except (TypeError, ValueError, OverflowError):  # TypeError for a date without a time zone
             return 0.0
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -11,6 +11,7 @@ import html
 import json
 import logging
 import random
+import re
 import string
 import traceback
 from collections.abc import Callable, Iterator
@@ -29,8 +30,8 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.errors import InputError, StoreError
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, Passage
+from xqg_qdrant.secrets import holds_secret, make_redactor
 from xqg_qdrant.stores import Store, open_store
-from xqg_qdrant.text import make_redactor
 
 LIBRARY_CASES, COMMAND_CASES = 30, 20  # of each seed
 SHOWN = 400  # what of an answer a message shows at most
@@ -75,7 +76,17 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "for JSON, all of it": write_every_character("\\u{:04x}"),
     "for JSON, all of it twice": write_every_character("\\\\u{:04x}"),
     "for Python": lambda key: repr(key)[1:-1],
+    "in base64": lambda key: base64.b64encode(key.encode()).decode(),
+    "in base64, after a user's name": lambda key: base64.b64encode(f"me:{key}".encode()).decode(),
+    "in base64, in a header's value": lambda key: base64.b64encode(f"Bearer {key}".encode()).decode(),
+    "in base64, for a URL": lambda key: base64.urlsafe_b64encode(f"u:{key}".encode()).decode(),
+    "in hexadecimal": lambda key: key.encode().hex(),
+    "cut in two by a line": lambda key: f"{key[: len(key) // 2]}\n{key[len(key) // 2 :]}",
+    "cut in two by an indented line": lambda key: f"{key[:7]}\r\n    {key[7:]}",
+    "cut in two by a line, for JSON": lambda key: json.dumps(f"{key[:5]}\n{key[5:]}")[1:-1],
 }
+# Around the key in base64 stand the first and the last character of a group, which belong to its neighbours, too.
+ENCODED = tuple(name for name in SPELLINGS if "base64" in name)
 
 
 def fragments(text: str) -> set[str]:
@@ -136,7 +147,11 @@ def test_every_spelling_of_a_key_is_hidden(spelling: str, seed: int) -> None:
     chance = random.Random(seed)
     for key in (VISIBLE, VISIBLE[::-1], "a" * 20, *(make_key(chance) for _ in range(20))):
         text = f"before {SPELLINGS[spelling](key)} after"
-        assert make_redactor(key)(text) == "before *** after"
+        hidden = make_redactor(key)(text)
+        if spelling in ENCODED:
+            assert re.fullmatch(r"before [\w+/-]{0,12}\*\*\*[\w+/=-]{0,4} after", hidden)
+        else:
+            assert hidden == "before *** after"
     assert make_redactor(None)(text) == text
 
 
@@ -335,3 +350,77 @@ def test_no_library_logs_the_key(rest: RestQdrant, key: str, caplog: pytest.LogC
         store.close()
     assert caplog.records
     assert_silent(caplog.text, key)
+
+
+URLS = (
+    "s3://AKIAEXAMPLE:{}@bucket/corpus.jsonl",
+    "s3://AKIAEXAMPLE:{}/more@bucket/corpus.jsonl",
+    "gs://{}@bucket/corpus.jsonl",
+    "abfs://container:{}@account/corpus.jsonl",
+    "https://host/file?X-Signature={}",
+)
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_secret_in_the_url_of_any_file_is_refused_and_nothing_is_written(
+    url: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "Super" + "".join(char for char in key if char.isalnum())
+    monkeypatch.chdir(tmp_path)
+    at = ("--collection", "docs", "--store", "s")
+    given = url.format(key)
+    for command in (
+        ("ingest", given, *at),
+        ("ingest", "c.jsonl", "--queries", given, *at),
+        ("sync", given, *at),
+        ("status", "--corpus", given, *at),
+        ("generate", given, "--out", "out"),
+        ("pilot", given, "--save", "saved"),
+        ("evaluate", "--questions", given, *at),
+        ("evaluate", "--questions", "q", "--qrels", given, *at),
+        ("score", "--run", f"name={given}", "--questions", "q"),
+        ("query", "a", "--encoder", given, *at),
+    ):
+        result = CliRunner().invoke(main, ["-v", *command])
+        assert result.exit_code == 2, result.output
+        assert "holds a user name, a password or a key" in result.output, (command, result.output)
+        assert_silent(result.output, key)
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a@b.jsonl", "abfs://container@account.dfs.core.windows.net/c.jsonl"])
+def test_a_url_without_a_secret_is_not_refused(url: str) -> None:
+    assert not holds_secret(url)
+
+
+@pytest.mark.parametrize("password", ["pass/word-of-many", "pass@word#of?many", "plain-password", "pass%2Fword-many"])
+def test_a_proxy_gets_no_key_of_a_server_on_this_machine_and_its_password_is_not_shown(
+    password: str, rest: RestQdrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://user:{password}@127.0.0.1:1")
+    result = CliRunner().invoke(main, ["-v", "status", "--store", rest.url], env={"QDRANT_API_KEY": "sk-1234567890"})
+    refused = any(char in password for char in "/@#?")
+    assert result.exit_code == (2 if refused else 0), result.output
+    assert ("write / in a password as %2F" in result.output) == refused
+    for part in ("word", "many"):
+        assert part not in result.output.replace("in a password as", "")
+
+
+def test_whatever_is_printed_or_written_holds_no_key_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    secrets = {
+        "QDRANT_API_KEY": "qd-12345678",
+        "XQG_LLM_API_KEY": "sk-abcdefgh",
+        "AWS_SECRET_ACCESS_KEY": "aws/+secret",
+    }
+    for secret in secrets.values():
+        Path("c.jsonl").write_text(json.dumps({"id": "a", "txt": f"no text but {secret}"}) + "\n")
+        line = ["-v", "ingest", "c.jsonl", "--collection", "docs", "--store", "s", "--queries", "corpus"]
+        result = CliRunner().invoke(main, line, env=secrets)
+        assert result.exit_code == 3, result.output
+        assert "no text but ***" in Path("docs.rejected.jsonl").read_text()
+        result = CliRunner().invoke(main, ["-v", "status", "--store", f"nowhere:{secret}"], env=secrets)
+        assert result.exit_code == 2
+        assert secret not in result.output

@@ -19,7 +19,7 @@ import torch
 import transformers
 from checkpoints import LONGEST, encoder_checkpoint, generator_checkpoint
 from onnx import TensorProto, helper, numpy_helper
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SimilarityFunction
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
@@ -156,7 +156,7 @@ def make_pipeline(name: str) -> SentenceTransformer:
         modules.append(Dense(DIM, DENSE_DIM, activation_function=torch.nn.Tanh()))
     if normalised:
         modules.append(Normalize())
-    similarity = "cosine" if normalised else "dot"
+    similarity = SimilarityFunction.COSINE if normalised else SimilarityFunction.DOT_PRODUCT
     return SentenceTransformer(modules=modules, prompts=PROMPTS, similarity_fn_name=similarity, device="cpu")
 
 

@@ -1,6 +1,14 @@
 """A server that speaks Qdrant's REST API over a socket, backed by qdrant-client's in-memory emulation.
 
-It shows which requests are sent and repeated, not what a real Qdrant does: the tests have no Qdrant binary.
+It answers in the words and shapes of Qdrant 1.19.0, as recorded (`test_recorded_server`). What it cannot be:
+
+- A disk: it keeps points in memory, so a kill loses them; `disk_is_full` only answers as a full one.
+- An optimiser: it never indexes. Every search is exact, quantisation changes nothing, and `statuses` are scripted.
+- A cluster: `nodes` only spreads shards in descriptions. There is no consensus, no replica that lags or is dead, no
+  forwarding between nodes, and no snapshot of a part of the shards.
+- Strict mode as a whole: it refuses only filters. It does not count requests a minute, points or bytes.
+- Keys with claims: one key, and `global_access` for one that may not change collections. No token expires.
+- Fast or slow as a server is, or as tolerant: it refuses no unknown field of a request.
 """
 
 from __future__ import annotations
@@ -70,6 +78,7 @@ class Settings:
     sharding: dict[str, int] = field(default_factory=dict)
     indexing_threshold: int | None = 10_000
     prevent_unoptimized: bool | None = None
+    quantization: Json = None
     indexes: dict[str, models.PayloadIndexInfo] = field(default_factory=dict)
     # The statuses of the next descriptions; green once they are used up.
     statuses: list[str] = field(default_factory=list)
@@ -123,14 +132,31 @@ class RestQdrant(ThreadingHTTPServer):
     def describe(self, name: str) -> models.CollectionInfo:
         info = self.client.get_collection(name)
         settings = self.settings[name]
-        for name, value in settings.sharding.items():
-            setattr(info.config.params, name, value)
-        info.config.strict_mode_config = settings.strict_mode
-        info.config.optimizer_config.indexing_threshold = settings.indexing_threshold
-        info.config.optimizer_config.prevent_unoptimized = settings.prevent_unoptimized
+        config = info.config
+        sharding = {"shard_number": 1, "replication_factor": 1, "write_consistency_factor": 1, **settings.sharding}
+        for field_name, value in sharding.items():
+            setattr(config.params, field_name, value)
+        config.params.on_disk_payload, config.hnsw_config.on_disk = True, False
+        config.quantization_config = settings.quantization
+        config.strict_mode_config = settings.strict_mode
+        config.optimizer_config.indexing_threshold = settings.indexing_threshold
+        config.optimizer_config.prevent_unoptimized = settings.prevent_unoptimized
         info.payload_schema = settings.indexes
+        info.update_queue = models.UpdateQueueInfo(length=0)
+        info.created_at = info.warnings = None
         info.status = models.CollectionStatus(settings.statuses.pop(0) if settings.statuses else "green")
         return info
+
+    def show(self, name: str) -> Json:
+        """Describe a collection as the server does, which leaves most unset fields out and shows some as null."""
+        shown = self.describe(name).model_dump(mode="json", exclude_none=True)
+        nulls = ("max_segment_size", "memmap_threshold", "indexing_threshold", "prevent_unoptimized")
+        shown["config"]["optimizer_config"] |= {
+            "max_optimization_threads": None,
+            **{field_name: shown["config"]["optimizer_config"].get(field_name) for field_name in nulls},
+        }
+        shown["config"].setdefault("quantization_config", None)
+        return shown
 
     def create(self, name: str, body: Json) -> bool:
         if name in read_aliases(self.client):
@@ -196,7 +222,7 @@ class RestQdrant(ThreadingHTTPServer):
         snapshot = f"{name}-0-2026-11-21-12-00-{len(self.snapshots):02}.snapshot"
         records, _ = self.client.scroll(name, limit=100_000, with_payload=True, with_vectors=True)
         self.snapshots[f"{self.url}/collections/{quote(name, safe='')}/snapshots/{quote(snapshot)}"] = body, records
-        return {"name": snapshot, "creation_time": "2026-11-21T12:00:00", "size": 1, "checksum": None}
+        return {"name": snapshot, "creation_time": "2026-11-21T12:00:00", "size": 1, "checksum": "0" * 64}
 
     def recover(self, name: str, location: str, api_key: str | None) -> bool:
         """Restore the points; restore the metadata only if the collection does not exist.
@@ -264,13 +290,15 @@ class RestQdrant(ThreadingHTTPServer):
             self.settings[name].indexing_threshold = changed.get(
                 "indexing_threshold", self.settings[name].indexing_threshold
             )
+            if quantization := body.pop("quantization_config", None):
+                self.settings[name].quantization = models.ScalarQuantization.model_validate(quantization)
             return client.update_collection(name, **body)
         if (method, rest) == ("DELETE", ""):
             return client.delete_collection(name)
         if rest == "points/delete":
             return client.delete(name, models.PointIdsList(points=body["points"]))
         if rest == "":
-            return self.describe(name)
+            return self.show(name)
         if rest == "cluster":
             return self.describe_shards(name)
         if (method, rest) == ("POST", "snapshots"):
@@ -310,7 +338,7 @@ class RestQdrant(ThreadingHTTPServer):
                 self.check_filter(name, body["filter"])
                 options["scroll_filter"] = models.Filter.model_validate(body["filter"])
             records, offset = client.scroll(name, limit=body["limit"], offset=body.get("offset"), **options)
-            return {"points": TypeAdapter(Any).dump_python(records, mode="json"), "next_page_offset": offset}
+            return {"points": records, "next_page_offset": offset}
         if rest == "points/query":
             return client.query_points(name, **body)
         assert rest == "points/query/batch", path
@@ -362,7 +390,9 @@ class RestHandler(BaseHTTPRequestHandler):
 
     def run(self, path: str, body: Json) -> tuple[int, Json]:
         try:
-            result = TypeAdapter(Any).dump_python(self.server.respond(self.command, path, body), mode="json")
+            result = TypeAdapter(Any).dump_python(
+                self.server.respond(self.command, path, body), mode="json", exclude_none=True
+            )
         except LookupError as error:
             return 404, {"status": {"error": f"Not found: Collection `{error}` doesn't exist!"}, "time": 0.0}
         except BadInputError as error:

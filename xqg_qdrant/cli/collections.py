@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -45,15 +44,17 @@ from xqg_qdrant.cli.shared import (
     load_encoder,
     load_generator,
     main,
+    open_dead_letters,
     opened_foreign_store,
     opened_store,
 )
-from xqg_qdrant.cli.terminal import echo
+from xqg_qdrant.cli.terminal import echo, stdin_lines
 from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
     from xqg_qdrant.generation import Endpoint
     from xqg_qdrant.stores import Sharding, Store
+    from xqg_qdrant.stores.server.foreign import ForeignStore
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -225,8 +226,7 @@ def delete(
     with opened_store(location) as store:
         snapshot = partial(keep_snapshot, store, collection, no_snapshot, quiet)
         if passage_ids:
-            lines = (line.rstrip("\r\n") for line in sys.stdin if line.strip())
-            given: Iterable[str] = lines if passage_ids == ("-",) else passage_ids
+            given: Iterable[str] = stdin_lines() if passage_ids == ("-",) else passage_ids
             deleted = delete_passages(store, collection, given, snapshot)
             echo(f"{count_of(deleted.passages, 'passage')} deleted, {count_of(deleted.unknown, 'id')} not stored")
             return
@@ -339,8 +339,7 @@ def enrich(
     queries are of before. Plain vectors are kept, and so are queries that the change does not touch. Searches and
     ingests work meanwhile. Run the same command again to resume; on a server, several machines can each do a --part.
     """
-    from xqg_qdrant.cli.progress import run_engine
-    from xqg_qdrant.corpus.dead_letters import DeadLetters
+    from xqg_qdrant.cli.progress import echo_unread, run_engine
     from xqg_qdrant.languages import parse_languages
     from xqg_qdrant.lifecycle.copying import Part
     from xqg_qdrant.lifecycle.enrich import enrich as enrich_points
@@ -348,7 +347,7 @@ def enrich(
     from xqg_qdrant.stores import read_existing_fingerprint
     from xqg_qdrant.streams import count_workers
 
-    rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"))
+    rejected = open_dead_letters(dead_letters, collection)
     with opened_store(location) as store:
         read_existing_fingerprint(store, collection)
         encoder = load_encoder(encoder_folder, device, 1)
@@ -375,6 +374,8 @@ def enrich(
         workers = count_workers(encoder.device, threads)
         begin = partial(enrich_points, store, plan, encoder, generator, workers, newest_by=newest_first)
         totals = run_engine(begin, plan.plain + plan.replaced, rejected, quiet)
+        if not quiet:
+            echo_unread(encoder, generator)
         echo_cost(generator_source, totals, quiet)
         if totals.stored:
             index_large(store, collection, quiet)
@@ -427,8 +428,7 @@ def reencode(
     """
     from xqg_qdrant.augmentation.pipeline import ingest
     from xqg_qdrant.augmentation.recipe import choose_recipe
-    from xqg_qdrant.cli.progress import run_engine
-    from xqg_qdrant.corpus.dead_letters import DeadLetters
+    from xqg_qdrant.cli.progress import echo_unread, run_engine
     from xqg_qdrant.lifecycle.copying import Part, is_complete, plan_reencoding, read_stored_rows
     from xqg_qdrant.lifecycle.status import check_alias
     from xqg_qdrant.records import PayloadLayout
@@ -436,15 +436,16 @@ def reencode(
     from xqg_qdrant.streams import count_workers
 
     sharding, share = take_sharding(settings), Part(*part)
-    rejected = DeadLetters(dead_letters or Path(f"{name}.rejected.jsonl"))
+    rejected = open_dead_letters(dead_letters, name)
     with ExitStack() as opened:
         if text_field:
             layout = PayloadLayout(text_field, title_field, id_field)
             foreign = opened.enter_context(opened_foreign_store(location, layout))
-            source, points = foreign, foreign.read_augmented(collection)
+            source: Store | ForeignStore = foreign
+            points = foreign.read_augmented(collection)
         else:
-            source = opened.enter_context(opened_store(location))
-            points = source.scroll(collection)
+            own = opened.enter_context(opened_store(location))
+            source, points = own, own.scroll(collection)
         stored = read_existing_fingerprint(source, collection)
         target = source
         if text_field or is_server(location):
@@ -462,6 +463,8 @@ def reencode(
         begin = partial(ingest, rows, target, name, encoder, None, plan.recipe, workers, fingerprint=plan.after)
         total = source.count(collection)
         totals = run_engine(begin, total // share.parts, rejected, quiet)
+        if not quiet:
+            echo_unread(encoder)
         if quantisation:
             target.quantise(name)
         if totals.stored or quantisation:

@@ -14,6 +14,7 @@ from xqg_qdrant.cli.options import (
     encoder_option,
     json_option,
     language_option,
+    overwrite_option,
     qrels_option,
     questions_option,
     save_option,
@@ -101,8 +102,9 @@ def compare(
     type=click.Path(path_type=Path),
     default="report.html",
     show_default=True,
-    help="File to write; an existing one is replaced.",
+    help="File to write; an earlier report is replaced.",
 )
+@overwrite_option
 @click.pass_obj
 def report(quiet: bool, folders: tuple[Path, ...], output: Path) -> None:
     """Write saved results as one HTML file: tables, charts, questions won and lost, and the commands to repeat it.
@@ -172,6 +174,7 @@ def robustness(
         check_collection(store, collection, encoder)
         report = report_agreements(run_robustness(store, collection, encoder, found, quiet), left_out)
         searched = describe_searched(store, collection, encoder)
+    echo_report(report, as_json)
     if save:
         manifest = make_manifest(
             "robustness",
@@ -181,7 +184,6 @@ def robustness(
             **searched,
         )
         save_robustness(save, manifest, found, report)
-    echo_report(report, as_json)
 
 
 @main.command()
@@ -238,6 +240,6 @@ def hubs(
         with make_bars(quiet)(len(asked), " questions") as bar:
             found = find_hubs(store, collection, encoder, asked, bar.update)
         searched = describe_searched(store, collection, encoder)
+    echo(json.dumps(found.to_json(), ensure_ascii=False, indent=2) if as_json else format_hubs(found))
     if save:
         save_hubs(save, make_manifest("hubs", given_command(), data, {"limit": NEIGHBOURS}, **searched), asked, found)
-    echo(json.dumps(found.to_json(), ensure_ascii=False, indent=2) if as_json else format_hubs(found))

@@ -19,7 +19,9 @@ from xqg_qdrant.cli.shared import (
     load_generator,
     main,
     match_by,
+    open_dead_letters,
     opened_store,
+    save_last,
 )
 from xqg_qdrant.cli.terminal import echo
 
@@ -66,7 +68,6 @@ def demo(
     """
     from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.cli.progress import make_bars, run_ingest
-    from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.demo import (
         DEMO_FOLDER,
@@ -102,7 +103,7 @@ def demo(
             f"Ingesting {len(passages)} English passages into {collection!r} ({store.location}), each with two "
             f"questions in each of seven languages.\n{recipe.fusion} fusion, alpha {recipe.alpha:g}; {reason}."
         )
-        rejected = DeadLetters(Path(f"{collection}.rejected.jsonl"))
+        rejected = open_dead_letters(None, collection)
         totals = run_ingest(
             inputs.read(), len(passages), store, collection, encoder, None, recipe, threads, rejected, quiet
         )
@@ -118,7 +119,7 @@ def demo(
             **searched,
             yields=totals.yields(),
         )
-        save_evaluation(save, manifest, queries, qrels, report, runs, match_by(encoder))
+        save_last(save_evaluation, save, manifest, queries, qrels, report, runs, match_by(encoder))
     gold = {qrel.query_id: qrel.passage_id for qrel in qrels}
     for question in _choose_questions(queries, runs, gold):
         tell(_show_question(question, runs, gold[question.query_id]))

@@ -17,6 +17,7 @@ from xqg_qdrant.cli.options import (
     device_options,
     encoder_option,
     json_option,
+    overwrite_option,
     save_option,
     store_option,
     test_option,
@@ -117,6 +118,7 @@ def rules_options(command: F) -> F:
 @json_option
 @click.option("--write-run", type=click.Path(path_type=Path), help="Write the last --rank as a TREC run.")
 @click.option("--write-predictions", type=click.Path(path_type=Path), help="Write the last --rank as predictions.")
+@overwrite_option
 @save_option
 @device_options
 @click.pass_obj
@@ -196,18 +198,19 @@ def evaluate(
                 echo(told, err=True)
         searched = describe_searched(store, collection, encoder)
     report = measure_runs(queries, judgements, runs, rules, limit)
-    if write_run:
-        files.write_run(write_run, scores_of_run(found[rankings[-1]]))
-    if write_predictions:
-        files.write_predictions(write_predictions, predictions_of_run(measured, found[rankings[-1]]))
-    if save:
-        data = describe_asked(questions, queries, qrels, judgements)
-        asked = (data, measured, judgements)
-        save_runs(save, given_command(), *asked, runs, report, others, rules, limit, match_by(encoder), **searched)
+    # First of all the figures: what follows may fail.
     if full or as_json or len(runs) < 2 or not {*report.measures}.intersection(SUMMARY_MEASURES):
         echo_report(report, as_json)
     else:
         echo_summary(report, queries)
+    if save:
+        data = describe_asked(questions, queries, qrels, judgements)
+        asked = (data, queries, judgements)
+        save_runs(save, given_command(), *asked, runs, report, others, rules, limit, match_by(encoder), **searched)
+    if write_run:
+        files.write_run(write_run, scores_of_run(found[rankings[-1]]))
+    if write_predictions:
+        files.write_predictions(write_predictions, predictions_of_run(queries, found[rankings[-1]]))
 
 
 @main.command()
@@ -268,10 +271,10 @@ def score(
     runs, rules = others.read(measured), Rules(word_rules, lenient, test)
     check_judged_passages(runs, judgements)
     report = measure_runs(queries, judgements, runs, rules)
+    echo_report(report, as_json)
     if save:
         asked = (describe_asked(questions, queries, qrels, judgements), measured, judgements)
         save_runs(save, given_command(), *asked, runs, report, others, rules, EVALUATION_DEPTH)
-    echo_report(report, as_json)
 
 
 def _note_missing_judgements(judgements: Sequence[Qrel]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ from xqg_qdrant.cli.shared import (
     load_encoder,
     load_generator,
     main,
+    open_dead_letters,
     opened_foreign_store,
     opened_store,
     run_on_ray,
@@ -131,7 +133,6 @@ def ingest(
     from xqg_qdrant.augmentation.pipeline import describe
     from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.cli.progress import run_ingest
-    from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.generation import DRAWING
     from xqg_qdrant.lifecycle.status import check_alias
@@ -169,7 +170,7 @@ def ingest(
         echo_recipe(recipe, reason, quiet, plain)
         total = None if quiet else inputs.count()
         fingerprint = describe(encoder, generator, recipe, plain)
-        rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), *files, queries)
+        rejected = open_dead_letters(dead_letters, collection)
         if engine == RAY:
             from xqg_qdrant.augmentation.ray_engine import Job
 
@@ -240,7 +241,6 @@ def sync(
     """
     from xqg_qdrant.augmentation.pipeline import describe
     from xqg_qdrant.cli.progress import make_bars, run_ingest
-    from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.fingerprint import is_plain
     from xqg_qdrant.lifecycle.sync import plan_sync
@@ -250,7 +250,7 @@ def sync(
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
     inputs = Inputs([file], queries, id_field, text_field)
     total, bars = inputs.count(), make_bars(quiet)
-    rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"), file, queries)
+    rejected = open_dead_letters(dead_letters, collection)
     with opened_store(location) as store:
         tell = (lambda kind, passage_id: echo(f"{kind}\t{one_line(passage_id)}")) if listed else None
         plan = plan_sync(store, collection, inputs, total, bars, tell)
@@ -259,20 +259,19 @@ def sync(
         if dry_run:
             return
 
-        def ingest(recipe: Recipe) -> Totals:
+        def ingest(recipe: Recipe, rows: Iterable[Row]) -> Totals:
             encoder = load_encoder(encoder_folder, device, 1)
             plain = is_plain(plan.fingerprint)
             generated = queries is None and not plain
             generator = load_generator(generator_source, device, 1, location, collection) if generated else None
             made = describe(encoder, generator, recipe, plain)
-            rows = inputs.read()
             models_used = (encoder, generator, recipe, threads)
             done = run_ingest(rows, total, store, collection, *models_used, rejected, quiet, made)
             echo_cost(generator_source, done, quiet)
             return done
 
         snapshot = partial(keep_snapshot, store, collection, no_snapshot, quiet) if delete else None
-        totals, deleted = apply_sync(store, plan, ingest, snapshot, bars)
+        totals, deleted = apply_sync(store, plan, inputs, ingest, snapshot, bars)
         if delete and totals.rejected:
             echo("Nothing was deleted, as rows were rejected. Correct them, and run the same again.", err=True)
         elif delete:
@@ -326,7 +325,6 @@ def augment(
     """
     from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.cli.progress import run_ingest
-    from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.records import PayloadLayout
 
     layout = PayloadLayout(text_field, title_field, id_field)
@@ -343,7 +341,7 @@ def augment(
         recipe, reason = choose_recipe(encoder, generator, chosen, stored=stored, **settings)
         echo_recipe(recipe, reason, quiet)
         rows, total = store.read_passages(collection), store.count(collection)
-        rejected = DeadLetters(dead_letters or Path(f"{collection}.rejected.jsonl"))
+        rejected = open_dead_letters(dead_letters, collection)
         totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
         echo_cost(generator_source, totals, quiet)
     exit_if_rejected(totals, rejected.path)
@@ -402,7 +400,6 @@ def generate(
     """
     from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.cli.progress import count_read, run_ingest
-    from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.records import Passage
 
@@ -417,7 +414,7 @@ def generate(
     inputs = Inputs(files, id_field=id_field, text_field=text_field)
     total = None if quiet else inputs.count()
     if batch_out is not None:
-        rejected = DeadLetters(dead_letters or Path(f"{batch_out.name}.rejected.jsonl"), *files)
+        rejected = open_dead_letters(dead_letters, batch_out.name)
         read = count_read(inputs.read(), total, quiet)
         exit_if_rejected(
             write_requests(read, batch_out, generator_source, languages, settings, rejected), rejected.path
@@ -430,7 +427,7 @@ def generate(
     generator = load_generator(generator_source, device, 1, str(out), "queries")
     recipe, reason = choose_recipe(encoder, generator, choose_languages(languages, generator), **settings)
     echo_recipe(recipe, reason, quiet)
-    rejected = DeadLetters(dead_letters or Path(f"{out.name}.rejected.jsonl"), *files)
+    rejected = open_dead_letters(dead_letters, out.name)
     store = ParquetFolder(out, metadata, recipe.sparse)
     totals = run_ingest(inputs.read(), total, store, str(out), encoder, generator, recipe, threads, rejected, quiet)
     echo_cost(generator_source, totals, quiet)

@@ -31,7 +31,7 @@ def _list_presets(context: click.Context, _parameter: click.Parameter, wanted: b
         return
     width = max(map(len, PRESETS))
     for name, preset in PRESETS.items():
-        note = f"  ({preset.note})" if preset.note else ""
+        note = f"  ({', '.join(filter(None, (preset.weights, preset.note)))})"
         echo(f"{name:<{width}}  {preset.kind:<9}  {preset.licence:<12}  {preset.source}{note}")
     context.exit()
 
@@ -110,6 +110,8 @@ def export(
             continue
         figures = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in exported.parity[measured].items())
         echo(f"{measured} against {exported.parity['reference']} on {exported.parity['inputs']} inputs: {figures}")
+    if exported.pickled:
+        echo("The weights were a pickle, read by torch's weights-only loader and saved beside it as model.safetensors.")
     echo(f"{exported.folder}: {exported.kind}, exported in {time.perf_counter() - start:.0f} s")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from xqg_qdrant.cli.arguments import OVERWRITE
 from xqg_qdrant.cli.terminal import ask
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ DEFAULT_STORE = "./xqg_data"
 # Heading in the help → the parameters below it, for `GroupedCommand`.
 OPTION_GROUPS: dict[str, tuple[str, ...]] = {
     "Source": (
-        *("text_field", "title_field", "id_field", "dead_letters", "delete", "dry_run", "listed"),
-        *("part", "newest_first"),
+        *("text_field", "title_field", "id_field", "dead_letters", "overwrite"),
+        *("delete", "dry_run", "listed", "part", "newest_first"),
     ),
     "Models": ("encoder_folder", "generator_source"),
     "Language model": (
@@ -228,13 +229,29 @@ def field_options(command: F) -> F:
     return add_options(options, command)
 
 
-def dead_letters_option(command: F) -> F:
-    """Add --dead-letters."""
+def overwrite_option(command: F) -> F:
+    """Add --overwrite, for `arguments.overwrites`."""
+
+    def keep(context: click.Context, _parameter: click.Parameter, given: bool) -> None:
+        context.meta[OVERWRITE] = given
+
     return click.option(
+        "--overwrite",
+        is_flag=True,
+        expose_value=False,
+        callback=keep,
+        help="Replace existing files that xqg did not write; inputs are never replaced.",
+    )(command)
+
+
+def dead_letters_option(command: F) -> F:
+    """Add --dead-letters and --overwrite."""
+    letters = click.option(
         "--dead-letters",
         type=click.Path(path_type=Path),
         help="File of rejected rows, rewritten by each run.  [default: ./NAME.rejected.jsonl]",
-    )(command)
+    )
+    return letters(overwrite_option(command))
 
 
 def fusion_options(command: F) -> F:
@@ -427,7 +444,7 @@ def confirm(question: str, yes: bool) -> None:
     """
     if yes:
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise click.UsageError(f"{question} Give --yes to confirm.")
     if not ask(question):
         raise click.Abort

@@ -33,12 +33,13 @@ from xqg_qdrant.cli.shared import (
     load_encoder,
     load_generator,
     main,
+    save_last,
 )
 from xqg_qdrant.cli.terminal import echo
 
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.recipe import Recipe
-    from xqg_qdrant.evaluation.pilot import Cost, Ingest, Pilot, Sample
+    from xqg_qdrant.evaluation.pilot import Cost, Ingest, Pilot, Rival, Sample
     from xqg_qdrant.generation import Endpoint, Generator
     from xqg_qdrant.inference.encoder import Encoder
 
@@ -93,7 +94,7 @@ def estimate(
     The corpus is read once. A random sample is ingested for up to a minute, into a temporary collection of the embedded
     store.
     """
-    from xqg_qdrant.cli.progress import make_bars
+    from xqg_qdrant.cli.progress import echo_unread, make_bars
     from xqg_qdrant.evaluation.pilot import PASSAGES_OF_A_MINUTE, PASSAGES_OF_CALLS, estimate_cost
 
     encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_source, device, 1)
@@ -101,6 +102,8 @@ def estimate(
     sample = _draw(file, id_field, text_field, size, seed, quiet)
     recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, quiet)
     cost = estimate_cost(sample, _make_ingest(encoder, generator, recipe, threads), make_bars(quiet))
+    if not quiet:
+        echo_unread(encoder, generator)
     if as_json:
         echo(json.dumps(cost.to_json(price_per_hour, generator_source), indent=2))
     else:
@@ -120,7 +123,13 @@ def estimate(
 )
 @click.option("--measure", help="Measure to choose by, as in xqg sweep.")
 @price_option
-@encoder_option
+@click.option(
+    "--encoder",
+    "encoder_folders",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Model folder of the encoder; repeat it to compare several.  [default: the demo encoder]",
+)
 @generator_option
 @languages_option
 @queries_per_language_option(2)
@@ -142,7 +151,7 @@ def pilot(
     passages: int,
     measure: str | None,
     price_per_hour: float | None,
-    encoder_folder: Path | None,
+    encoder_folders: tuple[Path, ...],
     generator_source: Path | Endpoint | None,
     languages: str | None,
     queries_per_language: int | None,
@@ -158,13 +167,15 @@ def pilot(
     """Try xQG on a sample of FILE: whether it is worth it, with which settings, and what all of FILE would take.
 
     A random sample is ingested into a temporary collection, and the settings are swept over it. Without questions, the
-    last generated query of each passage and language is left out of the vectors and asked.
+    last generated query of each passage and language is left out of the vectors and asked. With several encoders, each
+    gets the same passages, generated queries and questions; what is saved and printed in full is of the first one.
     """
-    from xqg_qdrant.cli.progress import make_bars
+    from xqg_qdrant.cli.progress import echo_unread, make_bars
     from xqg_qdrant.evaluation.files import read_judged_questions
-    from xqg_qdrant.evaluation.pilot import choose_questions, run_pilot, save_pilot
+    from xqg_qdrant.evaluation.pilot import choose_questions, make_ingest_again, make_rival, run_pilot, save_pilot
     from xqg_qdrant.evaluation.results import check_folder, describe_asked
     from xqg_qdrant.evaluation.sweep.summary import is_worth_it
+    from xqg_qdrant.streams import count_workers
 
     if save:
         check_folder(save)
@@ -174,19 +185,35 @@ def pilot(
         chosen, wanted = choose_questions(queries, judgements, passages, seed)
         asked, data = (chosen, judgements), describe_asked(questions, queries, qrels, judgements)
     sample = _draw(file, id_field, text_field, passages, seed, quiet, wanted)
-    encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_source, device, 1)
+    folders = encoder_folders or (None,)
+    encoder, generator = load_encoder(folders[0], device, 1), load_generator(generator_source, device, 1)
     recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, quiet)
     ingest = _make_ingest(encoder, generator, recipe, threads)
     found = run_pilot(sample, asked, ingest, recipe, encoder, threads, measure, seed, make_bars(quiet))
+    if not quiet:
+        echo_unread(encoder, generator)
     if save:
-        save_pilot(save, given_command(), data, found, price_per_hour, seed, encoder.device)
+        save_last(save_pilot, save, given_command(), data, found, price_per_hour, seed, encoder.device)
+    rivals = [make_rival(encoder, found, found)]
+    for folder in folders[1:]:
+        other = load_encoder(folder, device, 1)
+        asked_again = found.recipe.queries_per_language + found.held_back
+        suited = _make_recipe(other, generator, languages, asked_again, recipe_name, quiet)
+        again = make_ingest_again(found, other, generator, suited, count_workers(other.device, threads))
+        tried = run_pilot(sample, asked, again, suited, other, threads, measure, seed, make_bars(quiet))
+        rivals.append(make_rival(other, tried, found))
     if as_json:
-        echo(json.dumps(found.to_json(price_per_hour), ensure_ascii=False, indent=2))
+        report = found.to_json(price_per_hour)
+        if len(rivals) > 1:
+            report["encoders"] = [rival.to_json() for rival in rivals]
+        echo(json.dumps(report, ensure_ascii=False, indent=2))
         return
     _echo_pilot(file, sample, found)
+    if len(rivals) > 1:
+        _echo_rivals(rivals)
     echo(_describe_cost(found.cost, found.recipe, encoder.device, price_per_hour, generator_source))
     if asked and is_worth_it(found.sweep):
-        encoder_words = [] if encoder_folder is None else ["--encoder", str(encoder_folder)]
+        encoder_words = [] if folders[0] is None else ["--encoder", str(folders[0])]
         given = click.get_current_context().params
         named = {"generator": given["generator_source"]}
         named |= {name: given[name] for name in ("model", "prompt", "concurrency")}
@@ -289,6 +316,30 @@ def _echo_pilot(file: str, sample: Sample, found: Pilot) -> None:
     echo(f"On the other {reported_on} questions, not used for the choice ({SWEPT_RUNS}):\n")
     echo_sweep(sweep)
     echo(f"\n{found.verdict}\n")
+
+
+def _echo_rivals(rivals: list[Rival]) -> None:
+    """Print a line for each encoder: both vectors, the gain over the first, and what encoding all of it takes."""
+    from xqg_qdrant.evaluation.pilot import format_bytes
+    from xqg_qdrant.evaluation.sweep.summary import describe_gain
+    from xqg_qdrant.printing import format_seconds
+    from xqg_qdrant.text import one_line
+
+    measure = rivals[0].pilot.sweep.measure
+    width = max(len(one_line(rival.encoder)) for rival in rivals)
+    echo(f"{f'encoder, {measure}':<{width}}   dim  passage      xqg")
+    for rival in rivals:
+        values = rival.pilot.sweep.report.values
+        cells = "".join(f"{values[run][measure].macro:>9.1f}" for run in ("passage", "xqg"))
+        cost = rival.pilot.cost
+        takes = f"about {format_seconds(cost.total_seconds)} and {format_bytes(cost.total_bytes)}"
+        what = f"encoding all of it again: {takes}" if rival.gained else f"with the generation: {takes}"
+        echo(f"{one_line(rival.encoder):<{width}}{rival.dim:>6}{cells}  {what}")
+    for rival in rivals:
+        if rival.gained:
+            against = f"{one_line(rival.encoder)} against {one_line(rivals[0].encoder)}"
+            echo(f"{against}: {describe_gain(measure, rival.gained)}")
+    echo("")
 
 
 def make_command(

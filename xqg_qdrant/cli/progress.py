@@ -24,11 +24,12 @@ from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InUseError
 from xqg_qdrant.evaluation.robustness import Agreement, Pair, compare_rankings
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generation import Generator
+from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle.copying import copy_collection
 from xqg_qdrant.lifecycle.retune import Plan, retune
 from xqg_qdrant.lifecycle.status import Status, read_status
-from xqg_qdrant.printing import format_left_out, format_seconds, format_totals
+from xqg_qdrant.printing import format_left_out, format_seconds, format_totals, format_unread
 from xqg_qdrant.stores import Store, read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Indexing
 from xqg_qdrant.streams import Bars, count_workers
@@ -57,7 +58,21 @@ def run_ingest(
     """
     workers = count_workers(encoder.device, threads)
     begin = partial(ingest, rows, store, collection, encoder, generator, recipe, workers, fingerprint=fingerprint)
-    return run_engine(begin, total, dead_letters, quiet)
+    totals = run_engine(begin, total, dead_letters, quiet)
+    if not quiet:
+        echo_unread(encoder, generator)
+    return totals
+
+
+def echo_unread(encoder: Encoder, generator: Generator | None = None) -> None:
+    """Print how much of the passages the models did not read, if any."""
+    read = [("passage", "encoder", encoder.max_passage_tokens, encoder.passages_read)]
+    if isinstance(generator, QueryGenerator):
+        read.append(("prompt", "generator", generator.max_input_tokens, generator.prompts_read))
+    for noun, model, longest, count in read:
+        line = format_unread(count.cut, count_of(count.texts, noun), model, longest, count.share_unread)
+        if line:
+            echo(line, err=True)
 
 
 def run_engine(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +10,7 @@ import click
 
 from xqg_qdrant.cli.options import collection_option, device_options, encoder_option, store_option
 from xqg_qdrant.cli.shared import load_encoder, main, opened_store
-from xqg_qdrant.cli.terminal import echo
-from xqg_qdrant.errors import InputError
+from xqg_qdrant.cli.terminal import echo, stdin_lines
 
 
 @main.command()
@@ -65,7 +63,7 @@ def query(
         raise click.UsageError("Missing argument 'QUESTION...'; give - to read questions from standard input.")
     if not all(map(str.strip, questions)):
         raise click.UsageError("A QUESTION is empty.")
-    lines: Iterable[str] = map(_decode_line, sys.stdin.buffer) if questions == ("-",) else questions
+    lines: Iterable[str] = stdin_lines() if questions == ("-",) else questions
     with opened_store(location, patience=ASKING_SECONDS) as store:
         encoder = load_encoder(encoder_folder, device, threads)
         check_collection(store, collection, encoder)
@@ -78,13 +76,6 @@ def query(
             else:
                 told = f"  {format_asked_language(asked)}\n" if asked else ""
                 echo(f"{question}\n{told}{format_hits(hits)}")
-
-
-def _decode_line(line: bytes) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"standard input is not UTF-8 ({line!r})", "convert it with iconv") from error
 
 
 @main.command()

@@ -8,20 +8,22 @@ import os
 import shlex
 import shutil
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from xqg_qdrant.cli.arguments import Command, dead_letters_path, overwrites
 from xqg_qdrant.cli.options import OPTION_GROUPS, add_options
-from xqg_qdrant.cli.terminal import echo, echo_usage_error
+from xqg_qdrant.cli.terminal import echo, echo_traceback, echo_usage_error, prepare_streams
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, ROWS_REJECTED_EXIT_CODE, InputError, XqgError
+from xqg_qdrant.secrets import remember_environment
+from xqg_qdrant.text import count_of
 
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.pipeline import Totals
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.stores.server.foreign import ForeignStore
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
 
 LOCAL, RAY = "local", "ray"
 # Names of commands in other programs.
@@ -57,6 +60,8 @@ SWEPT_RUNS = "passage is plain, xqg the best setting, control the same with the 
 
 class Group(click.Group):
     """A command group that prints every error of the package as a message and a cure, and sets the exit code."""
+
+    command_class = Command
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Add a command whose options are also set by variables with their names: XQG_QUERY_ENCODER is --encoder."""
@@ -79,7 +84,10 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:  # noqa: ANN401
-        """Run as click does, but print usage errors without control characters."""
+        """Run as click does, but print usage errors without control characters and secrets."""
+        remember_environment()
+        if standalone_mode and sys.stdout is sys.__stdout__:
+            prepare_streams()
         try:
             code = super().main(*args, standalone_mode=False, **extra)  # type: ignore[call-overload]
         except click.ClickException as error:
@@ -100,7 +108,7 @@ class Group(click.Group):
             return super().invoke(ctx)
         except XqgError as error:
             if ctx.params.get("verbose"):
-                echo(traceback.format_exc(), err=True, nl=False)
+                echo_traceback()
             echo(f"Error: {error.message}", err=True)
             if error.cure:
                 echo(f"Cure: {error.cure}.", err=True)
@@ -110,15 +118,23 @@ class Group(click.Group):
             ctx.exit(INTERRUPTED_EXIT_CODE)
         except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
             raise
+        except OSError as error:
+            # No code can foresee all that a file system refuses.
+            if ctx.params.get("verbose"):
+                echo_traceback()
+            where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+            echo(f"Error: {where}{error.strerror or error}.", err=True)
+            echo("Cure: check the path, its permissions and the free space of the disk.", err=True)
+            ctx.exit(InputError.exit_code)
         except Exception as error:
             if ctx.params.get("verbose"):
-                echo(traceback.format_exc(), err=True, nl=False)
+                echo_traceback()
             echo(f"Error: this is a bug in xqg: {type(error).__name__}: {error}", err=True)
             echo("Cure: report it with the traceback, which `xqg -v …` prints.", err=True)
             ctx.exit(1)
 
 
-class GroupedCommand(click.Command):
+class GroupedCommand(Command):
     """A command whose help shows its options below the headings of `OPTION_GROUPS`; what is in none comes last."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -177,7 +193,10 @@ def given_command() -> list[str]:
     words = ["xqg", *context.command_path.split()[1:]]
     for parameter in context.command.params:
         name = parameter.name or ""
-        if context.get_parameter_source(name) not in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
+        if name not in context.params or context.get_parameter_source(name) not in (
+            ParameterSource.COMMANDLINE,
+            ParameterSource.ENVIRONMENT,
+        ):
             continue
         value = context.params[name]
         values = [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
@@ -188,6 +207,11 @@ def given_command() -> list[str]:
             values = [word for one in values for word in (parameter.opts[0], one)]
         words += values
     return words
+
+
+def save_last(save: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
+    """Call a function at the end of the command: results are printed before anything that may fail is written."""
+    click.get_current_context().call_on_close(partial(save, *args, **kwargs))
 
 
 def describe_searched(store: Store, collection: str, encoder: Encoder) -> dict[str, Any]:
@@ -331,6 +355,13 @@ def choose_languages(languages: str | None, generator: Generator) -> tuple[str, 
     return parse_languages(languages, generator.languages) if languages is not None else ()
 
 
+def open_dead_letters(path: Path | None, name: str) -> DeadLetters:
+    """Return the dead-letter file that --dead-letters names, or the default one of a collection or folder."""
+    from xqg_qdrant.corpus.dead_letters import DeadLetters
+
+    return DeadLetters(path or dead_letters_path(name), overwrites())
+
+
 def echo_recipe(recipe: Recipe, reason: str, quiet: bool, plain: bool = False) -> None:
     """Print which recipe is used, and why."""
     if quiet:
@@ -338,7 +369,7 @@ def echo_recipe(recipe: Recipe, reason: str, quiet: bool, plain: bool = False) -
     fused = f"{recipe.fusion} fusion, alpha {recipe.alpha:g}{', renormalised' if recipe.renormalise else ''}"
     calibrated = f", calibrated with gamma {recipe.gamma:g}" if recipe.gamma else ""
     given = "no queries yet" if plain else "given queries"
-    written = given if recipe.given else f"{recipe.queries_per_language} queries a language"
+    written = given if recipe.given else f"{count_of(recipe.queries_per_language, 'query', 'queries')} a language"
     echo(f"{written}, {fused}{calibrated} ({reason})", err=True)
 
 

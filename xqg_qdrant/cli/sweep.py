@@ -27,6 +27,7 @@ from xqg_qdrant.cli.shared import (
     load_encoder,
     main,
     opened_store,
+    save_last,
 )
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.evaluation import EVALUATION_DEPTH
@@ -111,7 +112,7 @@ def sweep(
             seed=seed,
             **searched,
         )
-        save_sweep(save, manifest, bench, found)
+        save_last(save_sweep, save, manifest, bench, found)
     if as_json:
         echo(json.dumps(found.to_json(), ensure_ascii=False, indent=2))
         return

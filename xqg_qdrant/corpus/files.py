@@ -19,8 +19,10 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
+from urllib.parse import unquote, urlsplit
 
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.secrets import refuse_secret
 
 # In bytes. A byte becomes at most six in JSON, and a request to a server holds 32 MiB.
 LONGEST_ROW = 4 * 2**20
@@ -155,6 +157,13 @@ def is_remote(path: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
 
 
+def local_path(source: str) -> Path | None:
+    """Return the path of a file or folder on this machine, also of a file:// URL; None for other sources."""
+    if source.startswith("file://"):
+        return Path(unquote(urlsplit(source).path))
+    return None if source in ("", "-") or is_remote(source) else Path(source)
+
+
 def open_remote(url: str) -> Any:  # noqa: ANN401
     """Open a file of an object store for random access.
 
@@ -162,8 +171,9 @@ def open_remote(url: str) -> Any:  # noqa: ANN401
         InputError: the URL has no known file system, or pyarrow is not installed.
         OSError: the file cannot be opened.
     """
-    system, path = _find_system(url)
-    return system.open_input_file(path)
+    with _reaching(url):
+        system, path = _find_system(url)
+        return system.open_input_file(path)
 
 
 def list_remote(url: str) -> list[str]:
@@ -172,14 +182,12 @@ def list_remote(url: str) -> list[str]:
     Raises:
         InputError: there is no such file or folder, or it is not accessible.
     """
-    system, path = _find_system(url)
-    from pyarrow.fs import FileSelector, FileType
+    with _reaching(url):
+        system, path = _find_system(url)
+        from pyarrow.fs import FileSelector, FileType
 
-    try:
         kind = system.get_file_info(path).type
         found = system.get_file_info(FileSelector(path)) if kind == FileType.Directory else []
-    except OSError as error:
-        raise InputError(f"{url}: cannot be accessed ({error}).", "check the URL and your credentials") from error
     if kind == FileType.NotFound:
         raise InputError(f"{url}: there is no such file.", "check the URL")
     if kind == FileType.File:
@@ -190,8 +198,20 @@ def list_remote(url: str) -> list[str]:
     return [f"{url.rstrip('/')}/{name}" for name in names]
 
 
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    """Turn what the libraries of object stores raise, which can be anything, into an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{url}: cannot be accessed ({error}).", "check the URL and your credentials") from error
+
+
 def _find_system(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL, and the path within it."""
+    """Return the file system of a URL without secrets, and the path within it."""
+    refuse_secret(url, "a file")
     try:
         import pyarrow
         from pyarrow.fs import FileSystem
@@ -200,7 +220,7 @@ def _find_system(url: str) -> tuple[Any, str]:
         raise InputError(f"{url}: pyarrow, which reads object stores, is not installed.", cure) from error
     try:
         system, path = FileSystem.from_uri(url)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, ImportError, OSError, ValueError) as error:
         cure = "use s3://BUCKET/FILE, gs://BUCKET/FILE or a path"
         raise InputError(f"{url}: the URL cannot be opened ({error}).", cure) from error
     return system, path

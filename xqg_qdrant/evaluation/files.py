@@ -10,11 +10,13 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, cast
 
 import numpy as np
 
+from xqg_qdrant.atomic import replaced
 from xqg_qdrant.corpus import datasets
 from xqg_qdrant.corpus.files import existing_file, file_lines, is_cut, opened_file
 from xqg_qdrant.corpus.questions import QuestionSet, may_hold_questions, read_questions
@@ -204,11 +206,16 @@ def read_run(path: str | Path) -> Run:
     return {query_id: [(name, -score) for score, _, name in sorted(found)] for query_id, found in rows.items()}
 
 
-def _created(path: str | Path) -> IO[str]:
-    """Open a text file for writing, gzipped if its name ends in `.gz`."""
-    if str(path).endswith(".gz"):
-        return cast("IO[str]", gzip.open(path, "wt", encoding="utf-8"))
-    return Path(path).open("w", encoding="utf-8")
+@contextmanager
+def _created(path: str | Path) -> Iterator[IO[str]]:
+    """Yield a text file, gzipped if the name ends in `.gz`, that replaces the file of this name once it is whole."""
+    with replaced(Path(path)) as unfinished:
+        if str(path).endswith(".gz"):
+            with gzip.open(unfinished, "wt", encoding="utf-8") as zipped:
+                yield cast("IO[str]", zipped)
+        else:
+            with unfinished.open("w", encoding="utf-8") as file:
+                yield file
 
 
 def _table(path: str) -> Iterator[tuple[int, list[str]]]:

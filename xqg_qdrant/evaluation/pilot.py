@@ -12,11 +12,12 @@ from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple, TypeAlias
 
-from xqg_qdrant.augmentation.pipeline import Progress
+from xqg_qdrant.augmentation.pipeline import Progress, StoredRow, describe
+from xqg_qdrant.augmentation.pipeline import ingest as ingest_rows
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import EVALUATION_DEPTH
-from xqg_qdrant.evaluation.comparison import Difference, describe_content, is_gain
+from xqg_qdrant.evaluation.comparison import Difference, compare_values, describe_content, is_gain, languages_of
 from xqg_qdrant.evaluation.results import make_manifest
 from xqg_qdrant.evaluation.sweep.bench import Bench, make_bench
 from xqg_qdrant.evaluation.sweep.summary import describe_gain, judge_sweep, save_sweep
@@ -24,8 +25,9 @@ from xqg_qdrant.evaluation.sweep.trial import Sweep, run_sweep
 from xqg_qdrant.evaluation.sweep.vectors import opened_vectors
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generation import Endpoint, Usage
+from xqg_qdrant.generation import Generator as QueryWriter
 from xqg_qdrant.inference.encoder import Encoder
-from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
+from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, Qrel, Query, Reject
 from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.streams import Bars
 
@@ -142,6 +144,55 @@ class Pilot(NamedTuple):
             "cost": self.cost.to_json(price_per_hour),
             "sweep": self.sweep.to_json(),
         }
+
+
+class Rival(NamedTuple):
+    """A pilot of an encoder among several, and its gain over the first one on the same questions; None for itself."""
+
+    encoder: str
+    dim: int
+    pilot: Pilot
+    gained: Difference | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the measured values of both vectors, the gain and the cost of encoding the corpus as JSON values."""
+        measure, values = self.pilot.sweep.measure, self.pilot.sweep.report.values
+        return {
+            "encoder": self.encoder,
+            "dim": self.dim,
+            "measure": measure,
+            "passage": values["passage"][measure].macro,
+            "xqg": values["xqg"][measure].macro,
+            "gained": self.gained and self.gained._asdict(),
+            "cost": self.pilot.cost.to_json(None),
+        }
+
+
+def make_rival(encoder: Encoder, pilot: Pilot, first: Pilot) -> Rival:
+    """Return a pilot beside the first one; both asked the same questions, and each reports its best setting."""
+    gained = None
+    if pilot is not first:
+        measure = first.sweep.measure
+        values, before = (one.sweep.report.values["xqg"][measure] for one in (pilot, first))
+        gained = compare_values(before, values, languages_of(first.bench.queries)).overall
+    return Rival(encoder.source, encoder.dim, pilot, gained)
+
+
+def make_ingest_again(first: Pilot, encoder: Encoder, generator: QueryWriter, recipe: Recipe, workers: int) -> Ingest:
+    """Return an ingest of the first pilot's passages and queries with another encoder; nothing is generated again."""
+    vectors = first.bench.vectors
+    queries = {passage.passage_id: found for passage, found in zip(vectors.passages, vectors.queries, strict=True)}
+    fingerprint = describe(encoder, generator, recipe)
+
+    def ingest(
+        passages: Iterable[Passage], store: Store, collection: str, stop: Event
+    ) -> Generator[Progress, None, None]:
+        known = (passage for passage in passages if passage.passage_id in queries)
+        points = (AugmentedPassage(passage, queries[passage.passage_id], {}, "", "") for passage in known)
+        rows = (StoredRow(point, point.generated_queries) for point in points)
+        return ingest_rows(rows, store, collection, encoder, None, recipe, workers, stop, fingerprint)
+
+    return ingest
 
 
 def draw_sample(rows: Iterable[Passage | Reject], size: int, seed: int, wanted: Container[str] = ()) -> Sample:

@@ -8,8 +8,8 @@
     passages.jsonl   title and text of the first passages of the runs
     changes.jsonl    the questions won and lost by the last run against the first
 
-Other kinds of results add files of their own. An API key cannot end up in a folder: none is passed in, and a store's
-location contains none.
+Other kinds of results add files of their own. An API key cannot end up in a folder: none is passed in, a URL contains
+none, and the manifest is written through `secrets.hide`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from xqg_qdrant.atomic import built_aside
+from xqg_qdrant.atomic import built_aside, check_writable
 from xqg_qdrant.corpus.datasets import is_catalogued
 from xqg_qdrant.corpus.files import existing_file, opened_file
 from xqg_qdrant.errors import InputError
@@ -34,6 +35,7 @@ from xqg_qdrant.evaluation.files import Run, read_qrels, read_run, write_run
 from xqg_qdrant.evaluation.xor_retrieve import Found, span_answers
 from xqg_qdrant.machine import integer_instructions, processor_name
 from xqg_qdrant.records import GeneratedQuery, Qrel, Query, ScoredPassage
+from xqg_qdrant.secrets import hide
 
 Kind: TypeAlias = Literal["evaluation", "sweep", "robustness", "pilot", "hubs"]
 KINDS = ("evaluation", "sweep", "robustness", "pilot", "hubs")
@@ -44,6 +46,9 @@ QRELS = "qrels.tsv"
 VALUES = "values.json"
 PASSAGES = "passages.jsonl"
 CHANGES = "changes.jsonl"
+
+# What any kind of results may hold besides runs; other files in the folder are the user's.
+OURS = frozenset({MANIFEST, QUESTIONS, QRELS, VALUES, PASSAGES, CHANGES}).union(f"{kind}.json" for kind in KINDS)
 
 HITS_SHOWN = 3
 REPEAT = "run the command again with --save"
@@ -169,6 +174,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         InputError: There is something else.
     """
+    check_writable(folder)
     if not folder.exists() and not folder.is_symlink():
         return
     try:
@@ -185,13 +191,13 @@ def new_results(
 ) -> Iterator[Path]:
     """Yield a temporary folder with the files common to all results, to add others to.
 
-    On a normal exit it replaces any results in `folder`.
+    On a normal exit it replaces any results in `folder`, whose other files are kept.
 
     Raises:
         InputError: Something else has the folder's name.
     """
     check_folder(folder)
-    with built_aside(folder) as temporary:
+    with built_aside(folder, replace=True) as temporary:
         final = temporary / "final"
         final.mkdir()
         _write_json(final / MANIFEST, manifest)
@@ -207,7 +213,20 @@ def new_results(
             (final / QRELS).write_text("query-id\tcorpus-id\tscore\n" + "".join(rows), encoding="utf-8")
         yield final
         if folder.exists():
-            folder.rename(temporary / "replaced")
+            _keep_others(folder, final)
+
+
+def _keep_others(earlier: Path, final: Path) -> None:
+    """Copy what is in a folder besides earlier results; of an earlier kind, results of other kinds do not stay."""
+    runs = _read_json(earlier / VALUES) if (earlier / VALUES).exists() else {}
+    ours = OURS.union(f"{name}.trec" for name in runs) | {path.name for path in final.iterdir()}
+    for path in earlier.iterdir():
+        if path.name in ours:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, final / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, final / path.name, follow_symlinks=False)
 
 
 def save_evaluation(
@@ -305,7 +324,7 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    path.write_text(hide(json.dumps(value, ensure_ascii=False, indent=2)) + "\n", encoding="utf-8")
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

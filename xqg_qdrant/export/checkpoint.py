@@ -23,16 +23,19 @@ from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.model_folders import generator_settings
 from xqg_qdrant.model_folders.description import POOLINGS
 from xqg_qdrant.model_folders.sentence_transformers import (
+    PICKLE_FILE,
     DenseSettings,
     is_compared_by_cosine,
     read_dense_settings,
     read_modules,
     read_prefixes,
+    read_tokenizer_settings,
     read_transformer,
 )
-from xqg_qdrant.model_folders.tokenizer_settings import read_tokenizer_settings
 
 WEIGHTS = "*.safetensors"
+# Read by torch's weights-only loader, where there is nothing better; large ones come in parts.
+PICKLES = "pytorch_model*.bin"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 DOWNLOADED = [WEIGHTS, "*.json", "*.txt", "*.model", "README.md"]
 ELSEWHERE = ["onnx/*", "openvino/*"]
@@ -48,6 +51,11 @@ class Checkpoint(NamedTuple):
     source: str
     revision: str
     config: dict[str, Any]
+
+    @property
+    def is_pickled(self) -> bool:
+        """Return whether the weights are published as a pickle alone."""
+        return not any(self.path.glob(WEIGHTS))
 
     @property
     def kind(self) -> str:
@@ -94,7 +102,7 @@ def fetch_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
             f"unsupported model type {config.get('model_type')!r} ({source}).",
             f"export a checkpoint of type {', '.join(supported)}",
         )
-    if not any(path.glob(WEIGHTS)):
+    if not any(path.glob(WEIGHTS)) and not any(path.glob(PICKLES)):
         refuse_weights(source, path)
     return Checkpoint(path, path.name if Path(source).is_dir() else source, revision or "", config)
 
@@ -223,8 +231,11 @@ def _download(source: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        # Code and pickles are not even downloaded.
+        # Code is not even downloaded, and pickles only where there is nothing else.
         path = snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=ELSEWHERE)
+        if not any(Path(path).glob(WEIGHTS)):
+            wanted = [*DOWNLOADED, PICKLES, "pytorch_model.bin.index.json", "*/pytorch_model.bin"]
+            path = snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns=ELSEWHERE)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"no checkpoint {source!r}: there is no such folder, and the hub did not return it: {error}.",
@@ -248,9 +259,14 @@ def _read_dense(checkpoint: Checkpoint, name: str, settings: DenseSettings) -> D
             f"export a checkpoint whose Dense modules have activation {', '.join(DENSE_ACTIVATIONS)}",
         )
     folder = checkpoint.path / name
-    if not (folder / "model.safetensors").is_file():
+    if (folder / "model.safetensors").is_file():
+        weights = load_file(folder / "model.safetensors")
+    elif (folder / PICKLE_FILE).is_file():
+        from xqg_qdrant.export.reference import read_pickle
+
+        weights = read_pickle(folder / PICKLE_FILE)
+    else:
         refuse_weights(f"{checkpoint.source}/{name}", folder)
-    weights = load_file(folder / "model.safetensors")
     if weights.keys() != settings.tensors:
         raise InputError(
             f"{checkpoint.source}/{name} holds {sorted(weights)}, but {sorted(settings.tensors)} is needed.",

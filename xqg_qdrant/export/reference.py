@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import save_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from transformers.utils.logging import disable_progress_bar
@@ -30,6 +31,9 @@ from xqg_qdrant.inference.tokenizer import LONGEST, apply_settings
 from xqg_qdrant.model_folders import write_description
 from xqg_qdrant.model_folders.description import TOKENIZER_FILE
 from xqg_qdrant.records import FloatArray
+
+# Earlier releases' weights-only loader could be made to run code (CVE-2025-32434).
+LEAST_TORCH = (2, 6)
 
 
 class Reference:
@@ -213,8 +217,47 @@ def build_and_check(checkpoint: Checkpoint, temporary: Path, wanted: str, steps:
     return parity
 
 
+def _check_torch() -> None:
+    """Check that torch's weights-only loader is safe.
+
+    Raises:
+        InputError: torch is too old.
+    """
+    version = torch.__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < LEAST_TORCH:
+        raise InputError(
+            f"torch {version} cannot read a pickle safely.", "upgrade it: pip install --upgrade 'torch>=2.6'"
+        )
+
+
+def read_pickle(path: Path) -> dict[str, Array]:
+    """Return the tensors of a pickle by name.
+
+    Raises:
+        InputError: it holds anything but tensors, or is damaged.
+    """
+    _check_torch()
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch raise errors of many kinds
+        raise InputError(
+            f"{path} cannot be read: it is damaged, or holds more than weights ({str(error).splitlines()[0]}).",
+            "download it again, or use another checkpoint",
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise InputError(f"{path} holds more than tensors.", "use another checkpoint")
+    return {str(name): value.float().numpy() for name, value in found.items()}
+
+
 def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
-    given: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+    given: dict[str, Any] = {
+        "dtype": torch.float32,
+        "use_safetensors": not checkpoint.is_pickled,
+        "weights_only": True,
+        "trust_remote_code": False,
+    }
+    if checkpoint.is_pickled:
+        _check_torch()
     loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
     if checkpoint.config["model_type"] in MODEL_TYPES and not hasattr(transformers, "GteModel"):
         raise InputError(
@@ -230,6 +273,8 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
         raise InputError(
             f"transformers cannot load {checkpoint.source}: {error}.", "check its files, or download it again"
         ) from error
+    if checkpoint.is_pickled:
+        _save_beside(checkpoint.path, model)
     # transformers initialises missing weights at random. The pooler's are not used.
     missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
     if missing:
@@ -239,6 +284,14 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
             "export a complete checkpoint of that architecture",
         )
     return model.eval()
+
+
+def _save_beside(folder: Path, model: Any) -> None:  # noqa: ANN401
+    """Write a pickle's weights to safetensors in its folder, if it may be written to."""
+    unfinished = folder / "model.safetensors.unfinished"
+    with suppress(OSError):
+        save_model(model, str(unfinished), metadata={"format": "pt"})
+        unfinished.replace(folder / "model.safetensors")
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str]:

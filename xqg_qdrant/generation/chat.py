@@ -19,7 +19,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.generation import Usage
-from xqg_qdrant.text import HIDDEN, check_key, make_redactor, one_line, read_retry_after
+from xqg_qdrant.secrets import HIDDEN, check_key, make_redactor, remember
+from xqg_qdrant.text import one_line, read_retry_after
 
 if TYPE_CHECKING:
     import httpx
@@ -115,6 +116,8 @@ class Chat:
         self.shown_url = _hide_query(self._url)
         self._key = check_key(api_key, KEY_VARIABLES[0])
         secrets = [value for _, value in parse_qsl(urlsplit(self._url).query) if value not in self.shown_url]
+        for secret in secrets:
+            remember(secret)
         redactors = [make_redactor(secret) for secret in (self._key, *secrets) if secret]
         self._redactors = redactors
         self._concurrency = concurrency

@@ -24,6 +24,7 @@ from xqg_qdrant.inference.optimum_decoder import ForeignDecoder
 from xqg_qdrant.inference.seq2seq import Decoder
 from xqg_qdrant.inference.session import AUTO, find_devices, join_devices
 from xqg_qdrant.inference.tokenizer import (
+    ReadCount,
     count_readable_ids,
     encode_ids,
     open_tokenizer,
@@ -93,7 +94,7 @@ class QueryGenerator:
         about = self.folder.description
         self.graph = find_graph(about)
         self._prompt: str = about["prompt"]
-        self._max_input_tokens: int = about["max_input_tokens"]
+        self.max_input_tokens: int = about["max_input_tokens"]
         self._language_tokens: dict[str, int] = about["language_tokens"]
         self._start_id: int = about["decoder_start_id"]
         self._end_id: int = about["end_id"]
@@ -101,7 +102,8 @@ class QueryGenerator:
         self.restricted_languages: tuple[str, ...] = tuple(about["restricted_languages"])
         self.sampling = Sampling(**about["sampling"])
         self.max_output_tokens: int = about["max_output_tokens"]
-        self._tokenizer = open_tokenizer(folder / TOKENIZER_FILE, self._max_input_tokens)
+        self.prompts_read = ReadCount()
+        self._tokenizer = open_tokenizer(folder / TOKENIZER_FILE, self.max_input_tokens)
         self.vocabulary_size = self._tokenizer.get_vocab_size()
         open_decoder: Callable[..., Decoder | ForeignDecoder] = ForeignDecoder if is_foreign(about) else Decoder
         with ThreadPoolExecutor() as pool:
@@ -283,7 +285,7 @@ class QueryGenerator:
         together = languages[:1] if "{language}" not in self._prompt else languages
         prompts = [self.fill_prompt(passage, language) for passage in passages for language in together]
         size = samples * len(languages) // len(together)
-        rows = encode_ids(self._tokenizer, prompts)
+        rows = encode_ids(self._tokenizer, prompts, self.prompts_read)
         return [
             # A prompt needs a token, even if its text has none.
             _Group(ids or [self._end_id], range(number * size, (number + 1) * size))

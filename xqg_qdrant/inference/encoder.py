@@ -21,6 +21,7 @@ from xqg_qdrant.inference.batching import Budget
 from xqg_qdrant.inference.pooling import Pooler, read_dense
 from xqg_qdrant.inference.session import AUTO, CPU, Array, Session, find_devices, join_devices
 from xqg_qdrant.inference.tokenizer import (
+    ReadCount,
     Tokenizer,
     apply_settings,
     count_readable_ids,
@@ -70,7 +71,8 @@ class Encoder:
         self._query_prefix: str = about["query_prefix"]
         self._passage_prefix: str = about["passage_prefix"]
         self._max_query_tokens: int = about["max_query_tokens"]
-        self._max_passage_tokens: int = about["max_passage_tokens"]
+        self.max_passage_tokens: int = about["max_passage_tokens"]
+        self.passages_read = ReadCount()
         self._tokenizers: dict[int, Tokenizer] = {}
         self._tokenizer_settings: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -138,7 +140,8 @@ class Encoder:
 
         A text without a token has a vector of zeros.
         """
-        return self._encode([self._passage_prefix + text for text in texts], self._max_passage_tokens)
+        texts = [self._passage_prefix + text for text in texts]
+        return self._encode(texts, self.max_passage_tokens, self.passages_read)
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
         """Encode questions into float32 of shape `(len(texts), dim)`; zeros where a text has no token."""
@@ -174,8 +177,9 @@ class Encoder:
                 f"export it with dynamic axes, or its checkpoint with xqg export CHECKPOINT {self.folder.path}-xqg",
             )
 
-    def _encode(self, texts: list[str], max_tokens: int) -> FloatArray:
-        rows = replace_unreadable(encode_ids(self._tokenizer(max_tokens), texts), self._readable, self._unknown)
+    def _encode(self, texts: list[str], max_tokens: int, count: ReadCount | None = None) -> FloatArray:
+        ids = encode_ids(self._tokenizer(max_tokens), texts, count)
+        rows = replace_unreadable(ids, self._readable, self._unknown)
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         filled = [place for place, row in enumerate(rows) if row]
         vectors[filled] = self._encode_rows([rows[place] for place in filled])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Encoding, Tokenizer, models, normalizers
 
 from xqg_qdrant.errors import ModelError
 from xqg_qdrant.model_folders.files import export_again
 
 __all__ = [
+    "ReadCount",
     "Tokenizer",
     "apply_settings",
     "count_readable_ids",
@@ -78,12 +80,51 @@ def _lowercases(normaliser: Mapping[str, Any]) -> bool:
     return normaliser.get("type") == "Lowercase" or normaliser.get("lowercase") is True or any(map(_lowercases, parts))
 
 
-def encode_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Return the ids of each text; long texts are tokenised one by one."""
-    if sum(map(len, texts)) <= CHARACTERS_AT_ONCE:
-        return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+class ReadCount:
+    """How many texts a model has read, and how much of them; several threads may add to it.
+
+    Attributes:
+        texts: The number of texts.
+        cut: The number of texts that were truncated.
+        tokens: The number of tokens that were read, without special ones.
+        unread: The number of tokens beyond the model's limit.
+    """
+
+    def __init__(self) -> None:
+        self.texts = self.cut = self.tokens = self.unread = 0
+        self._lock = threading.Lock()
+
+    @property
+    def share_unread(self) -> float:
+        """Return the share of the texts' tokens that was not read."""
+        return self.unread / max(1, self.tokens + self.unread)
+
+    def add(self, encodings: Sequence[Encoding]) -> None:
+        """Add texts that were tokenised together."""
+        read = [_count_tokens(encoding) for encoding in encodings]
+        beyond = [sum(map(_count_tokens, encoding.overflowing)) for encoding in encodings]
+        with self._lock:
+            self.texts += len(encodings)
+            self.cut += sum(tokens > 0 for tokens in beyond)
+            self.tokens += sum(read)
+            self.unread += sum(beyond)
+
+
+def _count_tokens(encoding: Encoding) -> int:
+    return len(encoding.ids) - sum(encoding.special_tokens_mask)
+
+
+def encode_ids(tokenizer: Tokenizer, texts: Sequence[str], count: ReadCount | None = None) -> list[list[int]]:
+    """Return the ids of each text, and add them to a count; long texts are tokenised one by one."""
     # A batch of one, because encode() would block the other threads.
-    return [tokenizer.encode_batch([text])[0].ids for text in texts]
+    together = sum(map(len, texts)) <= CHARACTERS_AT_ONCE
+    rows = []
+    for batch in [texts] if together else [[text] for text in texts]:
+        encodings = tokenizer.encode_batch(batch)
+        if count is not None:
+            count.add(encodings)
+        rows += [encoding.ids for encoding in encodings]
+    return rows
 
 
 def count_readable_ids(tokenizer: Tokenizer, read: Callable[[int], object]) -> int | None:

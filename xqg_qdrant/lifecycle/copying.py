@@ -1,7 +1,7 @@
 """Copy a collection to another store or name, as it is or with another encoder. No query is generated again.
 
 The target is the checkpoint: only points that it lacks or that differ are written, so an interrupted copy resumes where
-it stopped. At the end a copy is compared with its source: point by point, or by count if it was encoded again.
+it stopped. At the end both are read again and compared: point by point, or by count if the copy was encoded again.
 """
 
 from __future__ import annotations
@@ -105,13 +105,17 @@ def copy_collection(
             yield Copying(read=len(batch), written=len(missing))
             if stop.is_set():
                 return
-    _check_source(source, collection, fingerprint, checksum.count)
+    _check_source(source, collection, fingerprint, checksum)
     yield from _verify(source, collection, target, name, checksum, stop)
 
 
-def _check_source(source: Store, collection: str, fingerprint: Fingerprint, count: int) -> None:
-    """Refuse a source that was changed during the copy."""
-    if source.read_fingerprint(collection) != fingerprint or source.count(collection) != count:
+def _check_source(source: Store, collection: str, fingerprint: Fingerprint, copied: _Checksum) -> None:
+    """Refuse a source that was changed during the copy; it is read again from beginning to end."""
+    now = _Checksum()
+    if source.read_fingerprint(collection) == fingerprint:
+        for point in source.scroll(collection):
+            now.add(point)
+    if (now.total, now.count) != (copied.total, copied.count):
         raise StoreError(
             f"collection {collection!r} in {source.location} was changed during the copy.",
             "stop all writes to it, and run the copy again",

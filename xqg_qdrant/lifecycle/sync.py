@@ -6,11 +6,13 @@ A passage is compared by the content hash that an ingest would store, so nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 from xqg_qdrant.augmentation.pipeline import Row, Totals
 from xqg_qdrant.augmentation.recipe import Recipe, read_recipe
-from xqg_qdrant.corpus.inputs import Inputs
+from xqg_qdrant.corpus.files import corpus_files, is_remote
+from xqg_qdrant.corpus.inputs import CORPUS, Inputs
 from xqg_qdrant.corpus.seen_ids import TextSet
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import (
@@ -31,6 +33,8 @@ from xqg_qdrant.streams import Bars, batched
 from xqg_qdrant.text import count_of
 
 BATCH = 1000
+
+FileState: TypeAlias = tuple[tuple[str, int, int, int], ...]
 
 
 class Comparison(NamedTuple):
@@ -80,12 +84,14 @@ class SyncPlan(NamedTuple):
         fingerprint: The collection's, whose recipe new passages get.
         found: The comparison with the corpus.
         seen: The ids of the corpus.
+        state: What changes when a file of the corpus is written to; of the moment before it was read.
     """
 
     collection: str
     fingerprint: Fingerprint
     found: Comparison
     seen: TextSet
+    state: FileState
 
 
 class Synced(NamedTuple):
@@ -119,18 +125,48 @@ def plan_sync(
     elif is_plain(fingerprint):
         wanted[QUERIES_FIELD] = PLAIN
     refuse_mismatch(collection, fingerprint, wanted)
-    found, seen = Comparison(), TextSet()
+    found, seen, state = Comparison(), TextSet(), read_state(inputs)
     with bars(total, " rows compared") as bar:
         for latest in compare(inputs.read(), store, collection, fingerprint, seen, tell):
             bar.update(latest.rows - found.rows)
             found = latest
-    return SyncPlan(collection, fingerprint, found, seen)
+    return SyncPlan(collection, fingerprint, found, seen, state)
+
+
+def read_state(inputs: Inputs) -> FileState:
+    """Return name, inode, size and time of each local file of a corpus and its queries."""
+    sources = [*inputs.files, *([inputs.queries] if inputs.queries not in (None, CORPUS) else [])]
+    files = [Path(file) for source in sources if not is_remote(source) for file in corpus_files(source)]
+    return tuple((str(file), (at := file.stat()).st_ino, at.st_size, at.st_mtime_ns) for file in files)
+
+
+class Watched:
+    """Another reading of a corpus, compared with the ids of the first one."""
+
+    def __init__(self, seen: TextSet) -> None:
+        self._seen = seen
+        self.passages = 0
+        self.unknown = 0
+
+    def read(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Yield the rows, and count their passages and those that were not seen before."""
+        for row in rows:
+            if not isinstance(row, Reject):
+                self.passages += 1
+                self.unknown += _passage_of(row).passage_id not in self._seen
+            yield row
+
+    @property
+    def differs(self) -> bool:
+        """Return whether the second reading had other ids than the first."""
+        return self.unknown > 0 or self.passages != len(self._seen)
 
 
 def sync(
     store: Store,
     plan: SyncPlan,
-    ingest: Callable[[Recipe], Totals],
+    inputs: Inputs,
+    ingest: Callable[[Recipe, Iterable[Row]], Totals],
     before_delete: Callable[[], object] | None,
     bars: Bars,
 ) -> Synced:
@@ -139,18 +175,26 @@ def sync(
     Args:
         store: the store of the collection.
         plan: from `plan_sync`.
-        ingest: stores the corpus by a recipe; called only if something differs.
+        inputs: the corpus.
+        ingest: stores the rows of the corpus by a recipe; called only if something differs.
         before_delete: called before anything changes if passages will be deleted; None deletes nothing.
         bars: opens progress bars.
 
     Raises:
-        InputError: the corpus holds no passage, so everything would be deleted.
+        InputError: the corpus holds no passage, so everything would be deleted; or it changed while it was read.
     """
     if before_delete is not None and plan.found.deletable:
         before_delete()
-    totals = ingest(read_recipe(plan.fingerprint)) if plan.found.differs else Totals()
+    totals, watched = Totals(), Watched(plan.seen)
+    if plan.found.differs:
+        totals = ingest(read_recipe(plan.fingerprint), watched.read(inputs.read()))
     if before_delete is None or totals.rejected:
         return Synced(totals)
+    if (plan.found.differs and watched.differs) or read_state(inputs) != plan.state:
+        raise InputError(
+            f"{inputs} changed while it was read, so nothing was deleted. Its passages are stored.",
+            "wait until it is complete, and run the same command again",
+        )
     deleted = 0
     with bars(plan.found.left, " passages deleted") as bar:
         for count in delete_left(store, plan.collection, plan.seen):

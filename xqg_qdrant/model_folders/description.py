@@ -26,10 +26,10 @@ from xqg_qdrant.model_folders.files import (
     read_json,
     suffix_of,
 )
-from xqg_qdrant.model_folders.tokenizer_settings import TOKENIZER_FILE, are_tokenizer_settings
 from xqg_qdrant.text import show
 
 DESCRIPTION_FILE = "xqg.json"
+TOKENIZER_FILE = "tokenizer.json"
 GRAPH_FILES = {"encoder": ("model.onnx",), "generator": ("encoder.onnx", "decoder.onnx", "head.onnx")}
 FORMAT = 1
 
@@ -52,6 +52,10 @@ LARGEST_ID = (1 << 31) - 1
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 0.001, 1000
 LISTED_SUFFIXES = frozenset({GRAPH_SUFFIX, DATA_SUFFIX, ".json"})
 FOREIGN_SUFFIXES = LISTED_SUFFIXES | {FOREIGN_DATA_SUFFIX, SAFETENSORS_SUFFIX}
+# Of `tokenizer`, which is there if a setting takes precedence over `tokenizer.json`.
+TOKENIZER_SETTINGS = frozenset({"truncation_side", "lowercase", "bert_normaliser"})
+SIDES = ("left", "right")
+NORMALISER_FIELDS = frozenset({"lowercase", "strip_accents", "handle_chinese_chars"})
 PROMPT_FIELDS = frozenset({"{language}", "{title}", "{text}"})
 
 
@@ -146,6 +150,21 @@ def check_description(about: Mapping[str, Any], kind: str) -> None:
     if not are_tokenizer_settings(about.get("tokenizer", {})):
         raise ValueError(f"has invalid tokenizer settings {show(about['tokenizer'])}")
     _check_files(about, kind, foreign)
+
+
+def are_tokenizer_settings(settings: object) -> bool:
+    """Return whether these are settings for `tokenizer` of a description."""
+    if not isinstance(settings, Mapping) or settings.keys() - TOKENIZER_SETTINGS:
+        return False
+    bert = settings.get("bert_normaliser", {})
+    return (
+        settings.get("truncation_side", "left") in SIDES
+        and isinstance(settings.get("lowercase", True), bool)
+        and isinstance(bert, dict)
+        and bert.keys() <= NORMALISER_FIELDS
+        and all(isinstance(bert.get(field, True), bool) for field in ("lowercase", "handle_chinese_chars"))
+        and bert.get("strip_accents") in (None, True, False)
+    )
 
 
 def is_foreign(about: Mapping[str, Any]) -> bool:

@@ -15,11 +15,22 @@ XQG_PROMPT = "Generate a {language} question for this passage: {title} {text}"
 WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 E5_PREFIXES = {"query_prefix": "query: ", "passage_prefix": "passage: "}
 SEE_CARD = "see its card"
+SAFETENSORS, PICKLE = "safetensors", "pickle"
 COMPARED = "normalised here, because it is trained for cosine similarity"
 
 
 class Preset(NamedTuple):
-    """A known checkpoint: kind, hub id, licence as its card names it, options of `xqg export`, a note."""
+    """A known checkpoint.
+
+    Attributes:
+        kind: `encoder` or `generator`.
+        source: Its hub id.
+        licence: As its card names it.
+        options: Those of `xqg export`.
+        note: For people.
+        revision: Of the hub; None is the latest.
+        weights: How they are published: `safetensors` or `pickle`.
+    """
 
     kind: str
     source: str
@@ -27,33 +38,42 @@ class Preset(NamedTuple):
     options: Mapping[str, Any]
     note: str = ""
     revision: str | None = None
+    weights: str = SAFETENSORS
 
 
-def _encoder(source: str, licence: str, pooling: str, longest: int, note: str = "", **options: Any) -> Preset:
+def _encoder(
+    source: str, licence: str, pooling: str, longest: int, note: str = "", weights: str = SAFETENSORS, **options: Any
+) -> Preset:
     own = {
         "pooling": pooling, "normalise": True, "query_prefix": "", "passage_prefix": "",
         "max_query_tokens": longest, "max_passage_tokens": longest,
     }  # fmt: skip
-    return Preset("encoder", source, licence, {**own, **options}, note)
+    return Preset("encoder", source, licence, {**own, **options}, note, weights=weights)
 
 
 def _generator(
-    source: str, licence: str, prompt: str, note: str = "", revision: str | None = None, **options: Any
+    source: str,
+    licence: str,
+    prompt: str,
+    note: str = "",
+    revision: str | None = None,
+    weights: str = PICKLE,
+    **options: Any,
 ) -> Preset:
-    return Preset("generator", source, licence, {"prompt": prompt, "top_k": 10, **options}, note, revision)
+    return Preset("generator", source, licence, {"prompt": prompt, "top_k": 10, **options}, note, revision, weights)
 
 
 PRESETS: dict[str, Preset] = {
     "xqg-paper": _generator(
         "ielabgroup/xor-tydi-docTquery-mt5-base", "apache-2.0", XQG_PROMPT, languages=XOR_TYDI,
-        max_input_tokens=256, max_new_tokens=32, note="the paper's generator; a pickle, to be converted first",
+        max_input_tokens=256, max_new_tokens=32, note="the paper's generator",
     ),
     "xqg-paper-large": _generator(
         "ielabgroup/xor-tydi-docTquery-mt5-large", "apache-2.0", XQG_PROMPT, languages=XOR_TYDI,
         max_input_tokens=256, max_new_tokens=32, note="the paper's generator, large",
     ),
     "doc2query-14langs": _generator(
-        "doc2query/msmarco-14langs-mt5-base-v1", "apache-2.0", "{text}", revision="refs/pr/3",
+        "doc2query/msmarco-14langs-mt5-base-v1", "apache-2.0", "{text}", revision="refs/pr/3", weights=SAFETENSORS,
         max_input_tokens=320, max_new_tokens=64, note="writes in the passage's language: set --languages to it",
     ),
     "doc2query-t5": _generator(
@@ -70,10 +90,10 @@ PRESETS: dict[str, Preset] = {
     ),
     "xqg-paper-retriever": _encoder(
         "ielabgroup/bert-base-multilingual-cased-xor-tydi", SEE_CARD, "cls", 128, normalise=False, max_query_tokens=32,
-        note="the paper's retriever, mBERT",
+        note="the paper's retriever, mBERT", weights=PICKLE,
     ),
-    "mdpr": _encoder("castorini/mdpr-tied-pft-msmarco", SEE_CARD, "cls", 512, normalise=False),
-    "mcontriever": _encoder("facebook/mcontriever-msmarco", SEE_CARD, "mean", 512, normalise=False),
+    "mdpr": _encoder("castorini/mdpr-tied-pft-msmarco", SEE_CARD, "cls", 512, normalise=False, weights=PICKLE),
+    "mcontriever": _encoder("facebook/mcontriever-msmarco", SEE_CARD, "mean", 512, normalise=False, weights=PICKLE),
     "e5-small": _encoder("intfloat/multilingual-e5-small", "mit", "mean", 512, **E5_PREFIXES),
     "e5-base": _encoder("intfloat/multilingual-e5-base", "mit", "mean", 512, **E5_PREFIXES),
     "e5-large": _encoder("intfloat/multilingual-e5-large", "mit", "mean", 512, **E5_PREFIXES),

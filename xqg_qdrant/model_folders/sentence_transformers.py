@@ -22,6 +22,7 @@ from xqg_qdrant.model_folders.description import (
     IN_GRAPH,
     POOLINGS,
     TOKENIZER_FILE,
+    are_tokenizer_settings,
     check_prefix,
     complete_description,
     dense_files,
@@ -29,6 +30,7 @@ from xqg_qdrant.model_folders.description import (
 )
 from xqg_qdrant.model_folders.files import (
     GRAPH_SUFFIX,
+    LARGEST_FILES,
     check_file,
     check_graph,
     export_it,
@@ -37,13 +39,10 @@ from xqg_qdrant.model_folders.files import (
     read_object,
 )
 from xqg_qdrant.model_folders.onnx_scan import read_outputs
-from xqg_qdrant.model_folders.tokenizer_settings import (
-    CONFIG_FILE,
-    TOKENIZER_CONFIG_FILE,
-    read_tokenizer_settings,
-)
 from xqg_qdrant.text import show
 
+CONFIG_FILE = "config.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 MODULES_FILE = "modules.json"
 # sentence-transformers reads the first of these that is not empty; it writes the first name only.
 TRANSFORMER_FILES = tuple(
@@ -86,6 +85,18 @@ COMPUTED_HERE: dict[str, tuple[object, ...]] = {
     "query_expansion": (None,),
 }
 READ_HERE = {"method": "forward", "method_output_name": "last_hidden_state"}
+
+# transformers gives these a normaliser with the settings of `tokenizer_config.json`, or their defaults.
+BERT_MODEL_TYPES = ("bert", "convbert", "distilbert", "electra", "funnel", "mobilebert", "mpnet", "squeezebert")
+# Padding at the left moves the positions of these.
+ABSOLUTE_POSITIONS = frozenset(BERT_MODEL_TYPES) - {"funnel", "mpnet"}
+BERT_TOKENIZERS = frozenset(f"{name}tokenizer{ending}" for name in BERT_MODEL_TYPES for ending in ("", "fast"))
+# Fields of `tokenizer_config.json` → those of the normaliser, and transformers' defaults.
+BERT_FIELDS = {
+    "do_lower_case": ("lowercase", True),
+    "strip_accents": ("strip_accents", None),
+    "tokenize_chinese_chars": ("handle_chinese_chars", True),
+}
 
 
 class EncoderOverrides(NamedTuple):
@@ -249,8 +260,12 @@ def read_transformer(path: Path, links_allowed: bool = False) -> Transformer:
         for name in (f"{kind}_args", f"{kind}_kwargs"):
             _check_arguments(path, file, name, settings.get(name))
     _check_arguments(path, file, "processing_kwargs", settings.get("processing_kwargs"))
-    lengths = (_whole(settings.get(name)) for name in ("max_seq_length", "query_length", "document_length"))
-    return Transformer(*lengths, lowercase=bool(settings.get("do_lower_case")))
+    return Transformer(
+        _whole(settings.get("max_seq_length")),
+        _whole(settings.get("query_length")),
+        _whole(settings.get("document_length")),
+        bool(settings.get("do_lower_case")),
+    )
 
 
 def is_compared_by_cosine(path: Path, links_allowed: bool = False) -> bool:
@@ -270,7 +285,51 @@ def is_compared_by_cosine(path: Path, links_allowed: bool = False) -> bool:
         raise _not_obeyed(path, PROMPTS_FILE, "model_type", settings["model_type"])
     if settings.get("truncate_dim") is not None:
         raise _not_obeyed(path, PROMPTS_FILE, "truncate_dim", settings["truncate_dim"])
-    return similarity != "dot"
+    return bool(similarity != "dot")
+
+
+def read_tokenizer_settings(path: Path, lowercase: bool = False, links_allowed: bool = False) -> dict[str, Any]:
+    """Return the settings that take precedence over `tokenizer.json`; empty if there are none.
+
+    Args:
+        path: the folder.
+        lowercase: whether sentence-transformers lowercases texts.
+        links_allowed: accept symbolic links, which the hub's cache consists of.
+
+    Returns:
+        `truncation_side`: `left` or `right`; `lowercase`: true; `bert_normaliser`: the settings of a WordPiece
+        tokenizer's normaliser.
+
+    Raises:
+        ModelError: the file is unsound, or a setting is invalid.
+    """
+    config = read_object(path, TOKENIZER_CONFIG_FILE, links_allowed)
+    found: dict[str, Any] = {"lowercase": True} if lowercase else {}
+    if "truncation_side" in config:
+        found["truncation_side"] = config["truncation_side"]
+    model = read_object(path, CONFIG_FILE, links_allowed)
+    name = config.get("tokenizer_class") or model.get("tokenizer_class")
+    is_bert = str(name).lower() in BERT_TOKENIZERS if name else model.get("model_type") in BERT_MODEL_TYPES
+    if is_bert and (config or lowercase):
+        found["bert_normaliser"] = {field: config.get(name, default) for name, (field, default) in BERT_FIELDS.items()}
+    if model.get("model_type") in ABSOLUTE_POSITIONS:
+        _refuse_left_padding(path, config, links_allowed)
+    if not are_tokenizer_settings(found):
+        raise ModelError(f"{path / TOKENIZER_CONFIG_FILE} has invalid settings {show(found)}.", "correct that file")
+    return found
+
+
+def _refuse_left_padding(path: Path, config: Mapping[str, Any], links_allowed: bool) -> None:
+    file, side = TOKENIZER_CONFIG_FILE, config.get("padding_side")
+    if side is None and (path / TOKENIZER_FILE).exists():
+        padding = read_checked(path, TOKENIZER_FILE, links_allowed, LARGEST_FILES[".json"])
+        padding = padding.get("padding") if isinstance(padding, dict) else None
+        file, side = TOKENIZER_FILE, padding.get("direction") if isinstance(padding, dict) else None
+    if str(side).lower() == "left":
+        raise ModelError(
+            f"{path / file} pads at the left (padding_side), where a text's vector depends on the others in its batch.",
+            f"set padding_side to right in {path / TOKENIZER_CONFIG_FILE}, for vectors of texts without padding",
+        )
 
 
 def read_prefixes(

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from xqg_qdrant.atomic import replaced
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.comparison import languages_of, make_report
 from xqg_qdrant.evaluation.hubs import HUBS_FILE
@@ -25,6 +26,7 @@ from xqg_qdrant.pages.evaluations import (
 )
 from xqg_qdrant.pages.sweeps import Pilot, Sweep, load_report, view_pilot, view_sweep
 from xqg_qdrant.pages.templates import open_templates
+from xqg_qdrant.secrets import hide
 
 # As in the manifest, in the order of the page's columns.
 DROPPED = ("wrong_script", "wrong_language", "malformed", "duplicate", "empty")
@@ -76,13 +78,8 @@ def write_page(path: Path, page: str) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    except (OSError, ValueError) as error:
-        unfinished.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written ({error}).", "choose another file with --output") from error
+    with replaced(path) as unfinished:
+        unfinished.write_text(hide(page), encoding="utf-8")
 
 
 def _distinct_names(results: Sequence[Results]) -> list[str]:

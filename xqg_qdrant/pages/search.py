@@ -144,8 +144,10 @@ class Finder:
         Raises:
             InputError: There is no such collection.
             MismatchError: It was made with another encoder.
+            StoreError: It cannot be opened, or another process holds it.
         """
         check_collection(store, collection, encoder)
+        store.count(collection)  # opens it, which the first question would do otherwise
         fingerprint = read_existing_fingerprint(store, collection)
         self.collection = collection
         self.location = store.location

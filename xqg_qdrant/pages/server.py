@@ -12,13 +12,18 @@ the allowed names. No response may be framed or run scripts.
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
+from threading import BoundedSemaphore, Timer
+from types import FrameType
 from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError, StoreError, XqgError
 from xqg_qdrant.pages.search import Finder, SearchPage, read_style
 from xqg_qdrant.printing import hit_to_json
+from xqg_qdrant.retrieval import Hit
+from xqg_qdrant.secrets import hide
 
 try:
     import uvicorn
@@ -38,7 +43,9 @@ MOST_LIMIT = 50
 LONGEST_QUESTION = 1000
 API = "/api/"
 # How long a request in progress may take when the server stops.
-GRACE_SECONDS = 2
+GRACE_SECONDS = 1
+# Questions that wait for the collection; the server's threads are 40, and the page needs some.
+MOST_QUESTIONS = 30
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; "
@@ -100,19 +107,27 @@ def make_app(finder: Finder, names: Iterable[str] = ()) -> ASGIApp:
     """Return the application; `names` are allowed as Host besides those of this machine."""
     page = SearchPage(finder.collection, finder.location, LONGEST_QUESTION, MOST_LIMIT)
     style = read_style()
+    places = BoundedSemaphore(MOST_QUESTIONS)
+
+    def find(question: str, limit: int) -> dict[str, list[Hit]]:
+        if not places.acquire(blocking=False):
+            where = f"collection {finder.collection!r} in {finder.location}"
+            raise RefusedError(Problem(503, "too many questions are waiting", where, "ask again in a moment"))
+        try:
+            return finder.find(question, limit)
+        finally:
+            places.release()
 
     def show_page(request: Request) -> Response:
         question = request.query_params.get("q", "").strip()
         if not question:
-            return HTMLResponse(page.render("", DEFAULT_LIMIT, None, None))
+            return _html(page.render("", DEFAULT_LIMIT, None, None))
         question, limit = _read_question(request)
-        return HTMLResponse(
-            page.render(question, limit, finder.find(question, limit), None, finder.find_language(question))
-        )
+        return _html(page.render(question, limit, find(question, limit), None, finder.find_language(question)))
 
     def answer_json(request: Request) -> Response:
         question, limit = _read_question(request)
-        found = finder.find(question, limit)
+        found = find(question, limit)
         rankings = {
             name: [hit_to_json(rank, hit) for rank, hit in enumerate(hits, start=1)] for name, hits in found.items()
         }
@@ -127,7 +142,7 @@ def make_app(finder: Finder, names: Iterable[str] = ()) -> ASGIApp:
     def explain(request: Request, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
         if request.url.path.startswith(API):
             return _json(problem.status, {"error": problem.to_json()}, headers)
-        return HTMLResponse(page.render("", DEFAULT_LIMIT, None, problem.to_json()), problem.status, headers)
+        return _html(page.render("", DEFAULT_LIMIT, None, problem.to_json()), problem.status, headers)
 
     def explain_asked(request: Request, error: Exception) -> Response:
         assert isinstance(error, RefusedError)
@@ -180,6 +195,17 @@ def listen(port: int) -> socket.socket:
         raise InputError(f"cannot listen on {ADDRESS}:{port} ({error}).", "choose another --port") from error
 
 
+class Server(uvicorn.Server):
+    """A server that a signal ends soon, whatever its questions wait for; what is stored survives a kill."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop accepting requests, and end the process a little later."""
+        super().handle_exit(sig, frame)
+        end = Timer(GRACE_SECONDS, os._exit, (0,))
+        end.daemon = True
+        end.start()
+
+
 def make_server(app: ASGIApp) -> uvicorn.Server:
     """Return a server that logs only warnings."""
     config = uvicorn.Config(
@@ -191,7 +217,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
         ws="none",
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 def _read_question(request: Request) -> tuple[str, int]:
@@ -207,5 +233,9 @@ def _read_question(request: Request) -> tuple[str, int]:
     return question, int(limit)
 
 
+def _html(page: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return HTMLResponse(hide(page), status, headers)
+
+
 def _json(status: int, content: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    return Response(json.dumps(content, ensure_ascii=False).encode(), status, headers, "application/json")
+    return Response(hide(json.dumps(content, ensure_ascii=False)).encode(), status, headers, "application/json")

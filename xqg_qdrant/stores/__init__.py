@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from xqg_qdrant.atomic import find_home
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.records import PayloadLayout
@@ -85,7 +86,7 @@ def find_directory(location: str) -> Path | None:
         # With a typo in the scheme this may still be a URL with a password.
         shown = "" if any(char in location for char in "@?#") else f" {location!r}"
         raise InputError(f"unknown store{shown}.", f"write {FORMS}")
-    return Path(directory).expanduser()
+    return find_home(Path(directory))
 
 
 def sends_key_in_clear(location: str, api_key: str | None) -> bool:
@@ -134,8 +135,11 @@ def is_same_place(left: str, right: str) -> bool:
 
 def _normalise(location: str) -> tuple[object, ...]:
     if is_server(location):
-        parts = urlsplit(location)
-        return parts.scheme, parts.hostname, parts.port or DEFAULT_PORT, parts.path.rstrip("/")
+        try:
+            parts = urlsplit(location)
+            return parts.scheme, parts.hostname, parts.port or DEFAULT_PORT, parts.path.rstrip("/")
+        except ValueError:
+            return ("no URL", location)  # opening it tells what is wrong
     directory = find_directory(location)
     return location.startswith(LOCAL), None if directory is None else directory.resolve()
 

@@ -48,6 +48,16 @@ MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 Kind = Any
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        cure = "delete the file and run the command again, or name a new folder"
+        raise InputError(f"{path} is damaged ({error}).", cure) from error
+
+
 class ParquetFolder:
     """A write-only stand-in for a store in `pipeline.ingest`."""
 
@@ -125,7 +135,7 @@ class ParquetFolder:
 
     def _read_written(self) -> None:
         for path in self._parts():
-            with pyarrow.parquet.ParquetFile(path) as file:
+            with _readable(path) as file:
                 if not file.schema_arrow.equals(self._schema):
                     raise InputError(f"the columns differ from those of these passages ({path}).", "name a new folder")
                 for batch in file.iter_batches(columns=["passage_id", "content_hash"]):

@@ -180,9 +180,13 @@ def read_payload(payload: Mapping[str, Any]) -> tuple[Passage, tuple[GeneratedQu
         # Points loaded by Spark lack this field if it is empty.
         metadata = payload.get("metadata") or {}
         passage = Passage(payload["passage_id"], payload["text"], payload["title"], metadata)
-        return passage, tuple(map(MAKE_QUERY, map(QUERY_FIELDS, payload["generated_queries"])))
+        queries = tuple(map(MAKE_QUERY, map(QUERY_FIELDS, payload["generated_queries"])))
     except (KeyError, TypeError) as error:
         raise foreign_point(payload) from error
+    texts = chain((passage.passage_id, passage.text, passage.title), *((query[0], query[1]) for query in queries))
+    if not isinstance(metadata, Mapping) or not all(isinstance(text, str) for text in texts):
+        raise foreign_point(payload)
+    return passage, queries
 
 
 def foreign_point(payload: Mapping[str, Any]) -> MismatchError:
@@ -210,12 +214,20 @@ def read_point(
     if not isinstance(vectors, Mapping) or set(vectors) - {TERMS_VECTOR} != set(VECTOR_NAMES):
         what = f"passage {passage.passage_id!r} lacks one of the vectors {', '.join(VECTOR_NAMES)}."
         raise MismatchError(what, "ingest it again")
-    arrays = {name: np.asarray(vectors[name], dtype=np.float32) for name in VECTOR_NAMES}
+    try:
+        arrays = {name: np.asarray(vectors[name], dtype=np.float32) for name in VECTOR_NAMES}
+        usable = {array.shape for array in arrays.values()} == {(arrays[XQG_VECTOR].size,)}
+        usable = usable and all(np.isfinite(array).all() for array in arrays.values())
+    except (TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise MismatchError(f"passage {passage.passage_id!r} has vectors that are damaged.", "ingest it again")
     others = {name: value for name, value in payload.items() if name not in PAYLOAD_FIELDS}
     # An engine may return an empty sparse vector as a missing one.
     stored = vectors[TERMS_VECTOR].indices if TERMS_VECTOR in vectors else ()
     terms = tuple(sorted(map(int, stored))) if sparse else None
-    return AugmentedPassage(passage, queries, arrays, payload["content_hash"], payload["recipe"], others, terms)
+    made = read_stored_passage(payload)
+    return AugmentedPassage(passage, queries, arrays, made.content_hash, made.recipe, others, terms)
 
 
 def read_stored_passage(payload: Mapping[str, Any]) -> StoredPassage:
@@ -225,9 +237,12 @@ def read_stored_passage(payload: Mapping[str, Any]) -> StoredPassage:
         MismatchError: xqg did not write the payload.
     """
     try:
-        return StoredPassage(*(payload[field] for field in StoredPassage._fields))
+        stored = StoredPassage(*(payload[field] for field in StoredPassage._fields))
     except KeyError as error:
         raise foreign_point(payload) from error
+    if not all(isinstance(value, str) for value in stored):
+        raise foreign_point(payload)
+    return stored
 
 
 def make_names(payload_layout: str, model: str) -> dict[str, str]:

@@ -62,14 +62,15 @@ def read_sidecar(path: Path) -> tuple[int, dict[str, Any]]:
     try:
         sidecar = json.loads((path / SIDECAR).read_text(encoding="utf-8"))
         return int(sidecar["dim"]), dict(sidecar["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         cure = "restore it from a backup, or ingest into a new collection"
         raise StoreError(f"cannot read {path / SIDECAR}: {error!r}.", cure) from error
 
 
 def write_sidecar(path: Path, dim: int, fingerprint: Mapping[str, Any]) -> None:
     """Write or replace the sidecar; a power failure leaves the old file or the new one."""
-    with (path / UNFINISHED_SIDECAR).open("w", encoding="utf-8") as file:
+    (path / UNFINISHED_SIDECAR).unlink(missing_ok=True)
+    with (path / UNFINISHED_SIDECAR).open("x", encoding="utf-8") as file:
         json.dump({"dim": dim, "fingerprint": fingerprint}, file, ensure_ascii=False, allow_nan=False, indent=1)
         file.flush()
         os.fsync(file.fileno())
@@ -88,7 +89,11 @@ def lock_collection(path: Path) -> int:
     Raises:
         StoreError: another process holds it.
     """
-    lock = os.open(path / HOLDER, os.O_RDWR | os.O_CREAT, 0o644)
+    holder = path / HOLDER
+    # A store from elsewhere may hold a link, whose target would be emptied.
+    if holder.is_symlink() or (holder.exists() and holder.stat().st_nlink > 1):
+        raise StoreError(f"{holder} is a link to another file.", "delete it; it is made again")
+    lock = os.open(holder, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import qdrant_edge as engine
 
-from xqg_qdrant.atomic import sync
+from xqg_qdrant.atomic import find_home, sync
 from xqg_qdrant.errors import MismatchError, StoreError
 from xqg_qdrant.fingerprint import is_sparse
 from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
@@ -74,7 +74,7 @@ class EdgeStore:
     """A directory of collections, open to one process at a time; `Store` documents the methods."""
 
     def __init__(self, directory: str | Path) -> None:
-        self._directory = Path(directory).expanduser()
+        self._directory = find_home(Path(directory))
         self.location = f"edge:{self._directory}"
         self._opened: dict[str, OpenCollection] = {}
         # A lock outlives its record: it stays while the collection is closed to be indexed or deleted.
@@ -217,7 +217,14 @@ class EdgeStore:
         self._close_shard(collection)
         removed = self._directory / f"{UNFINISHED_PREFIX}{uuid.uuid4().hex}"
         with self._wrapped(f"delete collection {collection!r}"):
-            self._path(collection).rename(removed)
+            path = self._path(collection)
+            # Of a symbolic link the link goes, too, whatever it leads to.
+            folder = path.resolve()
+            if path.is_symlink():
+                path.unlink()
+                folder.rename(removed := folder.with_name(removed.name))
+            else:
+                path.rename(removed)
             sync(self._directory)
             shutil.rmtree(removed)
             release_lock(self._locks.pop(collection))

@@ -6,6 +6,7 @@ The fingerprint is stored in the collection's metadata.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,9 +14,10 @@ from typing import Any
 
 from qdrant_client import QdrantClient, models
 
-from xqg_qdrant.errors import InputError, MismatchError, StoreError
+from xqg_qdrant.errors import InputError, MismatchError, StoreError, XqgError
 from xqg_qdrant.fingerprint import is_sparse
 from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
+from xqg_qdrant.secrets import check_key
 from xqg_qdrant.stores import is_server
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.points import read_names, rename
@@ -30,16 +32,18 @@ from xqg_qdrant.stores.protocol import (
     search_terms_in_batches,
 )
 from xqg_qdrant.stores.server import limits
+from xqg_qdrant.stores.server.answers import check_answers, check_asked, check_count, check_page
 from xqg_qdrant.stores.server.foreign_points import read_foreign_hit
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, OpenCollection, describe_collection, fit
 from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, find_sharding, is_paused
 from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_url, connect
 from xqg_qdrant.streams import batched
-from xqg_qdrant.text import check_key
 
 SCROLL_BATCH = 256
 READ_BATCH = 1000
 REQUEST_SECONDS = 60
+# Waits before reading a point back; a replica may be a little behind.
+READ_BACK_SECONDS = (0.0, 0.5, 2.0)
 
 
 class ClientStore:
@@ -62,9 +66,12 @@ class ClientStore:
         self._wire = Wire(location, self._api_key, remote=self._remote, patience=patience)
         self._opened: dict[str, OpenCollection] = {}
         self._writes, self._searches = Parts(), Parts()
+        self._kept: set[str] = set()
         failed: Exception | None = None
         try:
             self._client = self._connect()
+        except XqgError:
+            raise
         except Exception as error:
             failed = error
         if failed:  # raised inside the `except`, it would carry the client's exception as its context
@@ -148,10 +155,9 @@ class ClientStore:
             return f"passage {checked[str(point.id)][0].passage.passage_id!r}"
 
         for batch in limits.split_points(checked, opened.dim, opened.strict):
-            for result in self._writes.send(
-                batch, send, lambda point: f"passage {checked[point.id][0].passage.passage_id!r}"
-            ):
+            for result in self._writes.send(batch, send, name):
                 self._check_applied(result, collection)
+            self._check_kept(collection, batch[-1])
 
     def search(
         self, collection: str, vectors: FloatArray, vector_name: str, limit: int, exact: bool = False
@@ -242,7 +248,8 @@ class ClientStore:
         if self._open(collection, also_foreign=True).strict.search_allow_exact is False:
             return sum(1 for _ in self._scroll(collection, READ_BATCH, False, False))
         action = f"count collection {collection!r}"
-        return self._wire.ask(action, self._client.count, collection_name=collection, exact=True).count
+        answer = self._wire.ask(action, self._client.count, collection_name=collection, exact=True)
+        return check_count(answer.count, self.location)
 
     def read_aliases(self) -> dict[str, str]:
         """Return the collection that each alias names."""
@@ -309,6 +316,23 @@ class ClientStore:
             cure = "run the same command again later; repeated writes are harmless"
             raise StoreError(f"{self.location} accepted a change of {collection!r} but did not apply it.", cure)
 
+    def _check_kept(self, collection: str, point: models.PointStruct) -> None:
+        """Read the first point back that this store writes to a collection.
+
+        Raises:
+            StoreError: the server says that it stored the point, and did not.
+        """
+        wanted = (point.payload or {})["content_hash"]
+        for wait in () if collection in self._kept else READ_BACK_SECONDS:
+            time.sleep(wait)
+            records = self._retrieve(collection, [point.id], ["content_hash"], False)
+            if [(record.payload or {}).get("content_hash") for record in records] == [wanted]:
+                self._kept.add(collection)
+                return
+        if collection not in self._kept:
+            what = f"{self.location} says that it stored points of {collection!r}, but does not return them."
+            raise StoreError(what, "look at the server's log and its disk, and check the proxies in front of it")
+
     def _fetch(
         self,
         collection: str,
@@ -329,7 +353,9 @@ class ClientStore:
             return self._wire.ask(action, self._client.query_batch_points, collection_name=collection, requests=[*part])
 
         answers = self._searches.send(requests, send, lambda _: "a question's vector")
-        return [answer.points for part in answers for answer in part]
+        found = [answer.points for part in answers for answer in part]
+        check_answers(found, len(queries), limit, self.location)
+        return found
 
     def _retrieve(
         self,
@@ -338,7 +364,7 @@ class ClientStore:
         payload: bool | list[str],
         vectors: bool | list[str],
     ) -> list[models.Record]:
-        return self._wire.ask(
+        records = self._wire.ask(
             f"read collection {collection!r}",
             self._client.retrieve,
             collection_name=collection,
@@ -346,12 +372,14 @@ class ClientStore:
             with_payload=payload,
             with_vectors=vectors,
         )
+        check_asked((record.id for record in records), ids, self.location)
+        return records
 
     def _scroll(
         self, collection: str, limit: int, payload: models.WithPayloadInterface, vectors: bool | list[str]
     ) -> Iterator[models.Record]:
         limit = fit(limit, self._open(collection, also_foreign=True).strict.max_query_limit)
-        offset = None
+        offset, before = None, set[object]()
         while True:
             records, offset = self._wire.ask(
                 f"read collection {collection!r}",
@@ -365,6 +393,7 @@ class ClientStore:
             yield from records
             if offset is None:
                 return
+            check_page(len(records), offset, before, self.location)
 
     def _connect(self) -> QdrantClient:
         return connect(self.location, self._api_key, REQUEST_SECONDS, self._patience)

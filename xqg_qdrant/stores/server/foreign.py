@@ -23,6 +23,7 @@ from xqg_qdrant.fingerprint import LAYOUT_PREFIX, describe_layout, hash_content,
 from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, Passage, PayloadLayout, Reject
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.points import VECTOR_NAMES
+from xqg_qdrant.stores.server.answers import check_asked
 from xqg_qdrant.stores.server.client import READ_BATCH, SCROLL_BATCH, ClientStore
 from xqg_qdrant.stores.server.foreign_points import (
     FOREIGN_KEY,
@@ -72,7 +73,7 @@ class ForeignStore(ClientStore):
                 source = f"{self.location}, collection {collection!r}, point {record.id}"
                 yield Reject(source, 0, problem, json.dumps(fields))
                 continue
-            passage, queries = read_foreign_payload(record.id, fields, self._payload_layout)
+            passage, queries = read_foreign_payload(str(record.id), fields, self._payload_layout)
             content, recipe = (str(get_field(fields, f"{FOREIGN_KEY}.{name}") or "") for name in OUR_FIELDS[1:])
             augmented = replace(passage, passage_id=str(record.id), metadata={})
             known = content == hash_content(augmented, recipe)
@@ -184,6 +185,7 @@ class ForeignStore(ClientStore):
             fit(size, strict.max_query_limit, strict.read_rate_limit, strict.condition_max_size),
         ):
             records = read(collection, ids, field)
+            check_asked((record.id for record in records), ids, self.location)
             hashes |= {str(record.id): str(get_field(record.payload or {}, field)) for record in records}
         return hashes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any, Protocol
+from uuid import UUID
 
 from xqg_qdrant.corpus.fields import Json
 from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout, ScoredPassage
@@ -51,7 +52,7 @@ def _parse_object(text: str) -> Json:
 
 
 def read_foreign_payload(
-    point_id: int | str, payload: Mapping[str, Any], layout: PayloadLayout
+    point_id: int | str | UUID, payload: Mapping[str, Any], layout: PayloadLayout
 ) -> tuple[Passage, tuple[GeneratedQuery, ...]]:
     """Return the passage and the generated queries of another program's point, even a malformed one.
 

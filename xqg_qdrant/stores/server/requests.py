@@ -21,9 +21,12 @@ import httpx
 from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from xqg_qdrant.atomic import find_home
 from xqg_qdrant.errors import InputError, StoreError
+from xqg_qdrant.secrets import check_proxies, hide, make_redactor, remember
 from xqg_qdrant.stores import DEFAULT_PORT, is_loopback
-from xqg_qdrant.text import make_redactor, read_retry_after
+from xqg_qdrant.stores.server.answers import OTHER_SERVER, BoundlessAnswerError, ask_for_gzip, bound_answer
+from xqg_qdrant.text import read_retry_after
 
 LOGGER = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ PASSING_STATUSES = frozenset({408, 429, *range(500, 600)} - {501, 505, 507})
 FULL_DISK = "No space left on device"  # in Qdrant's 500 for a write
 TOO_LARGE = "is larger than allowed"  # in Qdrant's 400 for a request above its max_request_size_mb
 SHOWN_CHARACTERS = 400
+# Bytes of an answer that are searched for secrets, of which `SHOWN_CHARACTERS` are shown.
+LONGEST_QUOTED = 20_000
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -79,7 +84,10 @@ class Wire:
         self._remote = remote
         self._patience = patience
         self._told = -math.inf
-        self.hide = make_redactor(api_key)
+        remember(api_key)
+        # The wire also hides keys that are too short for `secrets.hide`.
+        redact = make_redactor(api_key)
+        self.hide: Callable[[str], str] = lambda text: redact(hide(text))
         self._has_key = bool((api_key or "").strip())
         self._reached = False
         # Two writing threads would break the local mode.
@@ -177,8 +185,10 @@ def connect(location: str, api_key: str | None, seconds: int, patience: float = 
     if location == ":memory:":
         return QdrantClient(location=":memory:")
     if location.startswith("local:"):
-        directory = Path(location.removeprefix("local:")).expanduser()
+        directory = find_home(Path(location.removeprefix("local:")))
+        heal_local(directory)
         return QdrantClient(path=str(directory), force_disable_check_same_thread=True)
+    check_proxies()
     with warnings.catch_warnings():
         # The command line warns about a key that travels unencrypted.
         warnings.filterwarnings("ignore", "Api key is used with an insecure connection")
@@ -188,12 +198,31 @@ def connect(location: str, api_key: str | None, seconds: int, patience: float = 
             api_key=api_key,
             timeout=seconds,
             check_compatibility=False,
-            # A proxy from the environment cannot reach this machine by such a name.
-            **({"mounts": {"all://": None, "http://": None, "https://": None}} if is_loopback(location) else {}),
+            event_hooks={"request": [ask_for_gzip], "response": [bound_answer]},
+            # A proxy could read the key on its way to a server on this machine, and would not find that server.
+            mounts=dict.fromkeys(("all://", "http://", "https://")) if is_loopback(location) else None,
         )
     client.http.client.add_middleware(keep_retry_after)
     client.http.client.add_middleware(partial(limit_waiting, patience))
     return client
+
+
+def heal_local(directory: Path) -> None:
+    """Remove the list of collections that a killed process left half written, if there are no collections yet.
+
+    Raises:
+        StoreError: the list is damaged, and there are collections.
+    """
+    listed = directory / "meta.json"
+    try:
+        json.loads(listed.read_bytes())
+    except FileNotFoundError:
+        return
+    except (ValueError, RecursionError) as error:
+        if any((directory / "collection").glob("*/*")):
+            cure = "restore it from a backup, or ingest into another directory"
+            raise StoreError(f"{listed} is damaged ({error}).", cure) from error
+        listed.unlink()
 
 
 def keep_retry_after(request: httpx.Request, send: Callable[[httpx.Request], httpx.Response]) -> httpx.Response:
@@ -227,6 +256,10 @@ def _read_failure(error: Exception) -> Failure:
         return _read_response(error.status_code or 0, error.content, error.headers)
     source = error.source if isinstance(error, ResponseHandlingException) else error
     what = f"{type(source).__name__}: {source}"
+    if isinstance(source, BoundlessAnswerError):
+        return Failure(str(source), OTHER_SERVER)
+    if isinstance(source, (RecursionError, MemoryError)):
+        return Failure(f"the answer is nested too deep or too large ({type(source).__name__})", OTHER_SERVER)
     if isinstance(source, httpx.TimeoutException):
         cure = "try again when the server is less busy; repeated writes are harmless"
         return Failure(what, cure, passing=True)
@@ -274,18 +307,18 @@ def _read_response(status: int, content: bytes, headers: httpx.Headers) -> Failu
     kind: type[StoreError] = TooLargeError if status == 413 else StoreError
     try:
         reason = json.loads(content)["status"]["error"]
-        what = f"HTTP {status}: {reason}"
+        what = f"HTTP {status}: {str(reason)[:LONGEST_QUOTED]}"
         kind = {403: ForbiddenError, 404: NotFoundError}.get(status, kind)
         cure, by_qdrant = "look at the server's log", True
         if status == 400 and TOO_LARGE in str(reason):
             kind, cure = TooLargeError, "raise max_request_size_mb in the server's configuration"
         if status == 500 and FULL_DISK in str(reason):
             passing, cure = False, f"{cures[507]}; then run the same command again"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         # The answer of a proxy or another server, not of Qdrant: its 404 does not mean an unknown collection.
         del cures[404]
         by_qdrant = False
-        what = f"HTTP {status}: {content.decode(errors='replace')!r}"
+        what = f"HTTP {status}: {content[:LONGEST_QUOTED].decode(errors='replace')!r}"
         cure = "check that this is the URL of a Qdrant server, and that it runs"
     return Failure(what, cures.get(status, cure), passing, after, kind, by_qdrant)
 

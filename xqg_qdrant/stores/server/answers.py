@@ -1,0 +1,136 @@
+"""Bound what a server can make this process do: the bytes and the seconds of an answer, its numbers and its order."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import httpx
+
+from xqg_qdrant.errors import StoreError
+
+# The largest honest answer is a page of passages with their vectors, some tens of megabytes.
+MAX_ANSWER_BYTES = 256 * 2**20
+# Of an answer, from its first byte; an honest server that takes its time does so before it answers.
+ANSWER_SECONDS = 300.0
+PIECE_BYTES = 2**20
+LARGEST_COUNT = 2**53
+OTHER_SERVER = "check that this is the URL of a Qdrant server, and check the proxies in front of it"
+
+
+class BoundlessAnswerError(httpx.TransportError):
+    """An answer without end, or one that comes too slowly; asking again would not help."""
+
+
+class BoundedStream(httpx.SyncByteStream):
+    """The body of an answer, unpacked, up to `MAX_ANSWER_BYTES` within `ANSWER_SECONDS`."""
+
+    def __init__(self, stream: httpx.SyncByteStream, zipped: bool) -> None:
+        self._stream = stream
+        self._unzip = zlib.decompressobj(zlib.MAX_WBITS | 32) if zipped else None
+
+    def __iter__(self) -> Iterator[bytes]:
+        size, started = 0, time.monotonic()
+        for received in self._stream:
+            for piece in self._unpack(received):
+                size += len(piece)
+                if size > MAX_ANSWER_BYTES:
+                    raise BoundlessAnswerError(f"the answer is larger than {MAX_ANSWER_BYTES >> 20} MiB")
+                yield piece
+            if time.monotonic() - started > ANSWER_SECONDS:
+                raise BoundlessAnswerError(f"the answer was not complete after {ANSWER_SECONDS:.0f} s")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._stream.close()
+
+    def _unpack(self, data: bytes) -> Iterator[bytes]:
+        if self._unzip is None:
+            yield data
+            return
+        try:
+            while data:
+                yield self._unzip.decompress(data, PIECE_BYTES)
+                data = self._unzip.unconsumed_tail
+        except zlib.error as error:
+            raise httpx.DecodingError(f"the answer is damaged ({error})") from error
+
+
+def ask_for_gzip(request: httpx.Request) -> None:
+    """Ask for the only compression that `bound_answer` unpacks."""
+    request.headers["Accept-Encoding"] = "gzip"
+
+
+def bound_answer(response: httpx.Response) -> None:
+    """Bound the body of an answer, before it is read."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "gzip", ""):
+        raise httpx.DecodingError(f"the answer is compressed by {encoding[:40]!r}, which was not asked for")
+    assert isinstance(response.stream, httpx.SyncByteStream)
+    response.headers.pop("Content-Encoding", None)
+    response.stream = BoundedStream(response.stream, encoding == "gzip")
+
+
+def check_count(count: object, where: str) -> int:
+    """Return a number of points.
+
+    Raises:
+        StoreError: it is none.
+    """
+    if not isinstance(count, int) or not 0 <= count <= LARGEST_COUNT:
+        raise StoreError(f"{where} counts {str(count)[:40]} points.", OTHER_SERVER)
+    return count
+
+
+class Scored(Protocol):
+    """A hit of a search."""
+
+    @property
+    def id(self) -> object:
+        """Return the point's id."""
+
+    @property
+    def score(self) -> float:
+        """Return the score."""
+
+
+def check_answers(answers: Sequence[Sequence[Scored]], asked: int, limit: int, where: str) -> None:
+    """Check the answers to a number of searches of up to `limit` hits.
+
+    Raises:
+        StoreError: says what the server did.
+    """
+    if len(answers) != asked:
+        raise StoreError(f"{where} gave {len(answers)} answers to {asked} searches.", OTHER_SERVER)
+    for hits in answers:
+        if len(hits) > limit:
+            raise StoreError(f"{where} found {len(hits)} points where at most {limit} were wanted.", OTHER_SERVER)
+        if len({str(hit.id) for hit in hits}) < len(hits):
+            raise StoreError(f"{where} found the same point twice in one search.", OTHER_SERVER)
+        if not all(math.isfinite(hit.score) for hit in hits):
+            raise StoreError(f"{where} gave a score that is no number.", "check the vectors: xqg verify")
+
+
+def check_page(found: int, offset: object, before: set[object], where: str) -> None:
+    """Check that the next page of a list is another one than those before, and remember its offset.
+
+    Raises:
+        StoreError: the list has no end.
+    """
+    if not found or offset in before:
+        raise StoreError(f"{where} returns pages of points without end.", OTHER_SERVER)
+    before.add(offset)
+
+
+def check_asked(found: Iterable[object], asked: Iterable[object], where: str) -> None:
+    """Check that a server returned only points that were asked for.
+
+    Raises:
+        StoreError: it returned others.
+    """
+    unasked = {str(point_id) for point_id in found} - {str(point_id) for point_id in asked}
+    if unasked:
+        raise StoreError(f"{where} returned points that were not asked for, such as {min(unasked)}.", OTHER_SERVER)
