@@ -57,7 +57,7 @@ OWNERS: dict[str, set[str]] = {
     "pytrec_eval": {"evaluation/measures"},
     "nltk": {"evaluation/xor_retrieve"},
     "ir_datasets": {"corpus/datasets"},
-    "pyarrow": {"augmentation/ray_engine", "corpus/files", "corpus/formats", "stores/parquet"},
+    "pyarrow": {"augmentation/ray_engine", "corpus/files", "corpus/parquet", "stores/parquet"},
     "ray": {"augmentation/ray_cluster", "augmentation/ray_engine"},
     "langcodes": {"languages"},
     "py3langid": {"languages"},

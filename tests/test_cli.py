@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -167,12 +168,38 @@ def test_bad_rows_go_to_the_dead_letter_file_the_rest_is_stored_and_the_exit_cod
     result = ingest_lines(*lines)
     assert result.exit_code == 3
     assert "2 passages stored, 0 unchanged, 4 rows rejected" in result.stderr
-    assert "docs.rejected.jsonl lists 4 rejected rows with the reasons." in result.stderr
+    assert "docs.rejected.jsonl lists 4 rejected rows with the reasons:\n  1 × malformed JSON: " in result.stderr
+    assert "Cure" not in result.stderr
     dead_letters = [json.loads(line) for line in Path("docs.rejected.jsonl").read_text().splitlines()]
     assert [row["line"] for row in dead_letters] == [2, 3, 4, 5]
     for row, reason in zip(dead_letters, ("malformed JSON", "text", "id", "occurred before"), strict=True):
         assert reason in row["reason"]
         assert row["row"] == lines[row["line"] - 1]
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason", "cure"),
+    [
+        (['{"id": "a", "body": "The Danube is a river.", "url": "x"}'] * 3, "3 × no text", "--text-field body"),
+        (['{"number": "a", "text": "b"}'], "1 × no id", "--id-field FIELD"),
+        (['{"doc_id": "a", "text": "b"}', '{"doc_id": 2, "text": "c"}'], "2 × no id", "--id-field doc_id"),
+        (["The Danube is a river.", "It is long."], "2 × malformed JSON", "one JSON object per line"),
+        (["7", '"text"'], "2 × not a JSON object", "one JSON object per line"),
+    ],
+)
+def test_where_all_rows_are_rejected_the_reason_and_the_likely_cure_are_told(
+    lines: list[str], reason: str, cure: str
+) -> None:
+    result = ingest_lines(*lines)
+    assert result.exit_code == 3
+    assert f"  {reason}" in result.stderr
+    assert re.search(rf"No row could be used, and nothing was stored\.\nCure: .*{cure}", result.stderr)
+    assert "no collection 'docs'" in xqg("query", "--collection", "docs", "question").stderr
+
+
+def test_a_file_without_rows_is_an_error_and_creates_nothing() -> None:
+    result = ingest_lines()
+    assert (result.exit_code, "holds no passage, so no collection was created" in result.stderr) == (2, True)
 
 
 def test_a_repaired_file_leaves_no_dead_letters_of_an_earlier_run() -> None:
@@ -321,6 +348,29 @@ def test_a_collection_in_use_by_another_process_is_refused_with_exit_code_5(stor
         held.close()
     assert result.returncode == 5
     assert "in use" in result.stderr
+
+
+def test_status_says_which_process_holds_a_collection_and_shows_its_recipe(store: Path) -> None:
+    command = [sys.executable, str(CLI), "status", "--store", str(store)]
+    with closing(open_store(str(store))) as held:
+        held.count("docs")
+        named, as_json, listed = (
+            subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+            for options in (["--collection", "docs"], ["--collection", "docs", "--json"], [])
+        )
+    assert [result.returncode for result in (named, as_json, listed)] == [0, 0, 0]
+    assert f"not counted, as collection 'docs' in edge:{store} is in use by process {os.getpid()}" in named.stdout
+    assert "  recipe.alpha: 0.4" in named.stdout
+    assert json.loads(as_json.stdout)["passages"] is None
+    assert "docs: in use by another process" in listed.stdout
+
+
+def test_a_setting_that_retune_can_change_is_refused_with_that_cure(store: Path) -> None:
+    row = to_row(0) + "\n"
+    Path("corpus.jsonl").write_text(row)
+    common = ("ingest", "corpus.jsonl", "--collection", "docs", "--store", store, *FEW_QUERIES)
+    assert "or change the stored collection: xqg retune" in xqg(*common, "--alpha", "0.3").stderr
+    assert "xqg retune" not in xqg(*common, "--alpha", "0.3", "--seed", "7").stderr
 
 
 def test_the_store_and_the_key_come_from_the_environment_and_the_key_is_never_shown() -> None:

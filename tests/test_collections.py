@@ -139,7 +139,7 @@ def test_status_shows_the_recipe_and_what_is_missing_against_a_corpus() -> None:
     assert lines[0] == "collection 'docs' in edge:xqg_data: 3 passages"
     assert {"  recipe.alpha: 0.2", "  recipe.languages: ['fi', 'ru']", "  recipe.fusion: mean"} <= set(lines)
     assert lines[-1] == (
-        "against corpus.jsonl: 1 new, 1 changed, 1 unchanged, 1 rejected rows, 1 stored that the corpus does not hold"
+        "against corpus.jsonl: 1 new, 1 changed, 1 unchanged, 1 rejected row, 1 stored that the corpus does not hold"
     )
     as_json = json.loads(xqg("status", "--collection", "docs", "--corpus", "corpus.jsonl", "--json").stdout)
     assert as_json["passages"] == 3

@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from shared_data import shared_file
 from writing import Write, lines_of
 
-from xqg_qdrant.corpus.files import LONGEST_ROW
+from xqg_qdrant.corpus.files import GZIP, LONGEST_ROW, ZSTD
 from xqg_qdrant.corpus.formats import count_rows
 from xqg_qdrant.corpus.passages import check_passages, read_passages
 from xqg_qdrant.errors import InputError, StoreError
@@ -42,7 +42,7 @@ def test_a_line_becomes_a_passage_and_other_fields_its_metadata(write: Write) ->
     assert passages_of(path) == [Passage("7", "A city.", "Oulu", {"year": 1605, "tags": ["x", None]})]
 
 
-@pytest.mark.parametrize("id_field", ["id", "_id", "passage_id", "docid"])
+@pytest.mark.parametrize("id_field", ["id", "_id", "passage_id", "pid", "docid"])
 @pytest.mark.parametrize("text_field", ["text", "contents", "passage"])
 def test_the_usual_names_of_id_and_text_are_known(write: Write, id_field: str, text_field: str) -> None:
     assert passages_of(write(lines_of({id_field: "a", text_field: "b"}))) == [Passage("a", "b")]
@@ -278,6 +278,7 @@ def test_memory_does_not_grow_with_the_corpus(write: Write) -> None:
 def test_every_line_that_is_not_blank_becomes_a_passage_or_a_reject(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
 ) -> None:
+    assume(not b"".join(lines[:1]).startswith((GZIP, ZSTD)))
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_bytes(b"\n".join(lines))
     without_mark = [line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line for number, line in enumerate(lines)]
@@ -405,7 +406,7 @@ def test_dates_times_and_decimals_of_parquet_are_strings_at_any_depth_and_large_
     assert passage.metadata == {
         "size": 2**63,
         "price": {"paid": "1.50", "on": ["2023-04-05"]},
-        "read": [("at", "1970-01-01 00:00:00.000000001")],
+        "read": {"at": "1970-01-01 00:00:00.000000001"},
     }
 
 
@@ -442,7 +443,7 @@ def test_a_parquet_file_without_an_id_column_or_a_damaged_one_is_an_error(write:
     pq = pytest.importorskip("pyarrow.parquet")
     path = str(tmp_path / "c.parquet")
     pq.write_table(pa.table({"key": ["1"], "text": ["a"]}), path)
-    with pytest.raises(InputError, match="no column is named id or _id or passage_id or docid"):
+    with pytest.raises(InputError, match="no column is named id or _id or passage_id or pid or docid"):
         list(read_passages(path))
     assert passages_of(path, id_field="key") == [Passage("1", "a")]
     with pytest.raises(InputError, match="not a readable Parquet file"):
@@ -480,9 +481,7 @@ def test_a_missing_file_is_an_error_before_anything_is_read(tmp_path: Path) -> N
 
 
 def test_an_unknown_kind_of_file_is_an_error_that_lists_the_kinds(write: Write) -> None:
-    with pytest.raises(
-        InputError, match=r"use a \.jsonl, \.jsonl\.gz, \.json, \.json\.gz, \.tsv, \.tsv\.gz or \.parquet"
-    ):
+    with pytest.raises(InputError, match=r"use a \.jsonl, \.json, \.tsv, \.csv or \.parquet file"):
         read_passages(write("", "corpus.xml"))
 
 
@@ -495,7 +494,6 @@ def test_a_damaged_gzip_file_is_an_error(write: Write, tmp_path: Path) -> None:
     whole = Path(write(lines_of(*({"id": n, "text": str(n) * 50} for n in range(2000))), "c.jsonl.gz")).read_bytes()
     for name, damaged in {
         "cut": whole[:-20],
-        "none": b"plain",
         "bent": whole[:300] + b"\xff" * 9 + whole[309:],
     }.items():
         (tmp_path / f"{name}.jsonl.gz").write_bytes(damaged)

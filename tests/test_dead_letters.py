@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from xqg_qdrant.corpus.dead_letters import DeadLetters
+from xqg_qdrant.corpus.dead_letters import MOST_KINDS, DeadLetters, Reasons
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import Reject
 
@@ -126,3 +126,21 @@ def test_a_full_disk_is_an_error_with_its_cure() -> None:
         DeadLetters(Path("/dev/full")) as dead_letters,
     ):
         dead_letters.write([FIRST])
+
+
+def test_the_commonest_reasons_are_counted_whatever_values_they_hold() -> None:
+    reasons = Reasons()
+    found = ["the id 'a' occurred before"] * 2 + ["the id 'b' occurred before", "not UTF-8: byte 0xff at position 3"]
+    found += ["not UTF-8: byte 0xfe at position 0", "no id", "text is empty"]
+    for line, reason in enumerate(found, start=1):
+        reasons.add(Reject("corpus", line, reason, ""))
+    assert [(count, first.line) for count, first in reasons.commonest()] == [(3, 1), (2, 4), (1, 6)]
+
+
+def test_reasons_without_number_take_bounded_memory() -> None:
+    reasons = Reasons()
+    for number in range(MOST_KINDS + 10):
+        reasons.add(Reject("corpus", 1, "x" * number, ""))
+    reasons.add(Reject("corpus", 1, "x", ""))
+    assert reasons.commonest()[0][0] == 2
+    assert len(reasons._counts) == MOST_KINDS

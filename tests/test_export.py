@@ -39,9 +39,9 @@ from onnx.reference import ReferenceEvaluator
 
 from xqg_qdrant import export
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.export import bert, export_checkpoint
+from xqg_qdrant.export import _read_end_id, bert, export_checkpoint
 from xqg_qdrant.export.bert import build_bert
-from xqg_qdrant.export.checkpoint import EncoderSettings, fetch_checkpoint, read_encoder_settings
+from xqg_qdrant.export.checkpoint import Checkpoint, EncoderSettings, fetch_checkpoint, read_encoder_settings
 from xqg_qdrant.export.graph import PAGE, Graph, QuantisedRows, quantise_rows
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import round_weight, split_columns
@@ -766,3 +766,14 @@ def test_float16_products_overflow_unless_rows_are_scaled(tmp_path: Path, monkey
     with np.errstate(all="ignore"):
         overflowed = multiply()
     assert not np.isfinite(overflowed[-1]).any()
+
+
+@pytest.mark.parametrize(("written", "read"), [(1, 1), ([1], 1)])
+def test_the_token_that_ends_a_query_may_be_written_as_a_list(written: object, read: int) -> None:
+    assert _read_end_id(Checkpoint(Path("m"), "m", "", {"eos_token_id": written})) == read
+
+
+@pytest.mark.parametrize("written", [[1, 2], [], "1", None])
+def test_more_than_one_token_that_ends_a_query_is_refused_at_once(written: object) -> None:
+    with pytest.raises(InputError, match=r"m has eos_token_id = .*; it must be one id"):
+        _read_end_id(Checkpoint(Path("m"), "m", "", {"eos_token_id": written}))

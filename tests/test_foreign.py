@@ -9,6 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from xqg_qdrant.retrieval import search_hits
 from xqg_qdrant.stores import open_foreign_store, open_store
 from xqg_qdrant.stores.server.client import ClientStore
 from xqg_qdrant.stores.server.foreign import ForeignStore
-from xqg_qdrant.stores.server.foreign_points import get_field
+from xqg_qdrant.stores.server.foreign_points import find_problem, get_field, read_foreign_payload
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY
 
 CLI = Path(__file__).parent.parent / "cli.py"
@@ -545,6 +546,65 @@ def test_the_command_augments_tells_of_dead_letters_and_query_prints_their_text(
         assert result.exit_code == 4, result.output
         assert "another program" in result.stderr
     assert not os.path.exists("there")
+
+
+def test_what_was_added_can_be_removed_and_nothing_else_is(
+    theirs: tuple[ForeignStore, QdrantClient], demo: Models
+) -> None:
+    store, client = theirs
+    make_collection(client, "named", count=2)
+    taken: list[dict[str, Any]] = [{"xqg": "theirs"}, {"xqg": {"other": 1}}]
+    vector = SHAPES["named"][1]
+    client.upsert("theirs", [models.PointStruct(id=90 + i, vector=vector, payload=taken[i]) for i in range(2)])
+    before = read_all(client)
+    with pytest.raises(InputError, match="was not augmented by xqg"):
+        store.remove_added("theirs")
+    assert demo.augment(store)[0] == 2
+    assert store.remove_added("theirs") == 2
+    assert read_all(client) == before
+    assert store.read_fingerprint("theirs") is None
+    with pytest.raises(InputError, match="was not augmented by xqg"):
+        store.remove_added("theirs")
+
+
+def test_a_mistyped_field_changes_nothing_and_the_right_one_can_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with closing(QdrantClient(path="theirs")) as client:
+        make_collection(client, count=2)
+    with closing(QdrantClient(path="theirs")) as client:  # what it read from the disk
+        before = read_all(client)
+    Path("lexicon.tsv").write_text("ja\tvolcano\t火山\nja\triver\t川\n", encoding="utf-8")
+    command = ["augment", "--collection", "theirs", "--store", "local:theirs", "--generator", "lexicon.tsv"]
+    result = xqg(*command, "--text-field", "documents")
+    assert result.exit_code == 3, result.output
+    with closing(QdrantClient(path="theirs")) as client:
+        assert read_all(client) == before
+        assert not (client.get_collection("theirs").config.metadata or {}).get(FINGERPRINT_KEY)
+    assert xqg(*command, "--text-field", "document").exit_code == 0
+    shown = xqg("status", "--collection", "theirs", "--store", "local:theirs")
+    assert "another program's, 2 points" in shown.stdout
+    assert "layout.text: document" in shown.stdout
+    refused = xqg(*command, "--text-field", "heading")
+    assert refused.exit_code == 4
+    assert "xqg augment --undo" in refused.stderr
+    assert "--yes" in xqg(*command, "--undo").stderr
+    undone = xqg(*command, "--undo", "--yes")
+    assert (undone.exit_code, undone.stdout) == (0, "What xqg added to 2 points of 'theirs' is removed.\n")
+    with closing(QdrantClient(path="theirs")) as client:
+        assert read_all(client) == before
+    assert xqg(*command, "--text-field", "heading").exit_code == 0
+
+
+def test_the_text_may_be_in_json_that_is_stored_as_text() -> None:
+    node = json.dumps({"text": "The Danube is a river.", "metadata": {"title": "Danube"}})
+    payload = {"_node_content": node, "broken": "{no", "list": "[1]"}
+    layout = PayloadLayout("_node_content.text", "_node_content.metadata.title")
+    assert find_problem(payload, layout) == ""
+    passage, _ = read_foreign_payload(7, payload, layout)
+    assert (passage.passage_id, passage.text, passage.title) == ("7", "The Danube is a river.", "Danube")
+    assert [get_field(payload, name) for name in ("_node_content.x", "broken.text", "list.0")] == [None] * 3
 
 
 def test_the_fingerprint_in_the_metadata_says_where_the_passages_stand(memory: ForeignStore, demo: Models) -> None:

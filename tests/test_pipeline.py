@@ -187,7 +187,15 @@ def test_the_yield_of_each_language_is_told_with_what_was_dropped_and_why() -> N
     first, *others = RECIPE.languages
     per_passage = RECIPE.queries_per_language
     n = CHUNK_SIZE + 2
-    told = {"asked": n * per_passage, "kept": n, "empty": 0, "duplicate": 0, "wrong_script": 0, "wrong_language": 0}
+    told = {
+        "asked": n * per_passage,
+        "kept": n,
+        "empty": 0,
+        "malformed": 0,
+        "duplicate": 0,
+        "wrong_script": 0,
+        "wrong_language": 0,
+    }
     assert totals.yields() == {first: {**told, "wrong_script": n}} | dict.fromkeys(others, told)
 
 
@@ -296,7 +304,30 @@ def test_an_ingest_that_another_one_forestalls_at_the_creation_goes_on() -> None
 
     forestalled.read_fingerprint = read_late  # type: ignore[method-assign]
     forestalled.create_collection = refuse  # type: ignore[method-assign, assignment]
-    assert sum(progress.stored for progress in run(passages(3), forestalled, FakeGenerator())) == 2
+    assert sum(progress.stored for progress in run(passages(3), forestalled, FakeGenerator())) == 3
+
+
+def test_a_run_that_stores_nothing_creates_nothing() -> None:
+    rejects = [Reject("corpus", line, "bad", "") for line in range(CHUNK_SIZE + 1)]
+    store = FakeStore()
+    assert [step.rows for step in run(rejects, store, FakeGenerator())] == [CHUNK_SIZE, 1]
+    assert store.read_fingerprint("docs") is None
+
+    class Broken(FakeEncoder):
+        def encode_passages(self, texts: Sequence[str]) -> FloatArray:
+            return np.full((len(texts), 2), np.nan, dtype=np.float32)
+
+    assert sum(len(step.rejects) for step in run(passages(3), store, FakeGenerator(), encoder=Broken())) == 3
+    assert store.read_fingerprint("docs") is None
+
+    def fail(_: object) -> None:
+        raise StoreError("no memory")
+
+    with pytest.raises(StoreError, match="no memory"):
+        list(run(passages(3), store, FakeGenerator(fail)))
+    assert store.read_fingerprint("docs") is None
+    assert sum(step.stored for step in run([*rejects, *passages(3)], store, FakeGenerator())) == 3
+    assert store.read_fingerprint("docs") is not None
 
 
 def test_an_ingest_ends_when_somebody_changes_the_recipe_meanwhile() -> None:

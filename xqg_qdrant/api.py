@@ -59,7 +59,7 @@ def ingest(
         encoder: of passages and queries.
         generator: writes the queries. None if each row has its own, in the field `generated_queries`, or if `plain`.
         languages: of the queries, such as `("ja", "ru")`; by default all of the generator's.
-        id_field: the field of the passage id, if not `id`, `_id`, `passage_id` or `docid`.
+        id_field: the field of the passage id, if not `id`, `_id`, `passage_id`, `pid` or `docid`.
         plain: store passages without queries, to be searched at once; another ingest adds them.
         **settings: fields of `xqg_qdrant.augmentation.recipe.Recipe` and `xqg_qdrant.generation.onnx.Sampling`, such
             as `queries_per_language`, `alpha`, `fusion`, `seed`, `sparse`, `top_k`. Defaults suit the

@@ -4,6 +4,7 @@
     ├── InputError        2  a file or an option from the user cannot be used
     ├── MismatchError     4  the collection was made with other models or another recipe
     ├── StoreError        5  the database cannot be reached, or refuses
+    │   └── InUseError           another process holds the collection
     └── ModelError        6  a model folder or a device cannot be used
         └── OutOfMemoryError     a run needs more memory than the device has left
 
@@ -56,6 +57,10 @@ class StoreError(XqgError):
     """The database cannot be reached, is in use, or refuses the request."""
 
     exit_code = 5
+
+
+class InUseError(StoreError):
+    """Another process holds the collection."""
 
 
 class ModelError(XqgError):

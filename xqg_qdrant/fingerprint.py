@@ -41,14 +41,18 @@ LONGEST_SHOWN, SHOWN_OF_LONG = 400, 24
 CURES = {
     FOREIGN: "use xqg augment, as another program owns the collection, or ingest into a new collection",
     OWN: "use xqg ingest, as xqg made the collection",
-    OTHER_FIELDS: "repeat the fields that it was augmented with (--text-field, --title-field, --id-field)",
+    OTHER_FIELDS: "repeat the fields that it was augmented with (--text-field, --title-field, --id-field), or first "
+    "remove what was added: xqg augment --undo",
     GIVEN: "give this corpus's queries too (--queries), or ingest into a new collection",
     GENERATED: "leave --queries out to generate queries here too, or ingest into a new collection",
     PLAIN: "leave --queries out, or use xqg ingest",
     "encoder": "use the encoder that the collection was made with (--encoder), or ingest into a new collection",
     "generator": "use the generator that the collection was made with (--generator), or ingest into a new collection",
     "recipe": "repeat the setting that the collection was made with, or ingest into a new collection",
+    "fusion": "repeat the setting that the collection was made with, or change the stored collection: xqg retune",
 }
+# What a retune can change.
+FUSION_FIELDS = {"recipe.alpha", "recipe.fusion", "recipe.renormalise", "recipe.min_score", GAMMA_FIELD}
 
 
 def make_fingerprint(
@@ -175,6 +179,7 @@ def refuse_mismatch(
         f"  {name}: stored {show_field(stored.get(name))}, now {show_field(wanted.get(name))}" for name in differing
     ]
     topic = stored[QUERIES_FIELD] if QUERIES_FIELD in differing else differing[0].split(".")[0]
+    topic = "fusion" if set(differing) <= FUSION_FIELDS and not read_layout(stored) else topic
     if layouts:
         topic = OTHER_FIELDS if read_layout(wanted) else FOREIGN
         topic = topic if read_layout(stored) else OWN

@@ -136,6 +136,13 @@ def _codes_by_name() -> dict[str, str]:
     return {language.name.lower(): code for code, language in LANGUAGES.items()}
 
 
+# Codes of countries that are taken for those of their languages.
+COUNTRIES = {
+    **{"jp": "ja", "kr": "ko", "cn": "zh", "tw": "zh", "gr": "el", "cz": "cs", "dk": "da", "ua": "uk", "vn": "vi"},
+    **{"ir": "fa", "il": "he", "rs": "sr", "se": "sv", "bd": "bn", "gb": "en", "us": "en", "br": "pt", "at": "de"},
+}
+
+
 def parse_languages(codes: str, known: Sequence[str]) -> tuple[str, ...]:
     """Parse a comma-separated list of language codes, keeping their order.
 
@@ -151,7 +158,9 @@ def parse_languages(codes: str, known: Sequence[str]) -> tuple[str, ...]:
         if not known:
             language_name(code)
         elif code not in known:
-            raise InputError(f"unknown language {code!r}.", f"choose from {', '.join(known)}")
+            meant = COUNTRIES.get(code.lower(), standard_code(code))
+            hint = f"write {meant}, or " if meant in known else ""
+            raise InputError(f"unknown language {code!r}.", f"{hint}choose from {', '.join(known)}")
     if not languages or len(set(languages)) < len(languages):
         problem = "name a language twice" if languages else "name no language"
         example = ",".join(known[:3] or ("ja", "ru"))

@@ -18,7 +18,7 @@ from xqg_qdrant.evaluation.hubs import NEIGHBOURS, Hub, Hubs
 from xqg_qdrant.evaluation.significance import stars_of
 from xqg_qdrant.fingerprint import LONGEST_SHOWN, PROGRESS_FIELDS, describe_retune, show_field
 from xqg_qdrant.generation import Usage
-from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, NO_QUESTION, WRONG_LANGUAGE, WRONG_SCRIPT, Dropped
+from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, MALFORMED, NO_QUESTION, WRONG_LANGUAGE, WRONG_SCRIPT, Dropped
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import DEFAULT_PORT
@@ -26,12 +26,15 @@ from xqg_qdrant.stores.protocol import describe_pause
 from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from xqg_qdrant.doctor import Check
     from xqg_qdrant.stores.protocol import Snapshot
 
 DROPPED_FOR = {
     WRONG_SCRIPT: "in another script",
     WRONG_LANGUAGE: "in another language",
+    MALFORMED: "malformed",
     DUPLICATE: "repeated",
     EMPTY: "empty",
     NO_QUESTION: "no question",
@@ -39,6 +42,7 @@ DROPPED_FOR = {
 SUMMARY_MEASURES = ("MRR@10", "R@2kt")
 SUMMARY_WIDTH = 8
 SNIPPET_CHARACTERS = 160
+LONGEST_REASON = 200
 DIFFERENCE_ROWS = ("difference", "95% from", "95% to", "p, Holm")
 
 
@@ -68,6 +72,17 @@ def format_totals(totals: Totals, seconds: float) -> str:
         lines.append(format_left_out(totals.left_out, totals.kept.total()))
     if totals.bare:
         lines.append(f"{totals.bare} of the stored passages have no query.")
+    return "\n".join(lines)
+
+
+def format_rejected(totals: Totals, path: Path) -> str:
+    """Return how many rows were rejected, the commonest reasons, and what probably helps if all were."""
+    lines = [f"{path} lists {count_of(totals.rejected, 'rejected row')} with the reasons:"]
+    for count, first in totals.reasons.commonest():
+        where = f"{first.source}, line {first.line}" if first.line else first.source
+        lines.append(one_line(f"  {count} × {first.reason[:LONGEST_REASON]} (first: {where})"))
+    if totals.rejected == totals.rows and (cure := totals.reasons.suggest_cure()):
+        lines += ["No row could be used, and nothing was stored.", f"Cure: {one_line(cure)}."]
     return "\n".join(lines)
 
 
@@ -121,7 +136,13 @@ def format_seconds(seconds: float) -> str:
 
 def format_status(status: Status) -> str:
     """Return the contents of a collection and the fields of its fingerprint, one per line."""
-    lines = [f"collection {status.collection!r} in {status.store}: {count_of(status.passages, 'passage')}"]
+    if status.in_use:
+        counted = f"not counted, as {one_line(status.in_use)}"
+    elif status.points is not None:
+        counted = f"another program's, {count_of(status.points, 'point')}"
+    else:
+        counted = count_of(status.passages, "passage")
+    lines = [f"collection {status.collection!r} in {status.store}: {counted}"]
     lines += [f"  alias {alias!r} names {named!r}" for alias, named in status.aliases.items()]
     if status.paused:
         lines.append(f"  {format_pause(status.collection)}")

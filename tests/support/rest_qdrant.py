@@ -315,6 +315,10 @@ class RestQdrant(ThreadingHTTPServer):
         if (method, rest.partition("/")[0]) == ("PUT", "vectors"):
             config = models.DenseVectorNameConfig.model_validate(body)
             return client.create_vector_name(name, rest.partition("/")[2], config)
+        if (method, rest.partition("/")[0]) == ("DELETE", "vectors"):
+            return client.delete_vector_name(name, rest.partition("/")[2])
+        if rest == "points/payload/delete":
+            return client.delete_payload(name, body["keys"], body["points"])
         if rest == "points/batch":
             operations = TypeAdapter(list[models.UpdateOperation]).validate_python(body["operations"])
             return client.batch_update_points(name, operations)

@@ -22,7 +22,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from xqg_qdrant.corpus.fields import LANGUAGE_FIELDS
-from xqg_qdrant.corpus.formats import jsonl_rows
+from xqg_qdrant.corpus.formats import json_rows
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.languages import can_identify, identify, standard_code
@@ -87,7 +87,7 @@ def read_bank(path: Path | None = None) -> QuestionBank:
     """
     path = path or SHIPPED_BANK
     questions: dict[str, list[str]] = {}
-    for row in jsonl_rows(str(path)):
+    for row in json_rows(str(path)):
         language = next((row.fields[name] for name in LANGUAGE_FIELDS if name in row.fields), None)
         text = next((row.fields[name] for name in ("question", "query", "text") if name in row.fields), None)
         problem = row.problem

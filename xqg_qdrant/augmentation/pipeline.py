@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections import Counter, abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from threading import Event
 from types import MappingProxyType
@@ -23,6 +22,7 @@ import numpy as np
 
 from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, find_fault, make_plain
 from xqg_qdrant.augmentation.recipe import Recipe
+from xqg_qdrant.corpus.dead_letters import Reasons
 from xqg_qdrant.errors import InputError, StoreError, XqgError
 from xqg_qdrant.fingerprint import (
     PLAIN,
@@ -133,13 +133,14 @@ class Progress(NamedTuple):
 
 
 class Totals:
-    """The sum of an ingest's progress; rejected rows are counted, not kept."""
+    """The sum of an ingest's progress; rejected rows are counted by their reasons, not kept."""
 
     def __init__(self) -> None:
         self.stored = self.unchanged = self.rejected = self.bare = self.left_out = 0
         self.asked: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
         self.dropped: Counter[Dropped] = Counter()
+        self.reasons = Reasons()
         self.usage = Usage()
 
     def add(self, progress: Progress) -> None:
@@ -152,6 +153,8 @@ class Totals:
         self.asked.update(progress.asked)
         self.kept.update(progress.kept)
         self.dropped.update(progress.dropped)
+        for reject in progress.rejects:
+            self.reasons.add(reject)
         self.usage = self.usage.plus(progress.usage)
 
     def to_progress(self, rejects: Iterable[Reject]) -> Progress:
@@ -269,24 +272,55 @@ def ingest(
     if fingerprint is None:
         fingerprint = describe(encoder, generator, recipe)
     damage: list[InputError] = []
-    unread = until_damage(open_collection(rows, store, collection, encoder.dim, fingerprint), damage)
-    chunks = cut_chunks(unread, cheap=pace != SLOW)
-    looked_up = (look_up(chunk, store, collection, recipe, fingerprint) for chunk in chunks)
-    work = partial(augment, encoder=encoder, generator=generator, recipe=recipe, fingerprint=fingerprint)
-    with (
-        closing(work_in_order(work, looked_up, workers, stop)) as batches,
-        store.bulk_load(collection, fast=pace == INSTANT),
-    ):
+    with ExitStack() as loading:
+        target = _Target(store, collection, encoder.dim, fingerprint, pace == INSTANT, loading)
+        chunks = cut_chunks(until_damage(rows, damage), cheap=pace != SLOW)
+        looked_up = (look_up(chunk, target.stored, collection, recipe, fingerprint) for chunk in chunks)
+        work = partial(augment, encoder=encoder, generator=generator, recipe=recipe, fingerprint=fingerprint)
+        batches = loading.enter_context(closing(work_in_order(work, looked_up, workers, stop)))
         for done in batches:
             # One write for all that wait: each pays for a flush to the disk.
-            write(done, store, collection, fingerprint)
+            target.write(done)
             for augmented in done:
                 yield augmented.progress
                 augmented.settle()
-    # A retune may have begun just before the last write.
-    check_unchanged(store, collection, fingerprint)
+    if target.stored is not None:
+        # A retune may have begun just before the last write.
+        check_unchanged(store, collection, fingerprint)
     if damage:
         raise damage[0]
+
+
+class _Target:
+    """The collection of an ingest, created with its first points: a run that stores none leaves none.
+
+    `stored` is the store once the collection exists, None before.
+    """
+
+    def __init__(
+        self, store: PointStore, collection: str, dim: int, fingerprint: Fingerprint, fast: bool, loading: ExitStack
+    ) -> None:
+        """Open the collection if it exists.
+
+        Raises:
+            MismatchError: the collection was made with other models or another recipe.
+        """
+        self._store, self._collection, self._dim, self._fingerprint = store, collection, dim, fingerprint
+        self._fast, self._loading = fast, loading
+        self.stored: PointStore | None = None
+        if open_collection(store, collection, fingerprint):
+            self._prepare()
+
+    def write(self, done: Sequence[Augmented]) -> None:
+        """Store the points of chunks; create the collection before the first ones."""
+        if self.stored is None and any(augmented.points for augmented in done):
+            create_collection(self._store, self._collection, self._dim, self._fingerprint)
+            self._prepare()
+        write(done, self._store, self._collection, self._fingerprint)
+
+    def _prepare(self) -> None:
+        self._loading.enter_context(self._store.bulk_load(self._collection, fast=self._fast))
+        self.stored = self._store
 
 
 def describe(encoder: Encoder, generator: Generator | None, recipe: Recipe, plain: bool = False) -> Fingerprint:
@@ -302,28 +336,21 @@ def describe(encoder: Encoder, generator: Generator | None, recipe: Recipe, plai
     return made | ({QUERIES_FIELD: PLAIN} if plain else {})
 
 
-def open_collection(
-    rows: Iterable[Row | StoredRow], store: PointStore, collection: str, dim: int, fingerprint: Fingerprint
-) -> Iterator[Row | StoredRow]:
-    """Return the rows; create the collection if missing, else compare its fingerprint.
+def open_collection(store: PointStore, collection: str, fingerprint: Fingerprint) -> bool:
+    """Return whether the collection exists, after comparing its fingerprint.
 
-    A plain collection takes the fingerprint of the first ingest with queries. The first row is read before anything is
-    created, so unusable files leave no empty collection.
+    A plain collection takes the fingerprint of the first ingest with queries.
 
     Raises:
         MismatchError: the collection was made with other models or another recipe.
-        InputError: the first row cannot be read.
     """
     stored = store.read_fingerprint(collection)
-    if stored is not None:
-        refuse_change(collection, stored, fingerprint)
-    unread = iter(rows)
-    first = list(islice(unread, 1))
     if stored is None:
-        _create(store, collection, dim, fingerprint)
-    elif is_plain(stored) and not is_plain(fingerprint):
+        return False
+    refuse_change(collection, stored, fingerprint)
+    if is_plain(stored) and not is_plain(fingerprint):
         cast(Store, store).write_fingerprint(collection, fingerprint)
-    return chain(first, unread)
+    return True
 
 
 def until_damage(rows: Iterable[Row | StoredRow], damage: list[InputError]) -> Iterator[Row | StoredRow]:
@@ -339,11 +366,12 @@ def cut_chunks(rows: Iterable[Row | StoredRow], cheap: bool) -> Iterator[list[Ro
     return batched(rows, CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
 
 
-def _create(store: PointStore, collection: str, dim: int, fingerprint: Fingerprint) -> None:
+def create_collection(store: PointStore, collection: str, dim: int, fingerprint: Fingerprint) -> None:
+    """Create a collection, or accept one that another ingest with the same recipe created first."""
     try:
         store.create_collection(collection, dim, fingerprint)
     except StoreError:
-        # Another ingest may have created it first; with the same recipe both make the same points.
+        # With the same recipe both make the same points.
         stored = store.read_fingerprint(collection)
         if stored is None:
             raise
@@ -394,9 +422,13 @@ def check_unchanged(store: PointStore, collection: str, fingerprint: Fingerprint
 
 
 def look_up(
-    rows: Sequence[Row | StoredRow], store: PointStore, collection: str, recipe: Recipe, fingerprint: Fingerprint
+    rows: Sequence[Row | StoredRow],
+    store: PointStore | None,
+    collection: str,
+    recipe: Recipe,
+    fingerprint: Fingerprint,
 ) -> Chunk:
-    """Look up which passages of a chunk are missing in the store.
+    """Look up which passages of a chunk are missing in the store; all are if the collection does not exist (None).
 
     Raises:
         InputError: a row has queries although a generator is to write them.
@@ -425,7 +457,8 @@ def look_up(
         else:
             content = hash_content(passage, recipe_hash, queries if recipe.given else None)
             tasks.append(Task(passage, content, queries, recipe.languages))
-    stored = store.read_content_hashes(collection, [task.passage.passage_id for task in tasks])
+    ids = [task.passage.passage_id for task in tasks]
+    stored = store.read_content_hashes(collection, ids) if store is not None else {}
     missing = [
         task
         for task in tasks

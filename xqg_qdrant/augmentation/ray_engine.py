@@ -28,11 +28,13 @@ from ray.data import ActorPoolStrategy, DataContext, Datasink, Datasource, ReadT
 from ray.data.block import BlockMetadata
 
 from xqg_qdrant.augmentation.pipeline import (
+    CHEAP_CHUNK_SIZE,
     Augmented,
     Chunk,
     Progress,
     augment,
     check_unchanged,
+    create_collection,
     cut_chunks,
     describe,
     look_up,
@@ -47,7 +49,9 @@ from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.fingerprint import Fingerprint, is_plain
 from xqg_qdrant.generation import Endpoint, open_generator
 from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.records import Reject
 from xqg_qdrant.stores import Store, open_store
+from xqg_qdrant.streams import batched
 
 POLL_SECONDS = 0.25
 # Ray restarts a dead worker with the same chunk, so a chunk that kills its worker would do so forever.
@@ -222,7 +226,12 @@ def ingest_on_ray(
         InputError: the rows cannot be read to the end, which is raised after those before are stored.
         XqgError: a worker raised it or died, or Ray lost chunks.
     """
-    open_collection(job.inputs.read(), store, job.collection, job.dim, job.fingerprint)
+    if not open_collection(store, job.collection, job.fingerprint):
+        if all(isinstance(row, Reject) for row in job.inputs.read()):
+            rejects = (row for row in job.inputs.read() if isinstance(row, Reject))
+            yield from (Progress(0, 0, tuple(rows), {}, {}) for rows in batched(rejects, CHEAP_CHUNK_SIZE))
+            return
+        create_collection(store, job.collection, job.dim, job.fingerprint)
     ledger = ray.remote(Ledger).options(num_cpus=0).remote()
     ray.get(ledger.set_keys.remote(*keys))
     failed: list[BaseException] = []

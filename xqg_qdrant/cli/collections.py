@@ -21,9 +21,9 @@ from xqg_qdrant.cli.options import (
     device_option,
     drawing_options,
     encoder_option,
+    field_options,
     fusion_options,
     generator_option,
-    id_field_option,
     json_option,
     part_option,
     quantisation_option,
@@ -143,7 +143,7 @@ def optimise(quiet: bool, /, collection: str, location: str, quantisation: str |
 @store_option
 @click.option("--corpus", "file", help="Compare with this file: what is new, changed, or gone from it.")
 @queries_option
-@id_field_option
+@field_options
 @json_option
 @click.pass_obj
 def status(
@@ -154,6 +154,7 @@ def status(
     file: str | None,
     queries: str | None,
     id_field: str | None,
+    text_field: str | None,
     as_json: bool,
 ) -> None:
     """Show what is stored, its recipe, and what differs from a corpus.
@@ -176,7 +177,7 @@ def status(
         report = found.to_json()
         lines = format_status(found)
         if file is not None:
-            inputs = Inputs([file], queries, id_field)
+            inputs = Inputs([file], queries, id_field, text_field)
             total = None if quiet else inputs.count()
             compared = plan_sync(store, collection, inputs, total, make_bars(quiet)).found
             echo_unused_queries(inputs)
@@ -192,12 +193,13 @@ def _list_collections(store: Store, as_json: bool) -> None:
     counts, aliases = count_collections(store), store.read_aliases() or {}
     paused = list_paused(store, (name for name, count in counts.items() if count is not None))
     if as_json:
-        report = {"store": store.location, "collections": counts, "aliases": aliases, "indexing_paused": paused}
+        known = {name: None if isinstance(count, str) else count for name, count in counts.items()}
+        report = {"store": store.location, "collections": known, "aliases": aliases, "indexing_paused": paused}
         echo(json.dumps(report, ensure_ascii=False, indent=2))
         return
     echo(f"Collections in {store.location}: {len(counts)}")
     for name, count in counts.items():
-        echo(f"  {one_line(name)}: " + ("not created by xqg" if count is None else count_of(count, "passage")))
+        echo(f"  {one_line(name)}: " + (count if isinstance(count, str) else count_of(count, "passage")))
         if name in paused:
             echo(f"    {format_pause(name)}")
     for alias, name in aliases.items():

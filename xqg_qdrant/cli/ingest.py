@@ -19,17 +19,19 @@ from xqg_qdrant.cli.collections import (
 )
 from xqg_qdrant.cli.options import (
     collection_option,
+    confirm,
     dead_letters_option,
     device_option,
     encoder_option,
+    field_options,
     generator_option,
-    id_field_option,
     quantisation_option,
     queries_option,
     recipe_options,
     sparse_option,
     store_option,
     workers_option,
+    yes_option,
 )
 from xqg_qdrant.cli.shared import (
     RAY,
@@ -52,7 +54,7 @@ from xqg_qdrant.cli.shared import (
 )
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.text import count_of
+from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -75,7 +77,7 @@ if TYPE_CHECKING:
     "--plain", is_flag=True, help="Store passages now; xqg enrich, or the same without --plain, adds queries."
 )
 @recipe_options
-@id_field_option
+@field_options
 @dead_letters_option
 @engine_options
 @sparse_option
@@ -104,6 +106,7 @@ def ingest(
     device: str,
     threads: int,
     id_field: str | None,
+    text_field: str | None,
     dead_letters: Path | None,
     payload_layout: str | None,
     engine: str,
@@ -115,8 +118,9 @@ def ingest(
 ) -> None:
     """Store the passages of FILE with augmented vectors; the default recipe suits the encoder.
 
-    FILE is JSONL, TSV or Parquet, a folder of BEIR or of Parquet files, JSON of SQuAD, MLQA or XQuAD, ir_datasets:ID,
-    the URL of a file or folder in an object store (s3://, gs://), or - for JSONL on standard input.
+    FILE is JSONL, a JSON array, TSV, CSV or Parquet, a folder of BEIR or of Parquet files, JSON of SQuAD, MLQA or
+    XQuAD, ir_datasets:ID, the URL of a file or folder in an object store (s3://, gs://), or - for JSONL on standard
+    input.
 
     Queries come from a generator, from a language model (the URL of an OpenAI-compatible endpoint, with its key in
     XQG_LLM_API_KEY), from a lexicon (lines of language, words and translation, separated by tabs), or with --queries
@@ -143,7 +147,7 @@ def ingest(
         settings |= dict.fromkeys(("queries_per_language", *DRAWING))
     sharding = take_sharding(settings)
     results = read_batch(queries, engine)
-    inputs = Inputs(files, None if results else queries, id_field)
+    inputs = Inputs(files, None if results else queries, id_field, text_field)
     rows: Iterator[Row] = results.join(inputs.read()) if results else inputs.read()
     if engine == RAY:
         check_ray(files, location, generator_source)
@@ -182,12 +186,15 @@ def ingest(
         echo_unused_queries(inputs)
         if results:
             echo(results, err=True)
-        if quantisation:
-            store.quantise(collection)
-        if totals.stored or quantisation:
-            index_large(store, collection, quiet)
-        if alias is not None:
-            move_alias(store, alias, collection, quiet)
+        if stored is not None or totals.stored:
+            if quantisation:
+                store.quantise(collection)
+            if totals.stored or quantisation:
+                index_large(store, collection, quiet)
+            if alias is not None:
+                move_alias(store, alias, collection, quiet)
+        elif not totals.rejected:
+            raise InputError(f"{inputs} holds no passage, so no collection was created.", "check the file")
     exit_if_rejected(totals, rejected.path)
 
 
@@ -196,12 +203,13 @@ def ingest(
 @collection_option(required=True)
 @click.option("--delete", is_flag=True, help="Delete the passages that FILE no longer holds.")
 @click.option("--dry-run", is_flag=True, help="Print what would change, and stop.")
+@click.option("--list", "listed", is_flag=True, help="Print the id of each passage that is new, changed or left.")
 @snapshot_option
 @store_option
 @encoder_option
 @generator_option
 @queries_option
-@id_field_option
+@field_options
 @dead_letters_option
 @device_option
 @workers_option
@@ -213,12 +221,14 @@ def sync(
     collection: str,
     delete: bool,
     dry_run: bool,
+    listed: bool,
     no_snapshot: bool,
     location: str,
     encoder_folder: Path | None,
     generator_source: Path | Endpoint | None,
     queries: str | None,
     id_field: str | None,
+    text_field: str | None,
     dead_letters: Path | None,
     device: str,
     threads: int,
@@ -238,11 +248,12 @@ def sync(
 
     if file == "-":
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
-    inputs = Inputs([file], queries, id_field)
+    inputs = Inputs([file], queries, id_field, text_field)
     total, bars = inputs.count(), make_bars(quiet)
     rejected = open_dead_letters(dead_letters, collection)
     with opened_store(location) as store:
-        plan = plan_sync(store, collection, inputs, total, bars)
+        tell = (lambda kind, passage_id: echo(f"{kind}\t{one_line(passage_id)}")) if listed else None
+        plan = plan_sync(store, collection, inputs, total, bars, tell)
         echo_unused_queries(inputs)
         echo(plan.found)
         if dry_run:
@@ -272,7 +283,7 @@ def sync(
 
 @main.command(cls=GroupedCommand)
 @collection_option(required=True)
-@click.option("--text-field", required=True, help="Payload field of the text; a.b is the field b of a.")
+@click.option("--text-field", default="", help="Payload field of the text; a.b is the field b of a.")
 @click.option("--title-field", default="", help="Payload field of the title.  [default: no title]")
 @click.option("--id-field", default="", help="Payload field of the passage id.  [default: the point's id]")
 @store_option
@@ -280,6 +291,8 @@ def sync(
 @generator_option
 @recipe_options
 @dead_letters_option
+@click.option("--undo", is_flag=True, help="Remove all that xqg added to the collection, and stop.")
+@yes_option
 @device_option
 @workers_option
 @click.pass_obj
@@ -287,6 +300,8 @@ def augment(
     quiet: bool,
     /,
     collection: str,
+    undo: bool,
+    yes: bool,
     text_field: str,
     title_field: str,
     id_field: str,
@@ -302,15 +317,22 @@ def augment(
     """Add augmented vectors and generated queries to another program's collection.
 
     Passages are read from the payload of the points. Existing fields and vectors stay as they are; the vectors xqg and
-    passage and the payload field xqg are added. Run the same command again to resume, or to do points that are new or
-    whose text changed. Points without a usable text are written to the dead-letter file with their id and the reason;
-    then the exit code is 3.
+    passage and the payload field xqg are added. --undo removes these again. A path may lead into JSON that is stored as
+    text: for LlamaIndex use --text-field _node_content.text.
+
+    Run the same command again to resume, or to do points that are new or whose text changed. Points without a usable
+    text are written to the dead-letter file with their id and the reason; then the exit code is 3.
     """
     from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.cli.progress import run_ingest
     from xqg_qdrant.records import PayloadLayout
 
     layout = PayloadLayout(text_field, title_field, id_field)
+    if undo:
+        _undo(collection, location, yes)
+        return
+    if not text_field:
+        raise click.UsageError("Missing option '--text-field'.")
     with opened_foreign_store(location, layout) as store:
         stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         encoder = load_encoder(encoder_folder, device, 1)
@@ -325,6 +347,14 @@ def augment(
     exit_if_rejected(totals, rejected.path)
 
 
+def _undo(collection: str, location: str, yes: bool) -> None:
+    """Remove what `augment` added to a collection, after asking."""
+    with opened_foreign_store(location, None) as store:
+        confirm(f"Remove the vectors and queries that xqg added to {collection!r} in {store.location}?", yes)
+        points = store.remove_added(collection)
+        echo(f"What xqg added to {count_of(points, 'point')} of {collection!r} is removed.")
+
+
 @main.command(cls=GroupedCommand)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder of Parquet files to write.")
@@ -337,7 +367,7 @@ def augment(
 @encoder_option
 @generator_option
 @recipe_options
-@id_field_option
+@field_options
 @dead_letters_option
 @sparse_option
 @device_option
@@ -353,6 +383,7 @@ def generate(
     encoder_folder: Path | None,
     generator_source: Path | Endpoint | None,
     id_field: str | None,
+    text_field: str | None,
     dead_letters: Path | None,
     device: str,
     threads: int,
@@ -380,7 +411,7 @@ def generate(
         raise InputError(f"xqg generate needs {error.name}", "pip install 'xqg-qdrant[parquet]'") from error
     if "-" in files:
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
-    inputs = Inputs(files, id_field=id_field)
+    inputs = Inputs(files, id_field=id_field, text_field=text_field)
     total = None if quiet else inputs.count()
     if batch_out is not None:
         rejected = open_dead_letters(dead_letters, batch_out.name)
@@ -412,7 +443,7 @@ def write_requests(
     rejected: DeadLetters,
 ) -> Totals:
     """Write the requests of a corpus for a batch API."""
-    from xqg_qdrant.augmentation.pipeline import Totals
+    from xqg_qdrant.augmentation.pipeline import Progress, Totals
     from xqg_qdrant.augmentation.recipe import SUITED
     from xqg_qdrant.generation import DRAWING, check_languages
     from xqg_qdrant.generation.chat import find_chat_url
@@ -433,8 +464,8 @@ def write_requests(
         for reject in write_batch(rows, file, find_chat_url(generator.endpoint.url), make_request):
             if reject:
                 rejected.write([reject])
-            totals.rejected += reject is not None
-            totals.stored += reject is None
+            rejects = (reject,) if reject else ()
+            totals.add(Progress(1 - len(rejects), 0, rejects, {}, {}))
         rejected.write(())
     echo(f"{count_of(totals.stored, 'request')} written to {path}", err=True)
     return totals

@@ -91,6 +91,8 @@ def export(
     --restrict-vocabulary limits each language to the tokens that its script uses, which is much faster with a large
     vocabulary. SAMPLE holds some hundred questions per language, as for `xqg evaluate`.
     """
+    if checkpoint is None and preset is None:
+        raise click.UsageError("Give a CHECKPOINT or --preset; --list shows the presets.")
     try:
         from xqg_qdrant.export import export_checkpoint
     except ModuleNotFoundError as error:

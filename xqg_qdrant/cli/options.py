@@ -25,7 +25,7 @@ DEFAULT_STORE = "./xqg_data"
 OPTION_GROUPS: dict[str, tuple[str, ...]] = {
     "Source": (
         *("text_field", "title_field", "id_field", "dead_letters", "overwrite"),
-        *("delete", "dry_run", "part", "newest_first"),
+        *("delete", "dry_run", "listed", "part", "newest_first"),
     ),
     "Models": ("encoder_folder", "generator_source"),
     "Language model": (
@@ -220,9 +220,13 @@ def asked_options(command: F) -> F:
     return add_options([questions_option, qrels_option, language_option], command)
 
 
-def id_field_option(command: F) -> F:
-    """Add --id-field."""
-    return click.option("--id-field", help="Field of the passage id.  [default: id, _id, passage_id or docid]")(command)
+def field_options(command: F) -> F:
+    """Add --id-field and --text-field."""
+    options = (
+        click.option("--id-field", help="Field of the passage id.  [default: id, _id, passage_id, pid or docid]"),
+        click.option("--text-field", help="Field of the text.  [default: text, contents or passage]"),
+    )
+    return add_options(options, command)
 
 
 def overwrite_option(command: F) -> F:

@@ -16,8 +16,8 @@ from xqg_qdrant.cli.options import (
     asked_options,
     device_option,
     encoder_option,
+    field_options,
     generator_option,
-    id_field_option,
     json_option,
     languages_option,
     recipe_option,
@@ -66,7 +66,7 @@ def queries_per_language_option(least: int) -> Callable[[F], F]:
 @languages_option
 @queries_per_language_option(1)
 @recipe_option
-@id_field_option
+@field_options
 @sample_seed_option
 @json_option
 @device_option
@@ -83,6 +83,7 @@ def estimate(
     queries_per_language: int | None,
     recipe_name: str,
     id_field: str | None,
+    text_field: str | None,
     seed: int,
     as_json: bool,
     device: str,
@@ -98,7 +99,7 @@ def estimate(
 
     encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_source, device, 1)
     size = PASSAGES_OF_CALLS if generator.concurrency else PASSAGES_OF_A_MINUTE
-    sample = _draw(file, id_field, size, seed, quiet)
+    sample = _draw(file, id_field, text_field, size, seed, quiet)
     recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, quiet)
     cost = estimate_cost(sample, _make_ingest(encoder, generator, recipe, threads), make_bars(quiet))
     if not quiet:
@@ -133,7 +134,7 @@ def estimate(
 @languages_option
 @queries_per_language_option(2)
 @recipe_option
-@id_field_option
+@field_options
 @sample_seed_option
 @json_option
 @save_option
@@ -156,6 +157,7 @@ def pilot(
     queries_per_language: int | None,
     recipe_name: str,
     id_field: str | None,
+    text_field: str | None,
     seed: int,
     as_json: bool,
     save: Path | None,
@@ -182,7 +184,7 @@ def pilot(
         queries, judgements = read_judged_questions(questions, qrels, language)
         chosen, wanted = choose_questions(queries, judgements, passages, seed)
         asked, data = (chosen, judgements), describe_asked(questions, queries, qrels, judgements)
-    sample = _draw(file, id_field, passages, seed, quiet, wanted)
+    sample = _draw(file, id_field, text_field, passages, seed, quiet, wanted)
     folders = encoder_folders or (None,)
     encoder, generator = load_encoder(folders[0], device, 1), load_generator(generator_source, device, 1)
     recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, quiet)
@@ -220,14 +222,24 @@ def pilot(
         echo(f"With this setting: {command}")
 
 
-def _draw(file: str, id_field: str | None, size: int, seed: int, quiet: bool, wanted: Container[str] = ()) -> Sample:
+def _draw(
+    file: str,
+    id_field: str | None,
+    text_field: str | None,
+    size: int,
+    seed: int,
+    quiet: bool,
+    wanted: Container[str] = (),
+) -> Sample:
     from xqg_qdrant.cli.progress import count_read
     from xqg_qdrant.corpus.formats import count_rows
     from xqg_qdrant.corpus.passages import read_passages
     from xqg_qdrant.evaluation.pilot import draw_sample
 
     total = None if quiet else count_rows(file)
-    return draw_sample(count_read(read_passages(file, id_field=id_field), total, quiet), size, seed, wanted)
+    return draw_sample(
+        count_read(read_passages(file, id_field=id_field, text_field=text_field), total, quiet), size, seed, wanted
+    )
 
 
 def _make_recipe(

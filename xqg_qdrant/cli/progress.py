@@ -20,7 +20,7 @@ from xqg_qdrant.augmentation.pipeline import PointStore, Progress, Row, Totals, 
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.corpus.dead_letters import DeadLetters
-from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE
+from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InUseError
 from xqg_qdrant.evaluation.robustness import Agreement, Pair, compare_rankings
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generation import Generator
@@ -120,7 +120,11 @@ def run_optimise(store: Store, collection: str, above: int, quiet: bool) -> bool
 def run_status(store: Store, collection: str, quiet: bool) -> Status:
     """Count a collection's points with a progress bar."""
     read_existing_fingerprint(store, collection)
-    with _make_bar(store.count(collection), " passages", quiet) as bar:
+    try:
+        total: int | None = store.count(collection)
+    except InUseError:
+        total = None
+    with _make_bar(total, " passages", quiet) as bar:
         for status in read_status(store, collection):
             bar.update(status.passages - bar.n)
     return status

@@ -61,6 +61,8 @@ def query(
 
     if not questions:
         raise click.UsageError("Missing argument 'QUESTION...'; give - to read questions from standard input.")
+    if not all(map(str.strip, questions)):
+        raise click.UsageError("A QUESTION is empty.")
     lines: Iterable[str] = stdin_lines() if questions == ("-",) else questions
     with opened_store(location, patience=ASKING_SECONDS) as store:
         encoder = load_encoder(encoder_folder, device, threads)

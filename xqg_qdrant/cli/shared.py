@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -43,6 +44,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
 
 LOCAL, RAY = "local", "ray"
+# Names of commands in other programs.
+OTHER_NAMES = {
+    **dict.fromkeys(("search", "ask", "find", "retrieve"), "query"),
+    **dict.fromkeys(("index", "add", "import", "load", "upsert", "insert"), "ingest"),
+    **dict.fromkeys(("list", "ls", "info", "show", "collections"), "status"),
+    **dict.fromkeys(("remove", "rm", "drop"), "delete"),
+    **dict.fromkeys(("update", "refresh"), "sync"),
+    **dict.fromkeys(("eval", "benchmark", "test"), "evaluate"),
+    **dict.fromkeys(("convert", "download"), "export"),
+    **dict.fromkeys(("optimize", "reindex"), "optimise"),
+}
 SWEPT_RUNS = "passage is plain, xqg the best setting, control the same with the mean query"
 
 
@@ -50,6 +62,26 @@ class Group(click.Group):
     """A command group that prints every error of the package as a message and a cure, and sets the exit code."""
 
     command_class = Command
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command whose options are also set by variables with their names: XQG_QUERY_ENCODER is --encoder."""
+        for option in cmd.params:
+            if isinstance(option, click.Option):
+                own = f"XQG_{name or cmd.name}_{option.opts[0].lstrip('-')}".upper().replace("-", "_")
+                others = [option.envvar] if isinstance(option.envvar, str) else option.envvar or ()
+                option.envvar = [own, *others]
+        super().add_command(cmd, name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown one is an error that suggests the likely one."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            meant = OTHER_NAMES.get(name) or next(iter(get_close_matches(name, self.list_commands(ctx))), None)
+            hint = f" Did you mean {meant!r}?" if meant else ""
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:  # noqa: ANN401
         """Run as click does, but print usage errors without control characters and secrets."""
@@ -136,7 +168,8 @@ def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     """Make a Qdrant collection answer questions in languages that its passages are not written in.
 
     A store is a directory (DIR or edge:DIR, embedded), local:DIR, :memory:, or a server's URL, with its key in
-    QDRANT_API_KEY. Every option can also be set in the environment: XQG_INGEST_ALPHA=0.02 is `xqg ingest --alpha 0.02`.
+    QDRANT_API_KEY. Every option can also be set in the environment, by its command and name: XQG_INGEST_ALPHA=0.02 is
+    `xqg ingest --alpha 0.02`.
     """
     ctx.obj = quiet
     logging.getLogger("xqg_qdrant").handlers = [logging.NullHandler() if quiet else Warnings()]
@@ -249,7 +282,7 @@ def opened_store(
 
 
 @contextmanager
-def opened_foreign_store(location: str, layout: PayloadLayout) -> Iterator[ForeignStore]:
+def opened_foreign_store(location: str, layout: PayloadLayout | None) -> Iterator[ForeignStore]:
     """Open a store of other programs' collections and close it on exit; its key comes from the environment."""
     from xqg_qdrant.stores import open_foreign_store
 
@@ -347,9 +380,11 @@ def echo_unused_queries(inputs: Inputs) -> None:
 
 
 def exit_if_rejected(totals: Totals, path: Path) -> None:
-    """Name the dead-letter file and exit with code 3 if rows were rejected."""
+    """Name the dead-letter file and the reasons, and exit with code 3 if rows were rejected."""
+    from xqg_qdrant.printing import format_rejected
+
     if totals.rejected:
-        echo(f"{path} lists {count_of(totals.rejected, 'rejected row')} with the reasons.", err=True)
+        echo(format_rejected(totals, path), err=True)
         sys.exit(ROWS_REJECTED_EXIT_CODE)
 
 

@@ -6,7 +6,9 @@ text. They are printed as JSON escapes them, so JSON output stays valid.
 
 from __future__ import annotations
 
+import codecs
 import io
+import json
 import logging
 import os
 import sys
@@ -22,16 +24,34 @@ from xqg_qdrant.errors import InputError
 from xqg_qdrant.secrets import hide
 from xqg_qdrant.text import visible
 
+ESCAPED = "xqg-escaped"
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Return the characters that an encoding lacks as JSON escapes them, for `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(ESCAPED, _escape)
+
+
+def printable(text: str, *, err: bool = False) -> str:
+    """Escape control characters, and those that the encoding of stdout or stderr lacks."""
+    encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
+    return visible(text).encode(encoding, ESCAPED).decode(encoding)
+
 
 def echo(message: object = "", *, err: bool = False, nl: bool = True) -> None:
-    """Print a message without secrets, its control characters escaped: data to stdout, all else to stderr.
+    """Print a message without secrets, escaped where needed: data to stdout, all else to stderr.
 
     Raises:
         InputError: standard output cannot be written.
         BrokenPipeError: nobody reads it.
     """
     try:
-        click.echo(visible(hide(str(message))), err=err, nl=nl)
+        click.echo(printable(hide(str(message)), err=err), err=err, nl=nl)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -60,7 +80,7 @@ def stdin_lines() -> Iterator[str]:
 
 def ask(question: str) -> bool:
     """Ask a yes-or-no question on stderr and return the answer; the default is no."""
-    return click.confirm(visible(hide(question)), err=True)
+    return click.confirm(printable(hide(question), err=True), err=True)
 
 
 def echo_usage_error(error: click.ClickException) -> None:

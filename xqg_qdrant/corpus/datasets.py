@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xqg_qdrant.corpus.files import CATALOGUE
-from xqg_qdrant.corpus.formats import FileRow
+from xqg_qdrant.corpus.rows import FileRow
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.records import Qrel

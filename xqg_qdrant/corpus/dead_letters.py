@@ -1,10 +1,12 @@
-"""Write rejected rows to the dead-letter file: JSONL of `{source, line, reason, row}`."""
+"""Write rejected rows to the dead-letter file, JSONL of `{source, line, reason, row}`, and count the reasons."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,51 @@ except ImportError:  # on Windows two ingests of one folder must name two files
 # In characters: enough to recognise a row; one of megabytes must not be written in full.
 LONGEST_ROW_KEPT = 10_000
 OTHER_FILE = "name another file with --dead-letters"
+
+# Differ between rows rejected for the same reason.
+VALUES = re.compile(r"""'[^']*'|"[^"]*"|\d+|byte 0x\w+""")
+MOST_KINDS = 1000
+SHOWN_KINDS = 3
+
+
+class Reasons:
+    """Why rows were rejected: how many for each kind of reason, and the first row of each kind."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, Reject] = {}
+
+    def add(self, reject: Reject) -> None:
+        """Count a reject; beyond `MOST_KINDS`, new kinds are left out."""
+        kind = VALUES.sub("", reject.reason)
+        if kind in self._counts or len(self._counts) < MOST_KINDS:
+            self._counts[kind] += 1
+            self._first.setdefault(kind, reject)
+
+    def commonest(self) -> list[tuple[int, Reject]]:
+        """Return the counts of the commonest kinds, each with its first reject."""
+        return [(count, self._first[kind]) for kind, count in self._counts.most_common(SHOWN_KINDS)]
+
+    def suggest_cure(self) -> str:
+        """Return what probably helps if all rows were rejected; empty if nothing is known."""
+        return _suggest_cure(self.commonest()[0][1]) if self._counts else ""
+
+
+def _suggest_cure(reject: Reject) -> str:
+    if reject.reason.startswith(("malformed JSON", "not a JSON object")):
+        return "write one JSON object per line, a JSON array of objects, or a table with a header line (.csv, .tsv)"
+    try:
+        fields = json.loads(reject.row)
+    except (ValueError, RecursionError):
+        fields = {}
+    fields = fields if isinstance(fields, dict) else {}
+    if reject.reason.startswith(("no text", "no field")):
+        texts = {name: len(value) for name, value in fields.items() if isinstance(value, str)}
+        return f"name the field of the text: --text-field {max(texts, key=texts.__getitem__) if texts else 'FIELD'}"
+    if reject.reason.startswith("no id"):
+        names = [name for name, value in fields.items() if isinstance(value, str | int) and "id" in name.lower()]
+        return f"name the field of the passage id: --id-field {names[0] if names else 'FIELD'}"
+    return "convert the file to UTF-8, such as with iconv" if reject.reason.startswith("not UTF-8") else ""
 
 
 class DeadLetters:

@@ -1,4 +1,4 @@
-"""Find files and read their lines: plain, gzipped, from object stores, or standard input.
+"""Find files and read their lines: plain, compressed, from object stores, or standard input.
 
 Memory is bounded by the longest row, whatever a file holds: one that unpacks to terabytes, or has no line break, is
 read to its end.
@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -26,12 +26,15 @@ from xqg_qdrant.secrets import refuse_secret
 
 # In bytes. A byte becomes at most six in JSON, and a request to a server holds 32 MiB.
 LONGEST_ROW = 4 * 2**20
+# Endings of compressed files' names. What a file is compressed with is read from its first bytes.
+COMPRESSED = (".gz", ".zst", ".zstd")
+GZIP, ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
 # Prefix of names that are not paths: see `datasets`.
 CATALOGUE = "ir_datasets:"
 
 
 def existing_file(path: str | Path, in_folder: str) -> Path:
-    """Return the path of a file or, for a folder, of its file `in_folder`, gzipped or not.
+    """Return the path of a file or, for a folder, of its file `in_folder`, compressed or not.
 
     Raises:
         InputError: there is no such file, or the path is not accessible.
@@ -42,12 +45,20 @@ def existing_file(path: str | Path, in_folder: str) -> Path:
             if not given.exists():
                 raise InputError(f"{path}: there is no such file.", "check the path")
             return given
-        for file in (given / in_folder, given / f"{in_folder}.gz"):
+        for file in (given / f"{in_folder}{ending}" for ending in ("", *COMPRESSED)):
             if file.is_file():
                 return file
     except (OSError, ValueError) as error:  # not allowed to look, too long a name, a NUL in it
         raise InputError(f"{path}: cannot be accessed ({error}).", "check the path and its permissions") from error
     raise InputError(f"{path}: the folder holds no {in_folder}.", "name the file itself")
+
+
+def kind_of(path: str | Path) -> str:
+    """Return the ending of a file's name that shows its format: in lower case, without that of a compression."""
+    name = str(path).lower()
+    for ending in COMPRESSED:
+        name = name.removesuffix(ending)
+    return Path(name).suffix
 
 
 def corpus_files(source: str) -> list[str]:
@@ -57,14 +68,14 @@ def corpus_files(source: str) -> list[str]:
     """
     if is_remote(source):
         return list_remote(source)
-    beir = any(os.path.isfile(os.path.join(source, name)) for name in ("corpus.jsonl", "corpus.jsonl.gz"))
+    beir = any(os.path.isfile(os.path.join(source, f"corpus.jsonl{ending}")) for ending in ("", *COMPRESSED))
     if os.path.isdir(source) and not beir and (parts := sorted(map(str, Path(source).glob("*.parquet")))):
         return parts
     return [str(existing_file(source, "corpus.jsonl"))]
 
 
-def file_lines(path: str) -> Iterator[bytes]:
-    """Yield the lines of a file, gzipped or not, or of standard input (`-`), without a byte order mark.
+def file_lines(path: str) -> Generator[bytes, None, None]:
+    """Yield the lines of a file, compressed or not, or of standard input (`-`), without a byte order mark.
 
     A line of more than `LONGEST_ROW` bytes is truncated; use `is_cut` to detect it.
 
@@ -72,16 +83,21 @@ def file_lines(path: str) -> Iterator[bytes]:
         InputError: the file cannot be read to its end.
     """
     with opened_file(path) as file:
-        first = file.readline(len(codecs.BOM_UTF8))
-        if first == codecs.BOM_UTF8:
-            first = b""
-        if not first.endswith(b"\n"):
-            first += file.readline(LONGEST_ROW + 1 - len(first))
-        others = iter(partial(file.readline, LONGEST_ROW + 1), b"")
-        for line in chain((first,) if first else (), others):
-            if len(line) > LONGEST_ROW and is_cut(line):
-                _skip_to_end_of_line(file)
-            yield line
+        yield from read_lines(file)
+
+
+def read_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of an opened file like `file_lines`."""
+    first = file.readline(len(codecs.BOM_UTF8))
+    if first == codecs.BOM_UTF8:
+        first = b""
+    if not first.endswith(b"\n"):
+        first += file.readline(LONGEST_ROW + 1 - len(first))
+    others = iter(partial(file.readline, LONGEST_ROW + 1), b"")
+    for line in chain((first,) if first else (), others):
+        if len(line) > LONGEST_ROW and is_cut(line):
+            _skip_to_end_of_line(file)
+        yield line
 
 
 def is_cut(line: bytes) -> bool:
@@ -96,8 +112,8 @@ def _skip_to_end_of_line(file: IO[bytes]) -> None:
 
 
 @contextmanager
-def opened_file(path: str) -> Iterator[IO[bytes]]:
-    """Open a file, gzipped or not, or standard input (`-`), to read bytes.
+def opened_file(path: str) -> Iterator[io.BufferedReader]:
+    """Open a file, compressed or not, or standard input (`-`), to read bytes.
 
     Raises:
         InputError: it cannot be opened, or a read within the context fails.
@@ -106,19 +122,34 @@ def opened_file(path: str) -> Iterator[IO[bytes]]:
         if path == "-":
             if sys.stdin is None:
                 raise InputError("standard input is closed.", "pipe the rows into the command, or name a file")
-            yield sys.stdin.buffer
+            yield _unpacked(path, _peekable(sys.stdin.buffer))
             return
         with io.BufferedReader(open_remote(path)) if is_remote(path) else open(path, "rb") as file:
-            if path.endswith(".gz"):
-                with gzip.open(file) as unzipped:
-                    yield cast("IO[bytes]", unzipped)
-            else:
-                yield file
+            yield _unpacked(path, file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: the gzip file is damaged ({error}).", "download or compress it again") from error
     except OSError as error:
         cure = "check that it exists and is readable"
         raise InputError(f"{path}: cannot be read ({error.strerror or error}).", cure) from error
+
+
+def _unpacked(path: str, file: io.BufferedReader) -> io.BufferedReader:
+    """Return what reads the content of a file; its first bytes say whether it is compressed, whatever its name."""
+    start = file.peek(len(ZSTD))
+    if start.startswith(GZIP):
+        return cast("io.BufferedReader", gzip.GzipFile(fileobj=file))
+    if not start.startswith(ZSTD):
+        return file
+    try:
+        from pyarrow import CompressedInputStream, PythonFile
+    except ImportError as error:
+        cure = "pip install 'xqg-qdrant[parquet]', or unpack the file with unzstd"
+        raise InputError(f"{path}: pyarrow, which reads zstd files, is not installed.", cure) from error
+    return io.BufferedReader(CompressedInputStream(PythonFile(file, "r"), "zstd"))
+
+
+def _peekable(stream: Any) -> io.BufferedReader:  # noqa: ANN401
+    return cast("io.BufferedReader", stream if hasattr(stream, "peek") else io.BufferedReader(stream))
 
 
 def is_remote(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Parse files into rows: JSONL, TSV, Parquet, SQuAD's JSON, and topics of TREC and CLEF.
+"""Parse files into rows: JSONL, JSON arrays, SQuAD's JSON, and topics of TREC and CLEF.
 
 A malformed row is returned with its problem; the fields' meaning is left to the callers.
 """
@@ -6,14 +6,12 @@ A malformed row is returned with its problem; the fields' meaning is left to the
 from __future__ import annotations
 
 import codecs
-import csv
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import chain
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any
 from urllib.parse import unquote
 
 from xqg_qdrant.corpus.files import (
@@ -22,34 +20,25 @@ from xqg_qdrant.corpus.files import (
     corpus_files,
     file_lines,
     is_cut,
-    is_remote,
-    open_remote,
+    kind_of,
     opened_file,
+    read_lines,
 )
+from xqg_qdrant.corpus.parquet import count_parquet_rows
+from xqg_qdrant.corpus.rows import JOINED, MARK, TOO_LONG, WHITE_SPACE, FileRow, decode_line
+from xqg_qdrant.corpus.tables import is_table
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.text import show
 
-PARQUET_BATCH = 1024
-# Metadata key of files from `xqg generate`: names the columns of passages and queries; the others are derived.
-PASSAGE_COLUMNS = b"xqg_passage_columns"
-WHITE_SPACE = " \t\n\r\v\f"
-MARK = "\ufeff"
-JOINED = "begins with a byte order mark, as in joined files"
 NO_OBJECT = "not a JSON object"
-TOO_LONG = f"longer than {LONGEST_ROW:,} bytes"
+PEEKED = 4096
+# One JSON array of objects.
+ARRAY = re.compile(rb"\s*\[\s*\{")
+NO_WHITE_SPACE = re.compile(r"[^ \t\n\r]")
 TOPIC = re.compile(r"<top\b[^>]*>(.*?)</top>", re.DOTALL | re.IGNORECASE)
 NUMBER = re.compile(r"<num>(?:\s*Number:)?\s*([^<]*)", re.IGNORECASE)
 # CLEF writes the language into the tag: <FI-title>.
 TITLE = re.compile(r"<(?:([A-Z]{2})-)?title>(?:\s*Topic:)?\s*([^<]*)", re.IGNORECASE)
-
-
-class FileRow(NamedTuple):
-    """A row of a file; `problem` says why `fields` could not be read, or is empty."""
-
-    line: int
-    raw: str
-    fields: Mapping[str, Any]
-    problem: str = ""
 
 
 class _RepeatedFieldError(ValueError):
@@ -68,16 +57,23 @@ def count_rows(source: str) -> int | None:
     return None if None in counts else sum(filter(None, counts))
 
 
-def is_tsv(path: str) -> bool:
-    """Return whether a file name is that of a TSV file."""
-    return path.endswith((".tsv", ".tsv.gz"))
+def json_rows(path: str) -> Iterator[FileRow]:
+    """Yield the objects of a JSONL file, or of one JSON array; blank lines and white space around a line are ignored.
+
+    Raises:
+        InputError: the file cannot be read to its end.
+    """
+    with opened_file(path) as file:
+        if ARRAY.match(file.peek(PEEKED).removeprefix(codecs.BOM_UTF8)):
+            yield from _array_rows(path, file)
+        else:
+            yield from _line_rows(file)
 
 
-def jsonl_rows(path: str) -> Iterator[FileRow]:
-    """Yield the rows of a JSONL file; blank lines and white space around a line are ignored."""
+def _line_rows(file: IO[bytes]) -> Iterator[FileRow]:
     parse = json.JSONDecoder(object_pairs_hook=_to_fields).decode
-    for number, line in enumerate(file_lines(path), start=1):
-        raw, problem = _decode(line)
+    for number, line in enumerate(read_lines(file), start=1):
+        raw, problem = decode_line(line)
         raw = raw.strip(WHITE_SPACE)
         if problem:
             yield FileRow(number, raw, {}, problem)
@@ -98,77 +94,131 @@ def jsonl_rows(path: str) -> Iterator[FileRow]:
             yield FileRow(number, raw, fields) if isinstance(fields, dict) else FileRow(number, raw, {}, NO_OBJECT)
 
 
-def tsv_rows(
-    path: str, id_fields: Sequence[str], text_fields: Sequence[str], no_header: tuple[str, ...] = ()
-) -> Iterator[FileRow]:
-    """Yield the rows of a TSV file.
+class _ArrayText:
+    """The text of a JSON array, of which only the value at hand is in memory."""
 
-    `no_header` names the columns of a file whose first line is not a header.
+    def __init__(self, file: IO[bytes]) -> None:
+        # A byte that is not UTF-8 becomes a lone surrogate, which rejects its row alone.
+        self._reader = codecs.getreader("utf-8-sig")(file, "surrogateescape")
+        self._text, self._at = "", 0
+        self.line = 1
 
-    Raises:
-        InputError: the header is missing or names a column twice.
-    """
-    header: list[str] = []
-    for number, line in enumerate(file_lines(path), start=1):
-        raw, problem = _decode(line)
-        raw = raw.rstrip("\r\n")
-        if problem or raw.startswith(MARK):
-            yield FileRow(number, raw, {}, problem or f"the row {JOINED}")
-            continue
-        if not raw.strip(WHITE_SPACE):
-            continue
-        cells = _cells(raw, len(header))
-        if not header:
-            is_header = not set(cells).isdisjoint(id_fields) and not set(cells).isdisjoint(text_fields)
-            if is_header or not no_header:
-                header = _checked_header(path, cells, is_header, id_fields, text_fields)
-                continue
-            header = list(no_header)
-        if len(cells) == len(header):
-            yield FileRow(number, raw, dict(zip(header, cells, strict=True)))
-        else:
-            yield FileRow(number, raw, {}, f"{len(cells)} columns where there should be {len(header)}")
+    def take(self) -> str:
+        """Return the next character that is no white space, and pass it; empty at the end."""
+        found = self._peek(self._at)
+        self._pass(found + 1)
+        return self._text[found : found + 1]
+
+    def take_value(self) -> tuple[str, Any]:
+        """Return the next value as text and parsed.
+
+        Raises:
+            ValueError: it is malformed, too long, or not followed by a comma or a bracket.
+        """
+        self._pass(self._peek(self._at))
+        while True:
+            try:
+                value, end = _decode_value(self._text, self._at)
+                following = self._peek(end)
+                if self._text[following : following + 1] in (",", "]"):
+                    break
+                raise ValueError("a value that neither a comma nor a bracket follows")
+            except ValueError:
+                if len(self._text) - self._at > LONGEST_ROW:
+                    raise ValueError(f"a row that is malformed or {TOO_LONG}") from None
+                if not self._read_more():
+                    raise
+        raw = self._text[self._at : end]
+        self._pass(end)
+        return raw, value
+
+    def _peek(self, at: int) -> int:
+        """Return where, from a position on, the next character is that is no white space."""
+        while True:
+            found = NO_WHITE_SPACE.search(self._text, at)
+            if found:
+                return found.start()
+            at = len(self._text)
+            if not self._read_more():
+                return at
+
+    def _pass(self, end: int) -> None:
+        self.line += self._text.count("\n", self._at, end)
+        self._at = end
+
+    def _read_more(self) -> bool:
+        """Double the text from the position on; return False at the end of the file."""
+        more = self._reader.read(max(PEEKED, len(self._text) - self._at))
+        self._text += more
+        return bool(more)
+
+    def forget(self) -> None:
+        """Drop the text that was passed."""
+        self._text, self._at = self._text[self._at :], 0
 
 
-def parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
-    """Yield the rows of a Parquet file; dates, times and decimals become strings, as JSON has none of them.
-
-    Raises:
-        InputError: pyarrow is not installed, the file cannot be read, or its columns cannot be used.
-    """
-    pa, pq = _import_pyarrow(path)
+def _array_rows(path: str, file: IO[bytes]) -> Iterator[FileRow]:
+    text, follows = _ArrayText(file), ","
+    text.take()
+    rows = 0
     try:
-        with pq.ParquetFile(open_remote(path) if is_remote(path) else path) as file:
-            names = file.schema_arrow.names
-            if set(id_fields).isdisjoint(names):
-                cure = "name the column of the ids with --id-field"
-                raise InputError(f"{path}: no column is named {' or '.join(id_fields)}.", cure)
-            _refuse_repeated(path, names)
-            kept = (file.schema_arrow.metadata or {}).get(PASSAGE_COLUMNS)
-            columns = kept.decode().split(",") if kept else None
-            batches = file.iter_batches(batch_size=PARQUET_BATCH, columns=columns)
-            found = chain.from_iterable(_parquet_fields(pa, _decode_dictionaries(pa, batch)) for batch in batches)
-            for number, (fields, problem) in enumerate(found, start=1):
-                yield FileRow(number, "", fields, problem)
-    except (pa.ArrowException, OSError) as error:
-        cure = "download or write it again"
-        raise InputError(f"{path}: not a readable Parquet file ({error}).", cure) from error
+        while follows == ",":
+            raw, value = text.take_value()
+            rows += 1
+            if isinstance(value, _RepeatedFieldError):
+                yield FileRow(rows, raw, {}, str(value))
+            else:
+                yield FileRow(rows, raw, value) if isinstance(value, dict) else FileRow(rows, raw, {}, NO_OBJECT)
+            follows = text.take()
+            text.forget()
+        rest = text.take()
+    except (ValueError, RecursionError) as error:
+        cure = "correct the file, or write one JSON object per line"
+        raise InputError(
+            f"{path}: after row {rows} (line {text.line}), the JSON array is damaged: {error}.", cure
+        ) from error
+    if rest:
+        cure = "write one array, or one JSON object per line"
+        raise InputError(f"{path}: something follows the end of the JSON array (line {text.line}).", cure)
+
+
+def _decode_value(text: str, at: int) -> tuple[Any, int]:
+    """Return the JSON value at a position and where it ends; a repeated field is returned as the error."""
+    try:
+        return json.JSONDecoder(object_pairs_hook=_to_fields).raw_decode(text, at)
+    except _RepeatedFieldError as error:
+        return error, json.JSONDecoder().raw_decode(text, at)[1]
 
 
 def is_squad(path: str) -> bool:
-    """Return whether a file has SQuAD's layout: `.json`, one object with the field `data`.
+    """Return whether a file has SQuAD's layout: `.json`, one object with the field `data`, a list of articles.
 
-    Other `.json` files are read as JSONL, which many data sets publish under that name. A first line that is not
-    valid JSON by itself is the start of a multi-line document.
+    Other `.json` files are read as JSONL, which many data sets publish under that name, or as a JSON array. If neither
+    of the first two lines is an object by itself, they begin a document of several lines. An empty file is neither.
     """
-    if not path.endswith((".json", ".json.gz")):
+    if kind_of(path) != ".json":
         return False
-    first = next((line for line in file_lines(path) if line.strip()), b"")
-    try:
-        document = json.loads(first) if not is_cut(first) else None
-    except (ValueError, RecursionError):
+    lines = list(islice((line for line in file_lines(path) if line.strip()), 2))
+    if not lines:
         return True
-    return document is None or (isinstance(document, dict) and "data" in document)
+    if ARRAY.match(b"".join(lines)):
+        return False
+    first, *others = map(_object_of, lines)
+    if first is None:
+        return not any(other is not None for other in others)
+    data = first.get("data")
+    if not isinstance(data, list) or not all(isinstance(article, dict) for article in data):
+        return False
+    return len(lines) == 1 or any("paragraphs" in article for article in data)
+
+
+def _object_of(line: bytes) -> dict[str, Any] | None:
+    """Return the object that is a line by itself, None if it is none."""
+    try:
+        value = None if is_cut(line) else json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def squad_rows(path: str) -> Iterator[FileRow]:
@@ -181,8 +231,8 @@ def squad_rows(path: str) -> Iterator[FileRow]:
         with opened_file(path) as file:
             articles = json.loads(file.read())["data"]
     except (ValueError, RecursionError, TypeError, KeyError) as error:
-        cure = "use a JSON file of SQuAD, MLQA or XQuAD, or one JSON object per line"
-        raise InputError(f"{path}: neither SQuAD's JSON nor JSONL ({error!r:.200}).", cure) from error
+        cure = "use a JSON file of SQuAD, MLQA or XQuAD, a JSON array of objects, or one JSON object per line"
+        raise InputError(f"{path}: neither SQuAD's JSON nor an array nor JSONL ({error!r:.200}).", cure) from error
     number = 0
     for article in articles if isinstance(articles, list) else (articles,):
         paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
@@ -232,15 +282,6 @@ def topic_rows(path: str) -> Iterator[FileRow]:
         yield FileRow(document.count("\n", 0, topic.start()) + 1, topic[0], fields)
 
 
-def _decode(line: bytes) -> tuple[str, str]:
-    """Return a line as text, and the problem if it cannot be used."""
-    problem = TOO_LONG if is_cut(line) else ""
-    try:
-        return line.decode("utf-8"), problem
-    except UnicodeDecodeError as error:
-        return line.decode("utf-8", "backslashreplace"), problem or _not_utf8(error)
-
-
 def _to_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
@@ -261,124 +302,14 @@ def _guess(raw: str) -> str:
     return ""
 
 
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    problem = f"not UTF-8: byte {error.object[error.start]:#04x} at position {error.start}"
-    utf_16 = error.start == 0 and error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return problem + ("; it begins like UTF-16" if utf_16 else "")
-
-
-def _checked_header(
-    path: str, cells: list[str], is_header: bool, id_fields: Sequence[str], text_fields: Sequence[str]
-) -> list[str]:
-    if not is_header:
-        raise InputError(
-            f"{path}: the first line names no id and text columns.",
-            f"begin the file with a line such as {id_fields[0]}, {text_fields[0]}, title, separated by tabs",
-        )
-    _refuse_repeated(path, cells)
-    return cells
-
-
-def _refuse_repeated(path: str, columns: Sequence[str]) -> None:
-    repeated = [name for name in columns if columns.count(name) > 1]
-    if repeated:
-        raise InputError(f"{path}: two columns are named {repeated[0]!r}.", "rename one of them")
-
-
-def _cells(line: str, expected: int) -> list[str]:
-    """Split a line at its tabs; unquote a cell only if the quotes inside it are doubled.
-
-    DPR quotes its cells, others do not. A text that merely begins with a quotation mark must not swallow the next
-    lines, as it would in a CSV parser.
-    """
-    cells = line.split("\t")
-    if len(cells) > expected > 0 and '"' in line:  # tabs within quotes
-        with suppress(csv.Error):
-            quoted = next(csv.reader([line], delimiter="\t"))
-            if len(quoted) == expected:
-                return quoted
-    return [_unquoted(cell) for cell in cells]
-
-
-def _unquoted(cell: str) -> str:
-    inner = cell[1:-1]
-    if len(cell) < 2 or cell[0] != '"' or cell[-1] != '"' or '"' in inner.replace('""', ""):
-        return cell
-    return inner.replace('""', '"')
-
-
 def _count_file_rows(path: str) -> int | None:
-    if path.endswith(".parquet"):
-        return _count_parquet_rows(path)
-    # A pipe can be read only once, remote files are not worth reading twice, and SQuAD's rows are not lines.
-    if not Path(path).is_file() or path.endswith((".json", ".json.gz")):
+    if kind_of(path) == ".parquet":
+        return count_parquet_rows(path)
+    # A pipe can be read only once, remote files are not worth reading twice, and the rows of JSON are not lines.
+    if not Path(path).is_file() or kind_of(path) == ".json":
         return None
     try:
         rows = sum(1 for line in file_lines(path) if not line.isspace())
     except InputError:
         return None
-    return max(0, rows - 1) if is_tsv(path) else rows
-
-
-def _count_parquet_rows(path: str) -> int | None:
-    pa, pq = _import_pyarrow(path)
-    try:
-        return int(pq.read_metadata(open_remote(path) if is_remote(path) else path).num_rows)
-    except (pa.ArrowException, OSError):
-        return None
-
-
-def _import_pyarrow(path: str) -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        cure = "pip install 'xqg-qdrant[parquet]'"
-        raise InputError(f"{path}: pyarrow, which reads Parquet, is not installed.", cure) from error
-    return pyarrow, pyarrow.parquet
-
-
-def _decode_dictionaries(pa: Any, batch: Any) -> Any:  # noqa: ANN401
-    # Otherwise the whole dictionary would count towards the size of each slice.
-    kinds = zip(batch.schema.types, batch.columns, strict=True)
-    columns = [column.dictionary_decode() if pa.types.is_dictionary(kind) else column for kind, column in kinds]
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-
-
-def _parquet_fields(pa: Any, batch: Any) -> list[tuple[dict[str, Any], str]]:  # noqa: ANN401
-    """Return the rows of a record batch as dicts, each with its problem or an empty string."""
-    problem, names = TOO_LONG, batch.schema.names
-    if batch.nbytes <= LONGEST_ROW:
-        try:
-            rows = zip(*(_to_values(pa, column) for column in batch.columns), strict=True)
-            return [(dict(zip(names, row, strict=True)), "") for row in rows]
-        except UnicodeDecodeError as error:
-            problem = _not_utf8(error)
-        except (ValueError, ArithmeticError, LookupError, NotImplementedError) as error:
-            problem = f"a value that cannot be read: {error}"
-    if batch.num_rows == 1:
-        return [({}, problem)]
-    half = batch.num_rows // 2
-    return _parquet_fields(pa, batch.slice(0, half)) + _parquet_fields(pa, batch.slice(half))
-
-
-def _to_values(pa: Any, column: Any) -> list[Any]:  # noqa: ANN401
-    kind = _to_json_type(pa, column.type)
-    values: list[Any] = (column if kind == column.type else column.cast(kind)).to_pylist()
-    if pa.types.is_temporal(column.type) and any(value and value.startswith("<") for value in values):
-        raise ValueError("a date or time out of range")
-    return values
-
-
-def _to_json_type(pa: Any, kind: Any) -> Any:  # noqa: ANN401
-    """Return a column's type with text for dates, times and decimals, at any depth."""
-    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
-        return pa.string()
-    if pa.types.is_struct(kind):
-        return pa.struct([(field.name, _to_json_type(pa, field.type)) for field in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(kind.key_type, _to_json_type(pa, kind.item_type))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        item = _to_json_type(pa, kind.value_type)
-        return kind if item == kind.value_type else pa.list_(item)
-    return kind
+    return max(0, rows - 1) if is_table(path) else rows

@@ -21,17 +21,25 @@ class Inputs:
     have been read.
     """
 
-    def __init__(self, files: Sequence[str], queries: str | None = None, id_field: str | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[str],
+        queries: str | None = None,
+        id_field: str | None = None,
+        text_field: str | None = None,
+    ) -> None:
         """Remember the names; nothing is opened yet.
 
         Args:
             files: sources of passages, as for `read_passages`.
             queries: None to generate queries, `corpus` to use those in the passages' rows, or a file of queries.
             id_field: the field of the passage id, if not one of the usual names.
+            text_field: the field of the text, if not one of the usual names.
         """
         self.files = tuple(files)
         self.queries = queries
         self.id_field = id_field
+        self.text_field = text_field
         self.left_over = 0
 
     def __str__(self) -> str:
@@ -40,8 +48,8 @@ class Inputs:
     def read(self) -> Iterator[Passage | QueriedPassage | Reject]:
         """Return the rows of all files in order."""
         if self.queries == CORPUS:
-            return read_queried_passages(*self.files, id_field=self.id_field)
-        passages = read_passages(*self.files, id_field=self.id_field)
+            return read_queried_passages(*self.files, id_field=self.id_field, text_field=self.text_field)
+        passages = read_passages(*self.files, id_field=self.id_field, text_field=self.text_field)
         return passages if self.queries is None else self._join(passages, self.queries)
 
     def _join(self, passages: Iterator[Passage | Reject], queries: str) -> Iterator[QueriedPassage | Reject]:

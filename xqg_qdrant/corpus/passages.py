@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import NoneType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from xqg_qdrant.corpus.datasets import (
     catalogued_passages,
@@ -28,26 +28,36 @@ from xqg_qdrant.corpus.fields import (
     take_text,
     unstorable_field,
 )
-from xqg_qdrant.corpus.files import corpus_files, existing_file
-from xqg_qdrant.corpus.formats import FileRow, is_squad, is_tsv, jsonl_rows, parquet_rows, squad_rows, tsv_rows
+from xqg_qdrant.corpus.files import corpus_files, existing_file, kind_of
+from xqg_qdrant.corpus.formats import is_squad, json_rows, squad_rows
+from xqg_qdrant.corpus.parquet import parquet_rows
+from xqg_qdrant.corpus.rows import FileRow
 from xqg_qdrant.corpus.seen_ids import TextSet
+from xqg_qdrant.corpus.tables import is_table, table_rows
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage, Reject
 from xqg_qdrant.text import is_blank, show
 
-ID_FIELDS = ("id", "_id", "passage_id", "docid")
+# In the rows of MS MARCO v2 `docid` is the document's, `pid` the passage's.
+ID_FIELDS = ("id", "_id", "passage_id", "pid", "docid")
 GENERATED_QUERIES_FIELD = "generated_queries"
+# docT5query's name of the same.
+GENERATED_QUERIES_FIELDS = (GENERATED_QUERIES_FIELD, "predicted_queries")
+JSON_KINDS = (".jsonl", ".ndjson", ".json")
 
 
-def read_passages(*sources: str, id_field: str | None = None) -> Iterator[Passage | Reject]:
+def read_passages(
+    *sources: str, id_field: str | None = None, text_field: str | None = None
+) -> Iterator[Passage | Reject]:
     """Read the passages of a corpus, one at a time.
 
     Args:
-        sources: Read in order; ids must be unique across all of them. Each is a JSONL, TSV (with a header line) or
-            Parquet file, the first two also as `.gz`; a BEIR folder, or a folder of Parquet files; a JSON file of
-            SQuAD, MLQA or XQuAD, whose paragraphs are the passages; the URL of any of these in an object store;
-            `ir_datasets:` and an id; or `-` for JSONL on standard input.
-        id_field: The field of the passage id, if not `id`, `_id`, `passage_id` or `docid`.
+        sources: Read in order; ids must be unique across all of them. Each is a file of JSONL, a JSON array of objects,
+            TSV or CSV (with a header line), plain or compressed with gzip or zstd; a Parquet file; a BEIR folder, or a
+            folder of Parquet files; a JSON file of SQuAD, MLQA or XQuAD, whose paragraphs are the passages; the URL of
+            any of these in an object store; `ir_datasets:` and an id; or `-` for JSONL on standard input.
+        id_field: The field of the passage id, if not `id`, `_id`, `passage_id`, `pid` or `docid`.
+        text_field: The field of the text, if not `text`, `contents` or `passage`.
 
     Returns:
         An iterator of passages, with a `Reject` for each row that cannot be used. Fields other than id, text and title
@@ -57,18 +67,20 @@ def read_passages(*sources: str, id_field: str | None = None) -> Iterator[Passag
         InputError: A file is missing, damaged or of an unknown format, or its first row has `generated_queries`, which
             only `read_queried_passages` uses.
     """
-    rows = _read_rows(sources, id_field, queried=False)
+    rows = _read_rows(sources, id_field, text_field, queried=False)
     return cast("Iterator[Passage | Reject]", rows)
 
 
-def read_queried_passages(*sources: str, id_field: str | None = None) -> Iterator[QueriedPassage | Reject]:
+def read_queried_passages(
+    *sources: str, id_field: str | None = None, text_field: str | None = None
+) -> Iterator[QueriedPassage | Reject]:
     """Read passages like `read_passages`, each with the queries in its `generated_queries`.
 
-    The field is a list of strings, or of objects with a text (`question`, `query` or `text`) and optionally a language
-    (`lang` or `language`). Queries are kept unchanged, except that empty ones are dropped. A passage without the field
-    has no queries.
+    The field, which docT5query calls `predicted_queries`, is a list of strings, or of objects with a text (`question`,
+    `query` or `text`) and optionally a language (`lang` or `language`). Queries are kept unchanged, except that empty
+    ones are dropped. A passage without the field has no queries.
     """
-    rows = _read_rows(sources, id_field, queried=True)
+    rows = _read_rows(sources, id_field, text_field, queried=True)
     return cast("Iterator[QueriedPassage | Reject]", rows)
 
 
@@ -85,7 +97,8 @@ def check_passages(
         else FileRow(number, show(row, LONGEST_ROW_KEPT), {}, "not a mapping")
         for number, row in enumerate(rows, start=1)
     )
-    return _passages(numbered, "rows", (id_field,) if id_field else ID_FIELDS, queried, TextSet().add)
+    names = _Names((id_field,) if id_field else ID_FIELDS, TEXT_FIELDS)
+    return _passages(numbered, "rows", names, queried, TextSet().add)
 
 
 def read_generated_queries(
@@ -99,57 +112,64 @@ def read_generated_queries(
     Raises:
         InputError: The file is missing, or its name is not one of JSONL.
     """
-    if not str(path).endswith((".jsonl", ".jsonl.gz")):
-        raise InputError(f"{path}: unknown kind of file of queries.", "use a .jsonl or .jsonl.gz file")
+    if kind_of(path) not in JSON_KINDS:
+        raise InputError(f"{path}: unknown kind of file of queries.", "use a .jsonl file, which may be compressed")
     file = str(existing_file(path, ""))
     return _generated_queries(file, (id_field, *ID_FIELDS) if id_field else ID_FIELDS)
 
 
+class _Names(NamedTuple):
+    """The fields that may hold the id and the text of a passage."""
+
+    id: tuple[str, ...]
+    text: tuple[str, ...]
+
+
 def _read_rows(
-    sources: Sequence[str], id_field: str | None, queried: bool
+    sources: Sequence[str], id_field: str | None, text_field: str | None, queried: bool
 ) -> Iterator[Passage | QueriedPassage | Reject]:
     """Open all sources before reading the first, so that a misspelt name fails at once."""
     is_new = TextSet().add
-    opened = [part for source in sources for part in _open_source(source, (id_field,) if id_field else ID_FIELDS)]
-    return chain.from_iterable(_passages(rows, path, id_fields, queried, is_new) for rows, path, id_fields in opened)
+    names = _Names((id_field,) if id_field else ID_FIELDS, (text_field,) if text_field else TEXT_FIELDS)
+    opened = [part for source in sources for part in _open_source(source, names)]
+    return chain.from_iterable(_passages(rows, path, found, queried, is_new) for rows, path, found in opened)
 
 
-def _open_source(source: str, id_fields: tuple[str, ...]) -> list[tuple[Iterator[FileRow], str, tuple[str, ...]]]:
-    """Return rows, path and id fields of each file of a source."""
+def _open_source(source: str, names: _Names) -> list[tuple[Iterator[FileRow], str, _Names]]:
+    """Return rows, path and field names of each file of a source."""
     if is_catalogued(source):
-        return [(catalogued_passages(source), source, ID_FIELDS)]
-    return [
-        (_open_file(path, id_fields), path, id_fields) for path in (["-"] if source == "-" else corpus_files(source))
-    ]
+        return [(catalogued_passages(source), source, _Names(ID_FIELDS, TEXT_FIELDS))]
+    return [(_open_file(path, names), path, names) for path in (["-"] if source == "-" else corpus_files(source))]
 
 
-def _open_file(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
-    if path.endswith(".parquet"):
-        return parquet_rows(path, id_fields)
-    if is_tsv(path):
-        return tsv_rows(path, id_fields, TEXT_FIELDS)
+def _open_file(path: str, names: _Names) -> Iterator[FileRow]:
+    if kind_of(path) == ".parquet":
+        return parquet_rows(path, names.id)
+    if is_table(path):
+        return table_rows(path, names.id, names.text)
     if is_squad(path):
         return squad_rows(path)
-    if path == "-" or path.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
-        return jsonl_rows(path)
-    cure = "use a .jsonl, .jsonl.gz, .json, .json.gz, .tsv, .tsv.gz or .parquet file"
+    if path == "-" or kind_of(path) in JSON_KINDS:
+        return json_rows(path)
+    cure = "use a .jsonl, .json, .tsv, .csv or .parquet file; all but the last may be compressed (.gz, .zst)"
     raise InputError(f"{path}: unknown kind of file.", cure)
 
 
 def _passages(
-    rows: Iterator[FileRow], source: str, id_fields: Sequence[str], queried: bool, is_new: Callable[[str], bool]
+    rows: Iterator[FileRow], source: str, names: _Names, queried: bool, is_new: Callable[[str], bool]
 ) -> Iterator[Passage | QueriedPassage | Reject]:
     for index, row in enumerate(rows):
         fields, problem = dict(row.fields), row.problem
         queries: tuple[GeneratedQuery, ...] = ()
-        if not queried and fields.get(GENERATED_QUERIES_FIELD) is not None:
-            problem = f"has {GENERATED_QUERIES_FIELD}, which only --queries corpus uses"
+        queries_field = _queries_field(fields)
+        if not queried and fields.get(queries_field) is not None:
+            problem = f"has {queries_field}, which only --queries corpus uses"
             if not index:  # then most likely every row has them
                 cure = "ingest with --queries corpus, or remove the field"
                 raise InputError(f"{source}, line {row.line}: {problem}.", cure)
         if queried and not problem:
-            queries, problem = _take_queries(fields.pop(GENERATED_QUERIES_FIELD, None))
-        passage, problem = (None, problem) if problem else _passage(fields, id_fields)
+            queries, problem = _take_queries(fields.pop(queries_field, None))
+        passage, problem = (None, problem) if problem else _passage(fields, names)
         if passage is not None and not is_new(passage.passage_id):
             if is_id_derived(row.fields):
                 continue  # the same text again, with other questions
@@ -163,16 +183,21 @@ def _passages(
 def _generated_queries(
     path: str, id_fields: Sequence[str]
 ) -> Iterator[tuple[str, tuple[GeneratedQuery, ...]] | Reject]:
-    for row in jsonl_rows(path):
+    for row in json_rows(path):
         fields, passage_id, problem = dict(row.fields), "", row.problem
         queries: tuple[GeneratedQuery, ...] = ()
         if not problem:
             passage_id, problem = take_id(fields, id_fields)
             problem = problem or unstorable_field({"id": passage_id})
         if not problem:
-            many = fields.get(GENERATED_QUERIES_FIELD)
+            many = fields.get(_queries_field(fields))
             queries, problem = _take_queries([generated_query_fields(row.fields)] if many is None else many)
         yield Reject(path, row.line, problem, row.raw) if problem else (passage_id, queries)
+
+
+def _queries_field(fields: Mapping[str, Any]) -> str:
+    """Return the first name that a row uses for its queries."""
+    return next((name for name in GENERATED_QUERIES_FIELDS if fields.get(name) is not None), GENERATED_QUERIES_FIELD)
 
 
 def _take_queries(value: object) -> tuple[tuple[GeneratedQuery, ...], str]:
@@ -197,16 +222,17 @@ def _take_queries(value: object) -> tuple[tuple[GeneratedQuery, ...], str]:
     return tuple(queries), ""
 
 
-def _passage(fields: Mapping[str, Any], id_fields: Sequence[str]) -> tuple[Passage | None, str]:
+def _passage(fields: Mapping[str, Any], names: _Names) -> tuple[Passage | None, str]:
     """Return the passage of a row, or None and the problem."""
     try:
         rest = passage_fields(fields)
     except ValueError as error:
         return None, str(error)
-    passage_id, problem = take_id(rest, ("id",) if is_id_derived(fields) else id_fields)
+    derived = is_id_derived(fields)
+    passage_id, problem = take_id(rest, ("id",) if derived else names.id)
     if problem:
         return None, problem
-    text, problem = take_text(rest, TEXT_FIELDS)
+    text, problem = take_text(rest, TEXT_FIELDS if derived else names.text)
     if problem:
         return None, problem
     title = rest.pop("title", None)

@@ -13,13 +13,15 @@ from typing import NamedTuple
 from xqg_qdrant.corpus import datasets
 from xqg_qdrant.corpus.datasets import QuestionRow, language_in_name, question_rows
 from xqg_qdrant.corpus.fields import LANGUAGE_FIELDS, QUERY_TEXT_FIELDS, take_id, take_text, unstorable_field
-from xqg_qdrant.corpus.files import existing_file
-from xqg_qdrant.corpus.formats import FileRow, is_squad, is_topics, is_tsv, jsonl_rows, squad_rows, topic_rows, tsv_rows
+from xqg_qdrant.corpus.files import existing_file, kind_of
+from xqg_qdrant.corpus.formats import is_squad, is_topics, json_rows, squad_rows, topic_rows
+from xqg_qdrant.corpus.rows import FileRow
+from xqg_qdrant.corpus.tables import is_table, table_rows
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import Qrel, Query
 
 QUERY_ID_FIELDS = ("id", "_id", "query_id", "qid", "query-id", "question_id", "topic_id")
-KNOWN_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+JSON_KINDS = (".jsonl", ".ndjson", ".json")
 
 
 class QuestionSet(NamedTuple):
@@ -39,8 +41,8 @@ def read_questions(sources: Sequence[str | Path], language: str = "") -> Questio
     """Read questions, and the judgements in their files.
 
     Args:
-        sources: Each a JSONL file, a TSV file (`id` and `text`, with or without a header), a BEIR folder, a JSON file
-            of SQuAD, MLQA or XQuAD, topics of TREC, or `ir_datasets:` and an id. The text of a row is the first of
+        sources: Each a JSONL file, a TSV or CSV file (`id` and `text`, with or without a header), a BEIR folder, a JSON
+            file of SQuAD, MLQA or XQuAD, topics of TREC, or `ir_datasets:` and an id. The text of a row is the first of
             `question`, `query` and `text`; see `datasets` for the rows of known data sets. With several sources, if a
             data set uses the same ids in each language, a query's id is the file's id and the language.
         language: The language of questions if neither the row nor the file name has one. Codes are stripped of spaces:
@@ -77,7 +79,7 @@ def read_questions(sources: Sequence[str | Path], language: str = "") -> Questio
 
 def may_hold_questions(source: str | Path) -> bool:
     """Return whether a file of judgements may hold the questions, too."""
-    return str(source).endswith(KNOWN_SUFFIXES)
+    return kind_of(source) in JSON_KINDS
 
 
 def _rows(source: str | Path) -> tuple[str, str, Iterator[FileRow]]:
@@ -87,13 +89,13 @@ def _rows(source: str | Path) -> tuple[str, str, Iterator[FileRow]]:
     file = str(existing_file(source, "queries.jsonl"))
     if is_squad(file):
         return file, "paragraph", squad_rows(file)
-    if file.endswith(KNOWN_SUFFIXES):
-        return file, "line", jsonl_rows(file)
-    if not is_tsv(file) and is_topics(file):
+    if kind_of(file) in JSON_KINDS:
+        return file, "line", json_rows(file)
+    if not is_table(file) and is_topics(file):
         return file, "line", topic_rows(file)
-    if is_tsv(file) or file.endswith((".txt", ".txt.gz")):
-        return file, "line", tsv_rows(file, QUERY_ID_FIELDS, QUERY_TEXT_FIELDS, ("id", "text"))
-    return file, "line", jsonl_rows(file)
+    if is_table(file) or kind_of(file) == ".txt":
+        return file, "line", table_rows(file, QUERY_ID_FIELDS, QUERY_TEXT_FIELDS, ("id", "text"))
+    return file, "line", json_rows(file)
 
 
 def _queries(row: FileRow, where: str) -> Iterator[tuple[QuestionRow, Query]]:
@@ -112,6 +114,8 @@ def _queries(row: FileRow, where: str) -> Iterator[tuple[QuestionRow, Query]]:
 
 def _query(question: QuestionRow) -> tuple[Query | None, str]:
     rest = dict(question.fields)
+    if "title" in rest and "text" in rest and not any(rest.get(name) for name in ("question", "query")):
+        return None, "a passage with a title and a text, where a question should be"
     query_id, problem = take_id(rest, QUERY_ID_FIELDS)
     if not problem:
         text, problem = take_text(rest, QUERY_TEXT_FIELDS)

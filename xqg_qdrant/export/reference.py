@@ -163,7 +163,7 @@ class Reference:
                     max_new_tokens=max_new_tokens,
                 )
             row = ids[0, 1:].tolist()
-            end_id = self.config["eos_token_id"]
+            [end_id] = np.ravel(self.config["eos_token_id"]).tolist()
             outputs.append(row[: row.index(end_id)] if end_id in row else row)
         return outputs
 

@@ -1,11 +1,12 @@
 """Check generated queries; every generator passes what it wrote through here.
 
-A query is dropped if it is empty, repeats another of its passage in the same language, is not in its language's script,
-or, if asked for, is surely in another language.
+A query is dropped if it is empty, holds leftovers of a tokenizer, repeats another of its passage in the same language,
+is not in its language's script, or, if asked for, is surely in another language.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -14,7 +15,19 @@ from xqg_qdrant.languages import is_surely_not, is_written_in
 from xqg_qdrant.records import GeneratedQuery
 from xqg_qdrant.text import is_blank
 
-EMPTY, DUPLICATE, WRONG_SCRIPT, WRONG_LANGUAGE = REASONS = ("empty", "duplicate", "wrong_script", "wrong_language")
+EMPTY, MALFORMED, DUPLICATE, WRONG_SCRIPT, WRONG_LANGUAGE = REASONS = (
+    "empty",
+    "malformed",
+    "duplicate",
+    "wrong_script",
+    "wrong_language",
+)
+
+# What a tokenizer leaves where it cannot decode: special tokens, bytes, half characters, markers of word starts.
+LEFTOVERS = re.compile(
+    r"<extra_id_\d+>|<0x[0-9A-Fa-f]{2}>|</?s>|<(?:pad|unk|mask|bos|eos)>|\[(?:PAD|UNK|CLS|SEP|MASK)\]"
+    "|<\\|[^|<>]{1,40}\\|>|[\ufffd\u2581\u2047\ud800-\udfff]"
+)
 
 # Only language models write such: statements, prose around the questions, pieces of the prompt.
 NO_QUESTION = "no_question"
@@ -58,6 +71,8 @@ def check_queries(candidates: Iterable[GeneratedQuery], identify: bool = False) 
 def _find_fault(query: GeneratedQuery, identify: bool) -> str:
     if is_blank(query.text):
         return EMPTY
+    if LEFTOVERS.search(query.text):
+        return MALFORMED
     if not is_written_in(query.text, query.language):
         return WRONG_SCRIPT
     return WRONG_LANGUAGE if identify and is_surely_not(query.text, query.language) else ""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from xqg_qdrant.corpus.formats import jsonl_rows
+from xqg_qdrant.corpus.formats import json_rows
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import hash_json
 from xqg_qdrant.generation.chat import read_answer
@@ -351,7 +351,7 @@ def is_batch_result(path: str) -> bool:
     """Return whether the first line of a file is a result of a batch."""
     if path == "-" or not Path(path).is_file():
         return False
-    first = next(iter(jsonl_rows(path)), None)
+    first = next(iter(json_rows(path)), None)
     return first is not None and "custom_id" in first.fields and bool({"response", "error"} & first.fields.keys())
 
 
@@ -379,7 +379,7 @@ class BatchResults:
             database.execute("PRAGMA journal_mode = OFF")
             database.execute("CREATE TABLE results (id TEXT, line INTEGER, raw TEXT)")
             database.execute("BEGIN")
-            for found in jsonl_rows(self.path):
+            for found in json_rows(self.path):
                 if found.problem or not isinstance(found.fields.get("custom_id"), str):
                     yield Reject(self.path, found.line, found.problem or "no custom_id", found.raw)
                 else:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xqg_qdrant.errors import InputError, MismatchError
-from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_plain, hash_recipe
+from xqg_qdrant.errors import InputError, InUseError, MismatchError
+from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_plain, hash_recipe, read_layout
 from xqg_qdrant.records import XQG_VECTOR
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.points import check_collection_name
@@ -35,6 +35,8 @@ class Status(NamedTuple):
         recipes: Number of points by the hash of their recipe.
         aliases: Aliases of the collection, with its name; if `collection` is an alias, that one alone.
         paused: Whether a load that is running, or was killed, keeps a server from indexing the collection.
+        points: Number of points of another program's collection, of which the recipes are not counted.
+        in_use: Which process holds the collection, so that nothing could be counted.
     """
 
     store: str
@@ -43,11 +45,13 @@ class Status(NamedTuple):
     recipes: Counter[str]
     aliases: Mapping[str, str] = MappingProxyType({})
     paused: bool = False
+    points: int | None = None
+    in_use: str = ""
 
     @property
     def passages(self) -> int:
         """Return the number of stored passages."""
-        return self.recipes.total()
+        return self.recipes.total() if self.points is None else self.points
 
     @property
     def current(self) -> int:
@@ -82,7 +86,8 @@ class Status(NamedTuple):
             "store": self.store,
             "collection": self.collection,
             "aliases": dict(self.aliases),
-            "passages": self.passages,
+            "passages": None if self.in_use else self.passages,
+            "in_use": self.in_use or None,
             "recipes": dict(self.recipes),
             "indexing_paused": self.paused,
             "current": self.current,
@@ -102,21 +107,31 @@ def read_status(store: Store, collection: str) -> Iterator[Status]:
     recipes = Counter[str]()
     named = store.read_aliases() or {}
     aliases = {alias: name for alias, name in named.items() if collection in (alias, name)}
-    status = Status(store.location, collection, fingerprint, recipes, aliases, store.is_paused(collection))
+    status = Status(store.location, collection, fingerprint, recipes, aliases)
     yield status
-    for batch in batched(store.scroll_stored(collection), BATCH):
-        recipes.update(stored.recipe for stored in batch)
+    try:
+        if read_layout(fingerprint) is not None:
+            yield status._replace(points=store.count(collection))
+            return
+        status = status._replace(paused=store.is_paused(collection))
+        for batch in batched(store.scroll_stored(collection), BATCH):
+            recipes.update(stored.recipe for stored in batch)
+            yield status
         yield status
+    except InUseError as error:
+        yield status._replace(in_use=error.message)
 
 
-def count_collections(store: Store) -> dict[str, int | None]:
-    """Return the number of passages of each collection; None for one that xqg did not create."""
-    counts: dict[str, int | None] = {}
+def count_collections(store: Store) -> dict[str, int | str]:
+    """Return the number of passages of each collection, or why they cannot be counted."""
+    counts: dict[str, int | str] = {}
     for name in store.collections():
         try:
             counts[name] = store.count(name)
         except MismatchError:
-            counts[name] = None
+            counts[name] = "not created by xqg"
+        except InUseError:
+            counts[name] = "in use by another process"
     return counts
 
 

@@ -30,6 +30,7 @@ from xqg_qdrant.fingerprint import (
 from xqg_qdrant.records import Passage, QueriedPassage, Reject
 from xqg_qdrant.stores import Store, read_existing_fingerprint
 from xqg_qdrant.streams import Bars, batched
+from xqg_qdrant.text import count_of
 
 BATCH = 1000
 
@@ -70,8 +71,8 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.new} new, {self.changed} changed, {self.unchanged} unchanged, {self.rejected} rejected rows, "
-            f"{self.left} stored that the corpus does not hold"
+            f"{self.new} new, {self.changed} changed, {self.unchanged} unchanged, "
+            f"{count_of(self.rejected, 'rejected row')}, {self.left} stored that the corpus does not hold"
         )
 
 
@@ -100,8 +101,17 @@ class Synced(NamedTuple):
     deleted: int = 0
 
 
-def plan_sync(store: Store, collection: str, inputs: Inputs, total: int | None, bars: Bars) -> SyncPlan:
+def plan_sync(
+    store: Store,
+    collection: str,
+    inputs: Inputs,
+    total: int | None,
+    bars: Bars,
+    tell: Callable[[str, str], object] | None = None,
+) -> SyncPlan:
     """Compare a corpus with a collection, with a progress bar of `total` rows.
+
+    `tell` is called with `new`, `changed` or `left` and the id of each passage that differs.
 
     Raises:
         InputError: there is no such collection, or the corpus cannot be read.
@@ -117,7 +127,7 @@ def plan_sync(store: Store, collection: str, inputs: Inputs, total: int | None, 
     refuse_mismatch(collection, fingerprint, wanted)
     found, seen, state = Comparison(), TextSet(), read_state(inputs)
     with bars(total, " rows compared") as bar:
-        for latest in compare(inputs.read(), store, collection, fingerprint, seen):
+        for latest in compare(inputs.read(), store, collection, fingerprint, seen, tell):
             bar.update(latest.rows - found.rows)
             found = latest
     return SyncPlan(collection, fingerprint, found, seen, state)
@@ -194,7 +204,12 @@ def sync(
 
 
 def compare(
-    rows: Iterable[Row], store: Store, collection: str, fingerprint: Fingerprint, seen: TextSet
+    rows: Iterable[Row],
+    store: Store,
+    collection: str,
+    fingerprint: Fingerprint,
+    seen: TextSet,
+    tell: Callable[[str, str], object] | None = None,
 ) -> Iterator[Comparison]:
     """Compare a corpus with a collection; yield the counts so far, and last the full ones.
 
@@ -206,17 +221,24 @@ def compare(
         collection: its name.
         fingerprint: the collection's.
         seen: the id of each passage of the corpus is added to it.
+        tell: called with the kind of change and the id of each passage that differs.
     """
     given = fingerprint.get(QUERIES_FIELD) == GIVEN
     recipe_hash = hash_plain(fingerprint) if is_plain(fingerprint) else hash_recipe(fingerprint)
     found = Comparison()
     for batch in batched(rows, BATCH):
-        found = _add(found, batch, store, collection, recipe_hash, given)
+        found = _add(found, batch, store, collection, recipe_hash, given, tell)
         for row in batch:
             if not isinstance(row, Reject):
                 seen.add(_passage_of(row).passage_id)
         yield found
-    yield found._replace(left=sum(1 for stored in store.scroll_stored(collection) if stored.passage_id not in seen))
+    left = 0
+    for stored in store.scroll_stored(collection):
+        if stored.passage_id not in seen:
+            left += 1
+            if tell is not None:
+                tell("left", stored.passage_id)
+    yield found._replace(left=left)
 
 
 def delete_left(store: Store, collection: str, seen: TextSet) -> Iterator[int]:
@@ -237,7 +259,13 @@ def delete_left(store: Store, collection: str, seen: TextSet) -> Iterator[int]:
 
 
 def _add(
-    found: Comparison, rows: Sequence[Row], store: Store, collection: str, recipe_hash: str, given: bool
+    found: Comparison,
+    rows: Sequence[Row],
+    store: Store,
+    collection: str,
+    recipe_hash: str,
+    given: bool,
+    tell: Callable[[str, str], object] | None,
 ) -> Comparison:
     wanted = {}
     for row in rows:
@@ -246,7 +274,11 @@ def _add(
             queries = row.queries if given and isinstance(row, QueriedPassage) else None
             wanted[passage.passage_id] = hash_content(passage, recipe_hash, queries)
     stored = store.read_content_hashes(collection, list(wanted))
-    unchanged = sum(stored.get(passage_id) == content_hash for passage_id, content_hash in wanted.items())
+    differing = [passage_id for passage_id, content_hash in wanted.items() if stored.get(passage_id) != content_hash]
+    if tell is not None:
+        for passage_id in differing:
+            tell("changed" if passage_id in stored else "new", passage_id)
+    unchanged = len(wanted) - len(differing)
     return found._replace(
         new=found.new + len(wanted) - len(stored),
         changed=found.changed + len(stored) - unchanged,

@@ -67,7 +67,12 @@ def read_model_folder(path: Path, kind: str) -> ModelFolder:
         ModelError: the folder is missing, half written, of another kind, or otherwise invalid.
     """
     if not path.is_dir():
-        raise ModelError(f"there is no model folder {path}.", f"make one with: xqg export CHECKPOINT {path}")
+        if path.exists():
+            raise ModelError(f"{path} is a file, not a model folder.", "name the folder that holds it")
+        # A hub id such as intfloat/multilingual-e5-small, not a path.
+        is_hub_id = not path.is_absolute() and len(path.parts) == 2 and not path.parent.exists()
+        made = f"{path} onnx/{path.name}, and name that folder" if is_hub_id else f"CHECKPOINT {path}"
+        raise ModelError(f"there is no model folder {path}.", f"make one with: xqg export {made}")
     try:
         if is_foreign_folder(path):
             overrides = EncoderOverrides() if kind == "encoder" else GeneratorOverrides()

@@ -29,7 +29,7 @@ from xqg_qdrant.pages.templates import open_templates
 from xqg_qdrant.secrets import hide
 
 # As in the manifest, in the order of the page's columns.
-DROPPED = ("wrong_script", "wrong_language", "duplicate", "empty")
+DROPPED = ("wrong_script", "wrong_language", "malformed", "duplicate", "empty")
 
 
 class Yield(NamedTuple):

@@ -103,14 +103,14 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout) -> ForeignStore:
-    """Open the store at a location for collections of another program.
+def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout | None) -> ForeignStore:
+    """Open the store at a location for collections of another program; without a layout, only to remove what was added.
 
     Raises:
         InputError: the location has an unknown form or is an embedded store, or the layout names no text field.
         StoreError: the directory of `local:` cannot be opened.
     """
-    if not layout.text:
+    if layout is not None and not layout.text:
         raise InputError("the field that holds the text has no name.", "name it with --text-field")
     if find_directory(location) is not None and not location.startswith(LOCAL):
         raise InputError(
@@ -120,7 +120,7 @@ def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout
         )
     from xqg_qdrant.stores.server.foreign import ForeignStore
 
-    return ForeignStore(location, api_key, layout)
+    return ForeignStore(location, api_key, layout or PayloadLayout("", "", ""))
 
 
 def is_server(location: str) -> bool:

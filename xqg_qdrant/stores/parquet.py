@@ -21,7 +21,7 @@ import pyarrow
 import pyarrow.parquet
 
 from xqg_qdrant.atomic import sync
-from xqg_qdrant.corpus.formats import PASSAGE_COLUMNS
+from xqg_qdrant.corpus.parquet import PASSAGE_COLUMNS
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import AugmentedPassage, Passage
 from xqg_qdrant.stores.edge.index import (

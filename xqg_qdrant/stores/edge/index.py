@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import qdrant_edge as engine
 
 from xqg_qdrant.atomic import sync
-from xqg_qdrant.errors import StoreError
+from xqg_qdrant.errors import InUseError, StoreError
 from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage
 from xqg_qdrant.stores.points import VECTOR_NAMES, Names, rename
 from xqg_qdrant.stores.protocol import Indexing
@@ -216,9 +216,9 @@ def _end_with_parent(parent: int) -> None:
             sys.exit("the parent process is gone")
 
 
-def _make_in_use_error(path: Path) -> StoreError:
+def _make_in_use_error(path: Path) -> InUseError:
     cure = "wait for it or end it, or use a Qdrant server, which processes can share"
-    return StoreError(f"collection {path.name!r} in edge:{path.parent} is in use by {_describe_holder(path)}.", cure)
+    return InUseError(f"collection {path.name!r} in edge:{path.parent} is in use by {_describe_holder(path)}.", cure)
 
 
 def _describe_holder(path: Path) -> str:

@@ -18,8 +18,8 @@ from typing import Any
 
 from qdrant_client import models
 
-from xqg_qdrant.errors import MismatchError, StoreError
-from xqg_qdrant.fingerprint import LAYOUT_PREFIX, describe_layout, hash_content, refuse_mismatch
+from xqg_qdrant.errors import InputError, MismatchError, StoreError
+from xqg_qdrant.fingerprint import LAYOUT_PREFIX, describe_layout, hash_content, read_layout, refuse_mismatch
 from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, Passage, PayloadLayout, Reject
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.points import VECTOR_NAMES
@@ -127,6 +127,46 @@ class ForeignStore(ClientStore):
         if not set(VECTOR_NAMES) <= _vector_names(info):
             raise StoreError(f"{self.location} did not {action}.", "run the same command again")
         self._opened[collection] = describe_collection(info, *self._read_ours(collection, info))
+
+    def remove_added(self, collection: str) -> int:
+        """Remove our vectors, payload field and fingerprint, and nothing else; return the number of augmented points.
+
+        The fingerprint goes last: until then the removal can be repeated.
+
+        Raises:
+            InputError: the collection was not augmented.
+            MismatchError: xqg created it.
+        """
+        info = self._require_info(collection)
+        stored = (info.config.metadata or {}).get(FINGERPRINT_KEY)
+        if not isinstance(stored, dict):
+            cure = "check the name with xqg status"
+            raise InputError(f"collection {collection!r} in {self.location} was not augmented by xqg.", cure)
+        if read_layout(stored) is None:
+            cure = f"delete it with: xqg delete --collection {collection}"
+            raise MismatchError(f"collection {collection!r} is xqg's own. Nothing was changed.", cure)
+        action = f"remove what was added to collection {collection!r}"
+        # The owner may have a field of the same name: only a point with our content hash holds ours.
+        hashes = self._scroll(collection, SCROLL_BATCH, [f"{FOREIGN_KEY}.content_hash"], False)
+        ours = (record.id for record in hashes if get_field(record.payload or {}, f"{FOREIGN_KEY}.content_hash"))
+        count = 0
+        for ids in batched(ours, READ_BATCH):
+            result = self._wire.ask(
+                action,
+                self._client.delete_payload,
+                collection_name=collection,
+                keys=[FOREIGN_KEY],
+                points=list(ids),
+                wait=True,
+            )
+            self._check_applied(result, collection)
+            count += len(ids)
+        for name in _vector_names(info) & set(VECTOR_NAMES):
+            self._wire.ask(action, self._client.delete_vector_name, collection_name=collection, vector_name=name)
+        metadata: dict[str, Any] = {FINGERPRINT_KEY: None}
+        self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
+        self._opened.pop(collection, None)
+        return count
 
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each point that has both of our vectors.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 from uuid import UUID
@@ -30,13 +31,24 @@ def parse_point_id(passage_id: str) -> int | str:
 
 
 def get_field(payload: Mapping[str, Any], name: str) -> Json:
-    """Return a payload field by its name or its dotted path, None if it is missing."""
+    """Return a payload field by its name or its dotted path, None if it is missing.
+
+    A path also leads into an object that is stored as JSON text, such as LlamaIndex's `_node_content`.
+    """
     if not name or name in payload:
         return payload[name] if name else None
     value: Json = payload
     for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        fields = _parse_object(value) if isinstance(value, str) else value
+        value = fields.get(part) if isinstance(fields, Mapping) else None
     return value
+
+
+def _parse_object(text: str) -> Json:
+    try:
+        return json.loads(text) if text.startswith("{") else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def read_foreign_payload(

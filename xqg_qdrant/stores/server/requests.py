@@ -88,6 +88,7 @@ class Wire:
         # The wire also hides keys that are too short for `secrets.hide`.
         redact = make_redactor(api_key)
         self.hide: Callable[[str], str] = lambda text: redact(hide(text))
+        self._has_key = bool((api_key or "").strip())
         self._reached = False
         # Two writing threads would break the local mode.
         self._guard: AbstractContextManager[object] = nullcontext() if remote else threading.Lock()
@@ -143,7 +144,8 @@ class Wire:
         failure = _read_failure(error)
         what = " ".join(self.hide(failure.what).split())
         what = "".join(char if char.isprintable() else "?" for char in what[:SHOWN_CHARACTERS])
-        cure = failure.cure
+        refused = self._has_key and isinstance(error, UnexpectedResponse) and error.status_code == 401
+        cure = "correct QDRANT_API_KEY: the server refuses the key in it" if refused else failure.cure
         if self._remote and not failure.by_qdrant and urlsplit(self._location).port is None:
             cure = f"{cure}. The URL names no port, so port {DEFAULT_PORT} was asked"
         explained = failure.kind(f"cannot {action} in {self._location}: {what}{tried}.", cure)
