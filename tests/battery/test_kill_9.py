@@ -98,6 +98,12 @@ def store_corpus(folder: Path) -> None:
     (folder / "docs.rejected.jsonl").unlink()
 
 
+def store_plain(folder: Path) -> None:
+    write_corpus(folder)
+    run_xqg(folder, ("ingest", "corpus.jsonl", "--collection", "docs", "--plain"))
+    (folder / "docs.rejected.jsonl").unlink()
+
+
 def store_unindexed(folder: Path) -> None:
     store = open_store(str(folder / "xqg_data"))
     store.create_collection("docs", INDEX_DIM, {})
@@ -128,6 +134,16 @@ SCENARIOS = {
         ),
         exit_code=3,
         done_code=3,
+    ),
+    "enrich": Scenario(
+        store_plain,
+        ("enrich", "--collection", "docs", *FEW_QUERIES),
+        ("generated", "queries encoded", *WRITES, *FINGERPRINT, "after the fingerprint"),
+    ),
+    "reencode": Scenario(
+        store_corpus,
+        ("reencode", "--collection", "docs", "--to", "again", "--recipe", "paper"),
+        ("passages encoded", "queries encoded", *WRITES, *FINGERPRINT, *NAMES),
     ),
     "sync": Scenario(
         write_edited_corpus,

@@ -28,6 +28,7 @@ from xqg_qdrant.fingerprint import (
     hash_content,
     hash_plain,
     hash_recipe,
+    is_plain,
     refuse_mismatch,
     without_progress,
 )
@@ -208,9 +209,11 @@ def _change(collection: str, before: Fingerprint, changes: Mapping[str, Any]) ->
     """
     stored = read_recipe(before)
     for name, value in changes.items():
+        if name in GENERATED and is_plain(before):
+            raise InputError(f"{collection!r} has no queries yet.", f"write them: xqg enrich --collection {collection}")
         if name in GENERATED and stored.given:
             raise InputError(
-                f"{name} is a setting of the generation, but no query of {collection!r} was generated.", "leave it out"
+                f"{name} is a setting of the generation, but the queries of {collection!r} were given.", "leave it out"
             )
         if name not in Fusion._fields + GENERATED:
             raise _needs_generation(collection, name, before.get(f"{RECIPE_PREFIX}{name}"), value)
