@@ -220,7 +220,7 @@ def test_a_corpus_is_never_overwritten_with_its_own_rejects() -> None:
     Path("docs.rejected.jsonl").write_text(to_row(0) + "\n{broken\n")
     result = xqg("ingest", "docs.rejected.jsonl", "--collection", "docs", *FEW_QUERIES)
     assert result.exit_code == 2
-    assert "name another file with --dead-letters" in result.stderr
+    assert "--dead-letters docs.rejected.jsonl is also an input (FILE)" in result.stderr
     assert Path("docs.rejected.jsonl").read_text() == to_row(0) + "\n{broken\n"
 
 
