@@ -108,6 +108,8 @@ def point(passage_id: str, **vectors: Any) -> AugmentedPassage:
 
 
 def stored_ids(store: Store) -> set[str]:
+    if store.read_fingerprint("docs") is None:
+        return set()
     found = list(store.scroll("docs"))
     for stored in found:
         for vector in stored.vectors.values():
