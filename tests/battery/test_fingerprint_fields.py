@@ -94,7 +94,7 @@ def fields_of(store: Store, collection: str) -> Fingerprint:
 def assert_refusal(message: str, field: str, stored: object, now: object) -> None:
     line = f"  {field}: stored {stored!r}, now {now!r}\n"
     assert line in message
-    assert message.count("stored ") == 1
+    assert message.count(": stored ") == 1
     assert "\nNothing was changed.\nCure: " in message
 
 
