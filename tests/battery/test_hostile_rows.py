@@ -296,11 +296,11 @@ def whole_files() -> Iterator[tuple[str, bytes, int, int, str]]:
     lines = b"\n".join(rows) + b"\n"
     noise = Random(1).randbytes(20_000)
     long = b"x" * (5 << 20)
-    nothing = "0 passages stored, 0 unchanged, 0 rows rejected"
-    yield "empty.jsonl", b"", 0, 0, nothing
-    yield "blank.jsonl", b"\n \r\n\n\t", 0, 0, nothing
-    yield "empty.tsv", b"", 0, 0, nothing
-    yield "header.tsv", b"id\ttext\n", 0, 0, nothing
+    nothing = "holds no passage, so no collection was created"
+    yield "empty.jsonl", b"", -2, 0, nothing
+    yield "blank.jsonl", b"\n \r\n\n\t", -2, 0, nothing
+    yield "empty.tsv", b"", -2, 0, nothing
+    yield "header.tsv", b"id\ttext\n", -2, 0, nothing
     yield "mark.jsonl", b"\xef\xbb\xbf" + lines, 50, 0, "50 passages stored"
     yield "crlf.jsonl", lines.replace(b"\n", b"\r\n"), 50, 0, "50 passages stored"
     yield "no-end.jsonl", lines[:-1], 50, 0, "50 passages stored"
@@ -325,9 +325,9 @@ def whole_files() -> Iterator[tuple[str, bytes, int, int, str]]:
     yield "members.jsonl.gz", gzip.compress(rows[0] + b"\n") + gzip.compress(rows[1]), 2, 0, "2 passages stored"
     yield "garbage.jsonl.gz", zipped + b"garbage", 50, 0, damaged
     yield "cut.jsonl.gz", gzip.compress(b"\n".join(rows), 0)[:-400], -1, 0, damaged
-    yield "plain.jsonl.gz", lines, -2, 0, damaged
-    yield "nothing.jsonl.gz", b"", 0, 0, nothing
-    yield "empty.jsonl.gz", gzip.compress(b""), 0, 0, nothing
+    yield "plain.jsonl.gz", lines, 50, 0, "50 passages stored"
+    yield "nothing.jsonl.gz", b"", -2, 0, nothing
+    yield "empty.jsonl.gz", gzip.compress(b""), -2, 0, nothing
     yield (
         "bomb.jsonl.gz",
         gzip.compress(lines + bytes(100 << 20) + b"\n" + as_json(id="z", text="b"), 1),
@@ -338,7 +338,8 @@ def whole_files() -> Iterator[tuple[str, bytes, int, int, str]]:
     yield "header.tsv", lines, -2, 0, "the first line names no id and text columns"
     yield "twice.tsv", b"id\ttext\ttext\n1\ta\tb\n", -2, 0, "two columns are named 'text'"
     yield "no.parquet", lines, -2, 0, "not a readable Parquet file"
-    yield "unknown.csv", lines, -2, 0, "unknown kind of file"
+    yield "header.csv", lines, -2, 0, "the first line names no id and text columns"
+    yield "unknown.txt", lines, -2, 0, "unknown kind of file"
     yield "first.jsonl", as_json(id="1", text="a", generated_queries=["q"]), 1, 0, "1 passage stored"
 
 
@@ -351,10 +352,10 @@ def test_a_whole_file_that_is_not_what_it_should_be_is_reported(
     Path(name).write_bytes(data)
     result = ingest(name, "--queries", "corpus")
     assert says in result.stderr
-    damaged = says.startswith(("the gzip", "the first", "two columns", "not a", "unknown"))
+    damaged = says.startswith(("the gzip", "the first", "two columns", "not a", "unknown", "holds no"))
     assert result.exit_code == (2 if damaged else 3 if rejects else 0), result.output
     assert len(read_dead_letters()) == rejects
-    if count == -2:  # nothing could be read: then no collection is made
+    if count in (-2, 0):  # no passage could be read: then no collection is made
         assert not Path("xqg_data/docs").exists()
     elif count == -1:
         assert 30 < len(read_stored()) < 50
@@ -373,7 +374,7 @@ def test_a_path_that_is_no_file_is_reported(tmp_path: Path) -> None:
         "none.jsonl": "there is no such file",
         "dangling.jsonl": "there is no such file",
         "round.jsonl": "there is no such file",
-        "x" * 300 + ".jsonl": "cannot be accessed",
+        "x" * 300 + ".jsonl": "File name too long",
         "secret.jsonl/c.jsonl": "there is no such file",
         f"{ESCAPES}.jsonl": "there is no such file",
     }.items():
