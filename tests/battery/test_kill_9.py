@@ -164,7 +164,6 @@ SCENARIOS = {
     # Once the folder has its name, it is not exported again.
     "export": Scenario(save_checkpoint, ("export", "checkpoint", "exported", "--pooling", "mean"), NAMES, done_code=2),
 }
-CASES = [(name, point) for name, scenario in SCENARIOS.items() for point in scenario.points]
 
 
 def run_xqg(folder: Path, arguments: tuple[str, ...], point: str = "", call: int = 0) -> tuple[int, str]:
@@ -229,7 +228,14 @@ def threads_of(name: str, seed: int) -> tuple[str, ...]:
     return ("--threads", str(1 + seed % 2)) if name in ("ingest", "sync", "retune") else ()
 
 
-@pytest.mark.parametrize(("name", "point"), CASES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With one seed kill each command at every third of its points."""
+    if "point" in metafunc.fixturenames:
+        step = 1 if metafunc.config.getoption("--seeds") > 1 else 3
+        cases = [(name, point) for name, scenario in SCENARIOS.items() for point in scenario.points[::step]]
+        metafunc.parametrize(("name", "point"), cases)
+
+
 def test_a_command_that_is_killed_and_run_again_ends_where_an_uninterrupted_one_does(
     name: str, point: str, seed: int, reference_of: Callable[[str], Reference], tmp_path: Path
 ) -> None:
