@@ -27,8 +27,10 @@ class CachingEncoder(Encoder):
             with np.load(path, allow_pickle=False) as stored:
                 self._vectors.update(zip(map(bytes, stored["keys"]), stored["vectors"], strict=True))
 
-    def encode_passages(self, texts: Sequence[str]) -> FloatArray:
-        """Encode passages, each only once for all runs."""
+    def encode_passages(self, texts: Sequence[str], prefix: str | None = None) -> FloatArray:
+        """Encode passages, each only once for all runs, unless with another prefix."""
+        if prefix is not None:
+            return super().encode_passages(texts, prefix)
         return self._recall("passage", texts, super().encode_passages)
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:

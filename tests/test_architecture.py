@@ -53,7 +53,7 @@ OWNERS: dict[str, set[str]] = {
     "huggingface_hub": {"export"},
     "qdrant_edge": {"stores/edge"},
     "qdrant_client": {"stores/server"},
-    "httpx": {"generation/chat", "stores/server"},
+    "httpx": {"inference/endpoint", "stores/server"},
     "pytrec_eval": {"evaluation/measures"},
     "nltk": {"evaluation/xor_retrieve"},
     "ir_datasets": {"corpus/datasets"},
@@ -132,7 +132,7 @@ def test_the_ground_imports_itself_in_no_circle() -> None:
 def test_the_house_is_small() -> None:
     modules = list(imports())
     assert len([name for name in modules if "/" not in name]) <= 14
-    assert len(modules) <= 140
+    assert len(modules) <= 144
     folders = Counter(name.rpartition("/")[0] for name in modules)
     assert max(count for folder, count in folders.items() if folder) <= 15
 

@@ -193,7 +193,7 @@ def test_given_queries_are_stored_and_fused_as_by_hand(store: Store, demo_encode
     assert (step.stored, step.bare, dict(step.asked)) == (12, 3, {})
     assert sum(step.kept.values()) == sum(len(row.queries) for row in rows)
     points = read_points(store)
-    for passage, queries in rows:
+    for passage, queries, *_ in rows:
         point = points[passage.passage_id]
         assert (point.passage, point.generated_queries) == (passage, queries)
         expected = 0.8 * demo_encoder.encode_passages([f"{passage.title} {passage.text}"])[0].astype(np.float64)
@@ -265,7 +265,7 @@ def corpus_rows(rows: Iterable[QueriedPassage], with_queries: bool) -> list[dict
     return [
         {"id": passage.passage_id, "title": passage.title, "text": passage.text}
         | ({"generated_queries": [query._asdict() for query in queries]} if with_queries else {})
-        for passage, queries in rows
+        for passage, queries, *_ in rows
     ]
 
 

@@ -81,7 +81,7 @@ def test_a_sparse_ingest_keeps_the_terms_of_title_text_and_queries(store: Store,
     rows = fill(store, demo_encoder, sparse=True)
     assert (store.read_fingerprint("docs") or {})["recipe.sparse"] is True
     points = read_points(store)
-    for passage, queries in rows:
+    for passage, queries, *_ in rows:
         texts = [passage.title, passage.text, *(query.text for query in queries)]
         assert points[passage.passage_id].terms == find_term_ids([" ".join(texts)])
     unsparse = make_recipe(None)

@@ -22,6 +22,7 @@ from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.generation import Generation, chat, llm
 from xqg_qdrant.generation.llm import ChatSampling, LanguageModelGenerator
 from xqg_qdrant.generation.questions import DEFAULT_PROMPT
+from xqg_qdrant.inference import endpoint as endpoints
 from xqg_qdrant.records import Passage
 
 DANUBE = Passage("d", "The Danube is 2,850 km long. It rises at Donaueschingen and ends in the Black Sea.", "Danube")
@@ -44,8 +45,8 @@ def endpoint() -> Iterator[ScriptedChat]:
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "FIRST_DELAY_SECONDS", 0.01)
-    monkeypatch.setattr(chat, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(endpoints, "FIRST_DELAY_SECONDS", 0.01)
+    monkeypatch.setattr(endpoints, "PATIENCE_SECONDS", 1.0)
     for name in chat.KEY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
@@ -306,7 +307,7 @@ def test_a_busy_server_is_asked_again(writing: Writing, kind: str) -> None:
 
 
 def test_a_stalled_server_is_asked_again(writing: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "REPLY_SECONDS", 0.1)
+    monkeypatch.setattr(endpoints, "REPLY_SECONDS", 0.1)
     [found] = writing.write(said(GOOD)._replace(delay=0.4), said(GOOD))
     assert texts(found) == GOOD
 
@@ -354,7 +355,7 @@ def test_requests_that_are_all_refused_end_the_run(writing: Writing) -> None:
 def test_a_server_that_does_not_run_is_told_at_once(tmp_path: Path) -> None:
     generator = LanguageModelGenerator("http://127.0.0.1:9/v1", "m", journal=tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat, "FIRST_PATIENCE_SECONDS", 0.1)
+        patch.setattr(endpoints, "FIRST_PATIENCE_SECONDS", 0.1)
         with pytest.raises(ModelError, match=r"no answer from http://127.0.0.1:9/v1/chat/completions.*Cure: start"):
             generator.describe()
 

@@ -24,7 +24,7 @@ from xqg_qdrant.evaluation.files import read_judged_questions, read_qrels
 from xqg_qdrant.evaluation.runs import check_collection_is_judged
 from xqg_qdrant.evaluation.significance import TestName
 from xqg_qdrant.generation import Generator
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.lifecycle.status import EXACT_UP_TO
 from xqg_qdrant.records import Qrel, Query, Reject
 from xqg_qdrant.retrieval import Hit, check_collection, check_rankings, search_hits, search_runs
@@ -39,7 +39,7 @@ def ingest(
     corpus: Corpus,
     store: Store,
     collection: str,
-    encoder: Encoder,
+    encoder: TextEncoder,
     generator: Generator | None,
     *,
     languages: Sequence[str] = (),
@@ -109,7 +109,7 @@ def search(
     questions: str,
     store: Store,
     collection: str,
-    encoder: Encoder,
+    encoder: TextEncoder,
     *,
     limit: int = ...,
     ranking: str = ...,
@@ -122,7 +122,7 @@ def search(
     questions: list[str] | tuple[str, ...],
     store: Store,
     collection: str,
-    encoder: Encoder,
+    encoder: TextEncoder,
     *,
     limit: int = ...,
     ranking: str = ...,
@@ -134,7 +134,7 @@ def search(
     questions: str | list[str] | tuple[str, ...],
     store: Store,
     collection: str,
-    encoder: Encoder,
+    encoder: TextEncoder,
     *,
     limit: int = 5,
     ranking: str = "xqg",
@@ -174,7 +174,7 @@ def evaluate(
     questions: str | Path | Sequence[Query],
     store: Store,
     collection: str,
-    encoder: Encoder,
+    encoder: TextEncoder,
     *,
     qrels: str | Path | Iterable[Qrel] | None = None,
     rankings: Sequence[str] = ("passage", "xqg"),

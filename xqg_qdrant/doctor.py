@@ -27,6 +27,7 @@ from xqg_qdrant.errors import ModelError, StoreError, XqgError
 from xqg_qdrant.fingerprint import hash_content, hash_recipe, make_fingerprint
 from xqg_qdrant.generation import Generator
 from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference import TextEncoder, open_encoder
 from xqg_qdrant.inference.encoder import Encoder, make_feeds
 from xqg_qdrant.inference.session import AUTO, CUDA, Session, are_products_exact, is_cuda_at_hand
 from xqg_qdrant.machine import free_memory, integer_instructions
@@ -148,13 +149,15 @@ def _attempt(name: str, use: Callable[[], tuple[T, Check]]) -> tuple[T | None, C
         return None, Check(name, FAILED, error.message, error.cure, error.exit_code)
 
 
-def _use_encoder(path: Path, device: str) -> tuple[Encoder, Check]:
-    encoder = Encoder(path, device)
+def _use_encoder(path: Path, device: str) -> tuple[TextEncoder, Check]:
+    encoder = open_encoder(path, device)
     start = time.perf_counter()
     vectors = np.concatenate([encoder.encode_passages([_passage().text]), encoder.encode_queries(["question?"])])
     seconds = time.perf_counter() - start
     if not np.isfinite(vectors).all():
         raise ModelError(f"{path} returns vectors that are not finite.", "export it again, with another --dtype")
+    if not isinstance(encoder, Encoder):
+        return encoder, Check("encoder", OK, f"{encoder.folder.path}; dim {encoder.dim}; {encoder.device}")
     detail = f"{_describe(encoder.folder)}; dim {encoder.dim}"
     return encoder, _check_device("encoder", detail, path / encoder.graph, device, encoder.device, seconds)
 
@@ -218,7 +221,7 @@ def _use_store(open_store: Callable[[], Store]) -> tuple[Store, Check]:
     return store, Check("store", OK, detail, seconds=seconds)
 
 
-def _use_all(store: Store, encoder: Encoder, generator: Generator) -> tuple[None, Check]:
+def _use_all(store: Store, encoder: TextEncoder, generator: Generator) -> tuple[None, Check]:
     """Take one passage of the demo corpus through an ingest and a search."""
     seconds: dict[str, float] = {}
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from xqg_qdrant.errors import MismatchError
-from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout
+from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, PayloadLayout, Space
 
 Fingerprint: TypeAlias = dict[str, Any]
 
@@ -34,6 +34,8 @@ PLAIN_FIELDS = ("recipe.gamma", "recipe.question_bank", "recipe.bank_mean", "rec
 
 # Only in collections of other programs, to which `xqg augment` only adds.
 LAYOUT_PREFIX = "layout."
+# Only in those that are augmented in the space of a vector of their own.
+SPACE_PREFIX = "space."
 FOREIGN, OWN, OTHER_FIELDS = "another program's", "xqg's own", "other fields"
 
 LONGEST_SHOWN, SHOWN_OF_LONG = 400, 24
@@ -41,6 +43,7 @@ LONGEST_SHOWN, SHOWN_OF_LONG = 400, 24
 CURES = {
     FOREIGN: "use xqg augment, as another program owns the collection, or ingest into a new collection",
     OWN: "use xqg ingest, as xqg made the collection",
+    "space": "repeat --vector and --replace as before, or undo it first (--undo)",
     OTHER_FIELDS: "repeat the fields that it was augmented with (--text-field, --title-field, --id-field), or first "
     "remove what was added: xqg augment --undo",
     GIVEN: "give this corpus's queries too (--queries), or ingest into a new collection",
@@ -76,6 +79,17 @@ def read_layout(fingerprint: Mapping[str, Any]) -> PayloadLayout | None:
     """Return the payload layout of another program's collection, None for xqg's own."""
     fields = {name: fingerprint.get(LAYOUT_PREFIX + name, "") for name in PayloadLayout._fields}
     return PayloadLayout(**fields) if fields["text"] else None
+
+
+def describe_space(space: Space | None) -> Fingerprint:
+    """Return the fields that name the vector in whose space a collection was augmented; none without one."""
+    return {} if space is None else {SPACE_PREFIX + name: value for name, value in space._asdict().items()}
+
+
+def read_space(fingerprint: Mapping[str, Any]) -> Space | None:
+    """Return the vector in whose space a collection was augmented, None if it got a space of its own."""
+    vector = fingerprint.get(f"{SPACE_PREFIX}vector")
+    return None if vector is None else Space(vector, fingerprint.get(f"{SPACE_PREFIX}replaced") is True)
 
 
 def is_sparse(fingerprint: Mapping[str, Any]) -> bool:
@@ -123,13 +137,20 @@ def hash_plain(fingerprint: Mapping[str, Any]) -> str:
     return hash_json(pick_plain(fingerprint) | {QUERIES_FIELD: PLAIN})
 
 
-def hash_content(passage: Passage, recipe_hash: str, given: Sequence[GeneratedQuery] | None = None) -> str:
+def hash_content(
+    passage: Passage,
+    recipe_hash: str,
+    given: Sequence[GeneratedQuery] | None = None,
+    vector: FloatArray | None = None,
+) -> str:
     """Return the hash that shows whether a stored point is up to date.
 
-    It covers the passage, the recipe and any given queries.
+    It covers the passage, the recipe, any given queries, and a vector that the passage already had.
     """
-    content = [passage.passage_id, passage.title, passage.text, dict(passage.metadata), recipe_hash]
-    return hash_json(content if given is None else [*content, given])
+    content: list[Any] = [passage.passage_id, passage.title, passage.text, dict(passage.metadata), recipe_hash]
+    content += [] if given is None else [given]
+    content += [] if vector is None else [hashlib.sha256(vector.astype("<f4").tobytes()).hexdigest()]
+    return hash_json(content)
 
 
 def find_differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -39,10 +39,17 @@ class GeneratedQuery(NamedTuple):
 
 
 class QueriedPassage(NamedTuple):
-    """A passage with given queries, from its own file or another."""
+    """A passage with what is already there: given queries, and in another program's collection its vector.
+
+    Attributes:
+        vector: The plain vector, float32 of shape `(dim,)`; None if the passage is still to be encoded.
+        own_id: The id by which a file of queries names the passage, if it is not the passage's id.
+    """
 
     passage: Passage
-    queries: tuple[GeneratedQuery, ...]
+    queries: tuple[GeneratedQuery, ...] = ()
+    vector: FloatArray | None = None
+    own_id: str = ""
 
 
 class Query(NamedTuple):
@@ -100,6 +107,22 @@ class PayloadLayout(NamedTuple):
     text: str
     title: str = ""
     id: str = ""
+
+
+class Space(NamedTuple):
+    """A vector of another program's points in whose space they are augmented; the unnamed one has the name "".
+
+    If it is `replaced`, the augmented vector has its name, and the plain one is kept as `passage`. Otherwise the
+    augmented vector is added as `xqg`.
+    """
+
+    vector: str
+    replaced: bool = False
+
+    @property
+    def added(self) -> str:
+        """Return the name of the vector that is added."""
+        return PASSAGE_VECTOR if self.replaced else XQG_VECTOR
 
 
 @dataclass(frozen=True, slots=True)

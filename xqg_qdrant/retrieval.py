@@ -20,7 +20,7 @@ from xqg_qdrant.augmentation.calibration import (
 )
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import refuse_mismatch
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, FloatArray, GeneratedQuery, Passage, Query, ScoredPassage
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Store, describe_pause
@@ -71,7 +71,7 @@ def check_rankings(rankings: Iterable[str]) -> None:
             raise InputError(f"unknown ranking {ranking!r}.", f"choose one of {', '.join(RANKINGS)}")
 
 
-def check_collection(store: Store, collection: str, encoder: Encoder) -> None:
+def check_collection(store: Store, collection: str, encoder: TextEncoder) -> None:
     """Refuse a collection whose passages another encoder embedded; warn if its indexing is paused.
 
     Raises:
@@ -86,7 +86,7 @@ def check_collection(store: Store, collection: str, encoder: Encoder) -> None:
 
 
 def search(
-    store: Store, collection: str, encoder: Encoder, questions: Sequence[str], limit: int, rankings: Sequence[str]
+    store: Store, collection: str, encoder: TextEncoder, questions: Sequence[str], limit: int, rankings: Sequence[str]
 ) -> dict[str, list[list[ScoredPassage]]]:
     """Return the `limit` best passages by ranking and question, best first."""
     return Ranker(store, collection, encoder).search(questions, limit, rankings)
@@ -95,7 +95,7 @@ def search(
 def search_runs(
     store: Store,
     collection: str,
-    encoder: Encoder,
+    encoder: TextEncoder,
     queries: Sequence[Query],
     limit: int,
     rankings: Sequence[str],
@@ -125,7 +125,7 @@ def search_runs(
 def search_hits(
     store: Store,
     collection: str,
-    encoder: Encoder,
+    encoder: TextEncoder,
     questions: Sequence[str],
     limit: int,
     ranking: str,
@@ -135,7 +135,9 @@ def search_hits(
     return Ranker(store, collection, encoder).find_hits(questions, limit, ranking, [language] * len(questions))
 
 
-def match_queries(encoder: Encoder, vector: FloatArray, found: Sequence[ScoredPassage]) -> list[GeneratedQuery | None]:
+def match_queries(
+    encoder: TextEncoder, vector: FloatArray, found: Sequence[ScoredPassage]
+) -> list[GeneratedQuery | None]:
     """Return each passage's generated query nearest to the question's vector, shape `(dim,)`."""
     # One call, each text once: passages on the same subject share queries.
     texts = list({query.text: None for scored in found for query in scored.generated_queries})
@@ -146,7 +148,7 @@ def match_queries(encoder: Encoder, vector: FloatArray, found: Sequence[ScoredPa
 class Ranker:
     """The rankings of one collection; caches the vectors of generated queries, which no store keeps."""
 
-    def __init__(self, store: Store, collection: str, encoder: Encoder) -> None:
+    def __init__(self, store: Store, collection: str, encoder: TextEncoder) -> None:
         self._store = store
         self._collection = collection
         self._encoder = encoder

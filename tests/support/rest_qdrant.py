@@ -24,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
 
+import numpy as np
 from pydantic import TypeAdapter
 from qdrant_client import QdrantClient, models
 
@@ -181,6 +182,18 @@ class RestQdrant(ThreadingHTTPServer):
             self.client.update_collection_aliases([action])
         return True
 
+    def keep_unit_vectors(self, name: str, points: list[models.PointVectors]) -> None:
+        """Store vectors of length 1 as they are, as a server does; the emulation scales them again.
+
+        See `is_length_zero_or_normalized` in lib/segment/src/spaces/simple.rs of Qdrant.
+        """
+        collection = self.client._client.collections[name]  # type: ignore[attr-defined]
+        for point in points:
+            for vector_name, vector in point.vector.items():  # type: ignore[union-attr]
+                values = np.asarray(vector, dtype=np.float32)
+                if abs(float((values * values).sum()) - 1) <= 1e-6:
+                    collection.vectors[vector_name][collection.ids[point.id]] = values
+
     def describe_cluster(self) -> Json:
         if self.nodes == 1:
             return {"status": "disabled"}
@@ -311,7 +324,10 @@ class RestQdrant(ThreadingHTTPServer):
             self.settings[name].indexes[body["field_name"]] = schema
             return models.UpdateResult(operation_id=0, status=models.UpdateStatus.COMPLETED)
         if (method, rest) == ("PUT", "points/vectors"):
-            return client.update_vectors(name, TypeAdapter(list[models.PointVectors]).validate_python(body["points"]))
+            points = TypeAdapter(list[models.PointVectors]).validate_python(body["points"])
+            done = client.update_vectors(name, points)
+            self.keep_unit_vectors(name, points)
+            return done
         if (method, rest.partition("/")[0]) == ("PUT", "vectors"):
             config = models.DenseVectorNameConfig.model_validate(body)
             return client.create_vector_name(name, rest.partition("/")[2], config)
@@ -321,7 +337,11 @@ class RestQdrant(ThreadingHTTPServer):
             return client.delete_payload(name, body["keys"], body["points"])
         if rest == "points/batch":
             operations = TypeAdapter(list[models.UpdateOperation]).validate_python(body["operations"])
-            return client.batch_update_points(name, operations)
+            results = client.batch_update_points(name, operations)
+            for operation in operations:
+                if isinstance(operation, models.UpdateVectorsOperation):
+                    self.keep_unit_vectors(name, operation.update_vectors.points)
+            return results
         if method == "PUT" and rest.startswith("points") and self.disk_is_full:
             reason = "No space left on device: WAL buffer size exceeds available disk space"
             raise ServerError(f"Service internal error: {reason}")

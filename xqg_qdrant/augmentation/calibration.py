@@ -24,7 +24,7 @@ import numpy as np
 from xqg_qdrant.corpus.fields import LANGUAGE_FIELDS
 from xqg_qdrant.corpus.formats import json_rows
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.languages import can_identify, identify, standard_code
 from xqg_qdrant.machine import find_cache
 from xqg_qdrant.records import FloatArray
@@ -111,7 +111,7 @@ def read_bank(path: Path | None = None) -> QuestionBank:
     return QuestionBank(ordered, hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest())
 
 
-def encode_bank(bank: QuestionBank, encoder: Encoder) -> BankMeans:
+def encode_bank(bank: QuestionBank, encoder: TextEncoder) -> BankMeans:
     """Return the means of a bank; they are kept beside the model or in the user's cache, and computed once.
 
     Raises:
@@ -134,7 +134,7 @@ def encode_bank(bank: QuestionBank, encoder: Encoder) -> BankMeans:
     return means
 
 
-def choose_readable(bank: QuestionBank, encoder: Encoder) -> dict[str, tuple[str, ...]]:
+def choose_readable(bank: QuestionBank, encoder: TextEncoder) -> dict[str, tuple[str, ...]]:
     """Return the questions of a bank by language, without languages that the encoder cannot read.
 
     Those are languages in which more than `MOST_UNKNOWN` of the pieces are unknown to it.

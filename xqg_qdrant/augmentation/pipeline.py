@@ -39,7 +39,7 @@ from xqg_qdrant.fingerprint import (
 )
 from xqg_qdrant.generation import INSTANT, SLOW, Generation, Generator, Usage
 from xqg_qdrant.generation.checks import REASONS, Dropped
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     XQG_VECTOR,
@@ -233,7 +233,7 @@ def ingest(
     rows: Iterable[Row | StoredRow],
     store: PointStore,
     collection: str,
-    encoder: Encoder,
+    encoder: TextEncoder,
     generator: Generator | None,
     recipe: Recipe,
     workers: int = 1,
@@ -323,7 +323,7 @@ class _Target:
         self.stored = self._store
 
 
-def describe(encoder: Encoder, generator: Generator | None, recipe: Recipe, plain: bool = False) -> Fingerprint:
+def describe(encoder: TextEncoder, generator: Generator | None, recipe: Recipe, plain: bool = False) -> Fingerprint:
     """Return the fingerprint of the models and the recipe; `plain` if the queries are to be written later.
 
     Raises:
@@ -446,7 +446,8 @@ def look_up(
             fields = row.queries, row.languages, row.plain, row.vector, row.point.other_fields, row.before
             tasks.append(Task(row.point.passage, content, *fields))
             continue
-        passage, queries = (row, ()) if isinstance(row, Passage) else row
+        queried = row if isinstance(row, QueriedPassage) else QueriedPassage(row)
+        passage, queries, vector = queried.passage, queried.queries, queried.vector
         if queries and not recipe.given:
             raise InputError(
                 f"passage {passage.passage_id!r} has queries, but there is a generator to write them.",
@@ -455,8 +456,8 @@ def look_up(
         if plain:
             tasks.append(Task(passage, hash_content(passage, plain_hash), plain=True))
         else:
-            content = hash_content(passage, recipe_hash, queries if recipe.given else None)
-            tasks.append(Task(passage, content, queries, recipe.languages))
+            content = hash_content(passage, recipe_hash, queries if recipe.given else None, vector)
+            tasks.append(Task(passage, content, queries, recipe.languages, vector=vector))
     ids = [task.passage.passage_id for task in tasks]
     stored = store.read_content_hashes(collection, ids) if store is not None else {}
     missing = [
@@ -487,7 +488,7 @@ def _find_enriched(tasks: Sequence[Task], stored: Mapping[str, str], store: Stor
 
 
 def augment(
-    chunk: Chunk, encoder: Encoder, generator: Generator | None, recipe: Recipe, fingerprint: Fingerprint
+    chunk: Chunk, encoder: TextEncoder, generator: Generator | None, recipe: Recipe, fingerprint: Fingerprint
 ) -> Augmented:
     """Augment a chunk with one call of each model; a worker runs this."""
     if not chunk.missing:
@@ -547,7 +548,7 @@ def augment(
     return Augmented(points, progress, replies, failure, before)
 
 
-def _encode_passages(tasks: Sequence[Task], encoder: Encoder) -> list[FloatArray]:
+def _encode_passages(tasks: Sequence[Task], encoder: TextEncoder) -> list[FloatArray]:
     """Return the plain vector of each passage; encode those that have none."""
     texts = [f"{task.passage.title} {task.passage.text}".strip() for task in tasks if task.vector is None]
     encoded = iter(check_vectors(encoder.encode_passages(texts), len(texts), encoder.dim) if texts else ())

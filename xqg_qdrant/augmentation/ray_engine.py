@@ -48,7 +48,7 @@ from xqg_qdrant.corpus.inputs import Inputs
 from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.fingerprint import Fingerprint, is_plain
 from xqg_qdrant.generation import Endpoint, open_generator
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import open_encoder
 from xqg_qdrant.records import Reject
 from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.streams import batched
@@ -167,7 +167,7 @@ class AugmentChunk:
             if ray.get(ledger.start.remote()) > MAX_DEATHS * plan.workers:
                 cure = "use fewer --num-workers or --threads if memory ran out, or read Ray's logs"
                 raise XqgError(f"workers died {MAX_DEATHS} times without finishing a chunk.", cure)
-            self._encoder = Encoder(job.encoder, plan.device, 1)
+            self._encoder = open_encoder(job.encoder, plan.device, 1)
             _, key = ray.get(ledger.keys.remote())
             self._generator = None if job.recipe.given else open_generator(job.generator, plan.device, 1, key)
             plain = is_plain(job.fingerprint)

@@ -15,7 +15,7 @@ from xqg_qdrant.generation import DRAWING, Generator, check_languages
 from xqg_qdrant.generation.lexicon import LEXICON
 from xqg_qdrant.generation.llm import LANGUAGE_MODEL, ChatSampling
 from xqg_qdrant.generation.onnx import Sampling
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.languages import IDENTIFIER, can_identify
 from xqg_qdrant.stores.points import OUR_NAMES
 from xqg_qdrant.text import show
@@ -107,7 +107,7 @@ class ChosenRecipe(NamedTuple):
 
 
 def choose_recipe(
-    encoder: Encoder,
+    encoder: TextEncoder,
     generator: Generator | None,
     languages: Sequence[str] = (),
     *,
@@ -167,13 +167,51 @@ def choose_recipe(
     return ChosenRecipe(made, reason)
 
 
-def _read_means(encoder: Encoder) -> BankMeans | None:
+def _read_means(encoder: TextEncoder) -> BankMeans | None:
     """Return the means of the shipped bank; None if the encoder can read none of its languages."""
     bank = read_bank()
     try:
         return encode_bank(bank, encoder)
     except InputError:
         return None
+
+
+def choose_recipe_of_calibration(
+    encoder: TextEncoder,
+    *,
+    question_bank: Path | None = None,
+    gamma: float | None = None,
+    calibrate: bool | None = None,
+    stored: Fingerprint | None = None,
+    **settings: Any,
+) -> ChosenRecipe:
+    """Return a recipe that only calibrates vectors, without queries.
+
+    Args:
+        encoder: made the vectors.
+        question_bank: as in `choose_recipe`, like `gamma` and `stored`.
+        gamma: weight of the calibration.
+        calibrate: True also for an encoder that is not known to gain.
+        stored: fingerprint of the existing collection.
+        **settings: of `choose_recipe`; those of queries must be None.
+
+    Raises:
+        InputError: a setting of queries is given, or calibration is not known to help this encoder.
+    """
+    useless = [name for name, value in settings.items() if value is not None and name != "recipe_name"]
+    if useless or calibrate is False:
+        name = useless[0] if useless else "--no-calibrate"
+        raise InputError(f"{name} does not apply where nothing is done but to calibrate.", f"leave {name} out")
+    chosen = choose_recipe(
+        encoder, None, calibrate=calibrate, question_bank=question_bank, gamma=gamma, stored=stored,
+        fusion="mean", renormalise=True,
+    )  # fmt: skip
+    if not chosen.recipe.gamma:
+        raise InputError(
+            "calibration is not known to help this encoder, whose vectors lie in no narrow cone.",
+            "give --calibrate to try it, or add queries",
+        )
+    return chosen
 
 
 def choose_language_check(stored: Fingerprint | None) -> str:
@@ -195,7 +233,7 @@ def choose_language_check(stored: Fingerprint | None) -> str:
 
 
 def change_calibration(
-    encoder: Encoder,
+    encoder: TextEncoder,
     calibrate: bool | None,
     gamma: float | None,
     question_bank: Path | None,
@@ -216,7 +254,7 @@ def change_calibration(
     return _calibrate(encoder, bank.sha256, lambda: encode_bank(bank, encoder), gamma, stored)
 
 
-def add_bank(recipe: Recipe, encoder: Encoder) -> Recipe:
+def add_bank(recipe: Recipe, encoder: TextEncoder) -> Recipe:
     """Return a recipe with a bank to calibrate with, its own or the shipped one; gamma stays as it is.
 
     Raises:
@@ -229,14 +267,14 @@ def add_bank(recipe: Recipe, encoder: Encoder) -> Recipe:
 
 
 def _calibrate(
-    encoder: Encoder, bank: str, encode: Callable[[], BankMeans], gamma: float | None, stored: Fingerprint | None
+    encoder: TextEncoder, bank: str, encode: Callable[[], BankMeans], gamma: float | None, stored: Fingerprint | None
 ) -> dict[str, Any]:
     """Return the settings that calibrate with the bank of this checksum; encode it only if it is not stored."""
     mean = _stored_mean(stored or {}, encoder, bank) or pack_mean(encode().overall)
     return {"gamma": DEFAULT_GAMMA if gamma is None else gamma, "question_bank": bank, "bank_mean": mean}
 
 
-def _stored_mean(stored: Fingerprint, encoder: Encoder, bank: str) -> str:
+def _stored_mean(stored: Fingerprint, encoder: TextEncoder, bank: str) -> str:
     """Return the bank mean of an existing collection if the same encoder made it from the same bank.
 
     On another machine the last bits of a mean may differ, and the collection must not change for that.

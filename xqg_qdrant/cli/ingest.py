@@ -286,9 +286,13 @@ def sync(
 @click.option("--text-field", default="", help="Payload field of the text; a.b is the field b of a.")
 @click.option("--title-field", default="", help="Payload field of the title.  [default: no title]")
 @click.option("--id-field", default="", help="Payload field of the passage id.  [default: the point's id]")
+@click.option("--vector", metavar="NAME", help="Augment in the space of this vector; '' is the unnamed one.")
+@click.option("--replace", is_flag=True, help="Write the augmented vector into --vector; keep the plain one.")
+@click.option("--no-queries", is_flag=True, help="Only calibrate the stored vectors of --vector.")
 @store_option
 @encoder_option
 @generator_option
+@click.option("--queries", metavar="PATH", help="Use queries from a JSONL file instead of generating them.")
 @recipe_options
 @dead_letters_option
 @click.option("--undo", is_flag=True, help="Remove all that xqg added to the collection, and stop.")
@@ -305,10 +309,14 @@ def augment(
     text_field: str,
     title_field: str,
     id_field: str,
+    vector: str | None,
+    replace: bool,
+    no_queries: bool,
     languages: str | None,
     location: str,
     encoder_folder: Path | None,
     generator_source: Path | Endpoint | None,
+    queries: str | None,
     dead_letters: Path | None,
     device: str,
     threads: int,
@@ -322,28 +330,53 @@ def augment(
 
     Run the same command again to resume, or to do points that are new or whose text changed. Points without a usable
     text are written to the dead-letter file with their id and the reason; then the exit code is 3.
-    """
-    from xqg_qdrant.augmentation.recipe import choose_recipe
-    from xqg_qdrant.cli.progress import run_ingest
-    from xqg_qdrant.records import PayloadLayout
 
-    layout = PayloadLayout(text_field, title_field, id_field)
+    With --vector the stored vectors are the plain ones. --encoder must be the model that made them: 20 passages are
+    compared first. The vector xqg is added, or with --replace the augmented vector takes the place of the stored one,
+    so that whoever searches gains without a change. --undo restores every bit.
+    """
+    from xqg_qdrant.augmentation.own_space import check_space
+    from xqg_qdrant.augmentation.recipe import choose_recipe, choose_recipe_of_calibration
+    from xqg_qdrant.cli.progress import run_ingest
+    from xqg_qdrant.corpus.inputs import QueryIndex
+    from xqg_qdrant.corpus.passages import read_generated_queries
+    from xqg_qdrant.records import PayloadLayout, Space
+    from xqg_qdrant.stores.server.own_space import OwnSpaceStore
+
     if undo:
         _undo(collection, location, yes)
         return
     if not text_field:
         raise click.UsageError("Missing option '--text-field'.")
-    with opened_foreign_store(location, layout) as store:
+    if vector is None and (replace or no_queries):
+        raise click.UsageError(f"{'--replace' if replace else '--no-queries'} needs --vector.")
+    if sum((queries is not None, generator_source is not None, no_queries)) > 1:
+        raise click.UsageError("Give only one of --generator, --queries and --no-queries.")
+    space = None if vector is None else Space(vector, replace)
+    with opened_foreign_store(location, PayloadLayout(text_field, title_field, id_field), space) as store:
         stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         encoder = load_encoder(encoder_folder, device, 1)
-        generator = load_generator(generator_source, device, 1, location, collection)
-        chosen = choose_languages(languages, generator)
-        recipe, reason = choose_recipe(encoder, generator, chosen, stored=stored, **settings)
-        echo_recipe(recipe, reason, quiet)
+        if isinstance(store, OwnSpaceStore):
+            known = store.read_space(collection)
+            fit = check_space(store.read_passages(collection), encoder, known.dim, known.cosine, str(vector))
+            if not quiet:
+                echo(f"the encoder made vector {vector!r}: {fit}", err=True)
+        generates = queries is None and not no_queries
+        generator = load_generator(generator_source, device, 1, location, collection) if generates else None
+        if no_queries:
+            recipe, reason = choose_recipe_of_calibration(encoder, stored=stored, **settings)
+        else:
+            chosen = choose_languages(languages, generator) if generator else ()
+            recipe, reason = choose_recipe(encoder, generator, chosen, stored=stored, **settings)
+        echo_recipe(recipe, reason, quiet, written="no queries" if no_queries else "")
         rows, total = store.read_passages(collection), store.count(collection)
+        index = QueryIndex(read_generated_queries(queries)) if queries is not None else None
         rejected = open_dead_letters(dead_letters, collection)
-        totals = run_ingest(rows, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+        joined = rows if index is None else index.join(rows)
+        totals = run_ingest(joined, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
         echo_cost(generator_source, totals, quiet)
+        if index is not None and index.left_over:
+            echo(f"Queries of {queries} that belong to no point: {index.left_over}", err=True)
     exit_if_rejected(totals, rejected.path)
 
 

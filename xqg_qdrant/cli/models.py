@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,11 @@ from xqg_qdrant.cli.shared import main
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.model_folders.presets import PRESETS, preset_options
+
+ENDPOINT_OPTIONS = (
+    *("model", "out", "query_fields", "passage_fields"),
+    *("max_characters", "price_per_million", "max_tokens"),
+)
 
 
 def _list_presets(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -157,7 +163,14 @@ def doctor(
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("source", metavar="FOLDER|URL")
+@click.option("--model", help="Endpoint: name of the model there.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Endpoint: folder to write to.")
+@click.option("--query-fields", metavar="JSON", help='Endpoint: more fields with questions, {"input_type": "query"}.')
+@click.option("--passage-fields", metavar="JSON", help="Endpoint: more fields with passages.")
+@click.option("--max-characters", type=click.IntRange(1), help="Endpoint: longest text.  [default: as it takes]")
+@click.option("--price-per-million", type=click.FloatRange(min=0), help="Endpoint: price of a million tokens.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Endpoint: stop a run after so many tokens.")
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
@@ -167,19 +180,58 @@ def doctor(
 @click.option("--graph", help="Encoder: graph in FOLDER, such as onnx/model_quantized.onnx.")
 @encoder_settings_options
 @generator_settings_options
-def describe(folder: Path, preset: str | None, languages: str | None, **settings: Any) -> None:
-    """Write the xqg.json of a model FOLDER made by optimum, sentence-transformers or fastembed.
+def describe(source: str, preset: str | None, languages: str | None, **settings: Any) -> None:
+    """Write the xqg.json of a model FOLDER made by optimum, sentence-transformers or fastembed, or of an endpoint.
 
     An encoder folder needs none if sentence-transformers' files are complete. Give what they lack, and for a generator
     its prompt and languages, which no file states; the rest is read from the folder. From then on, the checksums of its
     files are verified too.
+
+    An encoder behind an OpenAI-compatible URL needs --model and --out. Dimension and length of the vectors are found by
+    a probe. Then `--encoder FOLDER` works everywhere, with the key in XQG_EMBEDDING_API_KEY.
     """
     from xqg_qdrant.languages import LANGUAGES, parse_languages
     from xqg_qdrant.model_folders import describe_in_place
 
+    remote = {name: settings.pop(name) for name in ENDPOINT_OPTIONS}
+    if re.match(r"https?://", source, re.IGNORECASE):
+        _describe_endpoint(source, remote, {**settings, "preset": preset, "languages": languages})
+        return
+    for name, value in remote.items():
+        if value is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')} needs a URL.")
+    folder = Path(source)
     settings["languages"] = parse_languages(languages, tuple(LANGUAGES)) if languages is not None else None
     known = preset_options(preset) if preset is not None else {}
     given = {name: value for name, value in settings.items() if value is not None}
     description = describe_in_place(folder, **{**known, **given})
     shown = {name: value for name, value in description.items() if name not in ("format", "kind", "files")}
     echo(f"{folder / 'xqg.json'}: {json.dumps(shown, ensure_ascii=False)}")
+
+
+def _describe_endpoint(url: str, remote: dict[str, Any], settings: dict[str, Any]) -> None:
+    from xqg_qdrant.inference.remote_encoder import describe_endpoint
+
+    model, out = remote.pop("model"), remote.pop("out")
+    if model is None or out is None:
+        raise click.UsageError("A URL needs --model and --out.")
+    given = {name: value for name, value in {**remote, **settings}.items() if value is not None}
+    for name in given:
+        if name not in (*ENDPOINT_OPTIONS, "normalise", "query_prefix", "passage_prefix"):
+            raise click.UsageError(f"--{name.replace('_', '-')} does not apply to an endpoint.")
+    for name in ("query_fields", "passage_fields"):
+        if name in given:
+            given[name] = _parse_object(name, given[name])
+    about = describe_endpoint(url, out, model, **given)
+    shown = {name: value for name, value in about.items() if name not in ("format", "kind", "probes", "url")}
+    echo(f"{out / 'xqg.json'}: {json.dumps(shown, ensure_ascii=False)}")
+
+
+def _parse_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise click.UsageError(f"--{name.replace('_', '-')} is not a JSON object.")
+    return value

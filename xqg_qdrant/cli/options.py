@@ -27,6 +27,7 @@ OPTION_GROUPS: dict[str, tuple[str, ...]] = {
         *("text_field", "title_field", "id_field", "dead_letters", "overwrite"),
         *("delete", "dry_run", "listed", "part", "newest_first"),
     ),
+    "Their vector": ("vector", "replace", "no_queries", "undo"),
     "Models": ("encoder_folder", "generator_source"),
     "Language model": (
         *("model", "prompt", "concurrency", "price_per_million_input", "price_per_million_output"),

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.augmentation.recipe import Recipe
     from xqg_qdrant.evaluation.pilot import Cost, Ingest, Pilot, Rival, Sample
     from xqg_qdrant.generation import Endpoint, Generator
-    from xqg_qdrant.inference.encoder import Encoder
+    from xqg_qdrant.inference import TextEncoder
 
 price_option = click.option(
     "--price-per-hour", type=click.FloatRange(min=0), help="Price of an hour of this machine, in any currency."
@@ -243,7 +243,7 @@ def _draw(
 
 
 def _make_recipe(
-    encoder: Encoder,
+    encoder: TextEncoder,
     generator: Generator,
     languages: str | None,
     queries_per_language: int | None,
@@ -260,7 +260,7 @@ def _make_recipe(
     return recipe
 
 
-def _make_ingest(encoder: Encoder, generator: Generator, recipe: Recipe, threads: int) -> Ingest:
+def _make_ingest(encoder: TextEncoder, generator: Generator, recipe: Recipe, threads: int) -> Ingest:
     from xqg_qdrant.augmentation.pipeline import ingest
     from xqg_qdrant.streams import count_workers
 

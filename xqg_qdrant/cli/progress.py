@@ -25,6 +25,7 @@ from xqg_qdrant.evaluation.robustness import Agreement, Pair, compare_rankings
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generation import Generator
 from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle.copying import copy_collection
 from xqg_qdrant.lifecycle.retune import Plan, retune
@@ -43,7 +44,7 @@ def run_ingest(
     total: int | None,
     store: PointStore,
     collection: str,
-    encoder: Encoder,
+    encoder: TextEncoder,
     generator: Generator | None,
     recipe: Recipe,
     threads: int,
@@ -64,9 +65,11 @@ def run_ingest(
     return totals
 
 
-def echo_unread(encoder: Encoder, generator: Generator | None = None) -> None:
+def echo_unread(encoder: TextEncoder, generator: Generator | None = None) -> None:
     """Print how much of the passages the models did not read, if any."""
-    read = [("passage", "encoder", encoder.max_passage_tokens, encoder.passages_read)]
+    read = []
+    if isinstance(encoder, Encoder):
+        read.append(("passage", "encoder", encoder.max_passage_tokens, encoder.passages_read))
     if isinstance(generator, QueryGenerator):
         read.append(("prompt", "generator", generator.max_input_tokens, generator.prompts_read))
     for noun, model, longest, count in read:
@@ -160,7 +163,7 @@ def run_copy(source: Store, collection: str, target: Store, name: str, quiet: bo
         echo(f"Qdrant changed the last digit of numbers of more than 15 digits in the payload of {points}.", err=True)
 
 
-def run_retune(store: Store, plan: Plan, encoder: Encoder, threads: int, quiet: bool) -> None:
+def run_retune(store: Store, plan: Plan, encoder: TextEncoder, threads: int, quiet: bool) -> None:
     """Retune with a progress bar and a summary.
 
     Raises:
@@ -227,7 +230,7 @@ def count_read(rows: Iterable[T], total: int | None, quiet: bool) -> Iterator[T]
 
 
 def run_robustness(
-    store: Store, collection: str, encoder: Encoder, pairs: Sequence[Pair], quiet: bool
+    store: Store, collection: str, encoder: TextEncoder, pairs: Sequence[Pair], quiet: bool
 ) -> Iterator[Agreement]:
     """Yield the agreement of the rankings of each pair, with a progress bar."""
     with _make_bar(len(pairs), " pairs", quiet) as bar:

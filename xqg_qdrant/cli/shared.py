@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from xqg_qdrant.evaluation.results import MatchQueries
     from xqg_qdrant.evaluation.sweep.trial import Sweep
     from xqg_qdrant.generation import Endpoint, Generator
-    from xqg_qdrant.inference.encoder import Encoder
-    from xqg_qdrant.records import PayloadLayout, Query
+    from xqg_qdrant.inference import TextEncoder
+    from xqg_qdrant.records import PayloadLayout, Query, Space
     from xqg_qdrant.stores import Sharding, Store
     from xqg_qdrant.stores.server.foreign import ForeignStore
 
@@ -214,7 +214,7 @@ def save_last(save: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -
     click.get_current_context().call_on_close(partial(save, *args, **kwargs))
 
 
-def describe_searched(store: Store, collection: str, encoder: Encoder) -> dict[str, Any]:
+def describe_searched(store: Store, collection: str, encoder: TextEncoder) -> dict[str, Any]:
     """Return the searched collection as keyword arguments of `make_manifest`."""
     return {
         "collection": collection,
@@ -224,7 +224,7 @@ def describe_searched(store: Store, collection: str, encoder: Encoder) -> dict[s
     }
 
 
-def match_by(encoder: Encoder) -> MatchQueries:
+def match_by(encoder: TextEncoder) -> MatchQueries:
     """Return a function that finds the generated query nearest to a question, for saved results."""
     from xqg_qdrant.retrieval import match_queries
 
@@ -282,12 +282,19 @@ def opened_store(
 
 
 @contextmanager
-def opened_foreign_store(location: str, layout: PayloadLayout | None) -> Iterator[ForeignStore]:
+def opened_foreign_store(
+    location: str, layout: PayloadLayout | None, space: Space | None = None
+) -> Iterator[ForeignStore]:
     """Open a store of other programs' collections and close it on exit; its key comes from the environment."""
-    from xqg_qdrant.stores import open_foreign_store
+    from xqg_qdrant.stores import open_foreign_store, open_own_space_store
 
     api_key = os.environ.get("QDRANT_API_KEY")
-    with closing(open_foreign_store(location, api_key, layout)) as store:
+    opened = (
+        open_foreign_store(location, api_key, layout)
+        if space is None or layout is None
+        else open_own_space_store(location, api_key, layout, space)
+    )
+    with closing(opened) as store:
         _warn_of_clear_key(store, api_key)
         yield store
 
@@ -299,11 +306,28 @@ def _warn_of_clear_key(store: Store, api_key: str | None) -> None:
         echo(f"Warning: the API key travels unencrypted to {store.location}; use https where you can.", err=True)
 
 
-def load_encoder(folder: Path | None, device: str, threads: int) -> Encoder:
-    """Open the encoder in a folder, or the shipped one."""
-    from xqg_qdrant.inference.encoder import Encoder
+def load_encoder(folder: Path | None, device: str, threads: int) -> TextEncoder:
+    """Open the encoder in a folder, behind an endpoint that a folder describes, or the shipped one."""
+    from xqg_qdrant.inference import open_encoder
 
-    return Encoder(folder, device, threads)
+    encoder = open_encoder(folder, device, threads)
+    if encoder.device == "remote":
+        click.get_current_context().call_on_close(partial(close_encoder, encoder))
+    return encoder
+
+
+def close_encoder(encoder: TextEncoder) -> None:
+    """Close the connections of an encoder behind an endpoint; print what it took."""
+    from xqg_qdrant.inference.remote_encoder import RemoteEncoder
+    from xqg_qdrant.text import count_of
+
+    if not isinstance(encoder, RemoteEncoder):
+        return
+    encoder.close()
+    if not click.get_current_context().obj:
+        cost = f", which cost {encoder.cost:.4g}" if encoder.cost else ""
+        cut = f"; {count_of(encoder.truncated, 'text')} truncated" if encoder.truncated else ""
+        echo(f"{count_of(encoder.tokens, 'token')} encoded at the endpoint{cost}{cut}.", err=True)
 
 
 def load_generator(
@@ -362,14 +386,16 @@ def open_dead_letters(path: Path | None, name: str) -> DeadLetters:
     return DeadLetters(path or dead_letters_path(name), overwrites())
 
 
-def echo_recipe(recipe: Recipe, reason: str, quiet: bool, plain: bool = False) -> None:
-    """Print which recipe is used, and why."""
+def echo_recipe(recipe: Recipe, reason: str, quiet: bool, plain: bool = False, written: str = "") -> None:
+    """Print which recipe is used, and why; `written` says which queries, unless the recipe does."""
     if quiet:
         return
     fused = f"{recipe.fusion} fusion, alpha {recipe.alpha:g}{', renormalised' if recipe.renormalise else ''}"
     calibrated = f", calibrated with gamma {recipe.gamma:g}" if recipe.gamma else ""
     given = "no queries yet" if plain else "given queries"
-    written = given if recipe.given else f"{count_of(recipe.queries_per_language, 'query', 'queries')} a language"
+    if not written:
+        asked = f"{count_of(recipe.queries_per_language, 'query', 'queries')} a language"
+        written = given if recipe.given else asked
     echo(f"{written}, {fused}{calibrated} ({reason})", err=True)
 
 

@@ -77,8 +77,11 @@ class QueryIndex:
         self._entries = entries
         self.left_over = 0
 
-    def join(self, rows: Iterable[Passage | Reject]) -> Iterator[QueriedPassage | Reject]:
-        """Yield the file's rejects, then the rows; each passage has its queries in file order."""
+    def join(self, rows: Iterable[Passage | QueriedPassage | Reject]) -> Iterator[QueriedPassage | Reject]:
+        """Yield the file's rejects, then the rows; each passage has its queries in file order.
+
+        Of a row that is a `QueriedPassage`, the vector is kept, and the queries are found by its `own_id`.
+        """
         # An empty name means a temporary database: a file in TMPDIR that disappears with the connection.
         with closing(sqlite3.connect("", isolation_level=None)) as database:
             database.execute("PRAGMA journal_mode = OFF")
@@ -97,9 +100,11 @@ class QueryIndex:
                 if isinstance(row, Reject):
                     yield row
                 else:
-                    queries = tuple(_look_up(database, row.passage_id))
+                    queried = row if isinstance(row, QueriedPassage) else QueriedPassage(row)
+                    name = queried.own_id or queried.passage.passage_id
+                    queries = tuple(_look_up(database, name))
                     self.left_over -= len(queries)
-                    yield QueriedPassage(row, queries)
+                    yield queried._replace(queries=queries)
 
 
 def _look_up(database: sqlite3.Connection, passage_id: str) -> Iterator[GeneratedQuery]:

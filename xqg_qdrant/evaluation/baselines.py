@@ -19,7 +19,7 @@ from xqg_qdrant.augmentation.fusion import fuse
 from xqg_qdrant.augmentation.recipe import Recipe, add_bank, read_recipe
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.sweep.vectors import StoredVectors
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import FloatArray, Passage, Query, ScoredPassage
 from xqg_qdrant.retrieval import CANDIDATES, fuse_scores
 from xqg_qdrant.stores import read_existing_fingerprint
@@ -40,7 +40,7 @@ def search_baselines(
     names: Sequence[str],
     store: Store,
     collection: str,
-    encoder: Encoder,
+    encoder: TextEncoder,
     queries: Sequence[Query],
     limit: int,
     bars: Bars,
@@ -82,7 +82,7 @@ def search_baselines(
     return runs
 
 
-def calibrate_plain(plain: FloatArray, recipe: Recipe, encoder: Encoder) -> FloatArray:
+def calibrate_plain(plain: FloatArray, recipe: Recipe, encoder: TextEncoder) -> FloatArray:
     """Return plain vectors, shape `(n, dim)`, calibrated as by the recipe, or with the shipped bank.
 
     Raises:
@@ -96,7 +96,7 @@ def calibrate_plain(plain: FloatArray, recipe: Recipe, encoder: Encoder) -> Floa
     return np.stack([fuse(vector, none, settings) for vector in plain])
 
 
-def _make_control(stored: StoredVectors, recipe: Recipe, encoder: Encoder) -> FloatArray:
+def _make_control(stored: StoredVectors, recipe: Recipe, encoder: TextEncoder) -> FloatArray:
     mean, settings = mean_query(stored, encoder), recipe.fusion_settings
     counts = map(len, stored.queries)
     return np.stack([
@@ -104,7 +104,7 @@ def _make_control(stored: StoredVectors, recipe: Recipe, encoder: Encoder) -> Fl
     ])  # fmt: skip
 
 
-def mean_query(stored: StoredVectors, encoder: Encoder) -> FloatArray:
+def mean_query(stored: StoredVectors, encoder: TextEncoder) -> FloatArray:
     """Return the mean vector of the stored queries, float32 of shape `(dim,)`, from an even sample of them.
 
     Raises:

@@ -18,7 +18,7 @@ import numpy as np
 from xqg_qdrant.augmentation.calibration import QuestionBank, choose_readable
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.results import new_results
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, Passage, Query
 from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.streams import batched
@@ -81,7 +81,7 @@ class Hubs(NamedTuple):
         }
 
 
-def ask_bank(bank: QuestionBank, encoder: Encoder) -> list[Query]:
+def ask_bank(bank: QuestionBank, encoder: TextEncoder) -> list[Query]:
     """Return the questions of a bank in the languages that an encoder can read."""
     return [
         Query(f"{language}-{number}", text, language)
@@ -91,7 +91,7 @@ def ask_bank(bank: QuestionBank, encoder: Encoder) -> list[Query]:
 
 
 def find_hubs(
-    store: Store, collection: str, encoder: Encoder, queries: Sequence[Query], advance: Callable[[int], object]
+    store: Store, collection: str, encoder: TextEncoder, queries: Sequence[Query], advance: Callable[[int], object]
 ) -> Hubs:
     """Search for all questions by each vector, and count how often each passage is among the ten best.
 

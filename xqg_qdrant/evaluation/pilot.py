@@ -26,7 +26,7 @@ from xqg_qdrant.evaluation.sweep.vectors import opened_vectors
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generation import Endpoint, Usage
 from xqg_qdrant.generation import Generator as QueryWriter
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, Qrel, Query, Reject
 from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.streams import Bars
@@ -168,7 +168,7 @@ class Rival(NamedTuple):
         }
 
 
-def make_rival(encoder: Encoder, pilot: Pilot, first: Pilot) -> Rival:
+def make_rival(encoder: TextEncoder, pilot: Pilot, first: Pilot) -> Rival:
     """Return a pilot beside the first one; both asked the same questions, and each reports its best setting."""
     gained = None
     if pilot is not first:
@@ -178,7 +178,9 @@ def make_rival(encoder: Encoder, pilot: Pilot, first: Pilot) -> Rival:
     return Rival(encoder.source, encoder.dim, pilot, gained)
 
 
-def make_ingest_again(first: Pilot, encoder: Encoder, generator: QueryWriter, recipe: Recipe, workers: int) -> Ingest:
+def make_ingest_again(
+    first: Pilot, encoder: TextEncoder, generator: QueryWriter, recipe: Recipe, workers: int
+) -> Ingest:
     """Return an ingest of the first pilot's passages and queries with another encoder; nothing is generated again."""
     vectors = first.bench.vectors
     queries = {passage.passage_id: found for passage, found in zip(vectors.passages, vectors.queries, strict=True)}
@@ -315,7 +317,7 @@ def run_pilot(
     asked: tuple[Sequence[Query], Sequence[Qrel]] | None,
     ingest: Ingest,
     recipe: Recipe,
-    encoder: Encoder,
+    encoder: TextEncoder,
     threads: int,
     measure: str | None,
     seed: int,

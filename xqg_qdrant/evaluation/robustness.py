@@ -26,7 +26,7 @@ from xqg_qdrant.evaluation.comparison import Comparison, Difference, Report, Val
 from xqg_qdrant.evaluation.measures import OVERLAP_AT, overlap, rank_biased_overlap
 from xqg_qdrant.evaluation.results import VALUES, new_results
 from xqg_qdrant.evaluation.significance import Shares, normal_test, place
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import Query
 from xqg_qdrant.retrieval import search
 from xqg_qdrant.stores.protocol import Store
@@ -101,7 +101,7 @@ def read_pairs(sources: Sequence[str | Path], language: str = "") -> tuple[list[
     return pairs, left_out
 
 
-def compare_rankings(store: Store, collection: str, encoder: Encoder, pairs: Iterable[Pair]) -> Iterator[Agreement]:
+def compare_rankings(store: Store, collection: str, encoder: TextEncoder, pairs: Iterable[Pair]) -> Iterator[Agreement]:
     """Search for both sentences of each pair, and yield how much the rankings agree."""
     remaining = iter(pairs)
     while batch := list(islice(remaining, PAIRS_AT_ONCE)):

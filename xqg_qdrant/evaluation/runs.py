@@ -20,7 +20,7 @@ from xqg_qdrant.evaluation.results import (
 )
 from xqg_qdrant.evaluation.significance import TestName
 from xqg_qdrant.evaluation.xor_retrieve import Found, WordRules
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import XQG_VECTOR, Passage, Qrel, Query, ScoredPassage
 from xqg_qdrant.retrieval import search_runs
 from xqg_qdrant.stores.protocol import Store
@@ -160,7 +160,7 @@ def add_texts(runs: Mapping[str, SystemRun], store: Store, collection: str) -> d
 def search_all(
     store: Store,
     collection: str,
-    encoder: Encoder,
+    encoder: TextEncoder,
     queries: Sequence[Query],
     limit: int,
     rankings: Sequence[str],

@@ -9,37 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
-from threading import Event, Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from collections.abc import Callable, Mapping
+from functools import partial
+from threading import Lock
+from typing import Any, NamedTuple
 
-from xqg_qdrant.errors import InputError, ModelError, XqgError
+from xqg_qdrant.errors import ModelError, XqgError
 from xqg_qdrant.generation import Usage
-from xqg_qdrant.secrets import HIDDEN, check_key, make_redactor, remember
-from xqg_qdrant.text import one_line, read_retry_after
-
-if TYPE_CHECKING:
-    import httpx
+from xqg_qdrant.inference.endpoint import OVERSIZED, Line, Refusal, Site, read_error
 
 KEY_VARIABLES = ("XQG_LLM_API_KEY", "OPENAI_API_KEY")
-CHAT_PATH = "/chat/completions"
-CONNECT_SECONDS = 10.0
-LISTING_SECONDS = 20.0
-# A long reply of a slow server arrives all at once.
-REPLY_SECONDS = 600.0
-PATIENCE_SECONDS = 300.0
-FIRST_PATIENCE_SECONDS = 3.0
-LOADING_SECONDS = 1800.0
-FIRST_DELAY_SECONDS = 0.5
-MAX_DELAY_SECONDS = 30.0
 MAX_REPLY_BYTES = 4 << 20
-SHOWN_CHARACTERS = 300
-# Pages of a proxy in the place of replies: more of them will not become JSON.
-MAX_UNREADABLE = 3
+SITE = Site("generator", "/chat/completions", KEY_VARIABLES[0], MAX_REPLY_BYTES, "choices")
 # Refused requests in a row that end the run, as they are hardly the passages' fault.
 MAX_REFUSED = 20
 
@@ -49,8 +31,6 @@ FORMATS = ("json_schema", "json_object", "none")
 TRUNCATED = "length"
 # How servers name the field of structured output in their errors.
 FORMAT = re.compile(r"response_?format|json_?schema|json_?object|structured.?output|grammar|guided", re.I)
-_PURSE = re.compile(r"insufficient_quota|billing|insufficient.{0,20}(balance|credit|fund)|payment|out of credits", re.I)
-_RATE = re.compile(r"rate.?limit|resource_?exhausted|too.?many.?requests", re.I)
 _TOO_LONG = re.compile(
     r"context.?(length|size|window)|too (long|large|many tokens)|maximum.{0,20}tokens|exceeds?.{0,40}context", re.I
 )
@@ -84,15 +64,6 @@ class Reply(NamedTuple):
         return self.finish == TRUNCATED
 
 
-class _Passing(NamedTuple):
-    """A failure that time may cure: what it is, seconds that the server asks for, and how long to try."""
-
-    what: str
-    cure: str
-    after: float = 0.0
-    patience: float = PATIENCE_SECONDS
-
-
 class Chat:
     """A model behind an endpoint; several threads may call it.
 
@@ -112,24 +83,14 @@ class Chat:
             InputError: the URL or the key cannot be used.
         """
         self.model = model
-        self._url = find_chat_url(url)
-        self.shown_url = _hide_query(self._url)
-        self._key = check_key(api_key, KEY_VARIABLES[0])
-        secrets = [value for _, value in parse_qsl(urlsplit(self._url).query) if value not in self.shown_url]
-        for secret in secrets:
-            remember(secret)
-        redactors = [make_redactor(secret) for secret in (self._key, *secrets) if secret]
-        self._redactors = redactors
-        self._concurrency = concurrency
-        self._client: httpx.Client | None = None
+        self._line = Line(SITE, url, api_key, concurrency)
+        self.shown_url, self._hide = self._line.shown_url, self._line.hide
         self._lock = Lock()
         self._left_out: set[str] = set()
         self._room_field = "max_tokens"
         self._format = 0
-        self._structured = self._reached = False
+        self._structured = False
         self._refused = 0
-        self._ended = Event()
-        self.failure: XqgError | None = None
 
     def ask(self, prompt: str, schema: Mapping[str, Any], room: int, temperature: float | None, seed: int) -> Reply:
         """Return the reply to a prompt; retry while that can help.
@@ -144,70 +105,20 @@ class Chat:
         Raises:
             XqgError: no call can succeed, this one or another, or `end` was called.
         """
-        started, delay, unreadable = time.monotonic(), FIRST_DELAY_SECONDS, 0
-        while True:
-            if self.failure is not None:
-                raise self.failure
-            body = self.make_body(prompt, schema, room, temperature, seed)
-            try:
-                found = self._post(body)
-            except XqgError as error:
-                self.end(error)
-                raise
-            if isinstance(found, Reply):
-                return found
-            if found is None:  # the server takes no such request; the next one is made in another way
-                continue
-            unreadable += found.what.startswith(_UNREADABLE)
-            wait = found.after + delay * random.uniform(0.5, 1.0)
-            patience = found.patience if self._reached else min(found.patience, FIRST_PATIENCE_SECONDS)
-            if time.monotonic() - started + wait > patience or unreadable >= MAX_UNREADABLE:
-                asks = f" The server asks to wait {found.after:.0f} s." if found.after else ""
-                lost = ModelError(f"no answer from {self.shown_url}: {found.what}.{asks}", found.cure)
-                self.end(lost)
-                raise lost
-            self._ended.wait(wait)
-            delay = min(2 * delay, MAX_DELAY_SECONDS)
+        make_body = partial(self.make_body, prompt, schema, room, temperature, seed)
+        return self._line.ask(make_body, self._read, self._read_refusal)
 
     def find_served(self) -> str:
-        """Return the model's name in the server's list of models; the given name where there is no such list.
-
-        Servers of a single model take any name: its own name is returned, which shows when another one is served.
-
-        Raises:
-            XqgError: the server cannot be reached.
-        """
-        import httpx
-
-        url = urlunsplit(
-            urlsplit(self._url)._replace(path=urlsplit(self._url).path.removesuffix(CHAT_PATH) + "/models")
-        )
-        started, delay = time.monotonic(), FIRST_DELAY_SECONDS
-        while True:
-            try:
-                answer = self._open().get(url, timeout=LISTING_SECONDS)
-                if answer.status_code != 503 or time.monotonic() - started > LOADING_SECONDS:
-                    return _find_model(answer.content, self.model) if answer.status_code == 200 else self.model
-                delay = MAX_DELAY_SECONDS / 10
-            except httpx.ConnectError as error:
-                if time.monotonic() - started > FIRST_PATIENCE_SECONDS:
-                    what = self._hide(f"{type(error).__name__}: {error}")
-                    cure = "start the server, or correct --generator"
-                    raise ModelError(f"no answer from {self.shown_url}: {what}.", cure) from None
-            except httpx.HTTPError:
-                return self.model
-            time.sleep(delay * random.uniform(0.5, 1.0))
+        """Return the model's name in the server's list of models; see `Line.find_served`."""
+        return self._line.find_served(self.model)
 
     def close(self) -> None:
         """Close the connections."""
-        if self._client is not None:
-            self._client.close()
+        self._line.close()
 
     def end(self, error: XqgError) -> None:
         """Let no further call begin; the first error counts."""
-        with self._lock:
-            self.failure = self.failure or error
-        self._ended.set()
+        self._line.end(error)
 
     def note_format(self, reply: Reply, structured: bool) -> None:
         """Remember whether a reply had the format it was asked in; give a format up that the server ignores."""
@@ -235,114 +146,23 @@ class Chat:
         body |= {"seed": seed} | ({} if temperature is None else {"temperature": temperature})
         return {name: value for name, value in body.items() if name not in left_out}
 
-    def _post(self, body: Mapping[str, Any]) -> Reply | _Passing | None:
-        """Send one request.
-
-        Returns:
-            the reply; or why to send it again later; or None to send it at once in another form.
-        """
-        import httpx
-
-        client = self._open()
-        try:
-            status, headers, content = self._send(client, body)
-        except httpx.TimeoutException as error:
-            return _Passing(
-                f"{type(error).__name__} ({self._hide(str(error))})", "see whether the server is overloaded"
-            )
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            return _Passing(self._hide(f"{type(error).__name__}: {error}"), "start the server, and check --generator")
-        self._reached = True
-        if content is None:
-            return Reply("", rejected=f"the reply is larger than {MAX_REPLY_BYTES >> 20} MiB")
-        if status == 200:
-            return self._read(content, body)
-        return self._explain(status, headers, content, body)
-
-    def _send(self, client: httpx.Client, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes | None]:
-        """Return status, headers and body; None for a body that is too large."""
-        import httpx
-
-        deadline = time.monotonic() + REPLY_SECONDS
-        with client.stream("POST", self._url, json=body) as response:
-            content = bytearray()
-            for piece in response.iter_bytes():
-                content += piece
-                if len(content) > MAX_REPLY_BYTES:
-                    return response.status_code, response.headers, None
-                if time.monotonic() > deadline:
-                    raise httpx.ReadTimeout(f"no whole reply in {REPLY_SECONDS:.0f} s")
-            return response.status_code, response.headers, bytes(content)
-
-    def _open(self) -> httpx.Client:
-        with self._lock:
-            if self._client is None:
-                import httpx
-
-                headers = {}
-                if self._key is not None:
-                    headers["Authorization"] = f"Bearer {self._key}"
-                    if (urlsplit(self._url).hostname or "").endswith(".azure.com"):
-                        headers["api-key"] = self._key
-                # The client follows no redirect, so the key reaches no other host.
-                self._client = httpx.Client(
-                    headers=headers,
-                    timeout=httpx.Timeout(REPLY_SECONDS, connect=CONNECT_SECONDS, pool=None),
-                    limits=httpx.Limits(max_connections=self._concurrency),
-                )
-            return self._client
-
-    def _read(self, content: bytes, body: Mapping[str, Any]) -> Reply | _Passing | None:
-        """Read the body of a reply with status 200."""
-        try:
-            answer = json.loads(content)
-        except (ValueError, RecursionError):
-            return _Passing(
-                f"{_UNREADABLE} {self._hide(content[:SHOWN_CHARACTERS].decode(errors='replace'))!r}", _CHECK_URL
-            )
-        if not isinstance(answer, dict):
-            return _Passing(f"{_UNREADABLE} {self._hide(str(answer))!r}", _CHECK_URL)
-        if "error" in answer and not answer.get("choices"):
-            _, code = read_error(content)
-            if status := re.search(r"\b[45]\d\d\b", code):
-                return self._explain(int(status[0]), {}, content, body)
+    def _read(self, answer: Mapping[str, Any], body: Mapping[str, Any]) -> Reply:
+        """Read an answered call."""
         self._refused = 0
         kind = body.get("response_format", {}).get("type", FORMATS[-1])
         return read_answer(answer, self._hide)._replace(format=kind)
 
-    def _explain(
-        self, status: int, headers: Mapping[str, str], content: bytes, body: Mapping[str, Any]
-    ) -> Reply | _Passing | None:
-        """Read an answer of another status than 200."""
-        message, code = read_error(content)
-        what = f"HTTP {status}: {self._hide(message)}"
-        after = read_retry_after(headers.get("retry-after", ""))
-        if status == 402 or (status in (403, 429) and is_empty_purse(message, code, bool(after))):
-            raise ModelError(
-                f"the account at {self.shown_url} has no money left: {what}.",
-                "check the plan and the billing there, then run the same command again to resume",
-            )
-        if status == 429 or status == 408 or (status >= 500 and status not in (501, 505)):
-            loading = status == 503 and "load" in message.casefold()
-            cure = "run the same command again later, or with a smaller --concurrency"
-            return _Passing(what, cure, after, LOADING_SECONDS if loading else PATIENCE_SECONDS)
-        if 300 <= status < 400:
-            place = self._hide(headers.get("location", ""))
-            raise ModelError(
-                f"{self.shown_url} redirects to {place!r}.", "set --generator to the URL that does not redirect"
-            )
-        if status in (401, 403):
-            raise ModelError(
-                f"{self.shown_url} refuses the key: {what}.", f"set {KEY_VARIABLES[0]} to a key of that server"
-            )
-        if status in (404, 405, 501):
-            raise ModelError(f"{self.shown_url}: {what}.", "check --generator, which often ends with /v1, and --model")
+    def _read_refusal(self, refusal: Refusal, body: Mapping[str, Any]) -> Reply | None:
+        """Return the reply for a refused prompt, None to ask in another form."""
+        status, what, message, code = refusal
+        if status == OVERSIZED:
+            return Reply("", rejected=what)
         if status in (400, 413, 422) and (rejected := judge_prompt(message, code)):
             return Reply("", rejected=f"{rejected} ({what})")
         if self._adapt(message, body):
             return None
         self._refused += 1
-        if not self._reached or self._refused >= MAX_REFUSED:
+        if self._refused >= MAX_REFUSED:
             raise ModelError(f"{self.shown_url} refuses every request: {what}.", "check --model and the server's log")
         return Reply("", rejected=f"the server refused the request ({what})")
 
@@ -375,13 +195,6 @@ class Chat:
             "no %s from %s (%s); asking for %s", kind, self.shown_url, reason, now if now != "none" else "text"
         )
 
-    def _hide(self, text: str) -> str:
-        return one_line(" ".join(_apply(self._redactors, text).split()))[:SHOWN_CHARACTERS].rstrip(".")
-
-
-_UNREADABLE = "the answer is not a reply:"
-_CHECK_URL = "check that --generator is the URL of an OpenAI-compatible server, and the proxies in front of it"
-
 
 def find_chat_url(url: str) -> str:
     """Return the URL that chats are posted to.
@@ -392,40 +205,7 @@ def find_chat_url(url: str) -> str:
     Raises:
         InputError: the URL has no host, or holds a user name or password.
     """
-    try:
-        parts = urlsplit(url.strip())
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or "@" in parts.netloc or parts.fragment:
-        # No part of it is shown: it may hold a secret.
-        raise InputError(
-            "the generator's URL has no host, a bad port, a user name, or a fragment.",
-            f"write it like http://localhost:11434/v1, and set a key in {KEY_VARIABLES[0]}",
-        )
-    path = parts.path.rstrip("/")
-    return urlunsplit(parts._replace(path=path if path.endswith(CHAT_PATH) else path + CHAT_PATH))
-
-
-def _find_model(content: bytes, wanted: str) -> str:
-    """Return the wanted name if it is listed, or the only one listed."""
-    try:
-        names = [str(model["id"]) for model in json.loads(content)["data"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return wanted
-    return names[0] if len(names) == 1 and wanted not in names else wanted
-
-
-def _hide_query(url: str) -> str:
-    parts = urlsplit(url)
-    shown = [(name, value if name == "api-version" else HIDDEN) for name, value in parse_qsl(parts.query)]
-    return urlunsplit(parts._replace(query=urlencode(shown, safe="*")))
-
-
-def _apply(redactors: Sequence[Callable[[str], str]], text: str) -> str:
-    for redact in redactors:
-        text = redact(text)
-    return text
+    return SITE.find_url(url)
 
 
 def read_answer(answer: Mapping[str, Any], hide: Callable[[str], str]) -> Reply:
@@ -465,30 +245,6 @@ def _read_usage(answer: Mapping[str, Any]) -> Usage:
     counts = usage if isinstance(usage, dict) else {}
     found = [counts.get(name) for name in ("prompt_tokens", "completion_tokens")]
     return Usage(1, *(count if isinstance(count, int) and count > 0 else 0 for count in found))
-
-
-def read_error(content: bytes) -> tuple[str, str]:
-    """Return the message and the code of an error, which may be an object, a text, or anything else."""
-    text = content[: 1 << 16].decode(errors="replace")
-    try:
-        answer = json.loads(content)
-    except (ValueError, RecursionError):
-        return text, ""
-    if isinstance(answer, list) and answer:
-        answer = answer[0]
-    error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    if not isinstance(error, dict):
-        return str(error), ""
-    message = error.get("message") or error.get("detail") or text
-    code = " ".join(str(error[name]) for name in ("code", "type", "status") if error.get(name))
-    return str(message), code
-
-
-def is_empty_purse(message: str, code: str, waits: bool) -> bool:
-    """Return whether an account is empty, by the error's code, else by its text if no wait is asked for."""
-    if code and (_PURSE.search(code) or _RATE.search(code)):
-        return _PURSE.search(code) is not None
-    return not waits and _PURSE.search(message) is not None
 
 
 def judge_prompt(message: str, code: str) -> str:

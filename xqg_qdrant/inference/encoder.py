@@ -135,13 +135,17 @@ class Encoder:
         rows = encode_ids(tokenizer, texts)
         return sum(row.count(unknown) for row in rows) / max(1, sum(map(len, rows)))
 
-    def encode_passages(self, texts: Sequence[str]) -> FloatArray:
+    def encode_passages(self, texts: Sequence[str], prefix: str | None = None) -> FloatArray:
         """Encode passages into float32 of shape `(len(texts), dim)`; the caller joins title and text.
 
         A text without a token has a vector of zeros.
+
+        Args:
+            texts: the passages.
+            prefix: in the place of the model's own, to find out how vectors were made.
         """
-        texts = [self._passage_prefix + text for text in texts]
-        return self._encode(texts, self.max_passage_tokens, self.passages_read)
+        prefix = self._passage_prefix if prefix is None else prefix
+        return self._encode([prefix + text for text in texts], self.max_passage_tokens, self.passages_read)
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
         """Encode questions into float32 of shape `(len(texts), dim)`; zeros where a text has no token."""

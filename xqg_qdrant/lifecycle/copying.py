@@ -19,7 +19,7 @@ from xqg_qdrant.augmentation.pipeline import StoredRow
 from xqg_qdrant.augmentation.recipe import Recipe, read_recipe
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import Fingerprint, hash_plain, hash_recipe, refuse_mismatch, without_progress
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, Reject
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.points import make_names, make_payload, make_point_id
@@ -227,7 +227,7 @@ class Reencoding(NamedTuple):
 
 
 def plan_reencoding(
-    collection: str, stored: Fingerprint, name: str, encoder: Encoder, suited: Recipe, sparse: bool = False
+    collection: str, stored: Fingerprint, name: str, encoder: TextEncoder, suited: Recipe, sparse: bool = False
 ) -> Reencoding:
     """Plan a copy with another encoder; the settings of the queries stay, the fusion is that of `suited`.
 

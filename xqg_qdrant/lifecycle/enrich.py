@@ -38,7 +38,7 @@ from xqg_qdrant.fingerprint import (
     without_progress,
 )
 from xqg_qdrant.generation import Generator, check_languages
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.lifecycle.copying import ALL, Part
 from xqg_qdrant.records import PASSAGE_VECTOR, AugmentedPassage
 from xqg_qdrant.retrieval import check_collection
@@ -94,7 +94,7 @@ class Plan(NamedTuple):
 def plan_enrichment(
     store: Store,
     collection: str,
-    encoder: Encoder,
+    encoder: TextEncoder,
     generator: Generator,
     *,
     named: bool = True,
@@ -166,7 +166,7 @@ def plan_enrichment(
 def enrich(
     store: Store,
     plan: Plan,
-    encoder: Encoder,
+    encoder: TextEncoder,
     generator: Generator,
     workers: int = 1,
     stop: Event | None = None,

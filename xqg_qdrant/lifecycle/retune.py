@@ -32,7 +32,7 @@ from xqg_qdrant.fingerprint import (
     refuse_mismatch,
     without_progress,
 )
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, GeneratedQuery, StoredPassage
 from xqg_qdrant.retrieval import check_collection
 from xqg_qdrant.stores import read_existing_fingerprint
@@ -102,7 +102,7 @@ class _Chunk(NamedTuple):
 def plan_retune(
     store: Store,
     collection: str,
-    encoder: Encoder,
+    encoder: TextEncoder,
     changes: Mapping[str, Any],
     *,
     calibrate: bool | None = None,
@@ -151,7 +151,7 @@ def plan_retune(
 
 
 def retune(
-    store: Store, plan: Plan, encoder: Encoder, workers: int = 1, stop: Event | None = None
+    store: Store, plan: Plan, encoder: TextEncoder, workers: int = 1, stop: Event | None = None
 ) -> abc.Generator[Retuned, None, None]:
     """Store the vectors of the new recipe for every passage; yield after each write.
 
@@ -288,7 +288,7 @@ def _check_unchanged(store: Store, plan: Plan) -> None:
         refuse_mismatch(plan.collection, stored, plan.after)
 
 
-def _retune(points: Sequence[AugmentedPassage], plan: Plan, encoder: Encoder) -> _Chunk:
+def _retune(points: Sequence[AugmentedPassage], plan: Plan, encoder: TextEncoder) -> _Chunk:
     """Retune a chunk with one call of the encoder; a worker runs this."""
     recipe, before_plain = read_recipe(plan.after), hash_plain(plan.before)
     kept = [tuple(query for query in point.generated_queries if is_kept(query, recipe)) for point in points]

@@ -32,6 +32,8 @@ DESCRIPTION_FILE = "xqg.json"
 TOKENIZER_FILE = "tokenizer.json"
 GRAPH_FILES = {"encoder": ("model.onnx",), "generator": ("encoder.onnx", "decoder.onnx", "head.onnx")}
 FORMAT = 1
+# An encoder behind a URL, of which a folder holds the description alone.
+ENDPOINT = "endpoint"
 
 POOLINGS = ("cls", "mean", "last")
 # The pooling of another program's graph that returns whole vectors; how it makes them is not visible.
@@ -43,6 +45,8 @@ VOCABULARIES = (FULL_VOCABULARY, RESTRICTED_VOCABULARY)
 
 # In bytes. A description is a page of text; a thousand times that still parses at once.
 LARGEST_DESCRIPTION = 1 << 20
+# With the vectors of its probes.
+LARGEST_ENDPOINT = 16 << 20
 # The longest vector that Qdrant takes.
 LARGEST_DIM = 65_536
 # Beyond any text's length and any vocabulary; the real limit is the graph's.
@@ -92,6 +96,26 @@ def read_description(path: Path, kind: str) -> dict[str, Any]:
         check_description(about, kind)
     except ValueError as error:
         raise ModelError(f"{path} {error}.", again) from error
+    return about
+
+
+def read_endpoint(folder: Path) -> dict[str, Any] | None:
+    """Read the `xqg.json` of an encoder at an endpoint, None if it describes a model of another kind.
+
+    Raises:
+        ModelError: a field is invalid.
+    """
+    path = folder / DESCRIPTION_FILE
+    if not path.is_file():
+        return None
+    about = read_json(path, LARGEST_ENDPOINT)
+    if not isinstance(about, dict) or about.get("kind") != ENDPOINT:
+        return None
+    try:
+        _check_fields(about, ENDPOINT_RULES)
+    except ValueError as error:
+        cure = f"describe it again: xqg describe URL --model NAME --out {folder}"
+        raise ModelError(f"{path} {error}.", cure) from error
     return about
 
 
@@ -327,6 +351,21 @@ FOREIGN_RULES: dict[str, dict[str, _Rule]] = {
         "suppressed_ids": _IDS,
         "restricted_languages": _Rule(lambda value: value == [], "an empty list"),
     },
+}
+_OBJECT = _Rule(lambda value: isinstance(value, dict), "an object")
+_AMOUNT = _Rule(lambda value: type(value) in (int, float) and 0 <= value < float("inf"), "a number of at least 0")
+ENDPOINT_RULES: dict[str, _Rule] = {
+    "format": _is_whole(FORMAT, FORMAT),
+    "url": _TEXT,
+    "model": _TEXT,
+    "query_fields": _OBJECT,
+    "passage_fields": _OBJECT,
+    # Of a text, in characters; 0 is no limit.
+    "max_characters": _is_whole(0, LARGEST_COUNT),
+    "price_per_million": _AMOUNT,
+    "max_tokens": _AMOUNT,
+    "probes": _is_list_of(_is_text, "vectors in base64"),
+    **{name: RULES["encoder"][name] for name in ("dim", "normalise", "query_prefix", "passage_prefix")},
 }
 SAMPLING_RULES = {
     "top_k": _COUNT,

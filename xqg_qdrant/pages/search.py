@@ -11,7 +11,7 @@ from typing import NamedTuple
 from xqg_qdrant.augmentation.calibration import AskedLanguage
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import is_calibrated, is_sparse
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.pages.templates import open_templates
 from xqg_qdrant.printing import format_asked_language
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, GeneratedQuery
@@ -138,7 +138,7 @@ def _move(rank: int, before: int | None) -> str:
 class Finder:
     """One collection and the encoder that it was made with."""
 
-    def __init__(self, store: Store, collection: str, encoder: Encoder) -> None:
+    def __init__(self, store: Store, collection: str, encoder: TextEncoder) -> None:
         """Check that the collection can be searched.
 
         Raises:

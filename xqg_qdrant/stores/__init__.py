@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 from xqg_qdrant.atomic import find_home
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import Fingerprint
-from xqg_qdrant.records import PayloadLayout
+from xqg_qdrant.records import PayloadLayout, Space
 from xqg_qdrant.stores.protocol import Sharding, Store
 
 if TYPE_CHECKING:
     from xqg_qdrant.stores.server.foreign import ForeignStore
+    from xqg_qdrant.stores.server.own_space import OwnSpaceStore
 
 __all__ = [
     "Sharding",
@@ -28,6 +29,7 @@ __all__ = [
     "is_same_place",
     "is_server",
     "open_foreign_store",
+    "open_own_space_store",
     "open_store",
     "read_existing_fingerprint",
     "sends_key_in_clear",
@@ -110,6 +112,26 @@ def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout
         InputError: the location has an unknown form or is an embedded store, or the layout names no text field.
         StoreError: the directory of `local:` cannot be opened.
     """
+    _check_foreign(location, layout)
+    from xqg_qdrant.stores.server.foreign import ForeignStore
+
+    return ForeignStore(location, api_key, layout or PayloadLayout("", "", ""))
+
+
+def open_own_space_store(location: str, api_key: str | None, layout: PayloadLayout, space: Space) -> OwnSpaceStore:
+    """Open the store at a location for collections of another program, to be augmented in a space that they have.
+
+    Raises:
+        InputError: the location has an unknown form or is an embedded store, or the layout names no text field.
+        StoreError: the directory of `local:` cannot be opened.
+    """
+    _check_foreign(location, layout)
+    from xqg_qdrant.stores.server.own_space import OwnSpaceStore
+
+    return OwnSpaceStore(location, api_key, layout, space)
+
+
+def _check_foreign(location: str, layout: PayloadLayout | None) -> None:
     if layout is not None and not layout.text:
         raise InputError("the field that holds the text has no name.", "name it with --text-field")
     if find_directory(location) is not None and not location.startswith(LOCAL):
@@ -118,9 +140,6 @@ def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout
             "local:DIR.",
             "name one of these (--store), or write the passages to a file and use xqg ingest",
         )
-    from xqg_qdrant.stores.server.foreign import ForeignStore
-
-    return ForeignStore(location, api_key, layout or PayloadLayout("", "", ""))
 
 
 def is_server(location: str) -> bool:

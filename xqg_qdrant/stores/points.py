@@ -15,6 +15,7 @@ import numpy as np
 
 from xqg_qdrant.corpus.fields import to_json
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
+from xqg_qdrant.fingerprint import read_space
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     TERMS_VECTOR,
@@ -265,7 +266,10 @@ def make_names(payload_layout: str, model: str) -> dict[str, str]:
 
 def read_names(fingerprint: Mapping[str, Any]) -> Names:
     """Return a collection's renamed fields and vectors, from our names to its names and back."""
+    space = read_space(fingerprint)
     names = fingerprint.get(NAMES_FIELD) or OUR_NAMES
+    if space is not None:
+        names = {XQG_VECTOR if space.replaced else PASSAGE_VECTOR: space.vector}
     return {**names, **{theirs: ours for ours, theirs in names.items()}}
 
 

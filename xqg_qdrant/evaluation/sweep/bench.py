@@ -17,7 +17,7 @@ from xqg_qdrant.evaluation import xor_retrieve as official
 from xqg_qdrant.evaluation.comparison import Report, Values, average, evaluate_runs, languages_of
 from xqg_qdrant.evaluation.measures import per_query_values
 from xqg_qdrant.evaluation.sweep.vectors import StoredVectors
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import FloatArray, Qrel, Query, ScoredPassage
 
 # A block of scores that fits the processor's cache is ranked faster, and bounds the memory for a large corpus.
@@ -130,7 +130,7 @@ class Bench:
 def make_bench(
     vectors: StoredVectors,
     recipe: Recipe,
-    encoder: Encoder,
+    encoder: TextEncoder,
     queries: Sequence[Query],
     qrels: Sequence[Qrel],
     measure: str | None,

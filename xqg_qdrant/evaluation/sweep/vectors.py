@@ -21,7 +21,7 @@ from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, fuse,
 from xqg_qdrant.augmentation.recipe import Recipe, read_recipe
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import RETUNING_FIELD
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.lifecycle.retune import is_kept
 from xqg_qdrant.records import PASSAGE_VECTOR, FloatArray, GeneratedQuery, Passage
 from xqg_qdrant.retrieval import check_collection
@@ -33,7 +33,7 @@ TEXTS_AT_ONCE = 1024
 POINTS_AT_ONCE = 256
 
 
-def check_sweepable(store: Store, collection: str, encoder: Encoder) -> Recipe:
+def check_sweepable(store: Store, collection: str, encoder: TextEncoder) -> Recipe:
     """Return the recipe of a collection that can be swept.
 
     Raises:
@@ -72,7 +72,7 @@ class StoredVectors:
         """Return the number of distinct query texts, which is how many are encoded."""
         return len(self._texts)
 
-    def load(self, store: Store, collection: str, encoder: Encoder, threads: int, bars: Bars) -> None:
+    def load(self, store: Store, collection: str, encoder: TextEncoder, threads: int, bars: Bars) -> None:
         """Read a collection and encode its queries, with progress bars; 0 threads is one per core.
 
         Raises:
@@ -104,7 +104,7 @@ class StoredVectors:
             rows = [self._texts.setdefault(query.text, len(self._texts)) for query in queries]
             self._rows.append(np.array(rows, dtype=np.int64))
 
-    def encode(self, encoder: Encoder, workers: int) -> abc.Generator[int, None, None]:
+    def encode(self, encoder: TextEncoder, workers: int) -> abc.Generator[int, None, None]:
         """Encode each distinct query text once; yield the number of texts in each batch.
 
         Raises:
@@ -169,5 +169,5 @@ def opened_vectors() -> Iterator[StoredVectors]:
         yield StoredVectors(Path(directory))
 
 
-def _encode(texts: Sequence[str], encoder: Encoder) -> FloatArray:
+def _encode(texts: Sequence[str], encoder: TextEncoder) -> FloatArray:
     return check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim)

@@ -343,8 +343,9 @@ class ClientStore:
     ) -> list[list[models.ScoredPoint]]:
         """Return the `count` best points of each query."""
         limit = fit(count, self._open(collection, also_foreign=True).strict.max_query_limit)
+        using = vector_name or None  # the unnamed vector
         requests = [
-            models.QueryRequest(query=query, using=vector_name, limit=limit, with_payload=True, params=params)
+            models.QueryRequest(query=query, using=using, limit=limit, with_payload=True, params=params)
             for query in queries
         ]
 

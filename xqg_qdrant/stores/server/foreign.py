@@ -16,21 +16,43 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from qdrant_client import models
 
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
-from xqg_qdrant.fingerprint import LAYOUT_PREFIX, describe_layout, hash_content, read_layout, refuse_mismatch
-from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, Passage, PayloadLayout, Reject
+from xqg_qdrant.fingerprint import (
+    LAYOUT_PREFIX,
+    SPACE_PREFIX,
+    describe_layout,
+    hash_content,
+    read_layout,
+    read_space,
+    refuse_mismatch,
+)
+from xqg_qdrant.records import (
+    PASSAGE_VECTOR,
+    AugmentedPassage,
+    Passage,
+    PayloadLayout,
+    QueriedPassage,
+    Reject,
+    Space,
+)
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.points import VECTOR_NAMES
 from xqg_qdrant.stores.server.answers import check_asked
 from xqg_qdrant.stores.server.client import READ_BATCH, SCROLL_BATCH, ClientStore
 from xqg_qdrant.stores.server.foreign_points import (
     FOREIGN_KEY,
+    WRITTEN,
+    as_named,
+    find_plain,
     find_problem,
     get_field,
     parse_point_id,
     read_foreign_payload,
+    read_own_id,
+    read_passage,
 )
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, describe_collection, fit, split_points
 from xqg_qdrant.streams import batched
@@ -46,8 +68,10 @@ class ForeignStore(ClientStore):
     def __init__(self, location: str, api_key: str | None, payload_layout: PayloadLayout) -> None:
         super().__init__(location, api_key)
         self._payload_layout = payload_layout
+        self._added: tuple[str, ...] = VECTOR_NAMES
+        self._marks = describe_layout(payload_layout)
 
-    def read_passages(self, collection: str) -> Iterator[Passage | Reject]:
+    def read_passages(self, collection: str) -> Iterator[Passage | QueriedPassage | Reject]:
         """Yield the passage of each point, or a `Reject` if the point holds none."""
         payload = models.PayloadSelectorExclude(exclude=[f"{FOREIGN_KEY}.generated_queries"])
         for record in self._scroll(collection, SCROLL_BATCH, payload, False):
@@ -56,10 +80,9 @@ class ForeignStore(ClientStore):
                 source = f"{self.location}, collection {collection!r}, point {record.id}"
                 yield Reject(source, 0, problem, json.dumps(fields))
             else:
-                text, title = (
-                    get_field(fields, name) for name in (self._payload_layout.text, self._payload_layout.title)
-                )
-                yield Passage(str(record.id), text, title or "")
+                passage = read_passage(record.id, fields, self._payload_layout)
+                own_id = read_own_id(fields, self._payload_layout)
+                yield QueriedPassage(passage, own_id=own_id) if own_id else passage
 
     def read_augmented(self, collection: str) -> Iterator[AugmentedPassage | Reject]:
         """Yield each point's passage and queries without vectors, or a `Reject` if the point holds none.
@@ -88,11 +111,13 @@ class ForeignStore(ClientStore):
         """
         info = self._require_info(collection)
         stored = (info.config.metadata or {}).get(FINGERPRINT_KEY)
-        found = _vector_names(info) & set(VECTOR_NAMES)
+        found = _vector_names(info) & set(self._added)
         if isinstance(stored, dict):
-            refuse_mismatch(collection, stored, describe_layout(self._payload_layout), part=LAYOUT_PREFIX.rstrip("."))
-            if len(found) == len(VECTOR_NAMES):
-                return {name: value for name, value in stored.items() if not name.startswith(LAYOUT_PREFIX)}
+            for prefix in (LAYOUT_PREFIX, SPACE_PREFIX):
+                refuse_mismatch(collection, stored, self._marks, part=prefix.rstrip("."))
+            if len(found) == len(self._added):
+                marks = (LAYOUT_PREFIX, SPACE_PREFIX)
+                return {name: value for name, value in stored.items() if not name.startswith(marks)}
         elif found:
             raise MismatchError(
                 f"collection {collection!r} in {self.location} has a vector {min(found)!r} that xqg did not add. "
@@ -109,27 +134,28 @@ class ForeignStore(ClientStore):
 
         The fingerprint comes first: it shows a later run that the vectors are ours.
         """
-        kept = layout.check_creation(collection, dim, {**fingerprint, **describe_layout(self._payload_layout)})
+        kept = layout.check_creation(collection, dim, {**fingerprint, **self._marks})
         action = f"add vectors to collection {collection!r}"
         metadata = {FINGERPRINT_KEY: kept}
         self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
-        config = models.DenseVectorNameConfig(dense=models.DenseVectorConfig(size=dim, distance=models.Distance.DOT))
-        for name in VECTOR_NAMES:
+        for name, config in self._configure(collection, dim).items():
             # If the vector exists with the same length, the server does nothing.
             self._wire.ask(
                 action,
                 self._client.create_vector_name,
                 collection_name=collection,
                 vector_name=name,
-                vector_name_config=config,
+                vector_name_config=models.DenseVectorNameConfig(dense=config),
             )
         info = self._require_info(collection)
-        if not set(VECTOR_NAMES) <= _vector_names(info):
+        if not set(self._added) <= _vector_names(info):
             raise StoreError(f"{self.location} did not {action}.", "run the same command again")
         self._opened[collection] = describe_collection(info, *self._read_ours(collection, info))
 
     def remove_added(self, collection: str) -> int:
         """Remove our vectors, payload field and fingerprint, and nothing else; return the number of augmented points.
+
+        Replaced vectors are given back before, bit by bit.
 
         The fingerprint goes last: until then the removal can be repeated.
 
@@ -146,9 +172,15 @@ class ForeignStore(ClientStore):
             cure = f"delete it with: xqg delete --collection {collection}"
             raise MismatchError(f"collection {collection!r} is xqg's own. Nothing was changed.", cure)
         action = f"remove what was added to collection {collection!r}"
+        space = read_space(stored)
+        added = VECTOR_NAMES if space is None else (space.added,)
+        if space is not None and space.replaced and PASSAGE_VECTOR in _vector_names(info):
+            self._restore(collection, space)
         # The owner may have a field of the same name: only a point with our content hash holds ours.
         hashes = self._scroll(collection, SCROLL_BATCH, [f"{FOREIGN_KEY}.content_hash"], False)
-        ours = (record.id for record in hashes if get_field(record.payload or {}, f"{FOREIGN_KEY}.content_hash"))
+        ours = (
+            record.id for record in hashes if get_field(record.payload or {}, f"{FOREIGN_KEY}.content_hash") is not None
+        )
         count = 0
         for ids in batched(ours, READ_BATCH):
             result = self._wire.ask(
@@ -161,7 +193,7 @@ class ForeignStore(ClientStore):
             )
             self._check_applied(result, collection)
             count += len(ids)
-        for name in _vector_names(info) & set(VECTOR_NAMES):
+        for name in _vector_names(info) & set(added):
             self._wire.ask(action, self._client.delete_vector_name, collection_name=collection, vector_name=name)
         metadata: dict[str, Any] = {FINGERPRINT_KEY: None}
         self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
@@ -169,7 +201,7 @@ class ForeignStore(ClientStore):
         return count
 
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
-        """Return the content hash of each point that has both of our vectors.
+        """Return the content hash of each point that has our vectors.
 
         The program that owns the points may have replaced them, keeping their payload and only its own vectors.
         """
@@ -192,8 +224,8 @@ class ForeignStore(ClientStore):
     def _filter_augmented(
         self, collection: str, ids: Sequence[models.ExtendedPointId], field: str
     ) -> list[models.Record]:
-        """Return those of the points that have both of our vectors, with one field."""
-        vectors = [models.HasVectorCondition(has_vector=name) for name in VECTOR_NAMES]
+        """Return those of the points that have our vectors, with one field."""
+        vectors = [models.HasVectorCondition(has_vector=name) for name in self._added]
         records, _ = self._wire.ask(
             f"read collection {collection!r}",
             self._client.scroll,
@@ -209,9 +241,9 @@ class ForeignStore(ClientStore):
         self, collection: str, ids: Sequence[models.ExtendedPointId], field: str
     ) -> list[models.Record]:
         """Do the same where no filter may have so many conditions; this transfers the vectors."""
-        records = self._retrieve(collection, ids, [field], [*VECTOR_NAMES])
+        records = self._retrieve(collection, ids, [field], [*self._added])
         return [
-            record for record in records if isinstance(record.vector, dict) and set(VECTOR_NAMES) <= set(record.vector)
+            record for record in records if isinstance(record.vector, dict) and set(self._added) <= set(record.vector)
         ]
 
     @contextmanager
@@ -232,6 +264,15 @@ class ForeignStore(ClientStore):
             )
             for point, payload in layout.check_points(points, opened.dim).values()
         }
+        for batch in split_points(ours, opened.dim, opened.strict):
+            self._write(collection, batch)
+
+    def _configure(self, collection: str, dim: int) -> dict[str, models.DenseVectorConfig]:
+        """Return the vectors to add to a collection."""
+        return dict.fromkeys(self._added, models.DenseVectorConfig(size=dim, distance=models.Distance.DOT))
+
+    def _write(self, collection: str, points: Sequence[models.PointStruct]) -> None:
+        """Add vectors and fields to those points that still exist."""
         action = f"write to collection {collection!r}"
 
         def send(part: Sequence[models.PointStruct]) -> list[models.UpdateResult]:
@@ -254,21 +295,52 @@ class ForeignStore(ClientStore):
                 ),
             ]
 
-        for batch in split_points(ours, opened.dim, opened.strict):
-            alive = self._retrieve(collection, [point.id for point in batch], False, False)
-            ids = {str(record.id) for record in alive}
-            kept = [point for point in batch if str(point.id) in ids]
-            if not kept:
-                continue
-            for results in self._writes.send(kept, send, lambda point: f"point {point.id}"):
-                for result in results:
-                    self._check_applied(result, collection)
+        alive = self._retrieve(collection, [point.id for point in points], False, False)
+        ids = {str(record.id) for record in alive}
+        kept = [point for point in points if str(point.id) in ids]
+        for results in self._writes.send(kept, send, lambda point: f"point {point.id}") if kept else ():
+            for result in results:
+                self._check_applied(result, collection)
+
+    def _restore(self, collection: str, space: Space) -> None:
+        """Give the points their plain vectors back where these were replaced."""
+        names = [space.vector, PASSAGE_VECTOR]
+        records = self._scroll(collection, SCROLL_BATCH, [f"{FOREIGN_KEY}.{WRITTEN}"], names)
+        strict = self._open(collection, also_foreign=True).strict
+        for batch in batched(records, fit(SCROLL_BATCH, strict.upsert_max_batchsize, strict.write_rate_limit)):
+            plain = []
+            for record in batch:
+                vectors = as_named(record.vector)
+                vector = find_plain(vectors, record.payload or {}, space)
+                if vector is not None and not np.array_equal(vector, np.float32(vectors[space.vector])):
+                    plain.append(models.PointVectors(id=record.id, vector={space.vector: vector.tolist()}))
+            changes = models.UpdateVectors(points=plain)
+            self._apply(collection, [models.UpdateVectorsOperation(update_vectors=changes)] if plain else [])
+
+    def _apply(self, collection: str, operations: Sequence[models.UpdateOperation]) -> None:
+        """Send changes of points in one request, which the server applies in order."""
+        if not operations:
+            return
+        results = self._wire.ask(
+            f"write to collection {collection!r}",
+            self._client.batch_update_points,
+            collection_name=collection,
+            update_operations=list(operations),
+            wait=True,
+        )
+        for result in results:
+            self._check_applied(result, collection)
 
     def _read_ours(self, collection: str, info: models.CollectionInfo) -> tuple[dict[str, Any], int]:
-        """Return the payload layout as the fingerprint, so that inherited methods see a foreign collection."""
-        vectors = info.config.params.vectors
-        params = vectors.get(XQG_VECTOR) if isinstance(vectors, dict) else None
-        return describe_layout(self._payload_layout), params.size if params else 0
+        """Return our marks as the fingerprint, so that inherited methods see a foreign collection."""
+        params = list_params(info).get(self._added[0])
+        return self._marks, params.size if params else 0
+
+
+def list_params(info: models.CollectionInfo) -> dict[str, models.VectorParams]:
+    """Return the dense vectors by name; an unnamed one has the name ""."""
+    vectors = info.config.params.vectors
+    return {"": vectors} if isinstance(vectors, models.VectorParams) else dict(vectors or {})
 
 
 def _vector_names(info: models.CollectionInfo) -> set[str]:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
+import numpy as np
+
 from xqg_qdrant.corpus.fields import Json
-from xqg_qdrant.records import GeneratedQuery, Passage, PayloadLayout, ScoredPassage
+from xqg_qdrant.records import (
+    PASSAGE_VECTOR,
+    FloatArray,
+    GeneratedQuery,
+    Passage,
+    PayloadLayout,
+    ScoredPassage,
+    Space,
+)
 from xqg_qdrant.stores.points import MAKE_QUERY, QUERY_FIELDS
 from xqg_qdrant.stores.protocol import RawHit
 from xqg_qdrant.text import is_blank
 
 # The one field of another program's payload that xqg writes.
 FOREIGN_KEY = "xqg"
+# In that field, if vectors are replaced: the first numbers of each vector that xqg wrote or was about to write.
+WRITTEN = "written"
+MARK_LENGTH = 16
+# Vectors may be stored in 16 bits.
+MARK_TOLERANCE = 2e-3
 
 
 class RawForeignHit(RawHit, Protocol):
@@ -75,6 +90,50 @@ def read_foreign_payload(
     except (KeyError, TypeError):  # not ours, or no longer
         queries = ()
     return passage, queries
+
+
+def read_passage(point_id: object, fields: Mapping[str, Any], layout: PayloadLayout) -> Passage:
+    """Return the passage of a payload in which `find_problem` finds none, with the point's id."""
+    text, title = (get_field(fields, name) for name in (layout.text, layout.title))
+    return Passage(str(point_id), str(text), str(title or ""))
+
+
+def read_own_id(fields: Mapping[str, Any], layout: PayloadLayout) -> str:
+    """Return the passage's id in a payload; empty if the point's id is the passage's."""
+    return str(get_field(fields, layout.id)) if layout.id else ""
+
+
+def as_named(vector: object) -> Mapping[str, Any]:
+    """Return a record's vectors by name; an unnamed one has the name ""."""
+    return vector if isinstance(vector, Mapping) else {} if vector is None else {"": vector}
+
+
+def shorten(vector: Sequence[float]) -> list[float]:
+    """Return what marks a vector as written by us: its first numbers."""
+    return [float(f"{number:.6g}") for number in vector[:MARK_LENGTH]]
+
+
+def is_written(vector: FloatArray, payload: Mapping[str, Any]) -> bool:
+    """Return whether xqg wrote a vector, by the marks in the payload."""
+    marks = get_field(payload, f"{FOREIGN_KEY}.{WRITTEN}")
+    start = vector[:MARK_LENGTH]
+    return isinstance(marks, list) and any(
+        len(mark) == len(start) and np.allclose(start, mark, MARK_TOLERANCE, MARK_TOLERANCE * np.abs(start).max())
+        for mark in marks
+    )
+
+
+def find_plain(vectors: Mapping[str, Any], payload: Mapping[str, Any], space: Space) -> FloatArray | None:
+    """Return the plain vector of a point, float32; None if the point has none.
+
+    Where vectors are replaced that is the kept one, unless the point's program has written the vector anew.
+    """
+    if space.vector not in vectors:
+        return None
+    present = np.asarray(vectors[space.vector], dtype=np.float32)
+    if space.replaced and PASSAGE_VECTOR in vectors and is_written(present, payload):
+        return np.asarray(vectors[PASSAGE_VECTOR], dtype=np.float32)
+    return present
 
 
 def read_foreign_hit(hit: RawForeignHit, layout: PayloadLayout) -> ScoredPassage:

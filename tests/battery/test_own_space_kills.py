@@ -1,0 +1,124 @@
+"""A kill -9 while vectors of another program's collection are replaced, or given back, loses no bit.
+
+Each case kills `xqg augment` at a request that the seed draws, before or after the server has it, up to three times,
+then lets it run to its end; then the same with `--undo`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from qdrant_client import models
+from rest_qdrant import RestQdrant
+
+from xqg_qdrant.augmentation import pipeline
+from xqg_qdrant.cli import main
+from xqg_qdrant.demo import read_demo_passages
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.records import FloatArray
+from xqg_qdrant.stores.server import client, own_space
+
+PASSAGES = read_demo_passages()[:12]
+KILLED = """
+import itertools, os, signal, sys
+import httpx
+from xqg_qdrant.augmentation import pipeline
+from xqg_qdrant.cli import main
+from xqg_qdrant.stores.server import client, own_space
+pipeline.CHEAP_CHUNK_SIZE = client.SCROLL_BATCH = client.READ_BATCH = own_space.SCROLL_BATCH = own_space.READ_BATCH = 4
+last, when = int(sys.argv[1]), sys.argv[2]
+send, passed = httpx.Client.send, itertools.count(1)
+def counting(self, request, **settings):
+    number = next(passed)
+    if number == last and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    response = send(self, request, **settings)
+    if number == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return response
+httpx.Client.send = counting
+main(sys.argv[3:])
+"""
+
+
+@pytest.fixture(scope="module")
+def plain(demo_encoder: Encoder) -> FloatArray:
+    return demo_encoder.encode_passages([passage.text for passage in PASSAGES])
+
+
+@pytest.fixture
+def rest(plain: FloatArray) -> Iterator[RestQdrant]:
+    with closing(RestQdrant()) as server:
+        server.version = "1.18.0"
+        params = models.VectorParams(size=plain.shape[1], distance=models.Distance.COSINE)
+        server.client.create_collection("theirs", {"dense": params})
+        points = [
+            models.PointStruct(id=i, vector={"dense": vector.tolist()}, payload={"id": p.passage_id, "text": p.text})
+            for i, (p, vector) in enumerate(zip(PASSAGES, plain, strict=True))
+        ]
+        server.client.upsert("theirs", points)
+        yield server
+
+
+def read_all(rest: RestQdrant) -> dict[Any, models.Record]:
+    return {record.id: record for record in rest.client.scroll("theirs", limit=1000, with_vectors=True)[0]}
+
+
+def kill(arguments: list[str], last: int, when: str) -> None:
+    """Run the command in a process that kills itself at a request."""
+    command = [sys.executable, "-c", KILLED, str(last), when, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def run(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture(autouse=True)
+def _small_steps(demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xqg_qdrant.cli.ingest.load_encoder", lambda *_: demo_encoder)
+    monkeypatch.setattr(pipeline, "CHEAP_CHUNK_SIZE", 4)
+    for name in ("SCROLL_BATCH", "READ_BATCH"):
+        monkeypatch.setattr(client, name, 4)
+        monkeypatch.setattr(own_space, name, 4)
+
+
+def test_a_run_that_is_killed_ends_as_any_other_and_undo_gives_back_every_bit(
+    rest: RestQdrant, seed: int, tmp_path: Path
+) -> None:
+    queries = tmp_path / "queries.jsonl"
+    rows = ({"id": passage.passage_id, "language": "fi", "text": f"Mikä on {passage.title}?"} for passage in PASSAGES)
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    theirs = ["augment", "--collection", "theirs", "--store", rest.url, "--dead-letters", str(tmp_path / "bad")]
+    fields = ["--text-field", "text", "--id-field", "id", "--vector", "dense", "--replace", "--no-calibrate"]
+    augment, undo = [*theirs, *fields, "--queries", str(queries)], [*theirs, "--undo", "--yes"]
+    before = read_all(rest)
+    run(augment)
+    after, sent = read_all(rest), len(rest.requests)
+    run(undo)
+    assert read_all(rest) == before
+    sent_to_undo = len(rest.requests) - sent
+    draw = random.Random(seed)
+    # The last requests are sent after all is done.
+    for _ in range(draw.randint(1, 2)):
+        kill(augment, draw.randint(1, sent // 2), draw.choice(["before", "after"]))
+    if draw.random() < 0.7:
+        run(augment)
+        assert read_all(rest) == after
+        kill(undo, draw.randint(1, sent_to_undo), draw.choice(["before", "after"]))
+    if (rest.client.get_collection("theirs").config.metadata or {}).get("xqg_fingerprint"):
+        run(undo)
+    assert read_all(rest) == before
+    assert list(rest.client.get_collection("theirs").config.params.vectors) == ["dense"]  # type: ignore[arg-type]

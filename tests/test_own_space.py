@@ -1,0 +1,303 @@
+"""What `xqg augment --vector` promises: better vectors where an application searches already, and every bit back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from qdrant_client import QdrantClient, models
+from rest_qdrant import RestQdrant
+
+from xqg_qdrant.augmentation.fusion import Fusion, fuse
+from xqg_qdrant.augmentation.pipeline import ingest
+from xqg_qdrant.augmentation.recipe import Recipe
+from xqg_qdrant.cli import main
+from xqg_qdrant.demo import read_demo_passages
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.records import FloatArray, GeneratedQuery, PayloadLayout, QueriedPassage, Space
+from xqg_qdrant.stores import open_own_space_store
+from xqg_qdrant.stores.server.own_space import OwnSpaceStore
+
+PASSAGES = read_demo_passages()[:8]
+COSINE, DOT = models.Distance.COSINE, models.Distance.DOT
+LAYOUT = PayloadLayout("text", "title", "id")
+FIELDS = ("--text-field", "text", "--title-field", "title", "--id-field", "id")
+MEAN = Recipe(alpha=0.4, fusion="mean", renormalise=True)
+
+
+@pytest.fixture(scope="module")
+def plain(demo_encoder: Encoder) -> FloatArray:
+    return demo_encoder.encode_passages([f"{passage.title} {passage.text}" for passage in PASSAGES])
+
+
+@pytest.fixture(autouse=True)
+def _one_encoder(demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load the encoder once for all commands."""
+    monkeypatch.setattr("xqg_qdrant.cli.ingest.load_encoder", lambda *_: demo_encoder)
+    monkeypatch.setattr("xqg_qdrant.cli.retrieval.load_encoder", lambda *_: demo_encoder)
+
+
+@pytest.fixture
+def rest() -> Iterator[RestQdrant]:
+    server = RestQdrant()
+    server.version = "1.18.0"
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def queries(tmp_path: Path) -> Path:
+    path = tmp_path / "queries.jsonl"
+    rows = ({"id": passage.passage_id, "language": "fi", "text": f"Mikä on {passage.title}?"} for passage in PASSAGES)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def fill(client: QdrantClient, vectors: FloatArray, name: str = "", distance: models.Distance = COSINE) -> None:
+    """Make another program's collection; the last point has no text."""
+    params = models.VectorParams(size=vectors.shape[1], distance=distance)
+    client.create_collection("theirs", {name: params} if name else params, metadata={"owner": "another program"})
+    payloads = [{"id": p.passage_id, "title": p.title, "text": p.text, "tags": [1]} for p in PASSAGES]
+    payloads[-1] = {"note": "a picture"}
+    points = [
+        models.PointStruct(id=number, vector={name: vector.tolist()} if name else vector.tolist(), payload=payload)
+        for number, (vector, payload) in enumerate(zip(vectors, payloads, strict=True))
+    ]
+    client.upsert("theirs", points)
+
+
+def read_all(client: QdrantClient) -> dict[Any, tuple[dict[str, Any] | None, dict[str, Any]]]:
+    records = client.scroll("theirs", limit=1000, with_vectors=True)[0]
+    return {r.id: (r.payload, r.vector if isinstance(r.vector, dict) else {"": r.vector}) for r in records}
+
+
+def xqg(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def augment(rest: RestQdrant, *options: object) -> Result:
+    return xqg("augment", "--collection", "theirs", "--store", rest.url, *options)
+
+
+@pytest.mark.parametrize("name", ["", "dense"])
+@pytest.mark.parametrize("replace", [(), ("--replace",)])
+def test_the_stored_vector_is_the_plain_one_and_undo_gives_back_every_bit(
+    name: str, replace: tuple[str, ...], rest: RestQdrant, plain: FloatArray, queries: Path, tmp_path: Path,
+    demo_encoder: Encoder,
+) -> None:  # fmt: skip
+    fill(rest.client, plain, name)
+    before = read_all(rest.client)
+    options = ("--vector", name, *replace, "--queries", queries, "--no-calibrate", "--dead-letters", tmp_path / "bad")
+    result = augment(rest, *FIELDS, *options)
+    assert result.exit_code == 3, result.output
+    assert "the prefix 'passage: ' and '{title} {text}'" in result.stderr
+    assert "7 passages stored, 0 unchanged, 1 row rejected" in result.stderr
+    after = read_all(rest.client)
+    assert after.pop(7) == before[7]
+    augmented, kept = (name, "passage") if replace else ("xqg", name)
+    asked = demo_encoder.encode_queries([f"Mikä on {passage.title}?" for passage in PASSAGES])
+    for number, (payload, vectors) in after.items():
+        assert vectors.keys() == {augmented, kept}
+        assert vectors[kept] == before[number][1][name]
+        expected = fuse(np.array(vectors[kept], np.float32), asked[number : number + 1], Fusion(0.4, "mean", True))
+        np.testing.assert_allclose(vectors[augmented], expected, atol=1e-7)
+        assert {key: value for key, value in (payload or {}).items() if key != "xqg"} == before[number][0]
+    again = augment(rest, *FIELDS, *options)
+    assert "0 passages stored, 7 unchanged, 1 row rejected" in again.stderr
+    undone = augment(rest, "--undo", "--yes")
+    assert undone.exit_code == 0, undone.output
+    assert read_all(rest.client) == before
+    assert rest.client.get_collection("theirs").config.metadata == {"owner": "another program"}
+    nothing = augment(rest, "--undo", "--yes")
+    assert (nothing.exit_code, "was not augmented" in nothing.stderr) == (2, True)
+
+
+def test_an_application_that_searches_their_vector_finds_the_augmented_one(
+    rest: RestQdrant, plain: FloatArray, queries: Path, tmp_path: Path, demo_encoder: Encoder
+) -> None:
+    fill(rest.client, plain, "dense")
+    [asked] = demo_encoder.encode_queries([f"Mikä on {PASSAGES[5].title}?"]).tolist()
+
+    def search() -> float:  # the application's own code, before and after
+        [best] = rest.client.query_points("theirs", asked, using="dense", limit=1).points
+        assert best.id == 5
+        return best.score
+
+    before = search()
+    options = ("--vector", "dense", "--replace", "--queries", queries, "--dead-letters", tmp_path / "bad")
+    augment(rest, *FIELDS, *options)
+    assert search() > before + 0.03
+    found = xqg("query", "--collection", "theirs", "--store", rest.url, "--json", f"Mikä on {PASSAGES[5].title}?")
+    assert found.exit_code == 0, found.output
+    [hit, *_] = json.loads(found.stdout)["hits"]
+    assert hit["passage_id"] == PASSAGES[5].passage_id
+    augment(rest, "--undo", "--yes")
+    assert search() == before
+
+
+@pytest.mark.parametrize("distance", [COSINE, DOT])
+def test_no_queries_only_calibrates_what_is_stored(
+    distance: models.Distance, rest: RestQdrant, plain: FloatArray, tmp_path: Path, demo_encoder: Encoder
+) -> None:
+    fill(rest.client, plain, "dense", distance)
+    options = ("--vector", "dense", "--replace", "--no-queries", "--dead-letters", tmp_path / "bad")
+    result = augment(rest, *FIELDS, *options)
+    assert result.exit_code == 3, result.output
+    assert "no queries, " in result.stderr
+    metadata = rest.client.get_collection("theirs").config.metadata or {}
+    mean = np.frombuffer(__import__("base64").b64decode(metadata["xqg_fingerprint"]["recipe.bank_mean"]), "<f4")
+    for number, (_, vectors) in read_all(rest.client).items():
+        if number < 7:
+            calibrated = np.float64(vectors["passage"]) + 0.5 * mean
+            np.testing.assert_allclose(vectors["dense"], calibrated / np.linalg.norm(calibrated), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--vector", "dens"), "no dense vector 'dens'; it has: 'dense'.\nCure: name one of these, such as --vector"),
+        (("--vector", "xqg"), "no dense vector 'xqg'"),
+        (("--vector", "dense", "--text-field", "title"), "did not make vector 'dense': at best cosine 0.8"),
+        (("--vector", "dense", "--text-field", "nothing"), "no point has both a text and the vector 'dense'"),
+    ],
+)
+def test_what_cannot_be_augmented_is_refused_before_anything_is_written(
+    options: Sequence[str], message: str, rest: RestQdrant, plain: FloatArray
+) -> None:
+    fill(rest.client, plain, "dense")
+    before = read_all(rest.client)
+    result = augment(rest, *FIELDS, *options, "--no-queries", "--replace")
+    assert result.exit_code in (2, 4), result.output
+    assert message in result.stderr
+    assert read_all(rest.client) == before
+    assert rest.client.get_collection("theirs").config.metadata == {"owner": "another program"}
+
+
+def test_the_prefix_and_the_template_of_other_programs_are_found(
+    rest: RestQdrant, tmp_path: Path, demo_encoder: Encoder
+) -> None:
+    fill(rest.client, demo_encoder.encode_passages([passage.text for passage in PASSAGES], "query: "))
+    result = augment(rest, *FIELDS, "--vector", "", "--no-queries", "--dead-letters", tmp_path / "bad")
+    assert result.exit_code == 3, result.output
+    assert "cosine 1.0000 (median), 1.0000 (lowest) over 7 passages, with the prefix 'query: ' and '{text}'" in (
+        result.stderr
+    )
+
+
+def test_vectors_of_another_length_are_refused(rest: RestQdrant) -> None:
+    fill(rest.client, np.ones((8, 8), np.float32))
+    result = augment(rest, *FIELDS, "--vector", "", "--no-queries")
+    assert result.exit_code == 4
+    assert "has 8 numbers, and the encoder makes 384. Nothing was changed." in result.stderr
+
+
+# --- interruptions and other writers
+
+
+class CutError(Exception):
+    """The server ends within a request."""
+
+
+def open_memory(vectors: FloatArray) -> OwnSpaceStore:
+    store = open_own_space_store(":memory:", None, LAYOUT, Space("dense", replaced=True))
+    # By dot product, as the emulation changes bits where it compares by cosine.
+    fill(store._client, vectors, "dense", DOT)
+    return store
+
+
+def run(store: OwnSpaceStore, encoder: Encoder) -> None:
+    query = GeneratedQuery("", "Where does the Danube end?")
+    rows = (
+        row._replace(queries=(query,)) if isinstance(row, QueriedPassage) else row
+        for row in store.read_passages("theirs")
+    )
+    list(ingest(rows, store, "theirs", encoder, None, MEAN))
+
+
+def undo(store: OwnSpaceStore) -> None:
+    store.remove_added("theirs")
+
+
+def cut(store: OwnSpaceStore, applied: int) -> None:
+    """Have the server apply so many changes of the next request, then end."""
+    whole = store._client.batch_update_points
+
+    def batch_update_points(collection_name: str, update_operations: Sequence[Any], **settings: Any) -> Any:  # noqa: ANN401
+        store._client.batch_update_points = whole  # type: ignore[method-assign]
+        whole(collection_name, update_operations[:applied], **settings)
+        raise CutError
+
+    store._client.batch_update_points = batch_update_points  # type: ignore[method-assign,assignment]
+
+
+@pytest.mark.parametrize("applied", [1, 2, 8, 9, 10, 15])
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_server_that_ends_within_a_write_loses_no_plain_vector(
+    applied: int, edited: bool, plain: FloatArray, demo_encoder: Encoder
+) -> None:
+    whole, store, undone = (open_memory(plain) for _ in range(3))
+    before = read_all(undone._client)
+    for each in (whole, store, undone):
+        if edited:  # the vectors that are replaced now are ours
+            run(each, demo_encoder)
+            each._client.set_payload("theirs", {"tags": [2], "text": "Another text."}, points=list(range(7)))
+        if each is not whole:
+            cut(each, applied)
+            with pytest.raises(Exception, match="CutError"):
+                run(each, demo_encoder)
+    run(whole, demo_encoder)
+    run(store, demo_encoder)
+    assert read_all(store._client) == read_all(whole._client)
+    undo(undone)
+    after = read_all(undone._client)
+    assert [vectors for _, vectors in after.values()] == [vectors for _, vectors in before.values()]
+    assert all("xqg" not in (payload or {}) for payload, _ in after.values())
+
+
+def test_a_vector_that_its_program_writes_anew_is_the_plain_one_from_then_on(
+    plain: FloatArray, demo_encoder: Encoder
+) -> None:
+    store = open_memory(plain)
+    run(store, demo_encoder)
+    first = read_all(store._client)
+    fresh = demo_encoder.encode_passages(["The Danube ends in the Black Sea."])[0]
+    store._client.update_vectors("theirs", [models.PointVectors(id=3, vector={"dense": fresh.tolist()})])
+    # The same vector as before, and a point written whole.
+    store._client.update_vectors("theirs", [models.PointVectors(id=4, vector={"dense": first[4][1]["passage"]})])
+    whole = models.PointStruct(id=5, vector={"dense": first[5][1]["passage"]}, payload=dict(first[5][0] or {}))
+    store._client.upsert("theirs", [whole])
+    anew = read_all(store._client)[3][1]["dense"]
+    run(store, demo_encoder)
+    second = read_all(store._client)
+    assert second[3][1]["passage"] == anew
+    assert second[3][1]["dense"] not in (anew, first[3][1]["dense"])
+    assert {number: second[number] for number in second if number != 3} == {
+        number: first[number] for number in first if number != 3
+    }
+    store._client.update_vectors("theirs", [models.PointVectors(id=6, vector={"dense": fresh.tolist()})])
+    undo(store)
+    last = read_all(store._client)
+    assert last[3][1]["dense"] == last[6][1]["dense"] == anew
+    assert last[4][1]["dense"] == first[4][1]["passage"]
+
+
+def test_a_point_that_changes_between_reading_and_writing_is_left_to_the_next_run(
+    plain: FloatArray, demo_encoder: Encoder
+) -> None:
+    store = open_memory(plain)
+    rows = list(store.read_passages("theirs"))
+    fresh = demo_encoder.encode_passages(["The Danube ends in the Black Sea."])[0].tolist()
+    store._client.update_vectors("theirs", [models.PointVectors(id=3, vector={"dense": fresh})])
+    store._client.delete("theirs", models.PointIdsList(points=[2]))
+    anew = read_all(store._client)[3]
+    list(ingest(rows, store, "theirs", demo_encoder, None, MEAN))
+    after = read_all(store._client)
+    assert after[3] == anew
+    assert 2 not in after
+    run(store, demo_encoder)
+    assert read_all(store._client)[3][1]["passage"] == anew[1]["dense"]
