@@ -87,7 +87,7 @@ def test_the_help_of_ingest_shows_every_option_below_one_heading() -> None:
             headings.append(line)
         elif headings and line.startswith("  -"):
             shown.append(line.split()[0])
-    assert headings == ["Source:", "Models:", "Queries:", "Vectors:", "Store:", "Engine:", "Other:"]
+    assert headings == ["Source:", "Models:", "Language model:", "Queries:", "Vectors:", "Store:", "Engine:", "Other:"]
     options = [parameter.opts[0] for parameter in main.commands["ingest"].params if isinstance(parameter, click.Option)]
     assert sorted(shown) == sorted([*options, "-h,"])
     assert shown[-1] == "-h,"  # nothing else is without a heading

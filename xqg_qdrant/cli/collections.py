@@ -302,9 +302,7 @@ def retune(
 @store_option
 @encoder_option
 @generator_option
-@click.option(
-    "--languages", help="Languages of the queries; +fr adds to those of the collection.  [default: the collection's]"
-)
+@click.option("--languages", help="Languages of the queries; +fr adds one.  [default: the collection's]")
 @click.option("--queries-per-language", type=int, help="Queries per language.  [default: the collection's]")
 @drawing_options
 @part_option

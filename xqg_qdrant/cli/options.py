@@ -38,7 +38,7 @@ OPTION_GROUPS: dict[str, tuple[str, ...]] = {
         *("max_new_tokens", "vocabulary", "seed"),
     ),
     "Vectors": (
-        "recipe",
+        "recipe_name",
         "fusion",
         "alpha",
         "renormalise",
@@ -138,7 +138,7 @@ def generator_option(command: F) -> F:
             "--generator",
             "generator_source",
             metavar="PATH|URL",
-            help="Model folder, lexicon file, or URL of a language model.  [default: the demo generator]",
+            help="Model folder, lexicon, or URL of a language model.  [default: the demo model]",
         ),
         click.option("--model", help="Name of the language model at the URL, such as qwen3:4b."),
         click.option(

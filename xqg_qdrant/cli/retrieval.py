@@ -31,7 +31,7 @@ from xqg_qdrant.cli.terminal import echo, stdin_lines
     "--language",
     default="",
     show_default="identified",
-    help="Language of the questions, such as fi; --rank offset and passage-offset use it.",
+    help="Language of the questions, for --rank offset.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per question, a line each.")
 @device_options

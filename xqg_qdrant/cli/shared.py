@@ -143,7 +143,7 @@ class GroupedCommand(Command):
         sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in (*OPTION_GROUPS, "Other")}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 sections[heading_of.get(parameter.name or "", "Other")].append(record)
         for heading, records in sections.items():
             if records:
