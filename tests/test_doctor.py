@@ -85,7 +85,7 @@ def test_the_same_as_json_with_the_time_of_each_step() -> None:
     assert list(checks["passage"]["seconds"]) == STEPS
     assert all(seconds >= 0 for seconds in checks["passage"]["seconds"].values())
     # five queries in each of seven languages
-    assert " of 35 generated queries kept, found by its title" in checks["passage"]["detail"]
+    assert " of 21 generated queries kept, found by its title" in checks["passage"]["detail"]
     assert "disk" not in checks
     folder = shipped_model(DEMO_ENCODER)
     assert str(folder) in checks["encoder"]["detail"]
