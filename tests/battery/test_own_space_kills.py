@@ -26,7 +26,7 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import FloatArray
-from xqg_qdrant.stores.server import client, own_space
+from xqg_qdrant.stores.server import client, foreign, own_space
 
 PASSAGES = read_demo_passages()[:12]
 KILLED = """
@@ -34,8 +34,9 @@ import itertools, os, signal, sys
 import httpx
 from xqg_qdrant.augmentation import pipeline
 from xqg_qdrant.cli import main
-from xqg_qdrant.stores.server import client, own_space
-pipeline.CHEAP_CHUNK_SIZE = client.SCROLL_BATCH = client.READ_BATCH = own_space.SCROLL_BATCH = own_space.READ_BATCH = 4
+from xqg_qdrant.stores.server import client, foreign, own_space
+pipeline.CHEAP_CHUNK_SIZE = own_space.SCROLL_BATCH = 4
+client.SCROLL_BATCH = client.READ_BATCH = foreign.SCROLL_BATCH = foreign.READ_BATCH = 4
 last, when = int(sys.argv[1]), sys.argv[2]
 send, passed = httpx.Client.send, itertools.count(1)
 def counting(self, request, **settings):
@@ -90,9 +91,10 @@ def run(arguments: list[str]) -> None:
 def _small_steps(demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xqg_qdrant.cli.ingest.load_encoder", lambda *_: demo_encoder)
     monkeypatch.setattr(pipeline, "CHEAP_CHUNK_SIZE", 4)
-    for name in ("SCROLL_BATCH", "READ_BATCH"):
-        monkeypatch.setattr(client, name, 4)
-        monkeypatch.setattr(own_space, name, 4)
+    for module in (client, foreign):
+        monkeypatch.setattr(module, "SCROLL_BATCH", 4)
+        monkeypatch.setattr(module, "READ_BATCH", 4)
+    monkeypatch.setattr(own_space, "SCROLL_BATCH", 4)
 
 
 def test_a_run_that_is_killed_ends_as_any_other_and_undo_gives_back_every_bit(
