@@ -664,7 +664,7 @@ GENERATOR_REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("t5", {"languages": ("fi",), "prompt": "{title}"}, "does not say how it is prompted"),
     ("t5", {"languages": ("fi",), "prompt": "{text} {body}"}, "the prompt '{text} {body}' has {body}, which"),
     ("t5", {"prompt": "{text}"}, "does not say which languages it writes. Cure: give --languages"),
-    ("t5", {"prompt": "{text}", "languages": ("xx",)}, "unknown language 'xx'. Cure: choose from ar, bn"),
+    ("t5", {"prompt": "{text}", "languages": ("xx",)}, "unknown language 'xx'. Cure: choose from af, ast"),
     ("mt5", {"languages": ("fi", "ko")}, "has tokens only for the languages fi, ja, ru"),
     ("t5", {"prompt": "{text} in {language}", "languages": ("fi",)}, "put {language} before {text}"),
     ("mt5", {"pooling": "cls"}, r"kind 'generator' has no pooling \(.*mt5\). Cure: leave out --pooling."),

@@ -601,5 +601,5 @@ def test_the_command_lists_presets_and_exports_by_their_names(tmp_path: Path, mo
     assert "'qwen4' is not one of 'xqg-paper'" in refused.output
     nothing = CliRunner().invoke(main, ["export"])
     assert nothing.exit_code == 2
-    assert "Cure: name a local folder, a hub id or a preset of `xqg export --list`." in nothing.output
+    assert "Give a CHECKPOINT or --preset; --list shows the presets." in nothing.output
     assert CliRunner().invoke(main, ["presets"]).exit_code == 2
