@@ -456,9 +456,8 @@ def test_a_hostile_or_damaged_folder_is_refused_before_anything_of_it_is_opened(
 
     # The command line says the same, and nothing else.
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "xqg_qdrant.inference.encoder.Encoder", Encoder if case.kind == "encoder" else lambda *given: None
-    )
+    if case.kind == "generator":
+        monkeypatch.setattr("xqg_qdrant.cli.ingest.load_encoder", lambda *given: None)
     Path("corpus.jsonl").write_text('{"id": 1, "text": "a passage"}\n')
     ways = {
         "encoder": ["query", "--collection", "docs", "--encoder", spoilt, "a question"],

@@ -106,7 +106,7 @@ def read_endpoint(folder: Path) -> dict[str, Any] | None:
         ModelError: a field is invalid.
     """
     path = folder / DESCRIPTION_FILE
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size > LARGEST_ENDPOINT:
         return None
     about = read_json(path, LARGEST_ENDPOINT)
     if not isinstance(about, dict) or about.get("kind") != ENDPOINT:
