@@ -180,7 +180,7 @@ def test_the_commands_of_the_page_run(endpoint: ScriptedChat, tmp_path: Path, mo
             result = CliRunner().invoke(main, here, env={"XQG_STORE": store, "XQG_LLM_API_KEY": KEY})
             assert result.exit_code == 0, f"{words}\n{result.output}"
             ran.append(words[0])
-    assert ran == ["ingest", "ingest", "estimate", "ingest", "generate", "ingest", "pilot"]
+    assert ran == ["ingest", "ingest", "enrich", "ingest", "estimate", "ingest", "generate", "ingest", "pilot"]
     assert "that a patient would ask" in endpoint.calls[-1].prompt
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -343,11 +344,13 @@ def test_without_the_splitters_parameters_the_error_names_the_extra(monkeypatch:
         load_tokenizer()
 
 
-@pytest.mark.usefixtures("fresh_tokenizer")
 def test_loading_leaves_nltks_search_path_alone_and_imports_nothing_heavy() -> None:
-    import nltk
-
-    before = list(nltk.data.path)
-    load_tokenizer()
-    assert nltk.data.path == before
-    assert "llama_index" not in sys.modules
+    program = """
+import sys, nltk
+from xqg_qdrant.evaluation.xor_retrieve import load_tokenizer
+before = list(nltk.data.path)
+load_tokenizer()
+assert nltk.data.path == before
+assert "llama_index" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
