@@ -9,6 +9,7 @@ CPUs without starving them. The progress of each chunk goes to the `Ledger`; the
 
 from __future__ import annotations
 
+import copyreg
 import logging
 import os
 import pickle
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from threading import Event, Thread
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyarrow
@@ -57,6 +59,14 @@ POLL_SECONDS = 0.25
 # Ray restarts a dead worker with the same chunk, so a chunk that kills its worker would do so forever.
 MAX_DEATHS = 5
 MAX_WRITERS = 8
+
+
+def _read_only(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(mapping)
+
+
+# Defaults of the records that travel between processes.
+copyreg.pickle(MappingProxyType, lambda proxy: (_read_only, (dict(proxy),)))
 
 
 class Job(NamedTuple):
