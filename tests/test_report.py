@@ -145,7 +145,7 @@ def test_the_command_and_the_manifest_are_there_to_repeat_it(page: Page, evaluat
 
 
 def test_yields_and_what_was_dropped_are_told_by_language(page: Page) -> None:
-    assert "te 400 290 72.5% 3.8% – 1.2% –" in page.texts("tr")
+    assert "te 400 290 72.5% 3.8% – – 1.2% –" in page.texts("tr")
 
 
 def test_every_heading_table_and_drawing_can_be_read_aloud(tmp_path: Path, evaluation: Path) -> None:
@@ -470,6 +470,9 @@ def test_the_command_writes_the_file_whole_and_replaces_what_was_there(tmp_path:
     output = tmp_path / "report.html"
     output.write_text("old")
     result = CliRunner().invoke(main, ["report", str(evaluation), "--output", str(output)])
+    assert "--overwrite" in result.stderr
+    assert output.read_text() == "old"
+    result = CliRunner().invoke(main, ["report", str(evaluation), "--output", str(output), "--overwrite"])
     assert result.exit_code == 0, result.output
     assert result.stdout == ""
     assert str(output) in result.stderr

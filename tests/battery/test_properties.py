@@ -166,7 +166,7 @@ class Life(RuleBasedStateMachine):
         new = sum(progress.stored for progress in self.steps())
         assert new == sum(self.stored.get(passage_id) != row for passage_id, row in self.corpus.items())
         self.stored.update(self.corpus)
-        self.exists = True
+        self.exists = self.exists or bool(self.corpus)
 
     @rule(told=st.integers(0, 2))
     def ingest_and_stop(self, told: int) -> None:
