@@ -126,6 +126,7 @@ def write_all(generator: QueryGenerator, passages: Sequence[Passage], count: int
 def any_script(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what the random models write, which is no language's script."""
     monkeypatch.setattr("xqg_qdrant.generation.checks.is_written_in", lambda text, language: True)
+    monkeypatch.setattr("xqg_qdrant.generation.checks.is_surely_not", lambda text, language: False)
 
 
 def test_greedy_ids_are_those_of_transformers(form: str, folders: Callable[[str], Path]) -> None:
