@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from rest_qdrant import RestQdrant
-from stored_points import assert_same_points, read_points
+from stored_points import KINDS, assert_same_points, opened_kind, read_points
 from writing import write_rows
 
 from xqg_qdrant.augmentation import pipeline
@@ -58,14 +57,10 @@ def store() -> Iterator[Store]:
         yield opened
 
 
-@pytest.fixture(params=["edge", "memory", "rest"])
+@pytest.fixture(params=KINDS)
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    rest = RestQdrant() if request.param == "rest" else None
-    places = {"edge": str(tmp_path), "memory": ":memory:"}
-    with open_store(rest.url if rest else places[request.param]) as opened:
+    with opened_kind(request.param, tmp_path) as opened:
         yield opened
-    if rest:
-        rest.close()
 
 
 def run_ingest(

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from rest_qdrant import RestQdrant
+from stored_points import KINDS, opened_kind
 
 from xqg_qdrant.augmentation.pipeline import Row, ingest
 from xqg_qdrant.augmentation.recipe import Recipe, make_recipe
@@ -74,14 +74,10 @@ def given_rows() -> list[Row]:
     return [QueriedPassage(row, queries[place % 3]) for place, row in enumerate(rows())]  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=["edge", "memory", "rest"])
+@pytest.fixture(params=KINDS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    rest = RestQdrant() if request.param == "rest" else None
-    opened = open_store({"edge": f"edge:{tmp_path / 'store'}", "memory": ":memory:"}.get(request.param) or rest.url)  # type: ignore[union-attr]
-    yield opened
-    opened.close()
-    if rest:
-        rest.close()
+    with opened_kind(request.param, tmp_path / "store") as opened:
+        yield opened
 
 
 @pytest.fixture
