@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from part_of_demo import write_part_of_demo
 from stored_points import assert_same_points, read_points
 from test_architecture import modules_after
 
@@ -30,7 +31,9 @@ from xqg_qdrant import (
     search,
 )
 from xqg_qdrant.cli import main
-from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages, read_demo_qrels, read_demo_queries
+from xqg_qdrant.corpus.questions import read_queries
+from xqg_qdrant.demo import read_demo_passages
+from xqg_qdrant.evaluation.files import read_qrels
 
 ROWS = [
     {"id": passage.passage_id, "title": passage.title, "text": passage.text, "topic": {"number": place}}
@@ -46,6 +49,11 @@ def corpus(tmp_path: Path) -> Path:
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def few_questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_part_of_demo(tmp_path_factory.mktemp("questions") / "demo", questions=12)
 
 
 @pytest.fixture
@@ -151,22 +159,24 @@ def test_what_no_search_can_do_is_refused(
         search(QUESTION, filled, "docs", demo_encoder, **wrong)
 
 
-def test_an_evaluation_gives_the_figures_of_the_command(tmp_path: Path, filled: Store, demo_encoder: Encoder) -> None:
-    report = evaluate(DEMO_FOLDER, filled, "docs", demo_encoder)
+def test_an_evaluation_gives_the_figures_of_the_command(
+    tmp_path: Path, filled: Store, demo_encoder: Encoder, few_questions: Path
+) -> None:
+    report = evaluate(few_questions, filled, "docs", demo_encoder)
     filled.close()
     place = ["--collection", "docs", "--store", tmp_path / "filled"]
-    told = xqg("evaluate", *place, "--questions", DEMO_FOLDER, "--json")
+    told = xqg("evaluate", *place, "--questions", few_questions, "--json")
     assert report.to_json() == json.loads(told)
     assert "MRR@10" in format_table(report)
 
 
-def test_questions_and_judgements_may_be_records(filled: Store, demo_encoder: Encoder) -> None:
-    queries, qrels = read_demo_queries(), read_demo_qrels()
+def test_questions_and_judgements_may_be_records(filled: Store, demo_encoder: Encoder, few_questions: Path) -> None:
+    queries, qrels = read_queries(few_questions), read_qrels(few_questions)
     asked = evaluate(queries, filled, "docs", demo_encoder, qrels=qrels, rankings=["xqg"])
-    read = evaluate(DEMO_FOLDER, filled, "docs", demo_encoder, rankings=["xqg"])
+    read = evaluate(few_questions, filled, "docs", demo_encoder, rankings=["xqg"])
     assert asked == read
     with pytest.raises(InputError, match="records"):
-        evaluate(DEMO_FOLDER, filled, "docs", demo_encoder, qrels=qrels)
+        evaluate(few_questions, filled, "docs", demo_encoder, qrels=qrels)
     asked_again = [Query("1", QUESTION, "ru", ("Nile",))]
     with pytest.raises(InputError, match=r"none of the 1 judged passages, such as 'x', is in the collection"):
         evaluate(asked_again, filled, "docs", demo_encoder, qrels=[Qrel("1", "x", 1)])

@@ -17,12 +17,12 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from part_of_demo import write_part_of_demo
 
 from xqg_qdrant import demo
 from xqg_qdrant.cli import main
 from xqg_qdrant.corpus.passages import read_passages
 from xqg_qdrant.demo import (
-    DEMO_FOLDER,
     DEMO_LEXICON,
     DEMO_QUERIES,
     read_demo_passages,
@@ -39,6 +39,7 @@ from xqg_qdrant.stores.protocol import Indexing
 CLI = Path(__file__).parent.parent / "cli.py"
 FEW_QUERIES = ["--languages", "fi,ru", "--queries-per-language", "2", "--max-new-tokens", "8", "--threads", "1"]
 PASSAGES = 20
+FEW_QUESTIONS = 12
 
 
 def xqg(*arguments: object, stdin: str | None = None, env: Mapping[str, str] | None = None) -> Result:
@@ -65,6 +66,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = xqg("ingest", folder / "corpus.jsonl", "--collection", "docs", "--store", folder / "data", *FEW_QUERIES)
     assert result.exit_code == 0, result.stderr
     return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def few_questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_part_of_demo(tmp_path_factory.mktemp("questions") / "demo", FEW_QUESTIONS)
 
 
 def ingest_lines(*lines: str, options: tuple[object, ...] = ()) -> Result:
@@ -123,8 +129,8 @@ def test_the_plain_vector_can_be_searched_to_compare(store: Path) -> None:
     assert by_vector["xqg"][0]["score"] != by_vector["passage"][0]["score"]
 
 
-def test_evaluate_compares_plain_and_augmented_vectors_for_each_language(store: Path) -> None:
-    result = xqg("evaluate", "--collection", "docs", "--store", store, "--questions", DEMO_FOLDER, "--json")
+def test_evaluate_compares_plain_and_augmented_vectors_for_each_language(store: Path, few_questions: Path) -> None:
+    result = xqg("evaluate", "--collection", "docs", "--store", store, "--questions", few_questions, "--json")
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert set(report) == {"passage", "xqg", "comparison"}
@@ -134,20 +140,20 @@ def test_evaluate_compares_plain_and_augmented_vectors_for_each_language(store: 
         assert figures["macro"] == pytest.approx(sum(figures["per_language"].values()) / 7)
 
 
-def test_evaluate_writes_a_trec_run_and_the_official_predictions(store: Path) -> None:
+def test_evaluate_writes_a_trec_run_and_the_official_predictions(store: Path, few_questions: Path) -> None:
     result = xqg(
-        *("evaluate", "--collection", "docs", "--store", store, "--questions", DEMO_FOLDER, "--limit", 5),
+        *("evaluate", "--collection", "docs", "--store", store, "--questions", few_questions, "--limit", 5),
         *("--write-run", "run.trec", "--write-predictions", "predictions.json"),
     )
     assert result.exit_code == 0, result.stderr
     rows = [line.split() for line in Path("run.trec").read_text().splitlines()]
-    assert len(rows) == 5 * len(read_demo_queries())
+    assert len(rows) == 5 * 7 * FEW_QUESTIONS
     assert rows[0][1] == "Q0"
     assert [row[3] for row in rows[:5]] == ["1", "2", "3", "4", "5"]
     predictions = json.loads(Path("predictions.json").read_text())
-    assert len(predictions) == len(read_demo_queries())
+    assert len(predictions) == 7 * FEW_QUESTIONS
     assert set(predictions[0]) == {"id", "lang", "ctxs"}
-    scored = xqg("score", "--predictions", "predictions.json", "--gold", DEMO_FOLDER / "queries.jsonl", "--json")
+    scored = xqg("score", "--predictions", "predictions.json", "--gold", few_questions / "queries.jsonl", "--json")
     assert scored.exit_code == 0, scored.stderr
     assert set(json.loads(scored.stdout)) == {"R@2kt", "R@5kt"}
 
@@ -415,20 +421,8 @@ def test_verbose_adds_the_traceback() -> None:
 
 @pytest.fixture
 def smaller_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out of the demo corpus most passages that answer no question, and two thirds of the questions."""
-    folder = tmp_path / "demo"
-    shutil.copytree(DEMO_FOLDER, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    judged = {qrel.passage_id for qrel in read_demo_qrels()}
-    others = [passage.passage_id for passage in read_demo_passages() if passage.passage_id not in judged]
-    kept = judged | set(others[:30])
-    asked = {query.query_id for query in read_demo_queries()[: 7 * 40]}
-    for name, field in (("corpus.jsonl", "_id"), ("generated_queries.jsonl.gz", "id"), ("queries.jsonl", "id")):
-        data = (folder / name).read_bytes()
-        lines = (gzip.decompress(data) if name.endswith("gz") else data).splitlines(keepends=True)
-        data = b"".join(line for line in lines if json.loads(line)[field] in kept | asked)
-        (folder / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
-    header, *rows = (folder / "qrels" / "test.tsv").read_text().splitlines(keepends=True)
-    (folder / "qrels" / "test.tsv").write_text(header + "".join(row for row in rows if row.split()[0] in asked))
+    """Leave two thirds of the questions and most passages out of the demo corpus."""
+    folder = write_part_of_demo(tmp_path / "demo", questions=40, distractors=110)
     monkeypatch.setattr(demo, "DEMO_FOLDER", folder)
     monkeypatch.setattr(demo, "DEMO_QUERIES", folder / "generated_queries.jsonl.gz")
 

@@ -14,13 +14,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from part_of_demo import write_part_of_demo
 from rest_qdrant import RestQdrant
 from writing import Write
 
 from xqg_qdrant.augmentation.pipeline import ingest
 from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.cli import main
-from xqg_qdrant.demo import DEMO_FOLDER, read_demo_passages
+from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import MismatchError
 from xqg_qdrant.generation.lexicon import Lexicon
 from xqg_qdrant.inference.encoder import Encoder
@@ -202,16 +203,17 @@ def xqg(*arguments: object) -> Result:
 
 def test_the_command_line_makes_searches_and_measures_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    write_part_of_demo(Path("demo"), questions=20)
     Path("none.jsonl").write_text("")
     place = ("--collection", "docs", "--store", "store")
-    made = xqg("ingest", DEMO_FOLDER / "corpus.jsonl", *place, "--queries", "none.jsonl", "--sparse", "--no-calibrate")
+    made = xqg("ingest", "demo/corpus.jsonl", *place, "--queries", "none.jsonl", "--sparse", "--no-calibrate")
     assert made.exit_code == 0, made.output
     asked = xqg("query", *place, "--rank", "hybrid", "--json", "--limit", 2, "Danube")
     answer = json.loads(asked.stdout)
     assert (answer["ranking"], answer["hits"][0]["rank"], len(answer["hits"])) == ("hybrid", 1, 2)
     runs = ("passage", "xqg", "hybrid", "max-sim")
     options = [option for name in runs for option in ("--rank", name)]
-    told = xqg("evaluate", *place, "--questions", DEMO_FOLDER, "--json", *options)
+    told = xqg("evaluate", *place, "--questions", "demo", "--json", *options)
     assert told.exit_code == 0, told.output
     report = json.loads(told.stdout)
     # Without queries all three find by the plain vectors, whose order max-sim leaves as it is.
@@ -222,8 +224,9 @@ def test_hybrid_in_a_collection_without_terms_is_refused_with_the_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    write_part_of_demo(Path("demo"), questions=2)
     Path("none.jsonl").write_text("")
     place = ("--collection", "docs", "--store", "store")
-    xqg("ingest", DEMO_FOLDER / "corpus.jsonl", *place, "--queries", "none.jsonl")
+    xqg("ingest", "demo/corpus.jsonl", *place, "--queries", "none.jsonl")
     told = xqg("query", *place, "--rank", "hybrid", "Danube")
     assert (told.exit_code, "Cure: ingest into a new collection with --sparse" in told.stderr) == (5, True)
