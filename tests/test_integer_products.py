@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from xqg_qdrant.doctor import check_integers
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference import seq2seq as decoder
 from xqg_qdrant.inference import session
-from xqg_qdrant.inference.integer_products import make_probe, with_unsigned_operands
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference.integer_products import EXACT_CONSTANTS, make_probe, with_unsigned_operands
 from xqg_qdrant.inference.seq2seq import Decoder
 from xqg_qdrant.inference.session import are_products_exact
 
@@ -95,11 +97,27 @@ def test_queries_are_the_same_with_the_cross_attention_in_uint8(form: str, monke
 
     results = []
     for exact in (True, False):
-        monkeypatch.setattr(decoder, "are_products_exact", lambda exact=exact: exact)
+        for module in (decoder, session):
+            monkeypatch.setattr(module, "are_products_exact", lambda exact=exact: exact)
         queries, unsigned = write()
         assert unsigned is not exact
         results.append(queries)
     assert results[0] == results[1]
+
+
+def test_constants_become_unsigned_only_where_products_saturate_and_give_the_same_vectors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vectors = []
+    for exact in (True, False):
+        monkeypatch.setattr(session, "are_products_exact", lambda exact=exact: exact)
+        encoder = Encoder(None, "cpu", threads=1)
+        vectors.append(encoder.encode_passages([passage.text for passage in passages()[:3]]))
+        options = encoder._session._session.get_session_options()
+        with nullcontext() if not exact else pytest.raises(RuntimeError, match=EXACT_CONSTANTS):
+            assert options.get_session_config_entry(EXACT_CONSTANTS) == "1"
+    cosines = (vectors[0] * vectors[1]).sum(axis=1)
+    assert cosines.min() > 0.99999
 
 
 def test_doctor_names_the_kernel_either_way() -> None:

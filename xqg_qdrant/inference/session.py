@@ -84,6 +84,8 @@ class Session:
         self._kind, _, number = wanted.partition(":")
         self._number = int(number or 0)
         options = _make_options(threads)
+        if not are_products_exact():
+            options.add_session_config_entry(EXACT_CONSTANTS, "1")
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile / "profile")
@@ -227,7 +229,6 @@ def _make_options(threads: int) -> Any:  # noqa: ANN401
     options.log_severity_level = 4
     # A decoder step is too short for threads to spin while they wait: they occupy a core that others need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(EXACT_CONSTANTS, "1")
     return options
 
 
