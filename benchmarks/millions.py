@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=10_000_000)
     parser.add_argument("--queries-per-language", type=int, default=3, help="in each of seven languages")
     parser.add_argument("--dim", type=int, default=384)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=20, help="0 for the ingest without kills alone")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="an ingest here, as a child process")
     given = parser.parse_args()
@@ -177,6 +177,8 @@ def main() -> None:
         print(f"{given.passages} passages, {7 * given.queries_per_language} queries each, {given.dim} dimensions")
         for done, seconds, cpu, _, own in read_marks([*child, str(folder)]):
             print(f"{done:>10.0f}  {seconds:8.1f} s  {done / seconds:7.0f}/s  {done / cpu:7.0f}/CPU s  {own:6.0f} MiB")
+        if not given.kills:
+            return
         start, store = time.perf_counter(), HashStore(killed, *sizes)
         run_killed([*child, str(killed)], store, given.kills, given.passages)
         for done, seconds, _, stored, own in read_marks([*child, str(killed)]):
