@@ -146,6 +146,7 @@ def vectors(demo_encoder: Encoder) -> FloatArray:
 
 @pytest.fixture
 def asked(tmp_path: Path, demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("xqg_qdrant.evaluation.hubs.SCORES_AT_ONCE", 60)  # eight passages at once
     for module in ("compare", "ingest"):
         monkeypatch.setattr(f"xqg_qdrant.cli.{module}.load_encoder", lambda *_: demo_encoder)
     path = tmp_path / "asked.jsonl"
