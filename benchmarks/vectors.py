@@ -101,7 +101,7 @@ class UniversalSentenceEncoder:
 
     def unknown_share(self, texts: Sequence[str]) -> float:
         """Return the share of the texts' pieces that are unknown (id 0)."""
-        rows = self._tokenizer.encode(list(texts), add_bos=False, add_eos=False)
+        rows: list[list[int]] = self._tokenizer.encode(list(texts), add_bos=False, add_eos=False)
         return sum(row.count(0) for row in rows) / max(1, sum(map(len, rows)))
 
     def encode_passages(self, texts: Sequence[str], prefix: str | None = None) -> FloatArray:

@@ -141,7 +141,8 @@ def vectors(demo_encoder: Encoder) -> FloatArray:
     noise = np.random.default_rng(7).normal(0, 0.04, (POINTS, demo_encoder.dim)).astype(np.float32)
     noise[-1] /= 1.2
     made: FloatArray = mean + noise
-    return made / np.linalg.norm(made, axis=1, keepdims=True)
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    return made
 
 
 @pytest.fixture
@@ -164,7 +165,8 @@ def run_hubs(*options: object) -> Any:  # noqa: ANN401
 def count_exactly(vectors: FloatArray, questions: FloatArray) -> list[int]:
     """Return N10 of each passage."""
     best = np.argsort(-(questions @ vectors.T), axis=1)[:, :10]
-    return np.bincount(best.ravel(), minlength=len(vectors)).tolist()
+    counts: list[int] = np.bincount(best.ravel(), minlength=len(vectors)).tolist()
+    return counts
 
 
 def calibrate(vectors: FloatArray, mean: FloatArray) -> FloatArray:
