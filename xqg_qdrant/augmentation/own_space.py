@@ -69,11 +69,7 @@ def check_space(
         MismatchError: another encoder made the vectors; nothing was changed.
         InputError: no point has a text and this vector.
     """
-    if encoder.dim != dim:
-        raise MismatchError(
-            f"vector {vector!r} has {dim} numbers, and the encoder makes {encoder.dim}. Nothing was changed.",
-            "name the encoder that made the vectors (--encoder)",
-        )
+    check_dim(encoder, dim, vector)
     normalised = bool(encoder.describe()["normalise"])
     if cosine and not normalised:
         raise InputError(
@@ -98,6 +94,15 @@ def check_space(
             f"describe the encoder again with: xqg describe FOLDER --{'no-' if normalised else ''}normalise",
         )
     return fit
+
+
+def check_dim(encoder: TextEncoder, dim: int, vector: str) -> None:
+    """Raise a MismatchError if the encoder's vectors are not as long as those stored with a name."""
+    if encoder.dim != dim:
+        raise MismatchError(
+            f"vector {vector!r} has {dim} numbers, and the encoder makes {encoder.dim}. Nothing was changed.",
+            "name the encoder that made the vectors (--encoder)",
+        )
 
 
 def find_fit(sample: Sequence[QueriedPassage], encoder: TextEncoder) -> Fit:

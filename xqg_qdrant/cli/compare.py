@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,11 +23,22 @@ from xqg_qdrant.cli.options import (
     store_option,
     test_option,
 )
-from xqg_qdrant.cli.shared import describe_searched, echo_report, given_command, load_encoder, main, opened_store
+from xqg_qdrant.cli.shared import (
+    describe_searched,
+    echo_report,
+    given_command,
+    load_encoder,
+    main,
+    opened_own_space_store,
+    opened_store,
+)
 from xqg_qdrant.cli.terminal import echo
 
 if TYPE_CHECKING:
     from xqg_qdrant.evaluation.significance import TestName
+    from xqg_qdrant.inference import TextEncoder
+    from xqg_qdrant.records import FloatArray, Passage
+    from xqg_qdrant.stores import Store
 
 
 @main.command()
@@ -190,6 +203,8 @@ def robustness(
 @collection_option(required=True)
 @questions_option
 @language_option
+@click.option("--vector", metavar="NAME", help="Compare this vector with itself calibrated; '' is the unnamed one.")
+@click.option("--title-field", default="title", show_default=True, help="With --vector: payload field of the title.")
 @store_option
 @encoder_option
 @json_option
@@ -201,6 +216,8 @@ def hubs(
     collection: str,
     questions: tuple[Path, ...],
     language: str,
+    vector: str | None,
+    title_field: str,
     location: str,
     encoder_folder: Path | None,
     as_json: bool,
@@ -216,11 +233,14 @@ def hubs(
     Without --questions, those of the shipped bank are asked: the same 56 in each language the encoder can read. The few
     passages that really answer them count as hubs, too, and the bank also calibrates vectors. Questions out of a log of
     yours are a better test.
+
+    With --vector, also for collections of other programs: the hubs as they are, and as they would be if the vectors
+    were calibrated. --encoder must be the model that made them; only the length is checked. Nothing is written.
     """
     from xqg_qdrant.augmentation.calibration import read_bank
     from xqg_qdrant.cli.progress import make_bars
     from xqg_qdrant.corpus.questions import read_questions
-    from xqg_qdrant.evaluation.hubs import NEIGHBOURS, ask_bank, find_hubs, save_hubs
+    from xqg_qdrant.evaluation.hubs import NEIGHBOURS, ask_bank, find_hubs, find_hubs_before_and_after, save_hubs
     from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest
     from xqg_qdrant.printing import format_hubs
     from xqg_qdrant.retrieval import check_collection
@@ -228,18 +248,50 @@ def hubs(
     if save:
         check_folder(save)
     asked = read_questions(questions, language).queries if questions else []
-    with opened_store(location) as store:
-        encoder = load_encoder(encoder_folder, device, threads)
-        check_collection(store, collection, encoder)
-        if questions:
-            data = describe_asked(questions, asked, None, [])
-        else:
-            bank = read_bank()
-            asked = ask_bank(bank, encoder)
-            data = {"questions": {"path": "the shipped bank", "sha256": bank.sha256, "rows": len(asked)}}
-        with make_bars(quiet)(len(asked), " questions") as bar:
-            found = find_hubs(store, collection, encoder, asked, bar.update)
-        searched = describe_searched(store, collection, encoder)
+    bank = read_bank()
+    encoder = load_encoder(encoder_folder, device, threads)
+    if questions:
+        data = describe_asked(questions, asked, None, [])
+    else:
+        asked = ask_bank(bank, encoder)
+        data = {"questions": {"path": "the shipped bank", "sha256": bank.sha256, "rows": len(asked)}}
+    settings: dict[str, Any] = {"limit": NEIGHBOURS}
+    bars = make_bars(quiet)
+    if vector is None:
+        with opened_store(location) as store:
+            check_collection(store, collection, encoder)
+            with bars(len(asked), " questions") as bar:
+                found = find_hubs(store, collection, encoder, asked, bar.update)
+            searched = describe_searched(store, collection, encoder)
+    else:
+        with _opened_vectors(location, collection, vector, title_field, encoder) as (store, rows):
+            with bars(store.count(collection), " passages") as bar:
+                found = find_hubs_before_and_after(rows, collection, encoder, asked, bar.update)
+            searched = {"collection": collection, "store": store.location, "device": encoder.device}
+        searched["fingerprint"] = {f"encoder.{name}": value for name, value in encoder.describe().items()}
+        settings["vector"] = vector
     echo(json.dumps(found.to_json(), ensure_ascii=False, indent=2) if as_json else format_hubs(found))
     if save:
-        save_hubs(save, make_manifest("hubs", given_command(), data, {"limit": NEIGHBOURS}, **searched), asked, found)
+        save_hubs(save, make_manifest("hubs", given_command(), data, settings, **searched), asked, found)
+
+
+@contextmanager
+def _opened_vectors(
+    location: str, collection: str, vector: str, title_field: str, encoder: TextEncoder
+) -> Iterator[tuple[Store, Iterator[tuple[Passage, FloatArray]]]]:
+    """Open the passages of any program's collection, each with one of its vectors."""
+    from xqg_qdrant.augmentation.own_space import check_dim
+    from xqg_qdrant.evaluation.hubs import read_vectors
+    from xqg_qdrant.records import PayloadLayout, Space
+    from xqg_qdrant.retrieval import check_collection
+    from xqg_qdrant.stores import is_embedded
+
+    if is_embedded(location):
+        with opened_store(location) as store:
+            check_collection(store, collection, encoder)
+            yield store, read_vectors(store, collection, vector)
+        return
+    layout = PayloadLayout("", title_field, "passage_id")
+    with opened_own_space_store(location, layout, Space(vector)) as theirs:
+        check_dim(encoder, theirs.read_space(collection).dim, vector)
+        yield theirs, theirs.read_vectors(collection)

@@ -121,8 +121,13 @@ def demo(
         )
         save_last(save_evaluation, save, manifest, queries, qrels, report, runs, match_by(encoder))
     gold = {qrel.query_id: qrel.passage_id for qrel in qrels}
-    for question in _choose_questions(queries, runs, gold):
-        tell(_show_question(question, runs, gold[question.query_id]))
+    improved, unhelped = _choose_questions(queries, runs, gold)
+    for head, questions in (
+        ("The queries correct the first hit of these questions (✓: the right passage),", improved),
+        ("but not of this one:", unhelped),
+    ):
+        if questions:
+            tell("\n".join([f"\n{head}", *(_show_question(one, runs, gold[one.query_id]) for one in questions)]))
     tell(
         f"\n{len(queries)} questions. passage: plain vectors; calibrated: the same, calibrated; control: every passage "
         "with the\nsame mean query; xqg: with its own queries. Stars: significantly different from passage.\n"
@@ -144,21 +149,26 @@ def demo(
     )
 
 
-def _choose_questions(queries: Sequence[Query], runs: Runs, gold: Mapping[str, str]) -> list[Query]:
-    """Return questions in several languages whose first hit is corrected, and one that stays wrong."""
+def _choose_questions(queries: Sequence[Query], runs: Runs, gold: Mapping[str, str]) -> tuple[list[Query], list[Query]]:
+    """Return questions whose first hit is corrected, and one that stays wrong.
+
+    Each has another language and asks for another passage.
+    """
 
     def first(run: str, query: Query) -> str:
         return runs[run][query.query_id][0].passage.passage_id
 
-    improved: dict[str, Query] = {}
-    unhelped = None
+    improved: list[Query] = []
+    unhelped: list[Query] = []
     for query in queries:
         wanted = gold[query.query_id]
-        if first("passage", query) != wanted and first("xqg", query) == wanted:
-            improved.setdefault(query.language, query)
-        elif unhelped is None and first("xqg", query) != wanted:
-            unhelped = query
-    return [*list(improved.values())[:IMPROVED_SHOWN], *([unhelped] if unhelped else [])]
+        if any(query.language == one.language or wanted == gold[one.query_id] for one in (*improved, *unhelped)):
+            continue
+        if first("xqg", query) != wanted:
+            unhelped = unhelped or [query]
+        elif first("passage", query) != wanted and len(improved) < IMPROVED_SHOWN:
+            improved.append(query)
+    return improved, unhelped
 
 
 def _show_question(question: Query, runs: Runs, wanted: str) -> str:
@@ -176,7 +186,7 @@ def _write_live(passages: Sequence[Passage], device: str, threads: int) -> str:
     """Return what the shipped generator writes for some passages."""
     generator = load_generator(None, device, threads)
     generations = generator.generate(passages, generator.languages, 1, 0, generator.sampling)
-    lines = ["The shipped generator is small (10 MB) and often misses the point. Live, it writes:"]
+    lines = ["\nThe shipped generator is small (10 MB) and often misses the point. Live, it writes:"]
     for passage, generation in zip(passages, generations, strict=True):
         lines += [f"  {passage.title}", *(f"    {query.language}  {query.text}" for query in generation.queries)]
     return "\n".join(

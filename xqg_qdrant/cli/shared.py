@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.records import PayloadLayout, Query, Space
     from xqg_qdrant.stores import Sharding, Store
     from xqg_qdrant.stores.server.foreign import ForeignStore
+    from xqg_qdrant.stores.server.own_space import OwnSpaceStore
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -286,15 +287,25 @@ def opened_foreign_store(
     location: str, layout: PayloadLayout | None, space: Space | None = None
 ) -> Iterator[ForeignStore]:
     """Open a store of other programs' collections and close it on exit; its key comes from the environment."""
-    from xqg_qdrant.stores import open_foreign_store, open_own_space_store
+    from xqg_qdrant.stores import open_foreign_store
+
+    if space is not None and layout is not None:
+        with opened_own_space_store(location, layout, space) as store:
+            yield store
+        return
+    api_key = os.environ.get("QDRANT_API_KEY")
+    with closing(open_foreign_store(location, api_key, layout)) as opened:
+        _warn_of_clear_key(opened, api_key)
+        yield opened
+
+
+@contextmanager
+def opened_own_space_store(location: str, layout: PayloadLayout, space: Space) -> Iterator[OwnSpaceStore]:
+    """Open a store of collections that have a vector of their own; close it on exit."""
+    from xqg_qdrant.stores import open_own_space_store
 
     api_key = os.environ.get("QDRANT_API_KEY")
-    opened = (
-        open_foreign_store(location, api_key, layout)
-        if space is None or layout is None
-        else open_own_space_store(location, api_key, layout, space)
-    )
-    with closing(opened) as store:
+    with closing(open_own_space_store(location, api_key, layout, space)) as store:
         _warn_of_clear_key(store, api_key)
         yield store
 

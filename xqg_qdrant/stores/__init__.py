@@ -26,6 +26,7 @@ __all__ = [
     "Sharding",
     "Store",
     "find_directory",
+    "is_embedded",
     "is_same_place",
     "is_server",
     "open_foreign_store",
@@ -112,7 +113,9 @@ def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout
         InputError: the location has an unknown form or is an embedded store, or the layout names no text field.
         StoreError: the directory of `local:` cannot be opened.
     """
-    _check_foreign(location, layout)
+    if layout is not None and not layout.text:
+        raise InputError("the field that holds the text has no name.", "name it with --text-field")
+    _check_foreign(location)
     from xqg_qdrant.stores.server.foreign import ForeignStore
 
     return ForeignStore(location, api_key, layout or PayloadLayout("", "", ""))
@@ -121,25 +124,30 @@ def open_foreign_store(location: str, api_key: str | None, layout: PayloadLayout
 def open_own_space_store(location: str, api_key: str | None, layout: PayloadLayout, space: Space) -> OwnSpaceStore:
     """Open the store at a location for collections of another program, to be augmented in a space that they have.
 
+    `read_vectors` needs no text field; all else does.
+
     Raises:
-        InputError: the location has an unknown form or is an embedded store, or the layout names no text field.
+        InputError: the location has an unknown form or is an embedded store.
         StoreError: the directory of `local:` cannot be opened.
     """
-    _check_foreign(location, layout)
+    _check_foreign(location)
     from xqg_qdrant.stores.server.own_space import OwnSpaceStore
 
     return OwnSpaceStore(location, api_key, layout, space)
 
 
-def _check_foreign(location: str, layout: PayloadLayout | None) -> None:
-    if layout is not None and not layout.text:
-        raise InputError("the field that holds the text has no name.", "name it with --text-field")
-    if find_directory(location) is not None and not location.startswith(LOCAL):
+def _check_foreign(location: str) -> None:
+    if is_embedded(location):
         raise InputError(
             f"the store {location!r} is embedded: xqg adds to other programs' collections only on a server or in "
             "local:DIR.",
             "name one of these (--store), or write the passages to a file and use xqg ingest",
         )
+
+
+def is_embedded(location: str) -> bool:
+    """Return whether a location is a store of the embedded engine, which holds only xqg's own collections."""
+    return find_directory(location) is not None and not location.startswith(LOCAL)
 
 
 def is_server(location: str) -> bool:

@@ -20,10 +20,12 @@ import numpy as np
 from qdrant_client import models
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.fingerprint import describe_space
+from xqg_qdrant.fingerprint import describe_space, read_space
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     XQG_VECTOR,
+    FloatArray,
+    Passage,
     PayloadLayout,
     QueriedPassage,
     Reject,
@@ -40,10 +42,12 @@ from xqg_qdrant.stores.server.foreign_points import (
     get_field,
     is_written,
     parse_point_id,
+    read_foreign_payload,
     read_own_id,
     read_passage,
     shorten,
 )
+from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY
 
 COMPARABLE = (models.Distance.COSINE, models.Distance.DOT)
 
@@ -111,6 +115,24 @@ class OwnSpaceStore(ForeignStore):
             else:
                 passage = read_passage(record.id, fields, self._payload_layout)
                 yield QueriedPassage(passage, (), vector, read_own_id(fields, self._payload_layout))
+
+    def read_vectors(self, collection: str) -> Iterator[tuple[Passage, FloatArray]]:
+        """Yield the plain vector of each point that has one, with its title and id; read no text.
+
+        Where xqg replaced the vector, that is the one it kept.
+        """
+        stored = (self._require_info(collection).config.metadata or {}).get(FINGERPRINT_KEY)
+        replaced = isinstance(stored, dict) and read_space(stored) == Space(self._space.vector, replaced=True)
+        space = Space(self._space.vector, replaced)
+        layout = self._payload_layout._replace(text="")
+        paths = [path for path in layout if path]
+        fields = list(dict.fromkeys([*paths, *(path.split(".")[0] for path in paths), f"{FOREIGN_KEY}.{WRITTEN}"]))
+        names = [space.vector, PASSAGE_VECTOR] if replaced else [space.vector]
+        for record in self._scroll(collection, SCROLL_BATCH, fields, names):
+            payload = record.payload or {}
+            vector = find_plain(as_named(record.vector), payload, space)
+            if vector is not None:
+                yield read_foreign_payload(record.id, payload, layout)[0], vector
 
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each point that is augmented, and whose vector is the one that xqg wrote."""
