@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from embedding_server import embedding_server
-from scripted_chat import Answer, Call, ScriptedChat, refused
+from scripted_chat import Answer, Call, ScriptedChat, embed, make_vector, refused
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.errors import InputError, ModelError, XqgError
@@ -28,18 +28,6 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "FIRST_DELAY_SECONDS", 0.01)
     monkeypatch.setattr(endpoint, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setenv("XQG_EMBEDDING_API_KEY", KEY)
-
-
-def make_vector(text: str) -> list[float]:
-    """Return another direction for another text; of length 1, as most models'."""
-    vector = np.random.default_rng(list(text.encode()) or [0]).normal(size=8)
-    return [float(x) for x in vector / np.linalg.norm(vector)]
-
-
-def embed(call: Call, number: int = 0) -> Answer:
-    del number
-    data = [{"index": place, "embedding": make_vector(text)} for place, text in enumerate(call.body["input"])]
-    return Answer({"model": "m", "data": data, "usage": {"total_tokens": 10 * len(data)}})
 
 
 @pytest.fixture(scope="module")

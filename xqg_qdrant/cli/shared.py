@@ -489,12 +489,13 @@ def run_on_ray(
 ) -> Totals:
     """Ingest on a Ray cluster, with the progress bar and the summary of any ingest."""
     from xqg_qdrant.augmentation.ray_cluster import connected, list_machines, make_plan
-    from xqg_qdrant.augmentation.ray_engine import ingest_on_ray
+    from xqg_qdrant.augmentation.ray_engine import Keys, ingest_on_ray
     from xqg_qdrant.cli.progress import run_engine
-    from xqg_qdrant.generation.llm import read_key
+    from xqg_qdrant.generation import llm
+    from xqg_qdrant.inference import remote_encoder
 
     with connected(address):
         plan = make_plan(list_machines(), device, num_workers, threads)
-        keys = os.environ.get("QDRANT_API_KEY"), read_key()
+        keys = Keys(os.environ.get("QDRANT_API_KEY"), llm.read_key(), remote_encoder.read_key())
         begin = partial(ingest_on_ray, job, store, keys, plan)
         return run_engine(begin, total, dead_letters, quiet)

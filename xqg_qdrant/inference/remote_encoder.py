@@ -91,8 +91,7 @@ class RemoteEncoder:
         self._about = about
         self.dim: int = about["dim"]
         self.tokens = self.truncated = 0
-        key = api_key or next((value for name in KEY_VARIABLES if (value := os.environ.get(name))), None)
-        self._line = Line(SITE, about["url"], key, CONCURRENCY)
+        self._line = Line(SITE, about["url"], api_key or read_key(), CONCURRENCY)
         self._pool = ThreadPoolExecutor(CONCURRENCY, "xqg-encoder")
         self._lock = Lock()
         self._known: dict[tuple[bool, str], FloatArray] = {}
@@ -231,6 +230,11 @@ class RemoteEncoder:
 
 # What may change without another vector.
 UNIDENTIFYING = ("url", "price_per_million", "max_tokens", "source", "files")
+
+
+def read_key() -> str | None:
+    """Return the key in the environment."""
+    return next((value for name in KEY_VARIABLES if (value := os.environ.get(name))), None)
 
 
 def cut_batches(texts: Sequence[str]) -> Iterator[list[str]]:
