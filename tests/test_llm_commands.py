@@ -145,6 +145,17 @@ def test_a_batch_is_written_and_its_results_are_read_in_any_order(endpoint: Scri
         "the batch has no answer: not run in time",
         "the reply was cut off (raise --max-new-tokens)",
     }
+    again = [{**result, "custom_id": request["custom_id"]} for result, request in zip(results, requests, strict=True)]
+    again[1]["response"], again[1]["error"] = results[0]["response"], None
+    again[2]["response"]["body"]["choices"][0]["finish_reason"] = "stop"
+    write_rows(Path("results.jsonl"), again)
+    given = ("--queries", "results.jsonl")
+    synced = xqg("sync", corpus, "--collection", "docs", *given)
+    assert f"0 new, 3 changed, {PASSAGES - 3} unchanged, 0 rejected rows" in synced.output
+    assert "results.jsonl: 0 passages without a result, 0 results that failed, 0 of other passages" in synced.output
+    assert f"{PASSAGES} unchanged" in xqg("status", "--collection", "docs", "--corpus", corpus, *given).output
+    refused = xqg("augment", "--collection", "theirs", "--text-field", "text", *given, exit_code=2)
+    assert "results.jsonl holds the results of a batch" in refused.output
 
 
 def test_another_programs_collection_is_augmented(endpoint: ScriptedChat, corpus: str) -> None:

@@ -37,9 +37,10 @@ from xqg_qdrant.corpus.inputs import Inputs
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.generation.questions import make_custom_id
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.inference.remote_encoder import describe_endpoint
-from xqg_qdrant.records import AugmentedPassage
+from xqg_qdrant.records import AugmentedPassage, Passage
 from xqg_qdrant.stores import open_store
 
 # Ray uses what it calls deprecated itself.
@@ -298,18 +299,29 @@ def find_workers() -> list[int]:
     return [int(path.parent.name) for path in found]
 
 
-def test_given_queries_and_terms_come_through_too(cluster: str, folder: Path, server: RestQdrant) -> None:
-    rows = [
-        {"id": f"{number}", "text": passage.text, "generated_queries": [{"lang": "fi", "text": f"kysymys {number}"}]}
-        for number, passage in enumerate(read_demo_passages()[:5])
-    ]
+def test_given_queries_terms_and_results_of_a_batch_come_through_too(
+    cluster: str, folder: Path, server: RestQdrant
+) -> None:
+    rows, results = [], []
+    for number, passage in enumerate(read_demo_passages()[:5]):
+        question = f"Mikä on kysymys {number}?"
+        queries = [{"lang": "fi", "text": question}]
+        rows.append({"id": f"{number}", "text": passage.text, "generated_queries": queries})
+        custom_id = make_custom_id(Passage(f"{number}", passage.text))
+        results.append({"custom_id": custom_id, "response": {"body": said({"fi": [question]}).body}})
     write_rows(folder / "given.jsonl", rows)
-    settings = ["--queries", "corpus", "--sparse"]
-    for collection, engine in (("given-local", []), ("given-ray", RAY)):
-        result = ingest(server, collection, "given.jsonl", *engine, settings=settings)
+    write_rows(folder / "bare.jsonl", [{"id": row["id"], "text": row["text"]} for row in rows])
+    write_rows(folder / "results.jsonl", [*results, {**results[0], "custom_id": "another#0"}])
+    for collection, file, queries, engine in (
+        ("given-local", "given.jsonl", "corpus", []),
+        ("given-ray", "given.jsonl", "corpus", RAY),
+        ("batch-ray", "bare.jsonl", "results.jsonl", RAY),
+    ):
+        result = ingest(server, collection, file, *engine, settings=["--queries", queries, "--sparse"])
         assert result.exit_code == 0, result.stderr
+    assert "0 passages without a result, 0 results that failed, 1 of other passages or repeated" in result.stderr
     assert len(read_raw(server, "given-ray")) == 5
-    assert read_raw(server, "given-ray") == read_raw(server, "given-local")
+    assert read_raw(server, "given-ray") == read_raw(server, "batch-ray") == read_raw(server, "given-local")
     assert next(iter(read_points(server, "given-ray").values())).terms
 
 

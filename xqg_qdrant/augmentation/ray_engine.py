@@ -101,7 +101,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._stored: list[tuple[int, Progress]] = []
-        self._ended: tuple[int, list[InputError], int] = (-1, [], 0)
+        self._ended: tuple[int, list[InputError], str] = (-1, [], "")
         self._stopped = False
         self._starts = 0
         self._keys = Keys()
@@ -146,11 +146,11 @@ class Ledger:
         stored, self._stored = self._stored, []
         return stored
 
-    def end(self, chunks: int, damage: list[InputError], left_over: int) -> None:
-        """Record the end of the reading: the number of chunks, the damage of a file, the queries left over."""
-        self._ended = chunks, damage, left_over
+    def end(self, chunks: int, damage: list[InputError], unused: str) -> None:
+        """Record the end of the reading: the number of chunks, the damage of a file, the queries not used."""
+        self._ended = chunks, damage, unused
 
-    def ended(self) -> tuple[int, list[InputError], int]:
+    def ended(self) -> tuple[int, list[InputError], str]:
         """Return how the reading ended."""
         return self._ended
 
@@ -278,7 +278,7 @@ def ingest_on_ray(job: Job, store: Store, keys: Keys, plan: Plan, stop: Event) -
     if failed:
         raise ray.get(ledger.failure.remote()) or _explain(failed[0])
     check_unchanged(store, job.collection, job.fingerprint)
-    chunks, damage, job.inputs.left_over = ray.get(ledger.ended.remote())
+    chunks, damage, job.inputs.unused = ray.get(ledger.ended.remote())
     if next_number != chunks and not stop.is_set():
         raise XqgError(
             f"Ray lost chunks: {next_number} of {chunks} were stored.", "run the same command again to resume"
@@ -332,7 +332,7 @@ def _read(job: Job, plan: Plan, ledger: Any) -> Iterator[pyarrow.Table]:  # noqa
             return
         found = look_up(chunk, store, job.collection, job.recipe, job.fingerprint)
         yield _pack([(number, found)])
-    ray.get(ledger.end.remote(number + 1, damage, job.inputs.left_over))
+    ray.get(ledger.end.remote(number + 1, damage, job.inputs.unused))
 
 
 def _pack(rows: Sequence[tuple[int, Chunk | Augmented]]) -> pyarrow.Table:

@@ -400,9 +400,9 @@ def echo_recipe(recipe: Recipe, reason: str, quiet: bool, plain: bool = False, w
 
 
 def echo_unused_queries(inputs: Inputs) -> None:
-    """Print how many given queries belong to no passage."""
-    if inputs.left_over:
-        echo(f"Queries of {inputs.queries} that belong to no passage of {inputs}: {inputs.left_over}", err=True)
+    """Print which given queries belong to no passage."""
+    if inputs.unused:
+        echo(inputs.unused, err=True)
 
 
 def exit_if_rejected(totals: Totals, path: Path) -> None:
