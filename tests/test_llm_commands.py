@@ -1,18 +1,12 @@
-"""Every command takes a language model as the generator; kills, limits and batches lose no answered call."""
+"""Every command takes a language model as the generator; limits and batches lose no answered call."""
 
 from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import generating
 import pytest
 from click.testing import CliRunner, Result
 from llama import NEEDS_LLAMA, running_llama
@@ -209,37 +203,6 @@ def answer_batch(requests: Path, results: Path) -> None:
         response = {"status_code": 200, "body": body}
         rows.append({"custom_id": request["custom_id"], "response": response, "error": None})
     write_rows(results, rows)
-
-
-KILLS, MANY = 5, 60
-
-
-def test_a_killed_run_asks_no_answered_call_again(endpoint: ScriptedChat, tmp_path: Path) -> None:
-    def script(call: Call, number: int) -> Answer:
-        return answer(call, number)._replace(delay=0.02)
-
-    endpoint.reset(script)
-    command = [sys.executable, generating.__file__, endpoint.url, str(tmp_path / "journal"), str(MANY)]
-    answered: set[str] = set()
-    for kill in range(1, KILLS + 2):
-        before = len(endpoint.calls)
-        process = subprocess.Popen(command)
-        if kill <= KILLS:
-            while len(endpoint.calls) < before + 8:
-                time.sleep(0.005)
-                assert process.poll() is None
-            process.send_signal(signal.SIGKILL)
-        assert process.wait(60) == (-signal.SIGKILL if kill <= KILLS else 0)
-        asked = {key_of(call) for call in endpoint.calls[before:]}
-        assert asked & answered == set()
-        answered = {path.stem for path in (tmp_path / "journal").glob("*.json")}
-    assert len(answered) == MANY
-    assert len(endpoint.calls) <= MANY + 4 * KILLS
-    assert Counter(key_of(call) for call in endpoint.calls).keys() == answered
-
-
-def key_of(call: Call) -> str:
-    return llm.hash_call("m", call.prompt, call.body["max_tokens"], None, call.body["seed"])
 
 
 @NEEDS_LLAMA
