@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.inference.endpoint import OVERSIZED, Line, Refusal, Site
+from xqg_qdrant.inference.endpoint import OVERSIZED, Line, Refusal, Site, find_key
 from xqg_qdrant.model_folders import ModelFolder
 from xqg_qdrant.model_folders.description import DESCRIPTION_FILE, ENDPOINT, FORMAT
 from xqg_qdrant.records import FloatArray
@@ -106,6 +105,11 @@ class RemoteEncoder:
         """Return the settings that decide the vectors, for a fingerprint; the URL may change."""
         names = ("model", "normalise", "query_prefix", "passage_prefix", "query_fields", "passage_fields")
         return {"sha256": self.folder.sha256(), "kind": ENDPOINT, **{name: self._about[name] for name in names}}
+
+    @property
+    def shown_url(self) -> str:
+        """Return the endpoint's URL without what must not be shown."""
+        return self._line.shown_url
 
     @property
     def source(self) -> str:
@@ -234,7 +238,7 @@ UNIDENTIFYING = ("url", "price_per_million", "max_tokens", "source", "files")
 
 def read_key() -> str | None:
     """Return the key in the environment."""
-    return next((value for name in KEY_VARIABLES if (value := os.environ.get(name))), None)
+    return find_key(KEY_VARIABLES)[1]
 
 
 def cut_batches(texts: Sequence[str]) -> Iterator[list[str]]:
