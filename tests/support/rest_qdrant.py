@@ -296,6 +296,8 @@ class RestQdrant(ThreadingHTTPServer):
         if (method, rest) == ("DELETE", "") and name in read_aliases(client):
             return False
         name = read_aliases(client).get(name, name)
+        if rest == "exists":
+            return {"exists": client.collection_exists(name)}
         if not client.collection_exists(name):
             raise LookupError(name)
         if (method, rest) == ("PATCH", ""):
@@ -359,10 +361,10 @@ class RestQdrant(ThreadingHTTPServer):
                 options["scroll_filter"] = models.Filter.model_validate(body["filter"])
             records, offset = client.scroll(name, limit=body["limit"], offset=body.get("offset"), **options)
             return {"points": records, "next_page_offset": offset}
-        if rest == "points/query":
-            return client.query_points(name, **body)
-        assert rest == "points/query/batch", path
         # The emulation warns about parameters it does not need; in a test the warning would break the connection.
+        if rest == "points/query":
+            return client.query_batch_points(name, [models.QueryRequest.model_validate({**body, "params": None})])[0]
+        assert rest == "points/query/batch", path
         searches = [{**search, "params": None} for search in body["searches"]]
         return client.query_batch_points(name, TypeAdapter(list[models.QueryRequest]).validate_python(searches))
 

@@ -36,6 +36,7 @@ from xqg_qdrant.cli.options import (
 from xqg_qdrant.cli.shared import (
     RAY,
     GroupedCommand,
+    check_own_space,
     check_ray,
     choose_languages,
     echo_cost,
@@ -330,14 +331,12 @@ def augment(
     compared first. The vector xqg is added, or with --replace the augmented vector takes the place of the stored one,
     so that whoever searches gains without a change. --undo restores every bit.
     """
-    from xqg_qdrant.augmentation.own_space import check_space
     from xqg_qdrant.augmentation.recipe import choose_recipe, choose_recipe_of_calibration
     from xqg_qdrant.cli.progress import run_ingest
     from xqg_qdrant.corpus.inputs import QueryIndex
     from xqg_qdrant.corpus.passages import read_generated_queries
     from xqg_qdrant.generation.questions import is_batch_result
     from xqg_qdrant.records import PayloadLayout, Space
-    from xqg_qdrant.stores.server.own_space import OwnSpaceStore
 
     if undo:
         _undo(collection, location, yes)
@@ -357,11 +356,8 @@ def augment(
     with opened_foreign_store(location, PayloadLayout(text_field, title_field, id_field), space) as store:
         stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         encoder = load_encoder(encoder_folder, device, 1)
-        if isinstance(store, OwnSpaceStore):
-            known = store.read_space(collection)
-            fit = check_space(store.read_passages(collection), encoder, known.dim, known.cosine, str(vector))
-            if not quiet:
-                echo(f"the encoder made vector {vector!r}: {fit}", err=True)
+        if space is not None:
+            check_own_space(store, collection, space.vector, encoder, quiet)
         generates = queries is None and not no_queries
         generator = load_generator(generator_source, device, 1, location, collection) if generates else None
         if no_queries:

@@ -299,6 +299,18 @@ def opened_foreign_store(
         yield store
 
 
+def check_own_space(store: ForeignStore, collection: str, vector: str, encoder: TextEncoder, quiet: bool) -> None:
+    """Check that an encoder made a collection's vectors, and print how well it fits."""
+    from xqg_qdrant.augmentation.own_space import check_space
+    from xqg_qdrant.stores.server.own_space import OwnSpaceStore
+
+    assert isinstance(store, OwnSpaceStore)
+    known = store.read_space(collection)
+    fit = check_space(store.read_passages(collection), encoder, known.dim, known.cosine, vector)
+    if not quiet:
+        echo(f"the encoder made vector {vector!r}: {fit}", err=True)
+
+
 def _warn_of_clear_key(store: Store, api_key: str | None) -> None:
     from xqg_qdrant.stores import sends_key_in_clear
 
