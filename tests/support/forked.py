@@ -53,9 +53,10 @@ class Forks:
 
 
 @contextmanager
-def forks() -> Iterator[Forks]:
-    """Open what commands are started from."""
-    server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def forks(setup: str = "") -> Iterator[Forks]:
+    """Open what commands are started from; `setup` is Python that it runs first."""
+    command = [sys.executable, __file__, setup]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield Forks(server)
     finally:
@@ -77,7 +78,7 @@ def tell(number: int) -> None:
     sys.stdout.flush()
 
 
-def serve() -> None:
+def serve(setup: str) -> None:
     import httpx  # noqa: F401
 
     import xqg_qdrant.api
@@ -87,6 +88,7 @@ def serve() -> None:
 
     if can_identify():
         identify(["Where does the Danube end?"])
+    exec(setup, {})
     for line in sys.stdin:
         process = os.fork()
         if not process:
@@ -96,4 +98,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(*sys.argv[1:])
