@@ -148,7 +148,7 @@ def ingest(
     sharding = take_sharding(settings)
     inputs = open_inputs(files, queries, id_field, text_field)
     if engine == RAY:
-        check_ray(files, location, generator_source)
+        check_ray(files, location, encoder_folder, generator_source)
     with opened_store(location, sharding=sharding) as store:
         stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         if alias is not None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ENDPOINT_OPTIONS = (
     *("model", "out", "query_fields", "passage_fields"),
-    *("max_characters", "price_per_million", "max_tokens"),
+    *("max_characters", "price_per_million", "max_tokens", "max_cost"),
 )
 
 
@@ -175,6 +175,11 @@ def doctor(
 @click.option("--price-per-million", type=click.FloatRange(min=0), help="Endpoint: price of a million tokens.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Endpoint: stop a run after so many tokens.")
 @click.option(
+    "--max-cost",
+    type=click.FloatRange(0, min_open=True),
+    help="Endpoint: stop a run after so much money, by the price.",
+)
+@click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
     metavar="NAME",
@@ -218,6 +223,8 @@ def _describe_endpoint(url: str, remote: dict[str, Any], settings: dict[str, Any
     model, out = remote.pop("model"), remote.pop("out")
     if model is None or out is None:
         raise click.UsageError("A URL needs --model and --out.")
+    if remote["max_cost"] and not remote["price_per_million"]:
+        raise click.UsageError("--max-cost needs --price-per-million.")
     given = {name: value for name, value in {**remote, **settings}.items() if value is not None}
     for name in given:
         if name not in (*ENDPOINT_OPTIONS, "normalise", "query_prefix", "passage_prefix"):

@@ -463,15 +463,20 @@ def engine_options(command: F) -> F:
     return add_options(options, command)
 
 
-def check_ray(files: Sequence[str], location: str, source: Path | Endpoint | None) -> None:
+def check_ray(files: Sequence[str], location: str, encoder_folder: Path | None, source: Path | Endpoint | None) -> None:
     """Check that Ray can run an ingest.
 
     Raises:
         InputError: the store takes one writer, a file is standard input, a limit cannot be kept, or Ray is missing.
     """
     from xqg_qdrant.generation import Endpoint
+    from xqg_qdrant.model_folders.description import read_endpoint
 
-    if isinstance(source, Endpoint) and (source.max_tokens or source.max_cost):
+    encoder = (read_endpoint(encoder_folder) if encoder_folder else None) or {"max_tokens": 0, "max_cost": 0}
+    limits = [encoder["max_tokens"], encoder["max_cost"]]
+    if isinstance(source, Endpoint):
+        limits += [source.max_tokens, source.max_cost]
+    if any(limits):
         raise InputError("workers of a cluster do not share a limit of tokens or money.", "leave out --engine ray")
     from xqg_qdrant.stores import is_server
 

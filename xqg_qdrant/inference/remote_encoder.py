@@ -192,10 +192,12 @@ class RemoteEncoder:
         return self._ask([shorter[: int(SHORTER * len(shorter))]], asks)
 
     def _make_body(self, texts: Sequence[str], asks: bool) -> dict[str, Any]:
-        limit = self._about["max_tokens"]
-        if limit and self.tokens >= limit:
+        most_tokens, most_cost = self._about["max_tokens"], self._about["max_cost"]
+        if 0 < most_tokens <= self.tokens or 0 < most_cost <= self.cost:
+            cost = f", which cost {self.cost:.4g}" if self.cost else ""
             raise ModelError(
-                f"the limit is reached: {self.tokens} tokens were encoded.", "run the same command again to resume"
+                f"the limit is reached: {self.tokens} tokens were encoded{cost}.",
+                "run the same command again to resume",
             )
         fields = self._about["query_fields" if asks else "passage_fields"]
         inputs = [text.encode("utf-8", "replace").decode() for text in texts]
@@ -233,7 +235,7 @@ class RemoteEncoder:
 
 
 # What may change without another vector.
-UNIDENTIFYING = ("url", "price_per_million", "max_tokens", "source", "files")
+UNIDENTIFYING = ("url", "price_per_million", "max_tokens", "max_cost", "source", "files")
 
 
 def read_key() -> str | None:
@@ -318,7 +320,7 @@ def describe_endpoint(url: str, folder: Path, model: str, **given: Any) -> dict[
         raise InputError(f"{path} exists.", "choose another folder (--out), or remove it")
     defaults = {
         "query_prefix": "", "passage_prefix": "", "query_fields": {}, "passage_fields": {}, "max_characters": 0,
-        "price_per_million": 0, "max_tokens": 0,
+        "price_per_million": 0, "max_tokens": 0, "max_cost": 0,
     }  # fmt: skip
     about = {"format": FORMAT, "kind": ENDPOINT, "url": url, "model": model, **defaults, **given}
     site_url = SITE.find_url(url)
