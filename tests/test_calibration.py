@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import numpy.typing as npt
 import pytest
-from banks import write_bank
+from question_banks import write_bank
 
 from xqg_qdrant.augmentation.calibration import (
     BankMeans,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from rest_qdrant import RestQdrant, answer
+from scripted_chat import embed, refused, said, scripted
 
 from xqg_qdrant import doctor
 from xqg_qdrant.augmentation.fusion import Fusion, augment_passage
@@ -19,6 +20,7 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.doctor import LEAST_MEMORY, Check, check_disk, check_memory, check_packages
 from xqg_qdrant.errors import ModelError, StoreError
 from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference.remote_encoder import describe_endpoint
 from xqg_qdrant.inference.session import Session, is_cuda_at_hand
 from xqg_qdrant.machine import free_memory
 from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
@@ -91,6 +93,48 @@ def test_the_same_as_json_with_the_time_of_each_step() -> None:
     assert str(folder) in checks["encoder"]["detail"]
     assert "int8" in checks["encoder"]["detail"]
     assert "ran on cpu (model.onnx: " in checks["encoder"]["detail"]
+
+
+def test_endpoints_are_asked_and_it_is_told_what_answers_with_which_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = said({"ja": ["ドナウ川はどこで海に注ぎますか？", "ドナウ川の長さは？", "ドナウ川はどこを流れる？"]})
+    with scripted(lambda call, _: embed(call) if "input" in call.body else asked) as endpoint:
+        describe_endpoint(endpoint.url, Path("e"), "small")
+        source = ("--json", "--encoder", "e", "--generator", endpoint.url, "--model", "m")
+        monkeypatch.setenv("XQG_LLM_API_KEY", KEY)
+        endpoint.reset(endpoint.script)
+        result = run_doctor(*source)
+        checks = read_checks(result)
+        assert (result.exit_code, checks["passage"]["state"]) == (0, "ok"), result.stdout
+        assert f"{endpoint.url}/embeddings, model 'small', no key; dim 8" in checks["encoder"]["detail"]
+        url = f"{endpoint.url}/chat/completions"
+        assert checks["generator"]["detail"] == (
+            f"{url}, model 'scripted', key of XQG_LLM_API_KEY; 1 call, 1000 tokens in, 50 out; "
+            "wrote 'ドナウ川はどこで海に注ぎますか？'"
+        )
+        assert sum(len(call.body.get("input", [])) for call in endpoint.calls) < 20
+        assert len([call for call in endpoint.calls if "messages" in call.body]) == 2
+
+        endpoint.reset(lambda call, _: embed(call) if "input" in call.body else said(None, refusal="no"))
+        checks = read_checks(run_doctor(*source))
+        assert (checks["generator"]["state"], "the model refused: no" in checks["generator"]["detail"]) == (
+            "warning",
+            True,
+        )
+        endpoint.reset(lambda *_: refused(f"bad key {KEY}", 401))
+        result = run_doctor(*source)
+        checks = read_checks(result)
+        assert {checks[name]["state"] for name in ("encoder", "generator")} == {"failed"}
+        assert "set XQG_LLM_API_KEY to a key of that server" in checks["generator"]["cure"]
+        assert (result.exit_code, KEY in result.output) == (6, False)
+    result = run_doctor(*source)
+    assert (result.exit_code, "no answer from" in read_checks(result)["generator"]["detail"]) == (6, True)
+    assert [path.name for path in Path().iterdir()] == ["e"]
+
+
+def test_a_lexicon_is_a_generator_too() -> None:
+    Path("words.tsv").write_text("fi\tvolcano\ttulivuori\n")
+    checks = read_checks(run_doctor("--json", "--generator", "words.tsv"))
+    assert (checks["generator"]["state"], checks["generator"]["detail"]) == ("ok", "words.tsv; writes fi")
 
 
 def test_a_broken_encoder_is_told_with_its_cure_and_the_store_is_checked_all_the_same() -> None:

@@ -247,9 +247,8 @@ ADAPTED: dict[str, tuple[list[Answer], dict[str, Any]]] = {
     "any format": ([refused({"message": "This response_format type is unavailable now"})] * 2, {"format": None}),
     "a schema, as no error at all": ([Answer({"detail": "json_schema is unknown"}, 422)], {"format": "json_object"}),
     "max_tokens": ([refused({"message": "'max_tokens' is not supported. Use 'max_completion_tokens' instead."})], {"max_completion_tokens": 800}),
-    "temperature": ([refused({"message": "'temperature' does not support 0.16. Only the default (1) is supported."})], {"temperature": None}),
     "seed": ([refused({"message": "Extra inputs are not permitted: seed"})], {"seed": None}),
-    "both": ([refused({"message": "'max_tokens' is not supported, use 'max_completion_tokens'"}), refused("temperature")], {"max_completion_tokens": 800, "temperature": None}),
+    "both": ([refused({"message": "'max_tokens' is not supported, use 'max_completion_tokens'"}), refused("seed")], {"max_completion_tokens": 800, "seed": None}),
 }  # fmt: skip
 
 
@@ -268,6 +267,16 @@ def test_what_a_server_does_not_take_is_left_out_for_the_run_and_told_once(
         sent = {**call.body, "format": call.body.get("response_format", {}).get("type")}
         assert {name: sent.get(name) for name in fields} == fields
     assert len(caplog.records) == len(refusals)
+
+
+def test_a_temperature_that_the_server_does_not_take_ends_the_run_instead_of_being_left_out(writing: Writing) -> None:
+    refusal = refused({"message": "'temperature' does not support 0.16. Only the default (1) is supported."})
+    generator = writing.open(in_order(refusal, said(GOOD)))
+    [first, second] = generator.generate([DANUBE, Passage("o", "Else.")], LANGUAGES, 2, 0, ChatSampling(0.16))
+    assert isinstance(first.failure, ModelError)
+    assert "does not take the temperature 0.16: 'temperature' does not support 0.16. Only" in first.failure.message
+    assert first.failure.cure.startswith("leave out --temperature")
+    assert second.failure is first.failure
 
 
 def test_a_schema_that_is_ignored_is_given_up_and_lines_are_read(

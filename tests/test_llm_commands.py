@@ -1,18 +1,12 @@
-"""Every command takes a language model as the generator; kills, limits and batches lose no answered call."""
+"""Every command takes a language model as the generator; limits and batches lose no answered call."""
 
 from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import generating
 import pytest
 from click.testing import CliRunner, Result
 from llama import NEEDS_LLAMA, running_llama
@@ -145,6 +139,17 @@ def test_a_batch_is_written_and_its_results_are_read_in_any_order(endpoint: Scri
         "the batch has no answer: not run in time",
         "the reply was cut off (raise --max-new-tokens)",
     }
+    again = [{**result, "custom_id": request["custom_id"]} for result, request in zip(results, requests, strict=True)]
+    again[1]["response"], again[1]["error"] = results[0]["response"], None
+    again[2]["response"]["body"]["choices"][0]["finish_reason"] = "stop"
+    write_rows(Path("results.jsonl"), again)
+    given = ("--queries", "results.jsonl")
+    synced = xqg("sync", corpus, "--collection", "docs", *given)
+    assert f"0 new, 3 changed, {PASSAGES - 3} unchanged, 0 rejected rows" in synced.output
+    assert "results.jsonl: 0 passages without a result, 0 results that failed, 0 of other passages" in synced.output
+    assert f"{PASSAGES} unchanged" in xqg("status", "--collection", "docs", "--corpus", corpus, *given).output
+    refused = xqg("augment", "--collection", "theirs", "--text-field", "text", *given, exit_code=2)
+    assert "results.jsonl holds the results of a batch" in refused.output
 
 
 def test_another_programs_collection_is_augmented(endpoint: ScriptedChat, corpus: str) -> None:
@@ -198,37 +203,6 @@ def answer_batch(requests: Path, results: Path) -> None:
         response = {"status_code": 200, "body": body}
         rows.append({"custom_id": request["custom_id"], "response": response, "error": None})
     write_rows(results, rows)
-
-
-KILLS, MANY = 5, 60
-
-
-def test_a_killed_run_asks_no_answered_call_again(endpoint: ScriptedChat, tmp_path: Path) -> None:
-    def script(call: Call, number: int) -> Answer:
-        return answer(call, number)._replace(delay=0.02)
-
-    endpoint.reset(script)
-    command = [sys.executable, generating.__file__, endpoint.url, str(tmp_path / "journal"), str(MANY)]
-    answered: set[str] = set()
-    for kill in range(1, KILLS + 2):
-        before = len(endpoint.calls)
-        process = subprocess.Popen(command)
-        if kill <= KILLS:
-            while len(endpoint.calls) < before + 8:
-                time.sleep(0.005)
-                assert process.poll() is None
-            process.send_signal(signal.SIGKILL)
-        assert process.wait(60) == (-signal.SIGKILL if kill <= KILLS else 0)
-        asked = {key_of(call) for call in endpoint.calls[before:]}
-        assert asked & answered == set()
-        answered = {path.stem for path in (tmp_path / "journal").glob("*.json")}
-    assert len(answered) == MANY
-    assert len(endpoint.calls) <= MANY + 4 * KILLS
-    assert Counter(key_of(call) for call in endpoint.calls).keys() == answered
-
-
-def key_of(call: Call) -> str:
-    return llm.hash_call("m", call.prompt, call.body["max_tokens"], None, call.body["seed"])
 
 
 @NEEDS_LLAMA

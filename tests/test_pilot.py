@@ -334,7 +334,14 @@ def test_the_ingest_that_a_pilot_prints_generates_queries_only_if_they_are_worth
     sweep = Sweep("MRR@10", ((), ()), chosen, none, {}, {}, chosen, Report({}, {}, comparisons), compare(2, p))
     recipe = Recipe(("fi", "ru"), alpha=0.4, fusion="mean", renormalise=True, gamma=0.5)
     found = pilots.Pilot(False, "", none, none, sweep, None, recipe)
-    command = make_command("c.jsonl", ["--encoder", "E"], ["--generator", "G"], "auto", found, ("ru", "fi"))
+    command = make_command(
+        ["ingest", "c.jsonl", "--collection", "NAME"],
+        ["--encoder", "E"],
+        ["--generator", "G"],
+        "auto",
+        found,
+        ("ru", "fi"),
+    )
     assert command.removeprefix(": > none.jsonl; ") == f"xqg ingest c.jsonl --collection NAME {expected}"
     assert command.startswith(": >") == ("none.jsonl" in expected)
 

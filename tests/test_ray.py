@@ -6,8 +6,10 @@ Everything runs on one Ray of this machine. The server is the client's emulation
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,20 +24,23 @@ import ray
 import stored_points
 from click.testing import CliRunner, Result
 from rest_qdrant import RestQdrant
+from scripted_chat import Answer, Call, embed, said, scripted
 from stored_points import assert_same_points
 from writing import write_rows
 
 from xqg_qdrant.augmentation.pipeline import describe
 from xqg_qdrant.augmentation.ray_cluster import Plan, connected, make_plan
-from xqg_qdrant.augmentation.ray_engine import Job, ingest_on_ray
+from xqg_qdrant.augmentation.ray_engine import Job, Keys, ingest_on_ray
 from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.cli import main
 from xqg_qdrant.corpus.inputs import Inputs
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.generation.questions import make_custom_id
 from xqg_qdrant.inference.encoder import Encoder
-from xqg_qdrant.records import AugmentedPassage
+from xqg_qdrant.inference.remote_encoder import describe_endpoint
+from xqg_qdrant.records import AugmentedPassage, Passage
 from xqg_qdrant.stores import open_store
 
 # Ray uses what it calls deprecated itself.
@@ -50,10 +55,19 @@ SECONDS = 120
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def cluster(cache: Path) -> Iterator[str]:
     """Start Ray as a command of ours does; return its address."""
-    with connected("local"):
-        yield ray.get_runtime_context().gcs_address
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XQG_CACHE", str(cache))
+        patch.delenv("XQG_LLM_API_KEY", raising=False)
+        patch.delenv("XQG_EMBEDDING_API_KEY", raising=False)
+        with connected("local"):
+            yield ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +214,7 @@ def test_what_a_worker_raises_ends_the_ingest_with_its_own_words(
         inputs = Inputs(["a.jsonl"])
         job = Job(inputs, folder, server.url, "other", recipe, fingerprint, encoder.dim, None, None)
         with pytest.raises(ModelError) as caught:
-            list(ingest_on_ray(job, store, (None, None), Plan(1, 1, 0), threading.Event()))
+            list(ingest_on_ray(job, store, Keys(), Plan(1, 1, 0), threading.Event()))
     assert "differ from those of the driver. Cure: copy the same model folders" in str(caught.value)
 
 
@@ -285,18 +299,29 @@ def find_workers() -> list[int]:
     return [int(path.parent.name) for path in found]
 
 
-def test_given_queries_and_terms_come_through_too(cluster: str, folder: Path, server: RestQdrant) -> None:
-    rows = [
-        {"id": f"{number}", "text": passage.text, "generated_queries": [{"lang": "fi", "text": f"kysymys {number}"}]}
-        for number, passage in enumerate(read_demo_passages()[:5])
-    ]
+def test_given_queries_terms_and_results_of_a_batch_come_through_too(
+    cluster: str, folder: Path, server: RestQdrant
+) -> None:
+    rows, results = [], []
+    for number, passage in enumerate(read_demo_passages()[:5]):
+        question = f"Mikä on kysymys {number}?"
+        queries = [{"lang": "fi", "text": question}]
+        rows.append({"id": f"{number}", "text": passage.text, "generated_queries": queries})
+        custom_id = make_custom_id(Passage(f"{number}", passage.text))
+        results.append({"custom_id": custom_id, "response": {"body": said({"fi": [question]}).body}})
     write_rows(folder / "given.jsonl", rows)
-    settings = ["--queries", "corpus", "--sparse"]
-    for collection, engine in (("given-local", []), ("given-ray", RAY)):
-        result = ingest(server, collection, "given.jsonl", *engine, settings=settings)
+    write_rows(folder / "bare.jsonl", [{"id": row["id"], "text": row["text"]} for row in rows])
+    write_rows(folder / "results.jsonl", [*results, {**results[0], "custom_id": "another#0"}])
+    for collection, file, queries, engine in (
+        ("given-local", "given.jsonl", "corpus", []),
+        ("given-ray", "given.jsonl", "corpus", RAY),
+        ("batch-ray", "bare.jsonl", "results.jsonl", RAY),
+    ):
+        result = ingest(server, collection, file, *engine, settings=["--queries", queries, "--sparse"])
         assert result.exit_code == 0, result.stderr
+    assert "0 passages without a result, 0 results that failed, 1 of other passages or repeated" in result.stderr
     assert len(read_raw(server, "given-ray")) == 5
-    assert read_raw(server, "given-ray") == read_raw(server, "given-local")
+    assert read_raw(server, "given-ray") == read_raw(server, "batch-ray") == read_raw(server, "given-local")
     assert next(iter(read_points(server, "given-ray").values())).terms
 
 
@@ -318,3 +343,47 @@ def test_a_lexicon_generates_on_ray_and_what_comes_before_damage_is_stored(
     assert 100 < len(read_raw(server, "words-local")) < 300
     assert [query.text for query in read_points(server, "words-ray")["1"].generated_queries] == ["joki järvi"]
     assert read_raw(server, "words-ray") == read_raw(server, "words-local")
+
+
+def answer(call: Call, _: int) -> Answer:
+    """Embed texts; ask the same about the same passage; refuse to ask about one."""
+    if "input" in call.body:
+        return embed(call)
+    if "river number 3 " in call.prompt:
+        return said(None, refusal="I'd rather not")
+    name = hashlib.sha256(call.prompt.encode()).hexdigest()[:6]
+    return said({"fi": [f"Mikä on joen {name} pituus?"] * 2, "ru": [f"Сколько километров от истока реки {name}?"]})
+
+
+def test_endpoints_write_and_encode_on_ray_what_they_do_here_and_leave_no_reply(
+    cluster: str, cache: Path, folder: Path, server: RestQdrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"XQG_LLM_API_KEY": KEY, "XQG_EMBEDDING_API_KEY": f"{KEY}-2", "XQG_CACHE": str(cache)}.items():
+        monkeypatch.setenv(name, value)
+    rows = [{"id": f"{number}", "text": f"The river number {number} is long."} for number in range(20)]
+    write_rows(folder / "rivers.jsonl", rows)
+    settings = ["--queries-per-language", "1", "--languages", "fi,ru", "--model", "m", "--encoder", "embeddings"]
+    with scripted(answer) as chat:
+        describe_endpoint(chat.url, folder / "embeddings", "e")
+        told = []
+        for collection, engine in (("asked-local", []), ("asked-ray", RAY)):
+            chat.reset(answer)
+            source = ["--generator", chat.url, *settings]
+            result = ingest(server, collection, "rivers.jsonl", *engine, settings=source)
+            assert result.exit_code == 3, result.stderr
+            assert KEY not in result.output
+            prompts = [call.prompt for call in chat.calls if "messages" in call.body]
+            assert len(set(prompts)) == len(prompts)
+            used = {(call.path, call.headers["authorization"]) for call in chat.calls}
+            assert used == {("/v1/chat/completions", f"Bearer {KEY}"), ("/v1/embeddings", f"Bearer {KEY}-2")}
+            told.append((len(prompts), read_summary(result), [*(cache / "xqg/replies").glob("*")]))
+    assert told[0] == told[1]
+    passages, queries, calls = told[0][1]
+    assert (passages, queries) == ("19 passages stored, 0 unchanged, 1 row rejected", "38 of 38 generated queries kept")
+    assert (told[0][0], calls, told[0][2]) == (20, "20 calls, tokens: 20,000 in, 1,000 out.", [])
+    assert read_raw(server, "asked-ray") == read_raw(server, "asked-local")
+
+
+def read_summary(result: Result) -> list[str]:
+    """Return the passages, queries and calls of an ingest, without its durations."""
+    return re.findall(r"^.* rows? rejected|^.* queries kept|^.* calls, tokens.*", result.stderr, re.MULTILINE)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from banks import write_bank
+from question_banks import write_bank
 
 from xqg_qdrant.augmentation import recipe as recipes
 from xqg_qdrant.augmentation.calibration import encode_bank, pack_mean, read_bank

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from embedding_server import embedding_server
-from scripted_chat import Answer, Call, ScriptedChat, refused
+from scripted_chat import Answer, Call, ScriptedChat, embed, make_vector, refused
 
 from xqg_qdrant.cli import main
 from xqg_qdrant.errors import InputError, ModelError, XqgError
@@ -28,18 +28,6 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "FIRST_DELAY_SECONDS", 0.01)
     monkeypatch.setattr(endpoint, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setenv("XQG_EMBEDDING_API_KEY", KEY)
-
-
-def make_vector(text: str) -> list[float]:
-    """Return another direction for another text; of length 1, as most models'."""
-    vector = np.random.default_rng(list(text.encode()) or [0]).normal(size=8)
-    return [float(x) for x in vector / np.linalg.norm(vector)]
-
-
-def embed(call: Call, number: int = 0) -> Answer:
-    del number
-    data = [{"index": place, "embedding": make_vector(text)} for place, text in enumerate(call.body["input"])]
-    return Answer({"model": "m", "data": data, "usage": {"total_tokens": 10 * len(data)}})
 
 
 @pytest.fixture(scope="module")
@@ -187,14 +175,37 @@ def test_damaged_descriptions_are_refused_with_their_field(server: ScriptedChat,
         open_encoder(tmp_path / "e")
 
 
-def test_a_limit_of_tokens_ends_the_run(server: ScriptedChat, tmp_path: Path) -> None:
+@pytest.mark.parametrize("limits", [{"max_tokens": 110}, {"max_cost": 0.00022}], ids=["tokens", "cost"])
+def test_a_limit_of_tokens_or_money_ends_the_run(limits: dict[str, Any], server: ScriptedChat, tmp_path: Path) -> None:
     server.reset(embed)
-    describe_endpoint(server.url, tmp_path / "e", "m", max_tokens=110)
+    describe_endpoint(server.url, tmp_path / "e", "m", price_per_million=2.0, **limits)
     encoder = open_encoder(tmp_path / "e")  # the probes take 100
     assert isinstance(encoder, RemoteEncoder)
     encoder.encode_queries(["a"])
-    with pytest.raises(ModelError, match="the limit is reached: 110 tokens"):
+    with pytest.raises(ModelError, match=r"the limit is reached: 110 tokens were encoded, which cost 0\.00022\."):
         encoder.encode_queries(["b"])
+    encoder.close()
+
+
+def test_a_limit_of_money_needs_a_price_and_none_holds_for_several_workers(
+    server: ScriptedChat, tmp_path: Path
+) -> None:
+    server.reset(embed)
+    folder = tmp_path / "e"
+    command = ["describe", server.url, "--model", "m", "--out", str(folder), "--max-cost", "1"]
+    result = CliRunner().invoke(main, command)
+    assert (result.exit_code, "--max-cost needs --price-per-million" in result.stderr) == (2, True)
+    about = describe_endpoint(server.url, folder, "m", max_cost=1.0, price_per_million=2.0)
+    ray = ["--engine", "ray", "--store", "http://h", "--encoder", str(folder), "--collection", "c"]
+    result = CliRunner().invoke(main, ["ingest", "c.jsonl", *ray])
+    assert (result.exit_code, "do not share a limit" in result.stderr) == (2, True)
+    (folder / "xqg.json").write_text(json.dumps({**about, "price_per_million": 0}))
+    with pytest.raises(ModelError, match="has max_cost, but no price_per_million"):
+        open_encoder(folder)
+    del about["max_cost"]
+    (folder / "xqg.json").write_text(json.dumps(about))
+    encoder = open_encoder(folder)
+    assert isinstance(encoder, RemoteEncoder)
     encoder.close()
 
 

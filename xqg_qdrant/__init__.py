@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from xqg_qdrant.generation.lexicon import Lexicon
     from xqg_qdrant.generation.llm import LanguageModelGenerator
     from xqg_qdrant.generation.onnx import QueryGenerator
+    from xqg_qdrant.inference import open_encoder
     from xqg_qdrant.inference.encoder import Encoder
     from xqg_qdrant.printing import format_table
     from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
@@ -55,6 +56,7 @@ _MODULES = {
     "evaluate": "api",
     "format_table": "printing",
     "ingest": "api",
+    "open_encoder": "inference",
     "open_store": "stores",
     "search": "api",
 }
@@ -82,6 +84,7 @@ __all__ = [
     "evaluate",
     "format_table",
     "ingest",
+    "open_encoder",
     "open_store",
     "search",
 ]

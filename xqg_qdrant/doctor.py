@@ -1,7 +1,8 @@
 """Check an installation by using each part once.
 
-The checks do what an ingest and a search do, on little data: run a batch through each model; write, read, search and
-delete a scratch collection; take one passage through all steps. A part that fails does not stop the other checks.
+The checks do what an ingest and a search do, on little data: run a batch through each model; ask an endpoint for a few
+vectors or questions; write, read, search and delete a scratch collection; take one passage through all steps. A part
+that fails does not stop the other checks.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
@@ -25,10 +26,13 @@ from xqg_qdrant.augmentation.recipe import choose_recipe
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import ModelError, StoreError, XqgError
 from xqg_qdrant.fingerprint import hash_content, hash_recipe, make_fingerprint
-from xqg_qdrant.generation import Generator
+from xqg_qdrant.generation import Endpoint, Generator, chat, open_generator
+from xqg_qdrant.generation.llm import LanguageModelGenerator
 from xqg_qdrant.generation.onnx import QueryGenerator
-from xqg_qdrant.inference import TextEncoder, open_encoder
+from xqg_qdrant.inference import TextEncoder, open_encoder, remote_encoder
 from xqg_qdrant.inference.encoder import Encoder, make_feeds
+from xqg_qdrant.inference.endpoint import find_key
+from xqg_qdrant.inference.remote_encoder import RemoteEncoder
 from xqg_qdrant.inference.session import AUTO, CUDA, Session, are_products_exact, is_cuda_at_hand
 from xqg_qdrant.machine import free_memory, integer_instructions
 from xqg_qdrant.model_folders import ModelFolder
@@ -49,6 +53,8 @@ LEAST_MEMORY = 1 << 30
 LEAST_DISK = 1 << 30
 SCRATCH_PREFIX = "xqg-doctor-"
 SCRATCH_DIM = 4
+# Of a language model, which writes any.
+ASKED_LANGUAGES = ("ja",)
 
 
 class Check(NamedTuple):
@@ -72,9 +78,21 @@ class Check(NamedTuple):
 
 
 def examine(
-    location: str, open_store: Callable[[], Store], encoder_folder: Path, generator_folder: Path, device: str
+    location: str,
+    open_store: Callable[[], Store],
+    encoder_folder: Path,
+    generator_source: Path | Endpoint,
+    device: str,
 ) -> Iterator[Check]:
-    """Check one part after another; yield each check as it ends."""
+    """Check one part after another; yield each check as it ends.
+
+    Args:
+        location: of the store.
+        open_store: opens it.
+        encoder_folder: of a model, or the description of an endpoint.
+        generator_source: a model folder, a lexicon, or an endpoint.
+        device: of the models in folders.
+    """
     directory = find_directory(location)
     yield Check("python", OK, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield check_packages()
@@ -82,20 +100,19 @@ def examine(
     yield check_integers(are_products_exact())
     if directory is not None:
         yield check_disk(directory)
-    encoder, found = _attempt("encoder", lambda: _use_encoder(encoder_folder, device))
-    yield found
-    generator, found = _attempt("generator", lambda: _use_generator(generator_folder, device))
-    yield found
-    with _without_new_directory(directory):
+    with ExitStack() as opened:
+        encoder, found = _attempt("encoder", lambda: _use_encoder(encoder_folder, device, opened))
+        yield found
+        generator, found = _attempt("generator", lambda: _use_generator(generator_source, device, opened))
+        yield found
+        opened.enter_context(_without_new_directory(directory))
         store, found = _attempt("store", lambda: _use_store(open_store))
         yield found
         if store is None:
             return
-        try:
-            if encoder is not None and generator is not None:
-                yield _attempt("passage", lambda: _use_all(store, encoder, generator))[1]
-        finally:
-            store.close()
+        opened.callback(store.close)
+        if encoder is not None and generator is not None:
+            yield _attempt("passage", lambda: _use_all(store, encoder, generator))[1]
 
 
 def check_packages() -> Check:
@@ -149,26 +166,63 @@ def _attempt(name: str, use: Callable[[], tuple[T, Check]]) -> tuple[T | None, C
         return None, Check(name, FAILED, error.message, error.cure, error.exit_code)
 
 
-def _use_encoder(path: Path, device: str) -> tuple[TextEncoder, Check]:
+def _use_encoder(path: Path, device: str, opened: ExitStack) -> tuple[TextEncoder, Check]:
     encoder = open_encoder(path, device)
     start = time.perf_counter()
     vectors = np.concatenate([encoder.encode_passages([_passage().text]), encoder.encode_queries(["question?"])])
     seconds = time.perf_counter() - start
     if not np.isfinite(vectors).all():
         raise ModelError(f"{path} returns vectors that are not finite.", "export it again, with another --dtype")
-    if not isinstance(encoder, Encoder):
-        return encoder, Check("encoder", OK, f"{encoder.folder.path}; dim {encoder.dim}; {encoder.device}")
+    if isinstance(encoder, RemoteEncoder):
+        opened.callback(encoder.close)
+        where = _describe_endpoint(encoder.shown_url, encoder.source, remote_encoder.KEY_VARIABLES)
+        detail = f"{path}: {where}; dim {encoder.dim}; the model that was described; {encoder.tokens} tokens encoded"
+        return encoder, Check("encoder", OK, detail, seconds={"request": seconds})
+    assert isinstance(encoder, Encoder)
     detail = f"{_describe(encoder.folder)}; dim {encoder.dim}"
     return encoder, _check_device("encoder", detail, path / encoder.graph, device, encoder.device, seconds)
 
 
-def _use_generator(path: Path, device: str) -> tuple[QueryGenerator, Check]:
-    generator = QueryGenerator(path, device, threads=0)
+def _use_generator(source: Path | Endpoint, device: str, opened: ExitStack) -> tuple[Generator, Check]:
+    if isinstance(source, Endpoint):
+        # Replies that were kept would answer in the place of the model.
+        journal = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="xqg-doctor-")))
+        source = source._replace(journal=journal, max_tokens=0, max_cost=0.0)
+    generator = open_generator(source, device, threads=0)
+    if isinstance(generator, LanguageModelGenerator):
+        opened.callback(generator.close)
+        return generator, _ask(generator)
     start = time.perf_counter()
     generator.generate([_passage()], generator.languages, 1, 0, generator.sampling)
     seconds = time.perf_counter() - start
-    detail = f"{_describe(generator.folder)}; writes {', '.join(generator.languages)}"
-    return generator, _check_device("generator", detail, path / generator.graph, device, generator.device, seconds)
+    writes = f"writes {', '.join(generator.languages)}"
+    if not isinstance(generator, QueryGenerator):
+        return generator, Check("generator", OK, f"{source}; {writes}", seconds={"passage": seconds})
+    detail = f"{_describe(generator.folder)}; {writes}"
+    graph = generator.folder.path / generator.graph
+    return generator, _check_device("generator", detail, graph, device, generator.device, seconds)
+
+
+def _ask(generator: LanguageModelGenerator) -> Check:
+    """Ask a language model for one question about a passage."""
+    described = generator.describe()
+    start = time.perf_counter()
+    [written] = generator.generate([_passage()], ASKED_LANGUAGES, 1, 0, generator.sampling)
+    seconds = time.perf_counter() - start
+    if written.failure is not None:
+        raise written.failure
+    where = _describe_endpoint(generator.shown_url, described["model"], chat.KEY_VARIABLES)
+    usage = written.usage
+    detail = f"{where}; {count_of(usage.calls, 'call')}, {usage.tokens_in} tokens in, {usage.tokens_out} out"
+    if written.rejected:
+        cure = "try another --model, or read the server's log"
+        return Check("generator", WARNING, f"{detail}; {written.rejected}", cure, seconds={"call": seconds})
+    return Check("generator", OK, f"{detail}; wrote {written.queries[0].text!r}", seconds={"call": seconds})
+
+
+def _describe_endpoint(url: str, model: str, variables: Sequence[str]) -> str:
+    name, _ = find_key(variables)
+    return f"{url}, model {model!r}, {f'key of {name}' if name else 'no key'}"
 
 
 def _check_device(name: str, detail: str, graph: Path, asked: str, opened: str, seconds: float) -> Check:
@@ -231,7 +285,10 @@ def _use_all(store: Store, encoder: TextEncoder, generator: Generator) -> tuple[
         yield
         seconds[step] = time.perf_counter() - start
 
-    recipe = choose_recipe(encoder, generator).recipe
+    # The bank of a calibration would be thousands of questions to an endpoint.
+    calibrate = False if isinstance(encoder, RemoteEncoder) else None
+    languages = generator.languages or ASKED_LANGUAGES
+    recipe = choose_recipe(encoder, generator, languages, calibrate=calibrate).recipe
     fingerprint = make_fingerprint(encoder.describe(), generator.describe(), recipe.describe())
     with _scratch(store, encoder.dim, fingerprint) as collection:
         with timed("read"):

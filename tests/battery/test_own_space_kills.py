@@ -1,7 +1,7 @@
 """A kill -9 while vectors of another program's collection are replaced, or given back, loses no bit.
 
 Each case kills `xqg augment` at a request that the seed draws, before or after the server has it, up to three times,
-then lets it run to its end; then the same with `--undo`.
+then lets it run to its end; then the same with `--undo`. Another kills both at twenty requests.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from forked import forks
 from qdrant_client import models
 from rest_qdrant import RestQdrant
+from scripted_chat import embed, make_vector, scripted
+from writing import write_rows
 
 from xqg_qdrant.augmentation import pipeline
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference.remote_encoder import describe_endpoint
 from xqg_qdrant.records import FloatArray
 from xqg_qdrant.stores.server import client, foreign, own_space
 
@@ -124,3 +128,78 @@ def test_a_run_that_is_killed_ends_as_any_other_and_undo_gives_back_every_bit(
         run(undo)
     assert read_all(rest) == before
     assert list(rest.client.get_collection("theirs").config.params.vectors) == ["dense"]  # type: ignore[arg-type]
+
+
+KILLS, KILLS_OF_UNDO, POINTS = 14, 6, 60
+SMALL_STEPS = """
+from xqg_qdrant.augmentation import pipeline
+from xqg_qdrant.stores.server import client, foreign, own_space
+pipeline.CHEAP_CHUNK_SIZE = own_space.SCROLL_BATCH = 2
+client.SCROLL_BATCH = client.READ_BATCH = foreign.SCROLL_BATCH = foreign.READ_BATCH = 2
+
+import itertools, json, os, signal
+from pathlib import Path
+import httpx
+send, passed = httpx.Client.send, itertools.count(1)
+def counting(self, request, **settings):
+    last, when = json.loads(Path("kill.json").read_text())
+    number = next(passed) if "/collections" in request.url.path else 0
+    if number == last and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    response = send(self, request, **settings)
+    if number == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return response
+httpx.Client.send = counting
+"""
+
+
+def test_twenty_kills_lose_no_bit(seed: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    texts = [f"The river number {number} is long." for number in range(POINTS)]
+    queries = ({"id": f"{n}", "language": "fi", "text": f"Mikä on joen {n} pituus?"} for n in range(POINTS))
+    write_rows(tmp_path / "queries.jsonl", list(queries))
+    with scripted(embed) as endpoint, closing(RestQdrant()) as server, forks(SMALL_STEPS) as commands:
+        describe_endpoint(endpoint.url, tmp_path / "encoder", "e")
+        server.version = "1.18.0"
+        params = models.VectorParams(size=8, distance=models.Distance.COSINE)
+        server.client.create_collection("theirs", {"dense": params})
+        points = [
+            models.PointStruct(id=number, vector={"dense": make_vector(text)}, payload={"text": text})
+            for number, text in enumerate(texts)
+        ]
+        server.client.upsert("theirs", points)
+        theirs = ("augment", "--collection", "theirs", "--store", server.url)
+        how = ("--text-field", "text", "--vector", "dense", "--replace", "--no-calibrate", "--encoder", "encoder")
+        augment, undo = (*theirs, *how, "--queries", "queries.jsonl"), (*theirs, "--undo", "--yes")
+
+        def run_until(last: int, arguments: tuple[str, ...]) -> int:
+            """Run a command that kills itself at a request; return its exit code."""
+            when = draw.choice(["before", "after"])
+            (tmp_path / "kill.json").write_text(json.dumps([last, when]))
+            commands.start(tmp_path, *arguments)
+            code = commands.wait()
+            assert code in (0, -signal.SIGKILL), commands.output
+            return code
+
+        def finish(arguments: tuple[str, ...]) -> tuple[dict[Any, models.Record], int]:
+            """Run a command to its end; return the points and how many requests it took."""
+            first = len(server.requests)
+            assert run_until(-1, arguments) == 0, commands.output
+            return read_all(server), len(server.requests) - first
+
+        def kill(arguments: tuple[str, ...], kills: int, requests: int) -> int:
+            """Kill a command again and again, each time somewhere in what is a part of its way."""
+            most = 2 * requests // kills
+            return sum(run_until(draw.randint(1, most), arguments) != 0 for _ in range(kills))
+
+        before = read_all(server)
+        (wanted, requests), (undone, requests_of_undo) = finish(augment), finish(undo)
+        assert undone == before
+        killed = kill(augment, KILLS, requests)
+        assert finish(augment)[0] == wanted
+        killed += kill(undo, KILLS_OF_UNDO, requests_of_undo)
+        if (server.client.get_collection("theirs").config.metadata or {}).get("xqg_fingerprint"):
+            finish(undo)
+        assert read_all(server) == before
+        assert killed == KILLS + KILLS_OF_UNDO

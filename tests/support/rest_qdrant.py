@@ -274,6 +274,12 @@ class RestQdrant(ThreadingHTTPServer):
             if most is not None and found > most:
                 raise BadRequestError(f"{what} reached ({found} > {most}). Help: Reduce the filter.")
 
+    def check_most(self, name: str, what: str, found: int, limit: str) -> None:
+        """Refuse what strict mode forbids by its size."""
+        most = getattr(self.settings[name].strict_mode or models.StrictModeConfigOutput(), limit)
+        if most is not None and found > most:
+            raise BadRequestError(f"{what} exceeded ({found} > {most}). Help: Reduce it.")
+
     def respond(self, method: str, path: str, body: Json) -> Json:
         client = self.client
         if path == "/":
@@ -296,6 +302,8 @@ class RestQdrant(ThreadingHTTPServer):
         if (method, rest) == ("DELETE", "") and name in read_aliases(client):
             return False
         name = read_aliases(client).get(name, name)
+        if rest == "exists":
+            return {"exists": client.collection_exists(name)}
         if not client.collection_exists(name):
             raise LookupError(name)
         if (method, rest) == ("PATCH", ""):
@@ -337,6 +345,10 @@ class RestQdrant(ThreadingHTTPServer):
             return client.delete_payload(name, body["keys"], body["points"])
         if rest == "points/batch":
             operations = TypeAdapter(list[models.UpdateOperation]).validate_python(body["operations"])
+            for operation in operations:
+                if isinstance(operation, models.UpdateVectorsOperation):
+                    points = len(operation.update_vectors.points)
+                    self.check_most(name, "Update limit", points, "upsert_max_batchsize")
             results = client.batch_update_points(name, operations)
             for operation in operations:
                 if isinstance(operation, models.UpdateVectorsOperation):
@@ -352,6 +364,7 @@ class RestQdrant(ThreadingHTTPServer):
         if rest == "points/count":
             return client.count(name, exact=body["exact"])
         if rest == "points/scroll":
+            self.check_most(name, "Limit", body["limit"], "max_query_limit")
             payload = TypeAdapter(models.WithPayloadInterface).validate_python(body["with_payload"])
             options = {"with_payload": payload, "with_vectors": body["with_vector"]}
             if "filter" in body:
@@ -359,10 +372,10 @@ class RestQdrant(ThreadingHTTPServer):
                 options["scroll_filter"] = models.Filter.model_validate(body["filter"])
             records, offset = client.scroll(name, limit=body["limit"], offset=body.get("offset"), **options)
             return {"points": records, "next_page_offset": offset}
-        if rest == "points/query":
-            return client.query_points(name, **body)
-        assert rest == "points/query/batch", path
         # The emulation warns about parameters it does not need; in a test the warning would break the connection.
+        if rest == "points/query":
+            return client.query_batch_points(name, [models.QueryRequest.model_validate({**body, "params": None})])[0]
+        assert rest == "points/query/batch", path
         searches = [{**search, "params": None} for search in body["searches"]]
         return client.query_batch_points(name, TypeAdapter(list[models.QueryRequest]).validate_python(searches))
 

@@ -1,4 +1,4 @@
-"""A chat endpoint on a loopback port that answers what a script says: any fault that a real one may have."""
+"""An endpoint of chats or embeddings on a loopback port that answers what a script says: any fault of a real one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 
 class Answer(NamedTuple):
@@ -58,6 +60,19 @@ def refused(message: object, status: int = 400, **headers: str) -> Answer:
 def in_order(*answers: Answer) -> Script:
     """Return a script that gives the answers in turn, the last one again and again."""
     return lambda _, number: answers[min(number, len(answers) - 1)]
+
+
+def make_vector(text: str) -> list[float]:
+    """Return another direction for another text; of length 1, as most models'."""
+    vector = np.random.default_rng(list(text.encode()) or [0]).normal(size=8)
+    return [float(x) for x in vector / np.linalg.norm(vector)]
+
+
+def embed(call: Call, number: int = 0) -> Answer:
+    """Return a vector for each text of a call."""
+    del number
+    data = [{"index": place, "embedding": make_vector(text)} for place, text in enumerate(call.body["input"])]
+    return Answer({"model": "m", "data": data, "usage": {"total_tokens": 10 * len(data)}})
 
 
 class ScriptedChat:
@@ -111,6 +126,9 @@ class ScriptedChat:
         class Server(ThreadingHTTPServer):
             daemon_threads = True
             request_queue_size = 64
+
+            def handle_error(self, *_: object) -> None:
+                """Say nothing: a client that is killed resets its connections."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"

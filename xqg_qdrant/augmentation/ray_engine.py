@@ -69,8 +69,16 @@ def _read_only(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
 copyreg.pickle(MappingProxyType, lambda proxy: (_read_only, (dict(proxy),)))
 
 
+class Keys(NamedTuple):
+    """The keys of the store and of the endpoints that an ingest uses; None where there is none."""
+
+    store: str | None = None
+    generator: str | None = None
+    encoder: str | None = None
+
+
 class Job(NamedTuple):
-    """The settings that every process of an ingest needs, without the store's key.
+    """The settings that every process of an ingest needs, without the keys.
 
     The inputs are read from `directory`. `encoder` is a model folder; `generator` is a model folder, a lexicon's
     file or an endpoint, and is used if the recipe needs one. None stands for the models that ship. Both must be at the
@@ -93,10 +101,10 @@ class Ledger:
 
     def __init__(self) -> None:
         self._stored: list[tuple[int, Progress]] = []
-        self._ended: tuple[int, list[InputError], int] = (-1, [], 0)
+        self._ended: tuple[int, list[InputError], str] = (-1, [], "")
         self._stopped = False
         self._starts = 0
-        self._keys: tuple[str | None, str | None] = None, None
+        self._keys = Keys()
         self._failure: XqgError | None = None
 
     def start(self) -> int:
@@ -104,12 +112,12 @@ class Ledger:
         self._starts += 1
         return self._starts
 
-    def set_keys(self, store: str | None, generator: str | None) -> None:
-        """Keep the keys of both, so that they are in no process's arguments, environment or description."""
-        self._keys = store, generator
+    def set_keys(self, keys: Keys) -> None:
+        """Keep the keys, so that they are in no process's arguments, environment or description."""
+        self._keys = keys
 
-    def keys(self) -> tuple[str | None, str | None]:
-        """Return the keys of the store and the generator."""
+    def keys(self) -> Keys:
+        """Return the keys."""
         return self._keys
 
     def fail(self, error: XqgError) -> None:
@@ -138,11 +146,11 @@ class Ledger:
         stored, self._stored = self._stored, []
         return stored
 
-    def end(self, chunks: int, damage: list[InputError], left_over: int) -> None:
-        """Record the end of the reading: the number of chunks, the damage of a file, the queries left over."""
-        self._ended = chunks, damage, left_over
+    def end(self, chunks: int, damage: list[InputError], unused: str) -> None:
+        """Record the end of the reading: the number of chunks, the damage of a file, the queries not used."""
+        self._ended = chunks, damage, unused
 
-    def ended(self) -> tuple[int, list[InputError], int]:
+    def ended(self) -> tuple[int, list[InputError], str]:
         """Return how the reading ended."""
         return self._ended
 
@@ -177,9 +185,10 @@ class AugmentChunk:
             if ray.get(ledger.start.remote()) > MAX_DEATHS * plan.workers:
                 cure = "use fewer --num-workers or --threads if memory ran out, or read Ray's logs"
                 raise XqgError(f"workers died {MAX_DEATHS} times without finishing a chunk.", cure)
-            self._encoder = open_encoder(job.encoder, plan.device, 1)
-            _, key = ray.get(ledger.keys.remote())
-            self._generator = None if job.recipe.given else open_generator(job.generator, plan.device, 1, key)
+            keys = ray.get(ledger.keys.remote())
+            self._encoder = open_encoder(job.encoder, plan.device, 1, keys.encoder)
+            given = job.recipe.given
+            self._generator = None if given else open_generator(job.generator, plan.device, 1, keys.generator)
             plain = is_plain(job.fingerprint)
             if describe(self._encoder, self._generator, job.recipe, plain) != job.fingerprint:
                 raise ModelError(
@@ -217,9 +226,7 @@ class QdrantDatasink(Datasink):  # type: ignore[misc]
                 augmented.settle()
 
 
-def ingest_on_ray(
-    job: Job, store: Store, keys: tuple[str | None, str | None], plan: Plan, stop: Event
-) -> abc.Generator[Progress, None, None]:
+def ingest_on_ray(job: Job, store: Store, keys: Keys, plan: Plan, stop: Event) -> abc.Generator[Progress, None, None]:
     """Store passages as `pipeline.ingest` does; yield after each chunk is stored, in row order.
 
     An error in any process ends all of them; so does closing this iterator. Both wait for the chunks in flight.
@@ -227,7 +234,7 @@ def ingest_on_ray(
     Args:
         job: the settings of the ingest.
         store: the job's store, opened in this process.
-        keys: of the store and of an endpoint.
+        keys: of the store and the endpoints.
         plan: from `make_plan`.
         stop: once set, no further chunk begins, and those in flight are finished and stored.
 
@@ -243,7 +250,7 @@ def ingest_on_ray(
             return
         create_collection(store, job.collection, job.dim, job.fingerprint)
     ledger = ray.remote(Ledger).options(num_cpus=0).remote()
-    ray.get(ledger.set_keys.remote(*keys))
+    ray.get(ledger.set_keys.remote(keys))
     failed: list[BaseException] = []
     # Deferring the index pays only if points come faster than the network takes them.
     with store.bulk_load(job.collection, fast=False):
@@ -271,7 +278,7 @@ def ingest_on_ray(
     if failed:
         raise ray.get(ledger.failure.remote()) or _explain(failed[0])
     check_unchanged(store, job.collection, job.fingerprint)
-    chunks, damage, job.inputs.left_over = ray.get(ledger.ended.remote())
+    chunks, damage, job.inputs.unused = ray.get(ledger.ended.remote())
     if next_number != chunks and not stop.is_set():
         raise XqgError(
             f"Ray lost chunks: {next_number} of {chunks} were stored.", "run the same command again to resume"
@@ -315,7 +322,7 @@ def _run(job: Job, plan: Plan, ledger: Any, failed: list[BaseException]) -> None
 def _read(job: Job, plan: Plan, ledger: Any) -> Iterator[pyarrow.Table]:  # noqa: ANN401
     """Yield the chunks of the corpus, after their lookup in the store."""
     os.chdir(job.directory)
-    store = _open_store(job.url, ray.get(ledger.keys.remote())[0])
+    store = _open_store(job.url, ray.get(ledger.keys.remote()).store)
     damage: list[InputError] = []
     rows = until_damage(job.inputs.read(), damage)
     cheap = bool(plan.gpus) or job.recipe.sampling is None
@@ -325,7 +332,7 @@ def _read(job: Job, plan: Plan, ledger: Any) -> Iterator[pyarrow.Table]:  # noqa
             return
         found = look_up(chunk, store, job.collection, job.recipe, job.fingerprint)
         yield _pack([(number, found)])
-    ray.get(ledger.end.remote(number + 1, damage, job.inputs.left_over))
+    ray.get(ledger.end.remote(number + 1, damage, job.inputs.unused))
 
 
 def _pack(rows: Sequence[tuple[int, Chunk | Augmented]]) -> pyarrow.Table:

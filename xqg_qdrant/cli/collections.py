@@ -162,7 +162,7 @@ def status(
     Without --collection, list the collections.
     """
     from xqg_qdrant.cli.progress import make_bars, run_status
-    from xqg_qdrant.corpus.inputs import Inputs
+    from xqg_qdrant.generation.questions import open_inputs
     from xqg_qdrant.lifecycle.sync import plan_sync
     from xqg_qdrant.printing import format_status
     from xqg_qdrant.stores import ASKING_SECONDS
@@ -177,7 +177,7 @@ def status(
         report = found.to_json()
         lines = format_status(found)
         if file is not None:
-            inputs = Inputs([file], queries, id_field, text_field)
+            inputs = open_inputs([file], queries, id_field, text_field)
             total = None if quiet else inputs.count()
             compared = plan_sync(store, collection, inputs, total, make_bars(quiet)).found
             echo_unused_queries(inputs)

@@ -36,6 +36,7 @@ from xqg_qdrant.cli.options import (
 from xqg_qdrant.cli.shared import (
     RAY,
     GroupedCommand,
+    check_own_space,
     check_ray,
     choose_languages,
     echo_cost,
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
     from xqg_qdrant.augmentation.recipe import Recipe
     from xqg_qdrant.corpus.dead_letters import DeadLetters
     from xqg_qdrant.generation import Endpoint
-    from xqg_qdrant.generation.questions import BatchResults
 
 
 @main.command(cls=GroupedCommand)
@@ -133,8 +133,8 @@ def ingest(
     from xqg_qdrant.augmentation.pipeline import describe
     from xqg_qdrant.augmentation.recipe import choose_recipe
     from xqg_qdrant.cli.progress import run_ingest
-    from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.generation import DRAWING
+    from xqg_qdrant.generation.questions import open_inputs
     from xqg_qdrant.lifecycle.status import check_alias
     from xqg_qdrant.stores.points import make_names
 
@@ -146,11 +146,9 @@ def ingest(
         generator_source = languages = None
         settings |= dict.fromkeys(("queries_per_language", *DRAWING))
     sharding = take_sharding(settings)
-    results = read_batch(queries, engine)
-    inputs = Inputs(files, None if results else queries, id_field, text_field)
-    rows: Iterator[Row] = results.join(inputs.read()) if results else inputs.read()
+    inputs = open_inputs(files, queries, id_field, text_field)
     if engine == RAY:
-        check_ray(files, location, generator_source)
+        check_ray(files, location, encoder_folder, generator_source)
     with opened_store(location, sharding=sharding) as store:
         stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         if alias is not None:
@@ -181,11 +179,9 @@ def ingest(
             totals = run_on_ray(job, store, address, device, num_workers, threads, total, rejected, quiet)
         else:
             models_used = (encoder, generator, recipe, threads)
-            totals = run_ingest(rows, total, store, collection, *models_used, rejected, quiet, fingerprint)
+            totals = run_ingest(inputs.read(), total, store, collection, *models_used, rejected, quiet, fingerprint)
         echo_cost(generator_source, totals, quiet)
         echo_unused_queries(inputs)
-        if results:
-            echo(results, err=True)
         if stored is not None or totals.stored:
             if quantisation:
                 store.quantise(collection)
@@ -241,14 +237,14 @@ def sync(
     """
     from xqg_qdrant.augmentation.pipeline import describe
     from xqg_qdrant.cli.progress import make_bars, run_ingest
-    from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.fingerprint import is_plain
+    from xqg_qdrant.generation.questions import open_inputs
     from xqg_qdrant.lifecycle.sync import plan_sync
     from xqg_qdrant.lifecycle.sync import sync as apply_sync
 
     if file == "-":
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
-    inputs = Inputs([file], queries, id_field, text_field)
+    inputs = open_inputs([file], queries, id_field, text_field)
     total, bars = inputs.count(), make_bars(quiet)
     rejected = open_dead_letters(dead_letters, collection)
     with opened_store(location) as store:
@@ -335,13 +331,12 @@ def augment(
     compared first. The vector xqg is added, or with --replace the augmented vector takes the place of the stored one,
     so that whoever searches gains without a change. --undo restores every bit.
     """
-    from xqg_qdrant.augmentation.own_space import check_space
     from xqg_qdrant.augmentation.recipe import choose_recipe, choose_recipe_of_calibration
     from xqg_qdrant.cli.progress import run_ingest
     from xqg_qdrant.corpus.inputs import QueryIndex
     from xqg_qdrant.corpus.passages import read_generated_queries
+    from xqg_qdrant.generation.questions import is_batch_result
     from xqg_qdrant.records import PayloadLayout, Space
-    from xqg_qdrant.stores.server.own_space import OwnSpaceStore
 
     if undo:
         _undo(collection, location, yes)
@@ -352,15 +347,17 @@ def augment(
         raise click.UsageError(f"{'--replace' if replace else '--no-queries'} needs --vector.")
     if sum((queries is not None, generator_source is not None, no_queries)) > 1:
         raise click.UsageError("Give only one of --generator, --queries and --no-queries.")
+    if queries is not None and is_batch_result(queries):
+        raise InputError(
+            f"{queries} holds the results of a batch, which belong to a corpus file.",
+            "ingest that file with xqg ingest --queries, or have --generator write the queries here",
+        )
     space = None if vector is None else Space(vector, replace)
     with opened_foreign_store(location, PayloadLayout(text_field, title_field, id_field), space) as store:
         stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         encoder = load_encoder(encoder_folder, device, 1)
-        if isinstance(store, OwnSpaceStore):
-            known = store.read_space(collection)
-            fit = check_space(store.read_passages(collection), encoder, known.dim, known.cosine, str(vector))
-            if not quiet:
-                echo(f"the encoder made vector {vector!r}: {fit}", err=True)
+        if space is not None:
+            check_own_space(store, collection, space.vector, encoder, quiet)
         generates = queries is None and not no_queries
         generator = load_generator(generator_source, device, 1, location, collection) if generates else None
         if no_queries:
@@ -502,20 +499,3 @@ def write_requests(
         rejected.write(())
     echo(f"{count_of(totals.stored, 'request')} written to {path}", err=True)
     return totals
-
-
-def read_batch(queries: str | None, engine: str) -> BatchResults | None:
-    """Return the results of a batch API if --queries names such a file.
-
-    Raises:
-        InputError: the engine is Ray.
-    """
-    if queries is None:
-        return None
-    from xqg_qdrant.generation.questions import BatchResults, is_batch_result
-
-    if not is_batch_result(queries):
-        return None
-    if engine == RAY:
-        raise InputError("--engine ray cannot read the results of a batch.", "leave out --engine ray")
-    return BatchResults(queries)

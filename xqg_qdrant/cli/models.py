@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,18 +16,22 @@ from xqg_qdrant.cli.options import (
     device_option,
     encoder_option,
     encoder_settings_options,
+    generator_option,
     generator_settings_options,
     json_option,
     store_option,
 )
-from xqg_qdrant.cli.shared import main
+from xqg_qdrant.cli.shared import GroupedCommand, main
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.model_folders.presets import PRESETS, preset_options
 
+if TYPE_CHECKING:
+    from xqg_qdrant.generation import Endpoint
+
 ENDPOINT_OPTIONS = (
     *("model", "out", "query_fields", "passage_fields"),
-    *("max_characters", "price_per_million", "max_tokens"),
+    *("max_characters", "price_per_million", "max_tokens", "max_cost"),
 )
 
 
@@ -121,34 +125,33 @@ def export(
     echo(f"{exported.folder}: {exported.kind}, exported in {time.perf_counter() - start:.0f} s")
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @store_option
 @encoder_option
-@click.option(
-    "--generator",
-    "generator_folder",
-    type=click.Path(path_type=Path),
-    help="Model folder of the generator.  [default: the demo generator]",
-)
+@generator_option
 @device_option
 @json_option
 def doctor(
-    location: str, encoder_folder: Path | None, generator_folder: Path | None, device: str, as_json: bool
+    location: str,
+    encoder_folder: Path | None,
+    generator_source: Path | Endpoint | None,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Check versions, memory, disk, models, devices, the store, and one passage end to end.
 
-    Each part is really used: each model runs a batch; a scratch collection is written, searched and deleted. The exit
-    code is 0, or that of the first failure; warnings do not fail.
+    Each part is really used: each model runs a batch; an endpoint is asked for a few vectors or questions; a scratch
+    collection is written, searched and deleted. The exit code is 0, or that of the first failure; warnings do not fail.
     """
     from xqg_qdrant.doctor import FAILED, examine
     from xqg_qdrant.model_folders import DEMO_ENCODER, DEMO_GENERATOR, shipped_model
     from xqg_qdrant.printing import format_check
     from xqg_qdrant.stores import ASKING_SECONDS, open_store
 
-    folders = encoder_folder or shipped_model(DEMO_ENCODER), generator_folder or shipped_model(DEMO_GENERATOR)
+    models = encoder_folder or shipped_model(DEMO_ENCODER), generator_source or shipped_model(DEMO_GENERATOR)
     checks = []
     key = os.environ.get("QDRANT_API_KEY")
-    for check in examine(location, lambda: open_store(location, key, patience=ASKING_SECONDS), *folders, device):
+    for check in examine(location, lambda: open_store(location, key, patience=ASKING_SECONDS), *models, device):
         checks.append(check)
         if not as_json:
             echo(format_check(check))
@@ -171,6 +174,11 @@ def doctor(
 @click.option("--max-characters", type=click.IntRange(1), help="Endpoint: longest text.  [default: as it takes]")
 @click.option("--price-per-million", type=click.FloatRange(min=0), help="Endpoint: price of a million tokens.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Endpoint: stop a run after so many tokens.")
+@click.option(
+    "--max-cost",
+    type=click.FloatRange(0, min_open=True),
+    help="Endpoint: stop a run after so much money, by the price.",
+)
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
@@ -215,6 +223,8 @@ def _describe_endpoint(url: str, remote: dict[str, Any], settings: dict[str, Any
     model, out = remote.pop("model"), remote.pop("out")
     if model is None or out is None:
         raise click.UsageError("A URL needs --model and --out.")
+    if remote["max_cost"] and not remote["price_per_million"]:
+        raise click.UsageError("--max-cost needs --price-per-million.")
     given = {name: value for name, value in {**remote, **settings}.items() if value is not None}
     for name in given:
         if name not in (*ENDPOINT_OPTIONS, "normalise", "query_prefix", "passage_prefix"):

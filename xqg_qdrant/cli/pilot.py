@@ -14,6 +14,7 @@ import click
 from xqg_qdrant.cli.options import (
     F,
     asked_options,
+    collection_option,
     device_option,
     encoder_option,
     field_options,
@@ -22,10 +23,13 @@ from xqg_qdrant.cli.options import (
     languages_option,
     recipe_option,
     save_option,
+    store_option,
     workers_option,
 )
 from xqg_qdrant.cli.shared import (
     SWEPT_RUNS,
+    GroupedCommand,
+    check_own_space,
     choose_languages,
     echo_recipe,
     echo_sweep,
@@ -33,9 +37,11 @@ from xqg_qdrant.cli.shared import (
     load_encoder,
     load_generator,
     main,
+    opened_foreign_store,
     save_last,
 )
 from xqg_qdrant.cli.terminal import echo
+from xqg_qdrant.records import PayloadLayout, Space
 
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.recipe import Recipe
@@ -111,8 +117,12 @@ def estimate(
         echo(f"{_describe_corpus(file, sample)}\n{about}")
 
 
-@main.command()
-@click.argument("file")
+@main.command(cls=GroupedCommand)
+@click.argument("file", required=False)
+@collection_option()
+@store_option
+@click.option("--vector", metavar="NAME", help="Try the space of this vector of --collection; '' is the unnamed one.")
+@click.option("--title-field", default="", help="Payload field of the title.  [default: no title]")
 @asked_options
 @click.option(
     "--passages",
@@ -144,7 +154,11 @@ def estimate(
 def pilot(
     quiet: bool,
     /,
-    file: str,
+    file: str | None,
+    collection: str | None,
+    location: str,
+    vector: str | None,
+    title_field: str,
     questions: tuple[Path, ...],
     qrels: Path | None,
     language: str,
@@ -164,11 +178,14 @@ def pilot(
     device: str,
     threads: int,
 ) -> None:
-    """Try xQG on a sample of FILE: whether it is worth it, with which settings, and what all of FILE would take.
+    """Try xQG on a sample: whether it is worth it, with which settings, and what all of FILE would take.
 
     A random sample is ingested into a temporary collection, and the settings are swept over it. Without questions, the
     last generated query of each passage and language is left out of the vectors and asked. With several encoders, each
     gets the same passages, generated queries and questions; what is saved and printed in full is of the first one.
+
+    With --collection and --vector in the place of FILE, the sample is of another program's collection, and the vectors
+    that it has are the plain ones: what xqg augment --vector would bring. The collection is only read.
     """
     from xqg_qdrant.cli.progress import echo_unread, make_bars
     from xqg_qdrant.evaluation.files import read_judged_questions
@@ -177,6 +194,12 @@ def pilot(
     from xqg_qdrant.evaluation.sweep.summary import is_worth_it
     from xqg_qdrant.streams import count_workers
 
+    if (file is None) == (collection is None):
+        raise click.UsageError("Give either FILE or --collection.")
+    if collection is not None and (vector is None or not text_field or len(encoder_folders) > 1):
+        raise click.UsageError("--collection needs --vector, --text-field and one --encoder, which made the vector.")
+    if file is not None and (vector is not None or title_field):
+        raise click.UsageError(f"{'--title-field' if vector is None else '--vector'} needs --collection.")
     if save:
         check_folder(save)
     asked, data, wanted = None, {}, set[str]()
@@ -184,9 +207,19 @@ def pilot(
         queries, judgements = read_judged_questions(questions, qrels, language)
         chosen, wanted = choose_questions(queries, judgements, passages, seed)
         asked, data = (chosen, judgements), describe_asked(questions, queries, qrels, judgements)
-    sample = _draw(file, id_field, text_field, passages, seed, quiet, wanted)
     folders = encoder_folders or (None,)
     encoder, generator = load_encoder(folders[0], device, 1), load_generator(generator_source, device, 1)
+    if file is not None:
+        begun = ["ingest", file, "--collection", "NAME"]
+        sample = _draw(file, id_field, text_field, passages, seed, quiet, wanted)
+    else:
+        begun = ["augment", "--collection", str(collection), "--store", location, "--text-field", str(text_field)]
+        named = {"--title-field": title_field, "--id-field": id_field}
+        begun += [word for name, field in named.items() if field for word in (name, field)]
+        begun += ["--vector", str(vector), "--replace"]
+        layout = PayloadLayout(str(text_field), title_field, id_field or "")
+        space = Space(str(vector), replaced=True)
+        sample = _draw_points(str(collection), location, layout, space, encoder, passages, seed, quiet, wanted)
     recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, quiet)
     ingest = _make_ingest(encoder, generator, recipe, threads)
     found = run_pilot(sample, asked, ingest, recipe, encoder, threads, measure, seed, make_bars(quiet))
@@ -208,17 +241,17 @@ def pilot(
             report["encoders"] = [rival.to_json() for rival in rivals]
         echo(json.dumps(report, ensure_ascii=False, indent=2))
         return
-    _echo_pilot(file, sample, found)
+    _echo_pilot(file or f"collection {collection!r}", sample, found)
     if len(rivals) > 1:
         _echo_rivals(rivals)
     echo(_describe_cost(found.cost, found.recipe, encoder.device, price_per_hour, generator_source))
     if asked and is_worth_it(found.sweep):
         encoder_words = [] if folders[0] is None else ["--encoder", str(folders[0])]
         given = click.get_current_context().params
-        named = {"generator": given["generator_source"]}
-        named |= {name: given[name] for name in ("model", "prompt", "concurrency")}
-        generator_words = [word for name, value in named.items() if value for word in (f"--{name}", str(value))]
-        command = make_command(file, encoder_words, generator_words, recipe_name, found, generator.languages)
+        chosen = {"generator": given["generator_source"]}
+        chosen |= {name: given[name] for name in ("model", "prompt", "concurrency")}
+        generator_words = [word for name, value in chosen.items() if value for word in (f"--{name}", str(value))]
+        command = make_command(begun, encoder_words, generator_words, recipe_name, found, generator.languages)
         echo(f"With this setting: {command}")
 
 
@@ -240,6 +273,25 @@ def _draw(
     return draw_sample(
         count_read(read_passages(file, id_field=id_field, text_field=text_field), total, quiet), size, seed, wanted
     )
+
+
+def _draw_points(
+    collection: str,
+    location: str,
+    layout: PayloadLayout,
+    space: Space,
+    encoder: TextEncoder,
+    size: int,
+    seed: int,
+    quiet: bool,
+    wanted: Container[str],
+) -> Sample:
+    """Draw points of another program's collection, after a check that the encoder made their vectors."""
+    from xqg_qdrant.evaluation.pilot import draw_sample, name_as_shown
+
+    with opened_foreign_store(location, layout, space) as store:
+        check_own_space(store, collection, space.vector, encoder, quiet)
+        return draw_sample(name_as_shown(store.read_passages(collection)), size, seed, wanted)
 
 
 def _make_recipe(
@@ -343,20 +395,30 @@ def _echo_rivals(rivals: list[Rival]) -> None:
 
 
 def make_command(
-    file: str, encoder: list[str], generator: list[str], recipe_name: str, found: Pilot, languages: tuple[str, ...]
+    begun: list[str],
+    encoder: list[str],
+    generator: list[str],
+    recipe_name: str,
+    found: Pilot,
+    languages: tuple[str, ...],
 ) -> str:
-    """Return the `xqg ingest` with the best setting; without queries if they add nothing to the calibration."""
+    """Return the command with the best setting; without queries if they add nothing to the calibration.
+
+    `begun` is `ingest` or `augment` with what it is done to.
+    """
     from xqg_qdrant.augmentation.calibration import DEFAULT_GAMMA
     from xqg_qdrant.augmentation.recipe import AUTO, PUBLISHED, SUITED
     from xqg_qdrant.evaluation.sweep.settings import Setting
     from xqg_qdrant.evaluation.sweep.summary import make_options, needs_no_queries
 
     recipe, chosen = found.recipe, found.sweep.chosen
-    ingest = ["xqg", "ingest", file, "--collection", "NAME"]
+    command = ["xqg", *begun, *encoder]
     if not chosen.alpha or needs_no_queries(found.sweep):
-        options = ["--queries", "none.jsonl", "--calibrate", "--gamma", repr(chosen.gamma or DEFAULT_GAMMA)]
-        return f": > none.jsonl; {shlex.join([*ingest, *encoder, *options])}"
+        options = ["--calibrate", "--gamma", repr(chosen.gamma or DEFAULT_GAMMA)]
+        if begun[0] == "augment":
+            return shlex.join([*command, "--no-queries", *options])
+        return f": > none.jsonl; {shlex.join([*command, '--queries', 'none.jsonl', *options])}"
     published = [] if recipe_name == AUTO else ["--recipe", recipe_name]
     settings = SUITED if recipe.renormalise else PUBLISHED
     defaults = Setting(languages=tuple(sorted(languages)), gamma=recipe.gamma, **settings)
-    return shlex.join([*ingest, *encoder, *generator, *published, *make_options(chosen, defaults)])
+    return shlex.join([*command, *generator, *published, *make_options(chosen, defaults)])

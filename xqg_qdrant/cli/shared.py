@@ -310,6 +310,18 @@ def opened_own_space_store(location: str, layout: PayloadLayout, space: Space) -
         yield store
 
 
+def check_own_space(store: ForeignStore, collection: str, vector: str, encoder: TextEncoder, quiet: bool) -> None:
+    """Check that an encoder made a collection's vectors, and print how well it fits."""
+    from xqg_qdrant.augmentation.own_space import check_space
+    from xqg_qdrant.stores.server.own_space import OwnSpaceStore
+
+    assert isinstance(store, OwnSpaceStore)
+    known = store.read_space(collection)
+    fit = check_space(store.read_passages(collection), encoder, known.dim, known.cosine, vector)
+    if not quiet:
+        echo(f"the encoder made vector {vector!r}: {fit}", err=True)
+
+
 def _warn_of_clear_key(store: Store, api_key: str | None) -> None:
     from xqg_qdrant.stores import sends_key_in_clear
 
@@ -411,9 +423,9 @@ def echo_recipe(recipe: Recipe, reason: str, quiet: bool, plain: bool = False, w
 
 
 def echo_unused_queries(inputs: Inputs) -> None:
-    """Print how many given queries belong to no passage."""
-    if inputs.left_over:
-        echo(f"Queries of {inputs.queries} that belong to no passage of {inputs}: {inputs.left_over}", err=True)
+    """Print which given queries belong to no passage."""
+    if inputs.unused:
+        echo(inputs.unused, err=True)
 
 
 def exit_if_rejected(totals: Totals, path: Path) -> None:
@@ -462,15 +474,20 @@ def engine_options(command: F) -> F:
     return add_options(options, command)
 
 
-def check_ray(files: Sequence[str], location: str, source: Path | Endpoint | None) -> None:
+def check_ray(files: Sequence[str], location: str, encoder_folder: Path | None, source: Path | Endpoint | None) -> None:
     """Check that Ray can run an ingest.
 
     Raises:
         InputError: the store takes one writer, a file is standard input, a limit cannot be kept, or Ray is missing.
     """
     from xqg_qdrant.generation import Endpoint
+    from xqg_qdrant.model_folders.description import read_endpoint
 
-    if isinstance(source, Endpoint) and (source.max_tokens or source.max_cost):
+    encoder = (read_endpoint(encoder_folder) if encoder_folder else None) or {"max_tokens": 0, "max_cost": 0}
+    limits = [encoder["max_tokens"], encoder["max_cost"]]
+    if isinstance(source, Endpoint):
+        limits += [source.max_tokens, source.max_cost]
+    if any(limits):
         raise InputError("workers of a cluster do not share a limit of tokens or money.", "leave out --engine ray")
     from xqg_qdrant.stores import is_server
 
@@ -500,12 +517,13 @@ def run_on_ray(
 ) -> Totals:
     """Ingest on a Ray cluster, with the progress bar and the summary of any ingest."""
     from xqg_qdrant.augmentation.ray_cluster import connected, list_machines, make_plan
-    from xqg_qdrant.augmentation.ray_engine import ingest_on_ray
+    from xqg_qdrant.augmentation.ray_engine import Keys, ingest_on_ray
     from xqg_qdrant.cli.progress import run_engine
-    from xqg_qdrant.generation.llm import read_key
+    from xqg_qdrant.generation import llm
+    from xqg_qdrant.inference import remote_encoder
 
     with connected(address):
         plan = make_plan(list_machines(), device, num_workers, threads)
-        keys = os.environ.get("QDRANT_API_KEY"), read_key()
+        keys = Keys(os.environ.get("QDRANT_API_KEY"), llm.read_key(), remote_encoder.read_key())
         begin = partial(ingest_on_ray, job, store, keys, plan)
         return run_engine(begin, total, dead_letters, quiet)

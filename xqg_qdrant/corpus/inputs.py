@@ -17,8 +17,8 @@ CORPUS = "corpus"
 class Inputs:
     """Files of passages, and the source of their queries.
 
-    `left_over` is the number of queries from a separate file that belong to no passage; it is valid once all rows
-    have been read.
+    `unused` says what a separate file of queries holds for no passage, and is empty if that is nothing; it is valid
+    once all rows have been read.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Inputs:
         self.queries = queries
         self.id_field = id_field
         self.text_field = text_field
-        self.left_over = 0
+        self.unused = ""
 
     def __str__(self) -> str:
         return " ".join(self.files)
@@ -49,13 +49,18 @@ class Inputs:
         """Return the rows of all files in order."""
         if self.queries == CORPUS:
             return read_queried_passages(*self.files, id_field=self.id_field, text_field=self.text_field)
-        passages = read_passages(*self.files, id_field=self.id_field, text_field=self.text_field)
+        passages = self.read_passages()
         return passages if self.queries is None else self._join(passages, self.queries)
+
+    def read_passages(self) -> Iterator[Passage | Reject]:
+        """Return the rows of all files in order, without queries."""
+        return read_passages(*self.files, id_field=self.id_field, text_field=self.text_field)
 
     def _join(self, passages: Iterator[Passage | Reject], queries: str) -> Iterator[QueriedPassage | Reject]:
         index = QueryIndex(read_generated_queries(queries, id_field=self.id_field))
         yield from index.join(passages)
-        self.left_over = index.left_over
+        if index.left_over:
+            self.unused = f"Queries of {queries} that belong to no passage of {self}: {index.left_over}"
 
     def count(self) -> int | None:
         """Return the number of rows without parsing them; None if that is not possible."""

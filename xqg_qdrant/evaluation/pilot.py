@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from threading import Event
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from xqg_qdrant.augmentation.pipeline import Progress, StoredRow, describe
 from xqg_qdrant.augmentation.pipeline import ingest as ingest_rows
 from xqg_qdrant.augmentation.recipe import Recipe
+from xqg_qdrant.corpus.seen_ids import TextSet
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import EVALUATION_DEPTH
 from xqg_qdrant.evaluation.comparison import Difference, compare_values, describe_content, is_gain, languages_of
@@ -27,7 +29,7 @@ from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generation import Endpoint, Usage
 from xqg_qdrant.generation import Generator as QueryWriter
 from xqg_qdrant.inference import TextEncoder
-from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, Qrel, Query, Reject
+from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, Qrel, QueriedPassage, Query, Reject
 from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.streams import Bars
 
@@ -60,9 +62,9 @@ Ingest: TypeAlias = Callable[..., Generator[Progress, None, None]]
 
 
 class Sample(NamedTuple):
-    """Passages in a random order, and how many passages and rejected rows the corpus holds."""
+    """Passages in a random order, with their vectors if they have some, and the passages and rejects of the corpus."""
 
-    passages: tuple[Passage, ...]
+    passages: tuple[Passage | QueriedPassage, ...]
     corpus: int
     rejected: int
 
@@ -197,7 +199,24 @@ def make_ingest_again(
     return ingest
 
 
-def draw_sample(rows: Iterable[Passage | Reject], size: int, seed: int, wanted: Container[str] = ()) -> Sample:
+def name_as_shown(rows: Iterable[Passage | QueriedPassage | Reject]) -> Iterator[QueriedPassage | Reject]:
+    """Yield the points of another program's collection with the ids that users see; only the first one of each id."""
+    seen = TextSet()
+    for row in rows:
+        if isinstance(row, Reject):
+            yield row
+            continue
+        queried = row if isinstance(row, QueriedPassage) else QueriedPassage(row)
+        shown = queried.own_id or queried.passage.passage_id
+        if seen.add(shown):
+            yield queried._replace(passage=replace(queried.passage, passage_id=shown), own_id="")
+        else:
+            yield Reject("", 0, f"the id {shown!r} occurred before", "")
+
+
+def draw_sample(
+    rows: Iterable[Passage | QueriedPassage | Reject], size: int, seed: int, wanted: Container[str] = ()
+) -> Sample:
     """Draw passages at random, the wanted ones before all others.
 
     The choice and its order depend on the ids and the seed alone. At most `size` passages are in memory.
@@ -206,13 +225,14 @@ def draw_sample(rows: Iterable[Passage | Reject], size: int, seed: int, wanted: 
         InputError: The corpus holds no usable passage.
     """
     corpus = rejected = 0
-    drawn: list[tuple[bool, int, str, Passage]] = []  # a heap, with the first to be dropped on top
+    drawn: list[tuple[bool, int, str, Passage | QueriedPassage]] = []  # a heap, with the first to be dropped on top
     for row in rows:
         if isinstance(row, Reject):
             rejected += 1
             continue
         corpus += 1
-        item = (row.passage_id in wanted, -_shuffle(row.passage_id, seed), row.passage_id, row)
+        passage_id = (row.passage if isinstance(row, QueriedPassage) else row).passage_id
+        item = (passage_id in wanted, -_shuffle(passage_id, seed), passage_id, row)
         if len(drawn) < size:
             heapq.heappush(drawn, item)
         elif item > drawn[0]:
@@ -391,7 +411,12 @@ def _ingested(sample: Sample, ingest: Ingest, seconds: float | None, bars: Bars)
 
 
 def ingest_sample(
-    passages: Sequence[Passage], store: Store, collection: str, ingest: Ingest, seconds: float | None, bars: Bars
+    passages: Sequence[Passage | QueriedPassage],
+    store: Store,
+    collection: str,
+    ingest: Ingest,
+    seconds: float | None,
+    bars: Bars,
 ) -> tuple[int, float, Usage]:
     """Ingest passages for at most `seconds`, but at least one chunk.
 

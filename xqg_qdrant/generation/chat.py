@@ -67,7 +67,7 @@ class Reply(NamedTuple):
 class Chat:
     """A model behind an endpoint; several threads may call it.
 
-    What the server does not take (a response format, `max_tokens`, `temperature`, `seed`) is left out from then on.
+    What the server does not take (a response format, `max_tokens`, `seed`) is left out from then on.
     """
 
     def __init__(self, url: str, model: str, api_key: str | None, concurrency: int) -> None:
@@ -167,7 +167,11 @@ class Chat:
         return Reply("", rejected=f"the server refused the request ({what})")
 
     def _adapt(self, message: str, body: Mapping[str, Any]) -> bool:
-        """Leave out or rename what a refusal names; return whether another request is worth sending."""
+        """Leave out or rename what a refusal names; return whether another request is worth sending.
+
+        Raises:
+            ModelError: the server does not take the temperature.
+        """
         text = message.casefold()
         if "max_completion_tokens" in text and "max_tokens" in body:
             if self._room_field == "max_tokens":
@@ -177,7 +181,13 @@ class Chat:
         if "response_format" in body and FORMAT.search(text):
             self._step_down(body["response_format"]["type"], self._hide(message))
             return True
-        for name in ("temperature", "seed", "max_completion_tokens", "max_tokens"):
+        if "temperature" in body and "temperature" in text:
+            # It is in the fingerprint because somebody asked for it.
+            raise ModelError(
+                f"{self.shown_url} does not take the temperature {body['temperature']}: {self._hide(message)}.",
+                "leave out --temperature; then the model's own is used",
+            )
+        for name in ("seed", "max_completion_tokens", "max_tokens"):
             if name in body and name in text:
                 if name not in self._left_out:
                     self._left_out.add(name)

@@ -34,6 +34,7 @@ from xqg_qdrant.generation.questions import (
     make_schema,
     read_reply,
 )
+from xqg_qdrant.inference.endpoint import find_key
 from xqg_qdrant.machine import find_cache
 from xqg_qdrant.records import GeneratedQuery, Passage
 
@@ -105,6 +106,11 @@ class LanguageModelGenerator:
         self._lock = Lock()
         self._spent = Usage()
         self._in_flight = 0
+
+    @property
+    def shown_url(self) -> str:
+        """Return the endpoint's URL without what must not be shown."""
+        return self._chat.shown_url
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide the queries, for a fingerprint; asks the server for the model's name once."""
@@ -356,4 +362,4 @@ def _estimate(reply: Reply, prompt: str) -> Usage:
 
 def read_key() -> str | None:
     """Return the key in the environment."""
-    return next((value for name in KEY_VARIABLES if (value := os.environ.get(name))), None)
+    return find_key(KEY_VARIABLES)[1]

@@ -23,6 +23,7 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from xqg_qdrant.corpus.formats import json_rows
+from xqg_qdrant.corpus.inputs import Inputs
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import hash_json
 from xqg_qdrant.generation.chat import read_answer
@@ -416,6 +417,24 @@ class BatchResults:
             f"{self.path}: {self.missing} passages without a result, {self.failed} results that failed, "
             f"{self.left_over} of other passages or repeated"
         )
+
+
+class BatchInputs(Inputs):
+    """Files of passages whose queries are the results of a batch."""
+
+    def read(self) -> Iterator[QueriedPassage | Reject]:
+        """Return the rows of all files in order."""
+        results = BatchResults(str(self.queries))
+        yield from results.join(self.read_passages())
+        self.unused = str(results)
+
+
+def open_inputs(
+    files: Sequence[str], queries: str | None, id_field: str | None = None, text_field: str | None = None
+) -> Inputs:
+    """Return the inputs of an ingest, whose queries may be the results of a batch; see `Inputs`."""
+    kind = BatchInputs if queries is not None and is_batch_result(queries) else Inputs
+    return kind(files, queries, id_field, text_field)
 
 
 def read_result(result: dict[str, Any], passage: Passage) -> tuple[tuple[GeneratedQuery, ...], str]:

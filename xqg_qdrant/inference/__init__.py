@@ -41,13 +41,16 @@ class TextEncoder(Protocol):
         """Encode questions into float32 of shape `(len(texts), dim)`."""
 
 
-def open_encoder(folder: str | Path | None = None, device: str = "auto", threads: int = 0) -> TextEncoder:
+def open_encoder(
+    folder: str | Path | None = None, device: str = "auto", threads: int = 0, key: str | None = None
+) -> TextEncoder:
     """Open the encoder that a folder holds or describes, or the demo encoder that ships.
 
     Args:
         folder: a model folder, or the description of an endpoint by `xqg describe URL`.
         device: of a model folder.
         threads: of a model folder.
+        key: of an endpoint; None takes that of the environment.
 
     Raises:
         ModelError: the folder, the device or the endpoint cannot be used.
@@ -56,7 +59,7 @@ def open_encoder(folder: str | Path | None = None, device: str = "auto", threads
     if folder is not None and about is not None:
         from xqg_qdrant.inference.remote_encoder import RemoteEncoder
 
-        return RemoteEncoder(Path(folder), about)
+        return RemoteEncoder(Path(folder), about, api_key=key)
     from xqg_qdrant.inference.encoder import Encoder
 
     return Encoder(folder, device, threads)

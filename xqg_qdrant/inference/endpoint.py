@@ -7,10 +7,11 @@ the caller decides. It concerns all (a wrong key, an empty account): a `ModelErr
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -320,6 +321,11 @@ class Line:
         if status in (404, 405, 501):
             raise ModelError(f"{self.shown_url}: {what}.", f"check --{option}, which often ends with /v1, and --model")
         return refuse(Refusal(status, what, message, code), body)
+
+
+def find_key(variables: Sequence[str]) -> tuple[str, str | None]:
+    """Return the first of these environment variables that holds a key, and the key; else an empty name and None."""
+    return next(((name, key) for name in variables if (key := os.environ.get(name))), ("", None))
 
 
 def _find_model(content: bytes, wanted: str) -> str:

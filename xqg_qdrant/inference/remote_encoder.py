@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.inference.endpoint import OVERSIZED, Line, Refusal, Site
+from xqg_qdrant.inference.endpoint import OVERSIZED, Line, Refusal, Site, find_key
 from xqg_qdrant.model_folders import ModelFolder
 from xqg_qdrant.model_folders.description import DESCRIPTION_FILE, ENDPOINT, FORMAT
 from xqg_qdrant.records import FloatArray
@@ -91,8 +90,7 @@ class RemoteEncoder:
         self._about = about
         self.dim: int = about["dim"]
         self.tokens = self.truncated = 0
-        key = api_key or next((value for name in KEY_VARIABLES if (value := os.environ.get(name))), None)
-        self._line = Line(SITE, about["url"], key, CONCURRENCY)
+        self._line = Line(SITE, about["url"], api_key or read_key(), CONCURRENCY)
         self._pool = ThreadPoolExecutor(CONCURRENCY, "xqg-encoder")
         self._lock = Lock()
         self._known: dict[tuple[bool, str], FloatArray] = {}
@@ -107,6 +105,11 @@ class RemoteEncoder:
         """Return the settings that decide the vectors, for a fingerprint; the URL may change."""
         names = ("model", "normalise", "query_prefix", "passage_prefix", "query_fields", "passage_fields")
         return {"sha256": self.folder.sha256(), "kind": ENDPOINT, **{name: self._about[name] for name in names}}
+
+    @property
+    def shown_url(self) -> str:
+        """Return the endpoint's URL without what must not be shown."""
+        return self._line.shown_url
 
     @property
     def source(self) -> str:
@@ -189,10 +192,12 @@ class RemoteEncoder:
         return self._ask([shorter[: int(SHORTER * len(shorter))]], asks)
 
     def _make_body(self, texts: Sequence[str], asks: bool) -> dict[str, Any]:
-        limit = self._about["max_tokens"]
-        if limit and self.tokens >= limit:
+        most_tokens, most_cost = self._about["max_tokens"], self._about["max_cost"]
+        if 0 < most_tokens <= self.tokens or 0 < most_cost <= self.cost:
+            cost = f", which cost {self.cost:.4g}" if self.cost else ""
             raise ModelError(
-                f"the limit is reached: {self.tokens} tokens were encoded.", "run the same command again to resume"
+                f"the limit is reached: {self.tokens} tokens were encoded{cost}.",
+                "run the same command again to resume",
             )
         fields = self._about["query_fields" if asks else "passage_fields"]
         inputs = [text.encode("utf-8", "replace").decode() for text in texts]
@@ -230,7 +235,12 @@ class RemoteEncoder:
 
 
 # What may change without another vector.
-UNIDENTIFYING = ("url", "price_per_million", "max_tokens", "source", "files")
+UNIDENTIFYING = ("url", "price_per_million", "max_tokens", "max_cost", "source", "files")
+
+
+def read_key() -> str | None:
+    """Return the key in the environment."""
+    return find_key(KEY_VARIABLES)[1]
 
 
 def cut_batches(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -310,7 +320,7 @@ def describe_endpoint(url: str, folder: Path, model: str, **given: Any) -> dict[
         raise InputError(f"{path} exists.", "choose another folder (--out), or remove it")
     defaults = {
         "query_prefix": "", "passage_prefix": "", "query_fields": {}, "passage_fields": {}, "max_characters": 0,
-        "price_per_million": 0, "max_tokens": 0,
+        "price_per_million": 0, "max_tokens": 0, "max_cost": 0,
     }  # fmt: skip
     about = {"format": FORMAT, "kind": ENDPOINT, "url": url, "model": model, **defaults, **given}
     site_url = SITE.find_url(url)

@@ -111,8 +111,11 @@ def read_endpoint(folder: Path) -> dict[str, Any] | None:
     about = read_json(path, LARGEST_ENDPOINT)
     if not isinstance(about, dict) or about.get("kind") != ENDPOINT:
         return None
+    about = {"max_cost": 0, **about}
     try:
         _check_fields(about, ENDPOINT_RULES)
+        if about["max_cost"] and not about["price_per_million"]:
+            raise ValueError("has max_cost, but no price_per_million")
     except ValueError as error:
         cure = f"describe it again: xqg describe URL --model NAME --out {folder}"
         raise ModelError(f"{path} {error}.", cure) from error
@@ -364,6 +367,7 @@ ENDPOINT_RULES: dict[str, _Rule] = {
     "max_characters": _is_whole(0, LARGEST_COUNT),
     "price_per_million": _AMOUNT,
     "max_tokens": _AMOUNT,
+    "max_cost": _AMOUNT,
     "probes": _is_list_of(_is_text, "vectors in base64"),
     **{name: RULES["encoder"][name] for name in ("dim", "normalise", "query_prefix", "passage_prefix")},
 }
