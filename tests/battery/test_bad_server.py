@@ -18,7 +18,7 @@ from qdrant_client import models
 from rest_qdrant import RestQdrant
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.errors import MismatchError, StoreError
+from xqg_qdrant.errors import DamageError, MismatchError, StoreError
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
 from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.stores.server import answers
@@ -160,7 +160,7 @@ def test_a_score_that_is_no_number_is_told(score: float) -> None:
 def test_a_vector_that_is_none_is_told(vector: object) -> None:
     from xqg_qdrant.stores.points import make_payload, read_point
 
-    with pytest.raises(MismatchError, match="vectors that are damaged"):
+    with pytest.raises(DamageError, match="vectors that are damaged"):
         read_point(make_payload(make_point("a")), {"xqg": [1.0] * DIM, "passage": vector})
 
 

@@ -5,10 +5,11 @@ The fingerprint is stored in the collection's metadata.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage, FloatArray, Score
 from xqg_qdrant.secrets import check_key
 from xqg_qdrant.stores import is_server
 from xqg_qdrant.stores import points as layout
+from xqg_qdrant.stores.inspection import Inspected, inspect
 from xqg_qdrant.stores.points import read_names, rename
 from xqg_qdrant.stores.protocol import (
     Indexing,
@@ -34,10 +36,12 @@ from xqg_qdrant.stores.protocol import (
 from xqg_qdrant.stores.server import limits
 from xqg_qdrant.stores.server.answers import check_answers, check_asked, check_count, check_page
 from xqg_qdrant.stores.server.foreign_points import read_foreign_hit
-from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, OpenCollection, describe_collection, fit
+from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, RECORDED_KEY, OpenCollection, describe_collection, fit
 from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, find_sharding, is_paused
-from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_url, connect
+from xqg_qdrant.stores.server.requests import ForbiddenError, NotFoundError, Parts, Wire, check_url, connect
 from xqg_qdrant.streams import batched
+
+LOGGER = logging.getLogger(__name__)
 
 SCROLL_BATCH = 256
 READ_BATCH = 1000
@@ -122,6 +126,11 @@ class ClientStore:
         metadata = {FINGERPRINT_KEY: layout.check_creation(collection, self._open(collection).dim, fingerprint)}
         action = f"write the fingerprint of {collection!r}"
         self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
+
+    def read_recorded(self, collection: str) -> int | None:
+        """Return the recorded number of points, from the collection's metadata."""
+        recorded = (self._require_info(collection).config.metadata or {}).get(RECORDED_KEY)
+        return recorded if isinstance(recorded, int) else None
 
     def read_dim(self, collection: str) -> int:
         """Return the length of the collection's vectors."""
@@ -215,8 +224,27 @@ class ClientStore:
         for record in self._scroll(collection, READ_BATCH, list(StoredPassage._fields), False):
             yield layout.read_stored_passage(record.payload or {})
 
+    def inspect(self, collection: str) -> Iterator[Inspected]:
+        """Inspect every point, a few at a time."""
+        opened = self._open(collection)
+        names = layout.list_vectors(opened.sparse, opened.names)
+
+        def look(record: models.Record) -> Inspected:
+            return inspect(str(record.id), record.payload or {}, record.vector, opened.sparse, opened.names)
+
+        for records in batched(self._scroll(collection, SCROLL_BATCH, True, names), SCROLL_BATCH):
+            found = [(record, look(record)) for record in records]
+            yield from (inspected for _, inspected in found if not inspected.faults)
+            # Written between the reading of the payload and that of the vectors, a point looks damaged only once.
+            if doubtful := [record.id for record, inspected in found if inspected.faults]:
+                yield from map(look, self._retrieve(collection, doubtful, True, names))
+
     def delete(self, collection: str, passage_ids: Sequence[str]) -> None:
         """Delete points in requests within the server's limits and wait until each is applied."""
+        recorded = self.read_recorded(collection)
+        if recorded is not None:
+            # First: a kill in between must not look like a loss.
+            self._write_recorded(collection, max(0, recorded - len(passage_ids)))
         size = fit(READ_BATCH, self._open(collection).strict.write_rate_limit)
         for ids in batched(map(layout.make_point_id, passage_ids), size):
             result = self._wire.ask(
@@ -227,6 +255,8 @@ class ClientStore:
                 wait=True,
             )
             self._check_applied(result, collection)
+        if recorded is not None:
+            self._correct_recorded(collection)
 
     def delete_collection(self, collection: str) -> None:
         """Delete the collection after checking that it is one of ours."""
@@ -280,11 +310,10 @@ class ClientStore:
         self._open(collection)
         self._prepare(collection)
         # With points that arrive slowly the gain is not worth slow searches meanwhile.
-        if self._remote and fast and self.count(collection) == 0:
-            with self._load.paused(collection):
-                yield
-        else:
+        pauses = self._remote and fast and self.count(collection) == 0
+        with self._load.paused(collection) if pauses else nullcontext():
             yield
+        self._record(collection)
 
     def is_paused(self, collection: str) -> bool:
         """Return whether `bulk_load` paused the indexing, here or in another process."""
@@ -315,6 +344,38 @@ class ClientStore:
         if result.status != models.UpdateStatus.COMPLETED:
             cure = "run the same command again later; repeated writes are harmless"
             raise StoreError(f"{self.location} accepted a change of {collection!r} but did not apply it.", cure)
+
+    def _record(self, collection: str) -> None:
+        """Record the number of points after a load, unless the key or the server's limits forbid it."""
+        if self._open(collection).strict.search_allow_exact is False:
+            return
+        try:
+            count = self.count(collection)
+            if count != self.read_recorded(collection):
+                self._write_recorded(collection, count)
+                # Other processes may have deleted points since they were counted.
+                self._correct_recorded(collection)
+        except NotFoundError:  # deleted meanwhile
+            return
+
+    def _correct_recorded(self, collection: str) -> None:
+        """Lower the recorded number of points to the present one."""
+        if self._open(collection).strict.search_allow_exact is False:
+            return
+        while (count := self.count(collection)) < (self.read_recorded(collection) or 0):
+            if not self._write_recorded(collection, count):
+                return
+
+    def _write_recorded(self, collection: str, count: int) -> bool:
+        """Record a number of points; return False, with a warning, if the key may not."""
+        action = f"record the number of points of {collection!r}"
+        try:
+            metadata = {RECORDED_KEY: count}
+            self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
+        except ForbiddenError as error:
+            LOGGER.warning("%s xqg status may say that points are missing, or not notice it.", error.message)
+            return False
+        return True
 
     def _check_kept(self, collection: str, point: models.PointStruct) -> None:
         """Read the first point back that this store writes to a collection.

@@ -18,6 +18,7 @@ from xqg_qdrant.stores.points import OVERSAMPLING, VECTOR_NAMES, Names, read_nam
 from xqg_qdrant.stores.protocol import SearchLimitError
 
 FINGERPRINT_KEY = "xqg_fingerprint"  # in a collection's metadata
+RECORDED_KEY = "xqg_recorded"  # there, too: see `Store.read_recorded`
 SEARCH_BATCH = 32
 UPSERT_BATCH = 256
 UPSERT_BYTES = 16 * 2**20  # half of what a server accepts in one request
