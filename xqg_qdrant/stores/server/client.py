@@ -347,7 +347,8 @@ class ClientStore:
 
     def _record(self, collection: str) -> None:
         """Record the number of points after a load, unless the key or the server's limits forbid it."""
-        if self._open(collection).strict.search_allow_exact is False:
+        deleted = self._read_info(collection) is None
+        if deleted or self._open(collection).strict.search_allow_exact is False:
             return
         try:
             count = self.count(collection)
