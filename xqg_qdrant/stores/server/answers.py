@@ -11,6 +11,7 @@ from typing import Protocol
 import httpx
 
 from xqg_qdrant.errors import StoreError
+from xqg_qdrant.streams import begin_body
 
 # The largest honest answer is a page of passages with their vectors, some tens of megabytes.
 MAX_ANSWER_BYTES = 256 * 2**20
@@ -66,6 +67,7 @@ def ask_for_gzip(request: httpx.Request) -> None:
 
 def bound_answer(response: httpx.Response) -> None:
     """Bound the body of an answer, before it is read."""
+    begin_body(response.extensions)
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", ""):
         raise httpx.DecodingError(f"the answer is compressed by {encoding[:40]!r}, which was not asked for")

@@ -242,9 +242,8 @@ class ClientStore:
     def delete(self, collection: str, passage_ids: Sequence[str]) -> None:
         """Delete points in requests within the server's limits and wait until each is applied."""
         recorded = self.read_recorded(collection)
-        if recorded is not None:
-            # First: a kill in between must not look like a loss.
-            self._write_recorded(collection, max(0, recorded - len(passage_ids)))
+        # First: a kill in between must not look like a loss.
+        lowered = recorded is not None and self._lower_recorded(collection, max(0, recorded - len(passage_ids)))
         size = fit(READ_BATCH, self._open(collection).strict.write_rate_limit)
         for ids in batched(map(layout.make_point_id, passage_ids), size):
             result = self._wire.ask(
@@ -255,7 +254,7 @@ class ClientStore:
                 wait=True,
             )
             self._check_applied(result, collection)
-        if recorded is not None:
+        if lowered:
             self._correct_recorded(collection)
 
     def delete_collection(self, collection: str) -> None:
@@ -356,7 +355,7 @@ class ClientStore:
                 self._write_recorded(collection, count)
                 # Other processes may have deleted points since they were counted.
                 self._correct_recorded(collection)
-        except NotFoundError:  # deleted meanwhile
+        except (NotFoundError, ForbiddenError):  # deleted meanwhile, or the key may not
             return
 
     def _correct_recorded(self, collection: str) -> None:
@@ -364,19 +363,21 @@ class ClientStore:
         if self._open(collection).strict.search_allow_exact is False:
             return
         while (count := self.count(collection)) < (self.read_recorded(collection) or 0):
-            if not self._write_recorded(collection, count):
-                return
+            self._write_recorded(collection, count)
 
-    def _write_recorded(self, collection: str, count: int) -> bool:
-        """Record a number of points; return False, with a warning, if the key may not."""
-        action = f"record the number of points of {collection!r}"
+    def _lower_recorded(self, collection: str, count: int) -> bool:
+        """Record a lower number of points; return False, with a warning, if the key may not."""
         try:
-            metadata = {RECORDED_KEY: count}
-            self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
+            self._write_recorded(collection, count)
         except ForbiddenError as error:
-            LOGGER.warning("%s xqg status may say that points are missing, or not notice it.", error.message)
+            LOGGER.warning("%s xqg status will call the deleted points missing until the next ingest.", error.message)
             return False
         return True
+
+    def _write_recorded(self, collection: str, count: int) -> None:
+        action = f"record the number of points of {collection!r}"
+        metadata = {RECORDED_KEY: count}
+        self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
 
     def _check_kept(self, collection: str, point: models.PointStruct) -> None:
         """Read the first point back that this store writes to a collection.
