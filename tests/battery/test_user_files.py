@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -182,6 +185,23 @@ def test_at_no_moment_are_old_and_new_results_away(
             if not failed:
                 break
         assert not failed
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler")
+def test_killed_at_any_moment_a_saving_leaves_the_old_results_or_the_new_ones(tmp_path: Path) -> None:
+    support = Path(__file__).parents[1] / "support"
+    library = tmp_path / "faulty_disk.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, support / "faulty_disk.c", "-ldl"], check=True)
+    command = [sys.executable, str(support / "killed_saving.py"), str(tmp_path / "place")]
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+    *kills, last = map(json.loads, said.stdout.splitlines())
+    assert len(kills) > 20
+    assert all(found["whole"] and found["killed"] for found in kills)
+    assert [found["found"] for found in kills] == sorted(found["found"] for found in kills)
+    assert {found["found"] for found in kills} == {"first", "second"}
+    assert last == {"call": len(kills) + 1, "killed": False, "found": "second", "whole": True}
 
 
 def test_an_exchange_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
