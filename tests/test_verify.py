@@ -21,8 +21,16 @@ from xqg_qdrant.errors import DamageError
 from xqg_qdrant.fingerprint import hash_content
 from xqg_qdrant.lifecycle.status import delete_passages, read_status
 from xqg_qdrant.lifecycle.verify import Verification, refuse_damage, verify
-from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
-from xqg_qdrant.stores import Store, open_store
+from xqg_qdrant.records import (
+    AugmentedPassage,
+    GeneratedQuery,
+    Passage,
+    PayloadLayout,
+    QueriedPassage,
+    Reject,
+    Space,
+)
+from xqg_qdrant.stores import Store, open_foreign_store, open_own_space_store, open_store
 from xqg_qdrant.stores.points import make_point_id
 
 DIM = 5
@@ -88,6 +96,7 @@ def forget_points(store: Store, passage_ids: list[str]) -> None:
     """Delete points without a word to anyone, as damage or another client does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "read_recorded", lambda _: None)
+        patch.setattr("xqg_qdrant.stores.server.load.read_recorded", lambda _: None)
         store.delete("docs", passage_ids)
 
 
@@ -137,7 +146,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
 }
 
 
-def change_vectors(client: QdrantClient, point: str, **vectors: Any) -> None:
+def change_vectors(client: QdrantClient, point: int | str, **vectors: Any) -> None:
     client.update_vectors("docs", [models.PointVectors(id=point, vector=vectors)])
 
 
@@ -252,3 +261,67 @@ def test_the_command_lists_ten_damaged_passages_and_ends_with_exit_code_7(tmp_pa
     assert "1 passage that xqg stored is missing" in xqg("status", "--store", str(tmp_path)).output
     assert json.loads(xqg("status", "--store", str(tmp_path), "--json").output)["missing"] == {"docs": 1}
     assert xqg("verify", "--collection", "other", "--store", str(tmp_path)).exit_code == 2
+
+
+def augment_theirs(rest: RestQdrant, space: Space | None, distance: models.Distance) -> None:
+    """Augment another program's two points; a third one stays as it is."""
+    rest.version = "1.18.0"
+    config = {"dense": models.VectorParams(size=DIM, distance=distance)}
+    rest.client.create_collection("docs", config, metadata={"owner": "another program"})
+    points = [make_point(number) for number in range(3)]
+    rest.client.upsert(
+        "docs",
+        [
+            models.PointStruct(id=number, vector={"dense": point.vectors["passage"].tolist()}, payload={"text": "a"})
+            for number, point in enumerate(points)
+        ],
+    )
+    layout = PayloadLayout("text")
+    opened = open_foreign_store(rest.url, None, layout)
+    with opened if space is None else open_own_space_store(rest.url, None, layout, space) as store:
+        store.create_collection("docs", DIM, {})
+        rows = [row for row in store.read_passages("docs") if not isinstance(row, Reject)]
+        ours = []
+        for row, point in zip(rows[:2], points, strict=False):
+            passage = row.passage if isinstance(row, QueriedPassage) else row
+            theirs = row.vector if isinstance(row, QueriedPassage) else None
+            vectors = {**point.vectors, **({} if theirs is None else {"passage": theirs})}
+            ours.append(replace(point, passage=passage, vectors=vectors, terms=None))
+        store.upsert("docs", ours)
+
+
+@pytest.mark.parametrize(
+    ("space", "distance", "kept"),
+    [
+        (None, models.Distance.COSINE, "xqg"),
+        (Space("dense"), models.Distance.DOT, "xqg"),
+        (Space("dense"), models.Distance.COSINE, ""),
+        (Space("dense", replaced=True), models.Distance.COSINE, "passage"),
+    ],
+)
+def test_what_was_added_to_another_programs_points_is_verified(
+    space: Space | None, distance: models.Distance, kept: str, rest: RestQdrant
+) -> None:
+    augment_theirs(rest, space, distance)
+    with open_store(rest.url) as store:
+        assert look(store) == Verification(rest.url, "docs", points=3, foreign=True)
+        # Their own fields and vectors are theirs.
+        rest.client.set_payload("docs", {"text": "another"}, [0])
+        assert look(store).damaged == ()
+        [record] = rest.client.retrieve("docs", [0])
+        ours = (record.payload or {})["xqg"]
+        rest.client.set_payload("docs", {"xqg": {**ours, "generated_queries": []}}, [0])
+        if kept:
+            change_vectors(rest.client, 1, **{kept: [1.0] * DIM})
+        found = {point.passage_id: point.faults for point in look(store).damaged}
+        assert found == {"0": ("payload",)} | ({"1": ("vectors",)} if kept else {})
+        with pytest.raises(DamageError, match="Cure: run the same xqg augment again"):
+            refuse_damage(look(store))
+
+
+def test_another_program_that_writes_a_point_anew_does_no_damage(rest: RestQdrant) -> None:
+    augment_theirs(rest, None, models.Distance.DOT)
+    [record] = rest.client.retrieve("docs", [0])
+    rest.client.upsert("docs", [models.PointStruct(id=0, vector={"dense": [1.0] * DIM}, payload=record.payload)])
+    with open_store(rest.url) as store:
+        assert look(store).damaged == ()

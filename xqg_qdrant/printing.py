@@ -181,7 +181,8 @@ def format_missing(collection: str, missing: int) -> str:
 def format_verification(found: Verification) -> str:
     """Return what is wrong with a collection; of the damaged points, the first ones."""
     state = "damaged" if found.damaged or found.missing else "as stored"
-    lines = [f"collection {found.collection!r} in {found.store}: {count_of(found.points, 'passage')}, {state}"]
+    counted = count_of(found.points, "point" if found.foreign else "passage")
+    lines = [f"collection {found.collection!r} in {found.store}: {counted}, {state}"]
     if found.unchecked:
         verb = "has" if found.unchecked == 1 else "have"
         unchecked = f"{found.unchecked} of them {verb} no checksum, as they were stored by an earlier version"

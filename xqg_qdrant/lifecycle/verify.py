@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import DamageError
+from xqg_qdrant.fingerprint import read_layout
 from xqg_qdrant.lifecycle.status import count_missing
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.inspection import Inspected
@@ -25,6 +26,7 @@ class Verification(NamedTuple):
         unchecked: Number of points without a checksum, of which only the passage was compared with its hash.
         damaged: Points that are not as xqg stored them.
         missing: Number of points that are no longer there.
+        foreign: Whether another program made the collection, so that only what xqg added was looked at.
     """
 
     store: str
@@ -33,6 +35,7 @@ class Verification(NamedTuple):
     unchecked: int = 0
     damaged: tuple[Inspected, ...] = ()
     missing: int = 0
+    foreign: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the findings as JSON values."""
@@ -46,8 +49,8 @@ def verify(store: Store, collection: str) -> Iterator[Verification]:
     Raises:
         InputError: there is no such collection.
     """
-    read_existing_fingerprint(store, collection)
-    found = Verification(store.location, collection)
+    foreign = read_layout(read_existing_fingerprint(store, collection)) is not None
+    found = Verification(store.location, collection, foreign=foreign)
     for batch in batched(store.inspect(collection), BATCH):
         found = found._replace(
             points=found.points + len(batch),
@@ -73,5 +76,8 @@ def refuse_damage(found: Verification) -> None:
         cure = f"delete the damaged passages (xqg delete --collection {found.collection} ID…), and ingest them again"
     if not all(point.named for point in found.damaged):
         cure = "restore it from a backup, or ingest the corpus into a new collection"
+    if found.foreign:
+        again = "if that does not help, have its own program write these points again before"
+        cure = f"run the same xqg augment again; {again}"
     what = f"collection {found.collection!r} in {found.store} is damaged: of {found.points + found.missing} passages"
     raise DamageError(f"{what}, {wrong}.", cure)

@@ -5,7 +5,6 @@ The fingerprint is stored in the collection's metadata.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,13 +34,11 @@ from xqg_qdrant.stores.protocol import (
 )
 from xqg_qdrant.stores.server import limits
 from xqg_qdrant.stores.server.answers import check_answers, check_asked, check_count, check_page
-from xqg_qdrant.stores.server.foreign_points import read_foreign_hit
-from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, RECORDED_KEY, OpenCollection, describe_collection, fit
-from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, find_sharding, is_paused
-from xqg_qdrant.stores.server.requests import ForbiddenError, NotFoundError, Parts, Wire, check_url, connect
+from xqg_qdrant.stores.server.foreign_points import FOREIGN_KEY, inspect_added, read_foreign_hit
+from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, OpenCollection, describe_collection, fit
+from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, find_sharding, is_paused, read_recorded
+from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_url, connect
 from xqg_qdrant.streams import batched
-
-LOGGER = logging.getLogger(__name__)
 
 SCROLL_BATCH = 256
 READ_BATCH = 1000
@@ -129,8 +126,7 @@ class ClientStore:
 
     def read_recorded(self, collection: str) -> int | None:
         """Return the recorded number of points, from the collection's metadata."""
-        recorded = (self._require_info(collection).config.metadata or {}).get(RECORDED_KEY)
-        return recorded if isinstance(recorded, int) else None
+        return read_recorded(self._require_info(collection))
 
     def read_dim(self, collection: str) -> int:
         """Return the length of the collection's vectors."""
@@ -225,25 +221,29 @@ class ClientStore:
             yield layout.read_stored_passage(record.payload or {})
 
     def inspect(self, collection: str) -> Iterator[Inspected]:
-        """Inspect every point, a few at a time."""
-        opened = self._open(collection)
+        """Inspect every point, a few at a time; of another program's points, what was added to them."""
+        opened = self._open(collection, also_foreign=True)
         names = layout.list_vectors(opened.sparse, opened.names)
+        payload: bool | list[str] = True
+        if opened.layout:
+            payload, names = [FOREIGN_KEY], limits.list_kept(self._require_info(collection))
 
         def look(record: models.Record) -> Inspected:
-            return inspect(str(record.id), record.payload or {}, record.vector, opened.sparse, opened.names)
+            found = str(record.id), record.payload or {}, record.vector
+            return inspect_added(*found, names) if opened.layout else inspect(*found, opened.sparse, opened.names)
 
-        for records in batched(self._scroll(collection, SCROLL_BATCH, True, names), SCROLL_BATCH):
+        size = fit(SCROLL_BATCH, opened.strict.read_rate_limit)
+        for records in batched(self._scroll(collection, SCROLL_BATCH, payload, names), size):
             found = [(record, look(record)) for record in records]
             yield from (inspected for _, inspected in found if not inspected.faults)
             # Written between the reading of the payload and that of the vectors, a point looks damaged only once.
             if doubtful := [record.id for record, inspected in found if inspected.faults]:
-                yield from map(look, self._retrieve(collection, doubtful, True, names))
+                yield from map(look, self._retrieve(collection, doubtful, payload, names))
 
     def delete(self, collection: str, passage_ids: Sequence[str]) -> None:
         """Delete points in requests within the server's limits and wait until each is applied."""
-        recorded = self.read_recorded(collection)
         # First: a kill in between must not look like a loss.
-        lowered = recorded is not None and self._lower_recorded(collection, max(0, recorded - len(passage_ids)))
+        lowered = self._load.lower_recorded(collection, len(passage_ids))
         size = fit(READ_BATCH, self._open(collection).strict.write_rate_limit)
         for ids in batched(map(layout.make_point_id, passage_ids), size):
             result = self._wire.ask(
@@ -254,8 +254,8 @@ class ClientStore:
                 wait=True,
             )
             self._check_applied(result, collection)
-        if lowered:
-            self._correct_recorded(collection)
+        if lowered and self._may_count(collection):
+            self._load.correct_recorded(collection, partial(self.count, collection))
 
     def delete_collection(self, collection: str) -> None:
         """Delete the collection after checking that it is one of ours."""
@@ -345,39 +345,13 @@ class ClientStore:
             raise StoreError(f"{self.location} accepted a change of {collection!r} but did not apply it.", cure)
 
     def _record(self, collection: str) -> None:
-        """Record the number of points after a load, unless the key or the server's limits forbid it."""
-        deleted = self._read_info(collection) is None
-        if deleted or self._open(collection).strict.search_allow_exact is False:
-            return
-        try:
-            count = self.count(collection)
-            if count != self.read_recorded(collection):
-                self._write_recorded(collection, count)
-                # Other processes may have deleted points since they were counted.
-                self._correct_recorded(collection)
-        except (NotFoundError, ForbiddenError):  # deleted meanwhile, or the key may not
-            return
+        """Record the number of points after a load."""
+        if self._read_info(collection) is not None and self._may_count(collection):
+            self._load.record(collection, partial(self.count, collection))
 
-    def _correct_recorded(self, collection: str) -> None:
-        """Lower the recorded number of points to the present one."""
-        if self._open(collection).strict.search_allow_exact is False:
-            return
-        while (count := self.count(collection)) < (self.read_recorded(collection) or 0):
-            self._write_recorded(collection, count)
-
-    def _lower_recorded(self, collection: str, count: int) -> bool:
-        """Record a lower number of points; return False, with a warning, if the key may not."""
-        try:
-            self._write_recorded(collection, count)
-        except ForbiddenError as error:
-            LOGGER.warning("%s xqg status will call the deleted points missing until the next ingest.", error.message)
-            return False
-        return True
-
-    def _write_recorded(self, collection: str, count: int) -> None:
-        action = f"record the number of points of {collection!r}"
-        metadata = {RECORDED_KEY: count}
-        self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
+    def _may_count(self, collection: str) -> bool:
+        """Return whether the server's limits allow exact counts."""
+        return self._open(collection).strict.search_allow_exact is not False
 
     def _check_kept(self, collection: str, point: models.PointStruct) -> None:
         """Read the first point back that this store writes to a collection.
