@@ -96,9 +96,9 @@ def _take_done(in_flight: deque[Future[R]], limit: int) -> list[R]:
 
 
 class BoundedNetwork:
-    """A network backend of httpcore, of whose connections `BoundedConnection` bounds what comes before a body.
+    """A network backend of httpcore that makes bounded connections.
 
-    httpx bounds only each wait for bytes: headers that come one byte at a time would hold a process for days.
+    httpx bounds only each wait for bytes: an answer that comes one byte at a time would hold a process for days.
     """
 
     def __init__(self, backend: Any, fail: Callable[[str], Exception]) -> None:  # noqa: ANN401
@@ -114,22 +114,24 @@ class BoundedNetwork:
 
 
 class BoundedConnection:
-    """A connection that fails if an answer's head is endless.
+    """A connection that fails if an answer does not end.
 
-    The head may have `MAX_HEAD_BYTES`, and may take as long from its first byte as a single wait for bytes.
+    What comes before a body may have `MAX_HEAD_BYTES`, and may take as long from its first byte as a single wait for
+    bytes. How long the body may take says `begin_body`.
     """
 
     def __init__(self, stream: Any, fail: Callable[[str], Exception]) -> None:  # noqa: ANN401
         self._stream, self._fail = stream, fail
-        self._in_head, self._bytes, self._since = True, 0, 0.0
+        self._in_head, self._bytes, self._since, self._seconds = True, 0, 0.0, 0.0
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return the next bytes."""
-        if self._in_head and self._bytes:
-            if self._bytes > MAX_HEAD_BYTES:
-                raise self._fail(f"the answer's headers are larger than {MAX_HEAD_BYTES >> 10} KiB")
-            if timeout is not None and time.monotonic() - self._since > timeout:
-                raise self._fail(f"the answer's headers were not complete after {timeout:.0f} s")
+        if self._in_head and self._bytes > MAX_HEAD_BYTES:
+            raise self._fail(f"the answer's headers are larger than {MAX_HEAD_BYTES >> 10} KiB")
+        seconds = timeout if self._in_head else self._seconds
+        if self._bytes and seconds is not None and time.monotonic() - self._since > seconds:
+            part = "answer's headers were" if self._in_head else "answer was"
+            raise self._fail(f"the {part} not complete after {seconds:.0f} s")
         received: bytes = self._stream.read(max_bytes, timeout)
         self._since = self._since if self._bytes else time.monotonic()
         self._bytes += len(received)
@@ -140,9 +142,9 @@ class BoundedConnection:
         self._in_head, self._bytes = True, 0
         self._stream.write(buffer, timeout)
 
-    def end_head(self) -> None:
-        """Bound nothing until the next request: the caller reads the body."""
-        self._in_head = False
+    def begin_body(self, seconds: float) -> None:
+        """Let the rest of the answer take so long."""
+        self._in_head, self._since, self._seconds = False, time.monotonic(), seconds
 
     def start_tls(self, *settings: Any, **more: Any) -> BoundedConnection:
         """Return the encrypted connection."""
@@ -157,10 +159,10 @@ class BoundedConnection:
         self._stream.close()
 
 
-def bound_heads(client: Any, fail: Callable[[str], Exception]) -> None:  # noqa: ANN401
-    """Bound the heads of answers to an httpx client, also of those by way of proxies.
+def bound_answers(client: Any, fail: Callable[[str], Exception]) -> None:  # noqa: ANN401
+    """Bound the answers to an httpx client, also those by way of proxies.
 
-    For each answer, the caller has to call `begin_body` once its head is there.
+    For each answer, the caller has to call `begin_body` once its headers are there.
 
     Args:
         client: just made.
@@ -171,8 +173,8 @@ def bound_heads(client: Any, fail: Callable[[str], Exception]) -> None:  # noqa:
         transport._pool._network_backend = BoundedNetwork(transport._pool._network_backend, fail)
 
 
-def begin_body(extensions: Any) -> None:  # noqa: ANN401
-    """Note, by the extensions of a response, that the head of an answer is there."""
-    stream = extensions.get("network_stream")
+def begin_body(response: Any, seconds: float) -> None:  # noqa: ANN401
+    """Let the body of an httpx response, whose headers are there, take so long."""
+    stream = response.extensions.get("network_stream")
     if isinstance(stream, BoundedConnection):
-        stream.end_head()
+        stream.begin_body(seconds)

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.secrets import HIDDEN, check_key, make_redactor, remember
-from xqg_qdrant.streams import begin_body, bound_heads
+from xqg_qdrant.streams import begin_body, bound_answers
 from xqg_qdrant.text import one_line, read_retry_after
 
 if TYPE_CHECKING:
@@ -260,17 +260,14 @@ class Line:
         """Post a body, or get without one; return status, headers and content, None if that is too large."""
         import httpx
 
-        deadline = time.monotonic() + seconds
         timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS, pool=None)
         with client.stream("GET" if body is None else "POST", url, json=body, timeout=timeout) as response:
-            begin_body(response.extensions)
+            begin_body(response, seconds)
             content = bytearray()
             for piece in response.iter_bytes():
                 content += piece
                 if len(content) > self._site.most_bytes:
                     return response.status_code, response.headers, None
-                if time.monotonic() > deadline:
-                    raise httpx.ReadTimeout(f"no whole reply in {seconds:.0f} s")
             return response.status_code, response.headers, bytes(content)
 
     def _open(self) -> httpx.Client:
@@ -288,7 +285,7 @@ class Line:
                     headers=headers,
                     limits=httpx.Limits(max_connections=self._concurrency),
                 )
-                bound_heads(self._client, httpx.RemoteProtocolError)
+                bound_answers(self._client, httpx.RemoteProtocolError)
             return self._client
 
     def _explain(
