@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from xqg_qdrant.records import (
     Space,
 )
 from xqg_qdrant.stores import Store, open_foreign_store, open_own_space_store, open_store
-from xqg_qdrant.stores.points import make_point_id
+from xqg_qdrant.stores.inspection import inspect
+from xqg_qdrant.stores.points import make_payload, make_point_id, read_point
 
 DIM = 5
 METADATA: list[dict[str, Any]] = [
@@ -196,10 +197,23 @@ def test_what_other_programs_add_and_the_rounding_of_a_server_are_no_damage(shar
     assert [point.passage_id for point in look(store).damaged] == ["p2"]
 
 
+def test_metadata_deeper_than_xqg_stores_are_named(shared: tuple[Store, QdrantClient]) -> None:
+    store, _ = shared
+    [point] = store.read_points("docs", ["p2"]).values()
+    payload, deep = make_payload(point), dict[str, Any]()
+    for _ in range(5000):
+        deep = {"a": deep}
+    vectors = {**point.vectors, "terms": models.SparseVector(indices=[2, 2**32 - 1], values=[1.0, 1.0])}
+    for more in ({}, {"checksum": None}):
+        changed = payload | {"metadata": deep} | more
+        assert inspect(make_point_id("p2"), changed, vectors, True, {}).faults == ("payload",)
+    assert read_point(payload | {"metadata": deep}, vectors, True).edited
+
+
 def test_of_points_without_a_checksum_the_texts_are_compared(shared: tuple[Store, QdrantClient]) -> None:
     store, client = shared
-    ids = [make_point_id(name) for name in read_points(store)]
-    client.delete_payload("docs", ["checksum"], ids)
+    for name in read_points(store):
+        client.delete_payload("docs", ["checksum"], [make_point_id(name)])
     found = look(store)
     assert (found.unchecked, found.damaged) == (6, ())
     client.set_payload("docs", {"title": "Another"}, [make_point_id("p0")])
@@ -277,8 +291,10 @@ def augment_theirs(rest: RestQdrant, space: Space | None, distance: models.Dista
         ],
     )
     layout = PayloadLayout("text")
-    opened = open_foreign_store(rest.url, None, layout)
-    with opened if space is None else open_own_space_store(rest.url, None, layout, space) as store:
+    store = open_foreign_store(rest.url, None, layout)
+    if space is not None:
+        store = open_own_space_store(rest.url, None, layout, space)
+    with closing(store):
         store.create_collection("docs", DIM, {})
         rows = [row for row in store.read_passages("docs") if not isinstance(row, Reject)]
         ours = []

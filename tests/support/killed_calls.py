@@ -74,7 +74,7 @@ def main(kind: str, place: Path) -> None:
     for call in range(1, MOST_CALLS):
         folder = place / str(call)
         folder.mkdir(parents=True)
-        case = {"save": Saving, "local": Opening}[kind](folder)
+        case: Saving | Opening = Saving(folder) if kind == "save" else Opening(folder)
         ended = in_child(case.work, FAULT_DIRECTORY=str(folder), FAULT_CALL=str(call), FAULT_ERRNO="0")
         sys.stdout.write(json.dumps({"call": call, "killed": not ended, "found": case.find()}) + "\n")
         if ended:

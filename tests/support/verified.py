@@ -34,7 +34,7 @@ def make_points(count: int = PASSAGES) -> list[AugmentedPassage]:
     vectors = np.random.default_rng(0).normal(size=(count, 2, DIM)).astype(np.float32)
     points = []
     for number, (augmented, plain) in enumerate(vectors):
-        metadata = {"number": number, "ratio": number / 7, "none": None, "empty": []}
+        metadata: dict[str, Any] = {"number": number, "ratio": number / 7, "none": None, "empty": []}
         passage = Passage(f"p{number}", f"Text {number}.", f"Title {number}", metadata)
         queries = (GeneratedQuery("fi", f"Kysymys {number}?", number),)
         content = hash_content(passage, "recipe")

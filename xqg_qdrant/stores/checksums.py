@@ -29,7 +29,10 @@ def sum_payload(passage: Passage, queries: Sequence[GeneratedQuery], *hashes: st
         hashes: the content hash and the recipe.
     """
     fields = chain((passage.passage_id, passage.text, passage.title, *hashes), chain.from_iterable(queries))
-    metadata = json.dumps(simplify(passage.metadata), sort_keys=True) if passage.metadata else ""
+    try:
+        metadata = json.dumps(simplify(passage.metadata), sort_keys=True) if passage.metadata else ""
+    except RecursionError:  # xqg stores nothing so deep
+        return EDITED
     text = "\0".join(map(str, fields)) + "\0" + metadata
     return f"{zlib.crc32(text.encode('utf-8', 'surrogatepass')):08x}"
 
