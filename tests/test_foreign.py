@@ -164,7 +164,7 @@ def test_every_field_and_every_vector_of_theirs_stays_and_ours_come_beside(
     assert_theirs_is_kept(before, after)
     for record in after.values():
         assert as_named(record.vector).keys() == as_named(before[str(record.id)].vector).keys() | {"xqg", "passage"}
-        assert set((record.payload or {})["xqg"]) == {"generated_queries", "content_hash", "recipe"}
+        assert set((record.payload or {})["xqg"]) == {"generated_queries", "content_hash", "recipe", "checksum"}
     assert client.get_collection("theirs").config.metadata["owner"] == "another program"  # type: ignore[index]
 
 

@@ -103,6 +103,7 @@ def test_the_columns_are_of_types_that_the_connector_takes(folder: Path) -> None
         "generated_queries": "list<element: struct<language: string, text: string, number: int32>>",
         "content_hash": "string",
         "recipe": "string",
+        "checksum": "string",
         "xqg": "list<element: float>",
         "passage": "list<element: float>",
         "terms_indices": "list<element: int32>",

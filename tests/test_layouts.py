@@ -103,7 +103,7 @@ def test_points_are_called_what_the_other_program_calls_them(
         assert set(record.payload or {}) == {
             written["text"],
             written["metadata"],
-            *("passage_id", "title", "generated_queries", "content_hash", "recipe"),
+            *("passage_id", "title", "generated_queries", "content_hash", "recipe", "checksum"),
         }
         assert (record.payload or {})[written["text"]] == FIRST.text
         assert (record.payload or {})[written["metadata"]] == {"year": 1900}

@@ -409,6 +409,34 @@ def test_the_command_serves_this_machine_alone_and_ends_well(
         again.count("docs")
 
 
+def test_ctrl_c_ends_the_command_within_a_second_while_its_questions_hang(
+    rest: RestQdrant, demo_encoder: Encoder
+) -> None:
+    with open_store(rest.url) as store:
+        fill(store, "docs", demo_encoder, ROWS[:1])
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), "serve", "--store", rest.url, "--port", "0"], stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    with ThreadPoolExecutor(40) as pool:
+        try:
+            port = int(process.stderr.readline().split(b"127.0.0.1:")[1].split(b"/")[0])
+            rest.script = [hang] * 1000
+            asked = [pool.submit(Served(port).get, "/api/search", q="Pariisi") for _ in range(40)]
+            while not any(answer.done() for answer in asked):
+                time.sleep(0.01)
+            assert Served(port).get("/").status == 200
+            started = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+            assert time.monotonic() - started < 1.2
+            assert b"Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+            process.wait()
+            process.stderr.close()
+
+
 def test_slow_questions_do_not_keep_the_page_from_others(store: Store, demo_encoder: Encoder) -> None:
     finder, slow = Finder(store, "docs", demo_encoder), threading.Event()
     finder.find = lambda *_: {"passage": [], "xqg": []} if slow.wait(30) else {}  # type: ignore[method-assign]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from xqg_qdrant.api import evaluate, ingest, search
     from xqg_qdrant.augmentation.pipeline import Progress
-    from xqg_qdrant.errors import InputError, MismatchError, ModelError, StoreError, XqgError
+    from xqg_qdrant.errors import DamageError, InputError, MismatchError, ModelError, StoreError, XqgError
     from xqg_qdrant.evaluation.comparison import Report
     from xqg_qdrant.generation.lexicon import Lexicon
     from xqg_qdrant.generation.llm import LanguageModelGenerator
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # Importing a record alone must not load ONNX Runtime.
 _MODULES = {
+    "DamageError": "errors",
     "Encoder": "inference.encoder",
     "GeneratedQuery": "records",
     "Hit": "retrieval",
@@ -62,6 +63,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "DamageError",
     "Encoder",
     "GeneratedQuery",
     "Hit",

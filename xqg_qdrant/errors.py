@@ -5,8 +5,9 @@
     ├── MismatchError     4  the collection was made with other models or another recipe
     ├── StoreError        5  the database cannot be reached, or refuses
     │   └── InUseError           another process holds the collection
-    └── ModelError        6  a model folder or a device cannot be used
-        └── OutOfMemoryError     a run needs more memory than the device has left
+    ├── ModelError        6  a model folder or a device cannot be used
+    │   └── OutOfMemoryError     a run needs more memory than the device has left
+    └── DamageError       7  stored points are not as xqg stored them, or are missing
 
 An error has a message (what is wrong, and where) and a cure (one action). Rejected rows raise nothing while the rest
 is stored: they are counted, and the exit code is 3.
@@ -71,3 +72,9 @@ class ModelError(XqgError):
 
 class OutOfMemoryError(ModelError):
     """A run needs more memory than the device has left; a smaller run may fit."""
+
+
+class DamageError(XqgError):
+    """Stored points are not as xqg stored them, or are missing."""
+
+    exit_code = 7

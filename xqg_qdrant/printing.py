@@ -20,6 +20,7 @@ from xqg_qdrant.fingerprint import LONGEST_SHOWN, PROGRESS_FIELDS, describe_retu
 from xqg_qdrant.generation import Usage
 from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, MALFORMED, NO_QUESTION, WRONG_LANGUAGE, WRONG_SCRIPT, Dropped
 from xqg_qdrant.lifecycle.status import Status
+from xqg_qdrant.lifecycle.verify import Verification
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import DEFAULT_PORT
 from xqg_qdrant.stores.protocol import describe_pause
@@ -43,6 +44,7 @@ SUMMARY_MEASURES = ("MRR@10", "R@2kt")
 SUMMARY_WIDTH = 8
 SNIPPET_CHARACTERS = 160
 LONGEST_REASON = 200
+LISTED = 10
 DIFFERENCE_ROWS = ("difference", "95% from", "95% to", "p, Holm")
 
 
@@ -144,6 +146,8 @@ def format_status(status: Status) -> str:
         counted = count_of(status.passages, "passage")
     lines = [f"collection {status.collection!r} in {status.store}: {counted}"]
     lines += [f"  alias {alias!r} names {named!r}" for alias, named in status.aliases.items()]
+    if status.missing:
+        lines.append(f"  {format_missing(status.collection, status.missing)}")
     if status.paused:
         lines.append(f"  {format_pause(status.collection)}")
     if status.retuned is not None:
@@ -163,6 +167,29 @@ def format_status(status: Status) -> str:
         for name, value in status.fingerprint.items()
         if name not in PROGRESS_FIELDS
     ]
+    return "\n".join(lines)
+
+
+def format_missing(collection: str, missing: int) -> str:
+    """Return that passages of a collection were lost, and what tells more."""
+    verb = "is" if missing == 1 else "are"
+    return (
+        f"{count_of(missing, 'passage')} that xqg stored {verb} missing: xqg verify --collection {one_line(collection)}"
+    )
+
+
+def format_verification(found: Verification) -> str:
+    """Return what is wrong with a collection; of the damaged points, the first ones."""
+    state = "damaged" if found.damaged or found.missing else "as stored"
+    counted = count_of(found.points, "point" if found.foreign else "passage")
+    lines = [f"collection {found.collection!r} in {found.store}: {counted}, {state}"]
+    if found.unchecked:
+        verb = "has" if found.unchecked == 1 else "have"
+        unchecked = f"{found.unchecked} of them {verb} no checksum, as they were stored by an earlier version"
+        lines.append(f"  {unchecked}: only their texts were compared")
+    lines += [f"  {one_line(repr(point.passage_id))}: {', '.join(point.faults)}" for point in found.damaged[:LISTED]]
+    if len(found.damaged) > LISTED:
+        lines.append(f"  and {len(found.damaged) - LISTED} more: --json lists all")
     return "\n".join(lines)
 
 

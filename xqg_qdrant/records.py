@@ -79,6 +79,7 @@ class AugmentedPassage:
         recipe: Hash of the recipe alone.
         other_fields: Fields that other programs added to a stored point's payload.
         terms: Ids of the terms in the passage and its queries, ascending; None without a sparse vector.
+        edited: Whether another program changed the stored payload.
     """
 
     passage: Passage
@@ -88,6 +89,7 @@ class AugmentedPassage:
     recipe: str
     other_fields: Mapping[str, Any] = field(default_factory=dict)
     terms: tuple[int, ...] | None = None
+    edited: bool = False
 
 
 class StoredPassage(NamedTuple):

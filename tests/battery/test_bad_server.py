@@ -8,6 +8,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from qdrant_client import models
 from rest_qdrant import RestQdrant
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.errors import MismatchError, StoreError
+from xqg_qdrant.errors import DamageError, MismatchError, ModelError, StoreError
+from xqg_qdrant.inference import endpoint
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage
 from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.stores.server import answers
@@ -160,7 +162,7 @@ def test_a_score_that_is_no_number_is_told(score: float) -> None:
 def test_a_vector_that_is_none_is_told(vector: object) -> None:
     from xqg_qdrant.stores.points import make_payload, read_point
 
-    with pytest.raises(MismatchError, match="vectors that are damaged"):
+    with pytest.raises(DamageError, match="vectors that are damaged"):
         read_point(make_payload(make_point("a")), {"xqg": [1.0] * DIM, "passage": vector})
 
 
@@ -200,6 +202,35 @@ def drip(exchange: Exchange) -> None:
             return
 
 
+def drip_chunk(exchange: Exchange) -> None:
+    exchange.read_body()
+    exchange.connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=")
+    while not exchange.proxy.closing.wait(0.05):
+        try:
+            exchange.connection.sendall(b"a")
+        except OSError:
+            return
+
+
+def drip_headers(exchange: Exchange) -> None:
+    exchange.read_body()
+    exchange.connection.sendall(b"HTTP/1.1 200 OK\r\nx-a: ")
+    while not exchange.proxy.closing.wait(0.05):
+        try:
+            exchange.connection.sendall(b"a")
+        except OSError:
+            return
+
+
+def continue_without_end(exchange: Exchange) -> None:
+    exchange.read_body()
+    while not exchange.proxy.closing.is_set():
+        try:
+            exchange.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+        except OSError:
+            return
+
+
 def answer(status: int, body: bytes, headers: str = "") -> Fault:
     def fault(exchange: Exchange) -> None:
         exchange.read_body()
@@ -213,7 +244,10 @@ DEEP = b"[" * 200_000 + b"]" * 200_000
 FAULTS: dict[str, tuple[Fault, str]] = {
     "an endless answer": (lambda exchange: endless(exchange, False), "larger than 8 MiB"),
     "a gzip bomb": (lambda exchange: endless(exchange, True), "larger than 8 MiB"),
-    "a byte now and then": (drip, "not complete after"),
+    "a byte now and then": (drip, "answer was not complete after"),
+    "a chunk's size without end": (drip_chunk, "answer was not complete after"),
+    "headers that come byte by byte": (drip_headers, "headers were not complete after 1 s"),
+    "100 Continue without end": (continue_without_end, "headers (are larger than 128 KiB|were not complete)"),
     "a compression that was not asked for": (answer(200, b"x", "Content-Encoding: br\r\n"), "was not asked for"),
     "an error of many megabytes": (answer(500, b"<key>" * 500_000), "larger than 8 MiB"),
     "deep JSON": (answer(200, b'{"result":' + DEEP + b"}"), "cannot read|nested too deep|not JSON"),
@@ -251,6 +285,8 @@ def test_an_answer_is_bounded_in_time_and_memory_and_its_error_holds_no_key(
 ) -> None:
     monkeypatch.setattr(answers, "MAX_ANSWER_BYTES", 8 * MEBIBYTE)
     monkeypatch.setattr(answers, "ANSWER_SECONDS", 0.3)
+    # What `status` waits for an answer.
+    monkeypatch.setattr("xqg_qdrant.stores.ASKING_SECONDS", 1.0)
     proxy.always, told = FAULTS[fault]
     started = time.monotonic()
     tracemalloc.start()
@@ -265,3 +301,34 @@ def test_an_answer_is_bounded_in_time_and_memory_and_its_error_holds_no_key(
     assert result.exit_code == 5, result.output
     assert "SECRET" not in result.output
     assert re.search(told, result.output), result.output[-800:]
+
+
+ENDPOINT_FAULTS: dict[str, tuple[Fault, str]] = {
+    "headers that come byte by byte": (drip_headers, "headers were not complete after 1 s"),
+    "100 Continue without end": (continue_without_end, "headers (are larger than 128 KiB|were not complete)"),
+    "a body that comes byte by byte": (drip, "answer was not complete after 1 s"),
+    "an endless answer": (lambda exchange: endless(exchange, False), "the reply is larger than 8 MiB"),
+}
+
+
+@pytest.mark.parametrize("fault", ENDPOINT_FAULTS)
+def test_the_answer_of_an_endpoint_is_bounded_in_time_and_memory(
+    fault: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REPLY_SECONDS", "LISTING_SECONDS"):
+        monkeypatch.setattr(endpoint, name, 1.0)
+    for name in ("PATIENCE_SECONDS", "FIRST_PATIENCE_SECONDS"):
+        monkeypatch.setattr(endpoint, name, 0.0)
+    proxy.always, told = ENDPOINT_FAULTS[fault]
+    site = endpoint.Site("generator", "/chat/completions", "XQG_KEY", 8 * MEBIBYTE, "choices")
+    line = endpoint.Line(site, proxy.url, None, 1)
+    started = time.monotonic()
+    with closing(line):
+        assert line.find_served("model") == "model"
+        with pytest.raises(ModelError, match=told):
+            line.ask(dict, lambda answer, _: answer, refuse_all)
+    assert time.monotonic() - started < 8
+
+
+def refuse_all(refusal: endpoint.Refusal, _: endpoint.Body) -> dict[str, Any]:
+    raise ModelError(refusal.what, "look at the server")

@@ -16,13 +16,15 @@ from rest_qdrant import RestQdrant
 from test_kill_9 import read_points
 
 from xqg_qdrant.demo import read_demo_passages
+from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.stores import Store, open_store
 
 CLOCK = Path(__file__).parents[1] / "support/shifted_clock.py"
+CLI = Path(__file__).parents[2] / "cli.py"
 FEW_QUERIES = ["--languages", "fi", "--queries-per-language", "1", "--max-new-tokens", "4", "--threads", "1"]
 PASSAGES = 40
 DAY = 24 * 3600
-OK, MISMATCH, IN_USE = 0, 4, 5
+OK, ROWS_REJECTED, MISMATCH, IN_USE = 0, 3, 4, 5
 
 
 @contextmanager
@@ -137,3 +139,35 @@ def test_ingests_of_two_recipes_end_in_one_of_them(
                 assert "Cure: " in said, said
         assert OK in [code for asked, (code, _) in zip(alphas, ends, strict=True) if asked == alpha], ends
         assert read_all(location) == expected[alpha]
+
+
+def begin(folder: Path, *line: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(CLI), *line]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_ingests_from_one_folder_keep_each_others_dead_letters(tmp_path: Path) -> None:
+    """The ingest without rejected rows begins first and ends last."""
+    passages = read_demo_passages()[:8]
+    good = [json.dumps({"id": p.passage_id, "text": p.text, "queries": ["Mikä?"]}) + "\n" for p in passages]
+    (tmp_path / "good.jsonl").write_text("".join(good[1:]))
+    (tmp_path / "bad.jsonl").write_text('{"id": "no text"}\n' + good[0])
+    with opened_place("rest", tmp_path) as location:
+        given = ["--collection", "docs", "--store", location, "--queries", "corpus"]
+        first = begin(tmp_path, "ingest", "good.jsonl", *given)
+        second = begin(tmp_path, "ingest", "bad.jsonl", *given)
+        (second_code, second_said), (first_code, first_said) = end(second), end(first)
+    assert (first_code, second_code) == (OK, ROWS_REJECTED), first_said + second_said
+    [row] = (tmp_path / "docs.rejected.jsonl").read_text().splitlines()
+    assert json.loads(row)["line"] == 1
+
+
+def test_a_collection_in_use_is_not_served(tmp_path: Path, demo_encoder: Encoder) -> None:
+    with open_store(str(tmp_path / "store")) as store:
+        made_by = {f"encoder.{name}": value for name, value in demo_encoder.describe().items()}
+        store.create_collection("docs", demo_encoder.dim, made_by)
+        assert store.count("docs") == 0
+        code, said = end(begin(tmp_path, "serve", "--store", "store", "--port", "0"))
+    assert code == IN_USE
+    assert "is in use by process" in said
+    assert "Serving" not in said

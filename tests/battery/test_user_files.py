@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -182,6 +186,36 @@ def test_at_no_moment_are_old_and_new_results_away(
             if not failed:
                 break
         assert not failed
+
+
+def kill_at_every_call(kind: str, place: Path) -> list[dict[str, Any]]:
+    """Return what `killed_calls.py` prints."""
+    if sys.platform != "linux" or shutil.which("cc") is None:
+        pytest.skip("needs Linux and a C compiler")
+    support, library = Path(__file__).parents[1] / "support", place / "faulty_disk.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, support / "faulty_disk.c", "-ldl"], check=True)
+    command = [sys.executable, str(support / "killed_calls.py"), kind, str(place / "place")]
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+    return [json.loads(line) for line in said.stdout.splitlines()]
+
+
+def test_killed_at_any_moment_a_saving_leaves_the_old_results_or_the_new_ones(tmp_path: Path) -> None:
+    *kills, last = kill_at_every_call("save", tmp_path)
+    found = [kill["found"] for kill in kills]
+    before = found.count("first")
+    assert before > 10
+    assert len(found) - before > 2
+    assert found == ["first"] * before + ["second"] * (len(found) - before)
+    assert last == {"call": len(kills) + 1, "killed": False, "found": "second"}
+
+
+def test_killed_at_any_moment_a_local_store_is_opened_by_the_same_command(tmp_path: Path) -> None:
+    kills = kill_at_every_call("local", tmp_path)
+    assert [kill["killed"] for kill in kills] == [True] * (len(kills) - 1) + [False]
+    assert len(kills) > 3
+    assert {kill["found"] for kill in kills} == {"Collections"}
 
 
 def test_an_exchange_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
  *
  * FAULT_DIRECTORY  the calls on files below it count, from 1
  * FAULT_CALL       the number of the call that fails, 0 for none
- * FAULT_ERRNO      with which error
+ * FAULT_ERRNO      with which error; 0: the process is killed before the call
  * FAULT_LASTS      1: all calls after it fail too, as on a full disk; 0: only this one
  * FAULT_COUNT      a file that gets, at the end of the process, a line for each call: its number and name
  */
@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -75,6 +76,8 @@ static int fails(const char *name)
     if (!wanted || call < wanted || (call > wanted && !number_of("FAULT_LASTS")))
         return 0;
     errno = number_of("FAULT_ERRNO");
+    if (errno == 0)
+        kill(getpid(), SIGKILL);
     return 1;
 }
 
@@ -106,6 +109,22 @@ ON_DESCRIPTOR(int, fallocate, (int descriptor, int mode, off_t at, off_t size), 
 ON_DESCRIPTOR(int, fallocate64, (int descriptor, int mode, off64_t at, off64_t size), (descriptor, mode, at, size))
 ON_PATH(mkdir, (const char *path, mode_t mode), (path, mode))
 ON_PATH(rename, (const char *path, const char *target), (path, target))
+ON_PATH(unlink, (const char *path), (path))
+ON_PATH(rmdir, (const char *path), (path))
+
+int renameat2(int from, const char *path, int to, const char *target, unsigned int flags)
+{
+    if (below(path) && fails("renameat2"))
+        return -1;
+    return REAL(renameat2)(from, path, to, target, flags);
+}
+
+int unlinkat(int folder, const char *path, int flags)
+{
+    if ((folder == AT_FDCWD ? below(path) : descriptor_below(folder)) && fails("unlinkat"))
+        return -1;
+    return REAL(unlinkat)(folder, path, flags);
+}
 
 #define ON_OPEN(name)                                                          \
     int name(const char *path, int flags, ...)                                \

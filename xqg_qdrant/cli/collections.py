@@ -1,4 +1,4 @@
-"""The commands about a whole collection: `xqg optimise`, `status`, `delete`, `retune`, `enrich`, `copy`, `reencode`."""
+"""The commands about a whole collection, from `xqg optimise` to `xqg reencode`."""
 
 from __future__ import annotations
 
@@ -186,20 +186,44 @@ def status(
     echo(json.dumps(report, ensure_ascii=False, indent=2) if as_json else lines)
 
 
+@main.command()
+@collection_option(required=True)
+@store_option
+@json_option
+@click.pass_obj
+def verify(quiet: bool, /, collection: str, location: str, as_json: bool) -> None:
+    """Read all of a collection, and compare it with its checksums and its recorded number of passages.
+
+    The exit code is 7 if anything is damaged or missing. The index is not read: xqg optimise measures its recall.
+    """
+    from xqg_qdrant.cli.progress import run_verify
+    from xqg_qdrant.lifecycle.verify import refuse_damage
+    from xqg_qdrant.printing import format_verification
+
+    with opened_store(location) as store:
+        found = run_verify(store, collection, quiet)
+    echo(json.dumps(found.to_json(), ensure_ascii=False, indent=2) if as_json else format_verification(found))
+    refuse_damage(found)
+
+
 def _list_collections(store: Store, as_json: bool) -> None:
-    from xqg_qdrant.lifecycle.status import count_collections, list_paused
-    from xqg_qdrant.printing import format_pause
+    from xqg_qdrant.lifecycle.status import count_collections, list_missing, list_paused
+    from xqg_qdrant.printing import format_missing, format_pause
 
     counts, aliases = count_collections(store), store.read_aliases() or {}
+    missing = list_missing(store, counts)
     paused = list_paused(store, (name for name, count in counts.items() if count is not None))
     if as_json:
         known = {name: None if isinstance(count, str) else count for name, count in counts.items()}
         report = {"store": store.location, "collections": known, "aliases": aliases, "indexing_paused": paused}
+        report["missing"] = missing
         echo(json.dumps(report, ensure_ascii=False, indent=2))
         return
     echo(f"Collections in {store.location}: {len(counts)}")
     for name, count in counts.items():
         echo(f"  {one_line(name)}: " + (count if isinstance(count, str) else count_of(count, "passage")))
+        if name in missing:
+            echo(f"    {format_missing(name, missing[name])}")
         if name in paused:
             echo(f"    {format_pause(name)}")
     for alias, name in aliases.items():

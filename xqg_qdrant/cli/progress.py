@@ -30,6 +30,7 @@ from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.lifecycle.copying import copy_collection
 from xqg_qdrant.lifecycle.retune import Plan, retune
 from xqg_qdrant.lifecycle.status import Status, read_status
+from xqg_qdrant.lifecycle.verify import Verification, verify
 from xqg_qdrant.printing import format_left_out, format_seconds, format_totals, format_unread
 from xqg_qdrant.stores import Store, read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Indexing
@@ -131,6 +132,15 @@ def run_status(store: Store, collection: str, quiet: bool) -> Status:
         for status in read_status(store, collection):
             bar.update(status.passages - bar.n)
     return status
+
+
+def run_verify(store: Store, collection: str, quiet: bool) -> Verification:
+    """Verify a collection with a progress bar."""
+    read_existing_fingerprint(store, collection)
+    with _make_bar(store.count(collection), " passages", quiet) as bar:
+        for found in verify(store, collection):
+            bar.update(found.points - bar.n)
+    return found
 
 
 def run_copy(source: Store, collection: str, target: Store, name: str, quiet: bool) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.secrets import HIDDEN, check_key, make_redactor, remember
+from xqg_qdrant.streams import begin_body, bound_answers
 from xqg_qdrant.text import one_line, read_retry_after
 
 if TYPE_CHECKING:
@@ -188,9 +189,9 @@ class Line:
         started, delay = time.monotonic(), FIRST_DELAY_SECONDS
         while True:
             try:
-                answer = self._open().get(url, timeout=LISTING_SECONDS)
-                if answer.status_code != 503 or time.monotonic() - started > LOADING_SECONDS:
-                    return _find_model(answer.content, model) if answer.status_code == 200 else model
+                status, _, content = self._send(self._open(), url, LISTING_SECONDS, None)
+                if status != 503 or time.monotonic() - started > LOADING_SECONDS:
+                    return _find_model(content or b"", model) if status == 200 else model
                 delay = MAX_DELAY_SECONDS / 10
             except httpx.ConnectError as error:
                 if time.monotonic() - started > FIRST_PATIENCE_SECONDS:
@@ -229,7 +230,7 @@ class Line:
 
         option = self._site.option
         try:
-            status, headers, content = self._send(self._open(), body)
+            status, headers, content = self._send(self._open(), self._url, REPLY_SECONDS, body)
         except httpx.TimeoutException as error:
             what = f"{type(error).__name__} ({self.hide(str(error))})"
             return _Passing(what, "see whether the server is overloaded")
@@ -254,19 +255,20 @@ class Line:
                 return self._explain(int(found[0]), {}, content, body, refuse)
         return read(answer, body)
 
-    def _send(self, client: httpx.Client, body: Body) -> tuple[int, Mapping[str, str], bytes | None]:
-        """Return status, headers and body; None for a body that is too large."""
+    def _send(
+        self, client: httpx.Client, url: str, seconds: float, body: Body | None
+    ) -> tuple[int, Mapping[str, str], bytes | None]:
+        """Post a body, or get without one; return status, headers and content, None if that is too large."""
         import httpx
 
-        deadline = time.monotonic() + REPLY_SECONDS
-        with client.stream("POST", self._url, json=body) as response:
+        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS, pool=None)
+        with client.stream("GET" if body is None else "POST", url, json=body, timeout=timeout) as response:
+            begin_body(response, seconds)
             content = bytearray()
             for piece in response.iter_bytes():
                 content += piece
                 if len(content) > self._site.most_bytes:
                     return response.status_code, response.headers, None
-                if time.monotonic() > deadline:
-                    raise httpx.ReadTimeout(f"no whole reply in {REPLY_SECONDS:.0f} s")
             return response.status_code, response.headers, bytes(content)
 
     def _open(self) -> httpx.Client:
@@ -282,9 +284,9 @@ class Line:
                 # The client follows no redirect, so the key reaches no other host.
                 self._client = httpx.Client(
                     headers=headers,
-                    timeout=httpx.Timeout(REPLY_SECONDS, connect=CONNECT_SECONDS, pool=None),
                     limits=httpx.Limits(max_connections=self._concurrency),
                 )
+                bound_answers(self._client, httpx.RemoteProtocolError)
             return self._client
 
     def _explain(

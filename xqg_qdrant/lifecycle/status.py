@@ -37,6 +37,7 @@ class Status(NamedTuple):
         paused: Whether a load that is running, or was killed, keeps a server from indexing the collection.
         points: Number of points of another program's collection, of which the recipes are not counted.
         in_use: Which process holds the collection, so that nothing could be counted.
+        missing: Number of passages that were stored and are no longer there.
     """
 
     store: str
@@ -47,6 +48,7 @@ class Status(NamedTuple):
     paused: bool = False
     points: int | None = None
     in_use: str = ""
+    missing: int = 0
 
     @property
     def passages(self) -> int:
@@ -88,6 +90,7 @@ class Status(NamedTuple):
             "aliases": dict(self.aliases),
             "passages": None if self.in_use else self.passages,
             "in_use": self.in_use or None,
+            "missing": self.missing,
             "recipes": dict(self.recipes),
             "indexing_paused": self.paused,
             "current": self.current,
@@ -117,7 +120,7 @@ def read_status(store: Store, collection: str) -> Iterator[Status]:
         for batch in batched(store.scroll_stored(collection), BATCH):
             recipes.update(stored.recipe for stored in batch)
             yield status
-        yield status
+        yield status._replace(missing=count_missing(store, collection, status.passages))
     except InUseError as error:
         yield status._replace(in_use=error.message)
 
@@ -133,6 +136,21 @@ def count_collections(store: Store) -> dict[str, int | str]:
         except InUseError:
             counts[name] = "in use by another process"
     return counts
+
+
+def count_missing(store: Store, collection: str, count: int) -> int:
+    """Return how many points of a collection are lost, after `count` were found."""
+    recorded = store.read_recorded(collection) or 0
+    if recorded <= count:
+        return 0
+    # Others may have stored or deleted points between the two readings.
+    return max(0, min(recorded, store.read_recorded(collection) or 0) - max(count, store.count(collection)))
+
+
+def list_missing(store: Store, counts: Mapping[str, int | str]) -> dict[str, int]:
+    """Return those of the counted collections that lost passages, with the number."""
+    missing = {name: count_missing(store, name, count) for name, count in counts.items() if isinstance(count, int)}
+    return {name: count for name, count in missing.items() if count}
 
 
 def list_paused(store: Store, collections: Iterable[str]) -> list[str]:

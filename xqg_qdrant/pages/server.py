@@ -12,6 +12,7 @@ the allowed names. No response may be framed or run scripts.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -42,8 +43,8 @@ DEFAULT_LIMIT = 5
 MOST_LIMIT = 50
 LONGEST_QUESTION = 1000
 API = "/api/"
-# How long a request in progress may take when the server stops.
-GRACE_SECONDS = 1
+# How long requests in progress may take when the server stops; the process ends within a second.
+GRACE_SECONDS = 0.8
 # Questions that wait for the collection; the server's threads are 40, and the page needs some.
 MOST_QUESTIONS = 30
 
@@ -215,7 +216,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
         server_header=False,
         lifespan="off",
         ws="none",
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(GRACE_SECONDS),
     )
     return Server(config)
 

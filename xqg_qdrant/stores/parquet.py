@@ -24,8 +24,10 @@ from xqg_qdrant.atomic import sync
 from xqg_qdrant.corpus.parquet import PASSAGE_COLUMNS
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import AugmentedPassage, Passage
+from xqg_qdrant.stores.checksums import CHECKSUM_FIELD
 from xqg_qdrant.stores.edge.index import (
     SIDECAR,
+    Sidecar,
     lock_collection,
     read_sidecar,
     release_lock,
@@ -85,7 +87,7 @@ class ParquetFolder:
             InputError: the folder holds other files.
         """
         if (self._folder / OURS / SIDECAR).exists():
-            return read_sidecar(self._folder / OURS)[1]
+            return read_sidecar(self._folder / OURS).fingerprint
         if self._folder.exists() and any(path.name != OURS for path in self._folder.iterdir()):
             raise InputError(f"{self._folder} holds something else.", "name a new folder")
         return None
@@ -93,7 +95,7 @@ class ParquetFolder:
     def create_collection(self, _name: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
         """Create the folder with its sidecar."""
         (self._folder / OURS).mkdir(parents=True, exist_ok=True)
-        write_sidecar(self._folder / OURS, dim, fingerprint)
+        write_sidecar(self._folder / OURS, Sidecar(dim, dict(fingerprint)))
 
     @contextmanager
     def bulk_load(self, _name: str, fast: bool) -> Iterator[None]:
@@ -225,7 +227,12 @@ def _make_schema(metadata: pyarrow.DataType | None, sparse: bool) -> pyarrow.Sch
     passage = [("passage_id", text), ("text", text), ("title", text)]
     passage += [] if metadata is None else [("metadata", metadata)]
     passage.append(("generated_queries", pyarrow.list_(query)))
-    made = [("content_hash", text), ("recipe", text), *((name, vector) for name in VECTOR_NAMES)]
+    made = [
+        ("content_hash", text),
+        ("recipe", text),
+        (CHECKSUM_FIELD, text),
+        *((name, vector) for name in VECTOR_NAMES),
+    ]
     terms = [("terms_indices", pyarrow.list_(pyarrow.int32())), ("terms_values", vector)] if sparse else []
     names = ",".join(name for name, _ in passage)
     return pyarrow.schema([(POINT_ID, text), *passage, *made, *terms], {PASSAGE_COLUMNS: names.encode()})

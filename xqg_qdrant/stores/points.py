@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from xqg_qdrant.corpus.fields import to_json
-from xqg_qdrant.errors import InputError, MismatchError, StoreError
+from xqg_qdrant.errors import DamageError, InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import read_space
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
@@ -26,9 +26,12 @@ from xqg_qdrant.records import (
     Passage,
     StoredPassage,
 )
+from xqg_qdrant.stores.checksums import CHECKSUM_FIELD, EDITED, differs, sum_payload, sum_vectors
 
 VECTOR_NAMES = (XQG_VECTOR, PASSAGE_VECTOR)
-PAYLOAD_FIELDS = frozenset({"passage_id", "text", "title", "metadata", "generated_queries", "content_hash", "recipe"})
+PAYLOAD_FIELDS = frozenset(
+    {"passage_id", "text", "title", "metadata", "generated_queries", "content_hash", "recipe", CHECKSUM_FIELD}
+)
 
 # Changing this constant would create a second point for every stored passage.
 POINT_NAMESPACE = uuid.UUID("6a8f2c1e-94d7-5b36-8e0a-d1c75f3b20e9")
@@ -168,6 +171,9 @@ def make_payload(point: AugmentedPassage) -> dict[str, Any]:
     except (TypeError, UnicodeEncodeError):
         return others | {field: to_json(value, where + field) for field, value in payload.items()}
     payload["metadata"] = to_json(passage.metadata, where + "metadata")
+    hashes = point.content_hash, point.recipe
+    sum_of_payload = EDITED if point.edited else sum_payload(passage, point.generated_queries, *hashes)
+    payload[CHECKSUM_FIELD] = sum_of_payload + sum_vectors(point.vectors, point.terms)
     return others | payload
 
 
@@ -208,6 +214,7 @@ def read_point(
 
     Raises:
         MismatchError: xqg did not write the point, or it lacks a vector.
+        DamageError: its vectors are not those that xqg stored.
     """
     if names:
         payload, vectors = rename(payload, names), rename(vectors, names) if isinstance(vectors, Mapping) else vectors
@@ -215,20 +222,34 @@ def read_point(
     if not isinstance(vectors, Mapping) or set(vectors) - {TERMS_VECTOR} != set(VECTOR_NAMES):
         what = f"passage {passage.passage_id!r} lacks one of the vectors {', '.join(VECTOR_NAMES)}."
         raise MismatchError(what, "ingest it again")
+    checksum = payload.get(CHECKSUM_FIELD)
+    found = read_vectors(vectors, sparse, checksum)
+    if found is None:
+        cure = "find all such passages with xqg verify, delete them, and ingest them again"
+        raise DamageError(f"passage {passage.passage_id!r} has vectors that are damaged.", cure)
+    others = {name: value for name, value in payload.items() if name not in PAYLOAD_FIELDS}
+    made = read_stored_passage(payload)
+    edited = differs(sum_payload(passage, queries, *made[1:]), checksum, of_payload=True)
+    arrays, terms = found
+    return AugmentedPassage(passage, queries, arrays, made.content_hash, made.recipe, others, terms, edited)
+
+
+def read_vectors(
+    vectors: Mapping[str, Any], sparse: bool, checksum: object
+) -> tuple[dict[str, FloatArray], tuple[int, ...] | None] | None:
+    """Return the vectors and the terms of a stored point, None if they are damaged."""
     try:
         arrays = {name: np.asarray(vectors[name], dtype=np.float32) for name in VECTOR_NAMES}
+        # An engine may return an empty sparse vector as a missing one.
+        stored = vectors.get(TERMS_VECTOR) if sparse else None
+        weights = {} if stored is None else dict(zip(stored.indices, stored.values, strict=True))
         usable = {array.shape for array in arrays.values()} == {(arrays[XQG_VECTOR].size,)}
         usable = usable and all(np.isfinite(array).all() for array in arrays.values())
-    except (TypeError, ValueError):
-        usable = False
-    if not usable:
-        raise MismatchError(f"passage {passage.passage_id!r} has vectors that are damaged.", "ingest it again")
-    others = {name: value for name, value in payload.items() if name not in PAYLOAD_FIELDS}
-    # An engine may return an empty sparse vector as a missing one.
-    stored = vectors[TERMS_VECTOR].indices if TERMS_VECTOR in vectors else ()
-    terms = tuple(sorted(map(int, stored))) if sparse else None
-    made = read_stored_passage(payload)
-    return AugmentedPassage(passage, queries, arrays, made.content_hash, made.recipe, others, terms)
+        usable = usable and all(weight == 1.0 for weight in weights.values())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    terms = tuple(sorted(map(int, weights))) if sparse else None
+    return (arrays, terms) if usable and not differs(sum_vectors(arrays, terms), checksum, of_payload=False) else None
 
 
 def read_stored_passage(payload: Mapping[str, Any]) -> StoredPassage:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from xqg_qdrant.errors import StoreError
 from xqg_qdrant.records import AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
+from xqg_qdrant.stores.inspection import Inspected
 from xqg_qdrant.stores.points import OUR_NAMES, VECTOR_NAMES, Names, check_vector, read_payload, rename
 from xqg_qdrant.streams import batched
 
@@ -68,6 +69,12 @@ class Store(Protocol):
     def write_fingerprint(self, collection: str, fingerprint: Mapping[str, Any]) -> None:
         """Replace the fingerprint of a collection atomically."""
 
+    def read_recorded(self, collection: str) -> int | None:
+        """Return the number of points at the end of the last load, less those deleted since; None if unknown.
+
+        A collection with fewer points has lost some. After a kill the recorded number may be too low, never too high.
+        """
+
     def read_dim(self, collection: str) -> int:
         """Return the dimension of a collection's vectors."""
 
@@ -107,6 +114,7 @@ class Store(Protocol):
     def bulk_load(self, collection: str, fast: bool) -> AbstractContextManager[None]:
         """Prepare a collection for many upserts; restore it on exit.
 
+        Record the number of points on a regular exit.
         Raises early what a server's limits would refuse later. If points come `fast` and the collection is empty, a
         server starts to index only when all points are stored. Other stores need no preparation.
         """
@@ -134,6 +142,9 @@ class Store(Protocol):
 
         Points may be replaced meanwhile.
         """
+
+    def inspect(self, collection: str) -> Iterator[Inspected]:
+        """Yield what is wrong with each point, in any order; points may be replaced meanwhile."""
 
     def scroll_stored(self, collection: str) -> Iterator[StoredPassage]:
         """Yield the id, content hash and recipe of each point, ordered by point id; read no vectors and no texts.

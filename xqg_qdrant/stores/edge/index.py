@@ -53,25 +53,41 @@ class Hit(NamedTuple):
         return self.record.payload
 
 
-def read_sidecar(path: Path) -> tuple[int, dict[str, Any]]:
-    """Return the vector dimension and the fingerprint of the collection in a directory.
+class Sidecar(NamedTuple):
+    """What is stored beside an embedded collection.
+
+    Attributes:
+        dim: Length of the vectors.
+        fingerprint: How they were made.
+        recorded: Number of points at the end of the last load, less those deleted since; None if never recorded.
+    """
+
+    dim: int
+    fingerprint: dict[str, Any]
+    recorded: int | None = None
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Return the sidecar of the collection in a directory.
 
     Raises:
         StoreError: the file is damaged.
     """
     try:
         sidecar = json.loads((path / SIDECAR).read_text(encoding="utf-8"))
-        return int(sidecar["dim"]), dict(sidecar["fingerprint"])
+        dim, fingerprint = int(sidecar["dim"]), dict(sidecar["fingerprint"])
+        recorded = sidecar.get("recorded")
+        return Sidecar(dim, fingerprint, None if recorded is None else int(recorded))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         cure = "restore it from a backup, or ingest into a new collection"
         raise StoreError(f"cannot read {path / SIDECAR}: {error!r}.", cure) from error
 
 
-def write_sidecar(path: Path, dim: int, fingerprint: Mapping[str, Any]) -> None:
+def write_sidecar(path: Path, sidecar: Sidecar) -> None:
     """Write or replace the sidecar; a power failure leaves the old file or the new one."""
     (path / UNFINISHED_SIDECAR).unlink(missing_ok=True)
     with (path / UNFINISHED_SIDECAR).open("x", encoding="utf-8") as file:
-        json.dump({"dim": dim, "fingerprint": fingerprint}, file, ensure_ascii=False, allow_nan=False, indent=1)
+        json.dump(sidecar._asdict(), file, ensure_ascii=False, allow_nan=False, indent=1)
         file.flush()
         os.fsync(file.fileno())
     (path / UNFINISHED_SIDECAR).replace(path / SIDECAR)

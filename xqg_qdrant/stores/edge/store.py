@@ -27,6 +27,7 @@ from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.edge.index import (
     SIDECAR,
     Hit,
+    Sidecar,
     build_index,
     load_shard,
     lock_collection,
@@ -36,6 +37,7 @@ from xqg_qdrant.stores.edge.index import (
     release_lock,
     write_sidecar,
 )
+from xqg_qdrant.stores.inspection import UNREADABLE, Inspected, inspect
 from xqg_qdrant.stores.points import Names, read_names
 from xqg_qdrant.stores.protocol import (
     Indexing,
@@ -103,7 +105,7 @@ class EdgeStore:
             try:
                 engine.EdgeShard.create(str(unfinished), make_config(dim, is_sparse(kept), read_names(kept))).close()
                 self._sweep(unfinished.stat().st_mtime)
-                write_sidecar(unfinished, dim, kept)
+                write_sidecar(unfinished, Sidecar(dim, kept))
                 unfinished.rename(path)
                 sync(self._directory)
             except BaseException:
@@ -113,14 +115,17 @@ class EdgeStore:
     def read_fingerprint(self, collection: str) -> dict[str, Any] | None:
         """Return the fingerprint, None if there is no such collection; takes no lock."""
         sidecar = self._read_sidecar(collection)
-        return None if sidecar is None else sidecar[1]
+        return None if sidecar is None else sidecar.fingerprint
 
     def write_fingerprint(self, collection: str, fingerprint: Mapping[str, Any]) -> None:
         """Replace the sidecar atomically."""
-        dim = self._open(collection).dim
-        kept = layout.check_creation(collection, dim, fingerprint)
-        with self._wrapped(f"write the fingerprint of {collection!r}"):
-            write_sidecar(self._path(collection), dim, kept)
+        kept = layout.check_creation(collection, self._open(collection).dim, fingerprint)
+        self._change_sidecar(collection, fingerprint=kept)
+
+    def read_recorded(self, collection: str) -> int | None:
+        """Return the recorded number of points."""
+        sidecar = self._read_sidecar(collection)
+        return None if sidecar is None else sidecar.recorded
 
     def read_dim(self, collection: str) -> int:
         """Return the length of the collection's vectors."""
@@ -202,9 +207,18 @@ class EdgeStore:
         for record in self._scroll(collection, READ_BATCH, list(StoredPassage._fields), False):
             yield layout.read_stored_passage(record.payload or {})
 
+    def inspect(self, collection: str) -> Iterator[Inspected]:
+        """Inspect every point, a few at a time."""
+        for batch in batched(self._scroll(collection, SCROLL_BATCH, False, False), SCROLL_BATCH):
+            yield from self._inspect(collection, [record.id for record in batch])
+
     def delete(self, collection: str, passage_ids: Sequence[str]) -> None:
         """Delete the points and flush."""
         shard = self._open(collection).shard
+        recorded = self.read_recorded(collection)
+        if recorded is not None:
+            # First: a kill in between must not look like a loss.
+            self._change_sidecar(collection, recorded=max(0, recorded - len(passage_ids)))
         with self._wrapped(f"delete from collection {collection!r}"):
             for ids in batched(map(layout.make_point_id, passage_ids), READ_BATCH):
                 shard.update(engine.UpdateOperation.delete_points([*ids]))
@@ -256,9 +270,10 @@ class EdgeStore:
 
     @contextmanager
     def bulk_load(self, collection: str, fast: bool) -> Iterator[None]:
-        """Do nothing: the index is built only by `optimise`."""
+        """Record the number of points at the end; the index is built only by `optimise`."""
         self._open(collection)
         yield
+        self._change_sidecar(collection, recorded=self.count(collection))
 
     def optimise(self, collection: str, above: int = 0) -> Iterator[Indexing]:
         """Index in a child process, with the collection closed here meanwhile."""
@@ -311,6 +326,24 @@ class EdgeStore:
             records = {record.id: record for record in shard.retrieve(ids, True, False)}
         return [[Hit(score, records[point]) for point, score in answer] for answer in scored]
 
+    def _inspect(self, collection: str, ids: list[engine.PointId]) -> list[Inspected]:
+        """Inspect points; read one by one those that the engine cannot return together."""
+        shard, _, sparse, names = self._open(collection)
+        try:
+            with self._wrapped(f"read collection {collection!r}"):
+                records = shard.retrieve(ids, True, layout.list_vectors(sparse, names))
+                found = {str(record.id): (record.payload or {}, record.vector) for record in records}
+        except StoreError:
+            found = {}
+        if not found and len(ids) > 1:
+            return [inspected for point in ids for inspected in self._inspect(collection, [point])]
+        return [
+            inspect(point_id, *found[point_id], sparse, names)
+            if point_id in found
+            else Inspected(point_id, (UNREADABLE,), named=False)
+            for point_id in map(str, ids)
+        ]
+
     def _scroll(
         self, collection: str, limit: int, payload: bool | list[str], vectors: bool | list[str]
     ) -> Iterator[engine.Record]:
@@ -333,7 +366,14 @@ class EdgeStore:
             # An empty directory was made by the user beforehand, or is left of a deleted collection.
             return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
-    def _read_sidecar(self, collection: str) -> tuple[int, dict[str, Any]] | None:
+    def _change_sidecar(self, collection: str, **changes: Any) -> None:
+        path = self._path(collection)
+        with self._wrapped(f"describe collection {collection!r}"):
+            before = read_sidecar(path)
+            if (after := before._replace(**changes)) != before:
+                write_sidecar(path, after)
+
+    def _read_sidecar(self, collection: str) -> Sidecar | None:
         path = self._path(collection)
         if not self._exists(path):
             return None
@@ -352,7 +392,7 @@ class EdgeStore:
                     known = ", ".join(self.collections()) or "none"
                     cure = "check the name, or ingest first"
                     raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}.", cure)
-                path, (dim, fingerprint) = self._path(collection), sidecar
+                path, (dim, fingerprint, _) = self._path(collection), sidecar
                 with self._wrapped(f"open collection {collection!r}"):
                     if collection not in self._locks:
                         self._locks[collection] = lock_collection(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage, FloatArray, Score
 from xqg_qdrant.secrets import check_key
 from xqg_qdrant.stores import is_server
 from xqg_qdrant.stores import points as layout
+from xqg_qdrant.stores.inspection import Inspected, inspect
 from xqg_qdrant.stores.points import read_names, rename
 from xqg_qdrant.stores.protocol import (
     Indexing,
@@ -33,9 +34,9 @@ from xqg_qdrant.stores.protocol import (
 )
 from xqg_qdrant.stores.server import limits
 from xqg_qdrant.stores.server.answers import check_answers, check_asked, check_count, check_page
-from xqg_qdrant.stores.server.foreign_points import read_foreign_hit
+from xqg_qdrant.stores.server.foreign_points import FOREIGN_KEY, inspect_added, read_foreign_hit
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, OpenCollection, describe_collection, fit
-from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, find_sharding, is_paused
+from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, find_sharding, is_paused, read_recorded
 from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_url, connect
 from xqg_qdrant.streams import batched
 
@@ -122,6 +123,10 @@ class ClientStore:
         metadata = {FINGERPRINT_KEY: layout.check_creation(collection, self._open(collection).dim, fingerprint)}
         action = f"write the fingerprint of {collection!r}"
         self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
+
+    def read_recorded(self, collection: str) -> int | None:
+        """Return the recorded number of points, from the collection's metadata."""
+        return read_recorded(self._require_info(collection))
 
     def read_dim(self, collection: str) -> int:
         """Return the length of the collection's vectors."""
@@ -215,8 +220,30 @@ class ClientStore:
         for record in self._scroll(collection, READ_BATCH, list(StoredPassage._fields), False):
             yield layout.read_stored_passage(record.payload or {})
 
+    def inspect(self, collection: str) -> Iterator[Inspected]:
+        """Inspect every point, a few at a time; of another program's points, what was added to them."""
+        opened = self._open(collection, also_foreign=True)
+        names = layout.list_vectors(opened.sparse, opened.names)
+        payload: bool | list[str] = True
+        if opened.layout:
+            payload, names = [FOREIGN_KEY], limits.list_kept(self._require_info(collection))
+
+        def look(record: models.Record) -> Inspected:
+            found = str(record.id), record.payload or {}, record.vector
+            return inspect_added(*found, names) if opened.layout else inspect(*found, opened.sparse, opened.names)
+
+        size = fit(SCROLL_BATCH, opened.strict.read_rate_limit)
+        for records in batched(self._scroll(collection, SCROLL_BATCH, payload, names), size):
+            found = [(record, look(record)) for record in records]
+            yield from (inspected for _, inspected in found if not inspected.faults)
+            # Written between the reading of the payload and that of the vectors, a point looks damaged only once.
+            if doubtful := [record.id for record, inspected in found if inspected.faults]:
+                yield from map(look, self._retrieve(collection, doubtful, payload, names))
+
     def delete(self, collection: str, passage_ids: Sequence[str]) -> None:
         """Delete points in requests within the server's limits and wait until each is applied."""
+        # First: a kill in between must not look like a loss.
+        lowered = self._load.lower_recorded(collection, len(passage_ids))
         size = fit(READ_BATCH, self._open(collection).strict.write_rate_limit)
         for ids in batched(map(layout.make_point_id, passage_ids), size):
             result = self._wire.ask(
@@ -227,6 +254,8 @@ class ClientStore:
                 wait=True,
             )
             self._check_applied(result, collection)
+        if lowered and self._may_count(collection):
+            self._load.correct_recorded(collection, partial(self.count, collection))
 
     def delete_collection(self, collection: str) -> None:
         """Delete the collection after checking that it is one of ours."""
@@ -280,11 +309,10 @@ class ClientStore:
         self._open(collection)
         self._prepare(collection)
         # With points that arrive slowly the gain is not worth slow searches meanwhile.
-        if self._remote and fast and self.count(collection) == 0:
-            with self._load.paused(collection):
-                yield
-        else:
+        pauses = self._remote and fast and self.count(collection) == 0
+        with self._load.paused(collection) if pauses else nullcontext():
             yield
+        self._record(collection)
 
     def is_paused(self, collection: str) -> bool:
         """Return whether `bulk_load` paused the indexing, here or in another process."""
@@ -315,6 +343,15 @@ class ClientStore:
         if result.status != models.UpdateStatus.COMPLETED:
             cure = "run the same command again later; repeated writes are harmless"
             raise StoreError(f"{self.location} accepted a change of {collection!r} but did not apply it.", cure)
+
+    def _record(self, collection: str) -> None:
+        """Record the number of points after a load."""
+        if self._read_info(collection) is not None and self._may_count(collection):
+            self._load.record(collection, partial(self.count, collection))
+
+    def _may_count(self, collection: str) -> bool:
+        """Return whether the server's limits allow exact counts."""
+        return self._open(collection).strict.search_allow_exact is not False
 
     def _check_kept(self, collection: str, point: models.PointStruct) -> None:
         """Read the first point back that this store writes to a collection.

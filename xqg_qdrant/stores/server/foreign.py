@@ -1,7 +1,7 @@
 """Collections of other programs, to which vectors and generated queries are added in place.
 
     vectors    xqg and passage, beside the points' other vectors
-    payload    one field xqg: {generated_queries, content_hash, recipe}
+    payload    one field xqg: {generated_queries, content_hash, recipe, checksum}
     metadata   the fingerprint, with the payload layout
 
 Points are never upserted: that would drop every field not sent. Here a passage's id is its point's id; searches read
@@ -39,6 +39,7 @@ from xqg_qdrant.records import (
     Space,
 )
 from xqg_qdrant.stores import points as layout
+from xqg_qdrant.stores.checksums import CHECKSUM_FIELD
 from xqg_qdrant.stores.points import VECTOR_NAMES
 from xqg_qdrant.stores.server.answers import check_asked
 from xqg_qdrant.stores.server.client import READ_BATCH, SCROLL_BATCH, ClientStore
@@ -53,8 +54,16 @@ from xqg_qdrant.stores.server.foreign_points import (
     read_foreign_payload,
     read_own_id,
     read_passage,
+    sum_added,
 )
-from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, describe_collection, fit, split_points
+from xqg_qdrant.stores.server.limits import (
+    FINGERPRINT_KEY,
+    describe_collection,
+    fit,
+    list_kept,
+    list_params,
+    split_points,
+)
 from xqg_qdrant.streams import batched
 
 FIRST_VERSION = (1, 18)  # of the server, for adding vectors to an existing collection
@@ -257,13 +266,12 @@ class ForeignStore(ClientStore):
         The payload comes last: its content hash marks a point as done.
         """
         opened = self._open(collection, also_foreign=True)
-        ours = {
-            parse_point_id(point.passage.passage_id): (
-                point,
-                {FOREIGN_KEY: {name: payload[name] for name in OUR_FIELDS}},
-            )
-            for point, payload in layout.check_points(points, opened.dim).values()
-        }
+        kept = list_kept(self._require_info(collection))
+        ours = {}
+        for point, payload in layout.check_points(points, opened.dim).values():
+            fields = {name: payload[name] for name in OUR_FIELDS}
+            fields[CHECKSUM_FIELD] = sum_added(fields, {name: point.vectors[name] for name in kept})
+            ours[parse_point_id(point.passage.passage_id)] = point, {FOREIGN_KEY: fields}
         for batch in split_points(ours, opened.dim, opened.strict):
             self._write(collection, batch)
 
@@ -335,12 +343,6 @@ class ForeignStore(ClientStore):
         """Return our marks as the fingerprint, so that inherited methods see a foreign collection."""
         params = list_params(info).get(self._added[0])
         return self._marks, params.size if params else 0
-
-
-def list_params(info: models.CollectionInfo) -> dict[str, models.VectorParams]:
-    """Return the dense vectors by name; an unnamed one has the name ""."""
-    vectors = info.config.params.vectors
-    return {"": vectors} if isinstance(vectors, models.VectorParams) else dict(vectors or {})
 
 
 def _vector_names(info: models.CollectionInfo) -> set[str]:

@@ -19,6 +19,8 @@ from xqg_qdrant.records import (
     ScoredPassage,
     Space,
 )
+from xqg_qdrant.stores.checksums import CHECKSUM_FIELD, DIGITS, differs, sum_payload, sum_vectors
+from xqg_qdrant.stores.inspection import PAYLOAD, VECTORS, Inspected
 from xqg_qdrant.stores.points import MAKE_QUERY, QUERY_FIELDS
 from xqg_qdrant.stores.protocol import RawHit
 from xqg_qdrant.text import is_blank
@@ -140,6 +142,37 @@ def read_foreign_hit(hit: RawForeignHit, layout: PayloadLayout) -> ScoredPassage
     """Return an engine's hit in another program's collection as a record."""
     passage, queries = read_foreign_payload(hit.id, hit.payload or {}, layout)
     return ScoredPassage(passage, hit.score, queries)
+
+
+def sum_added(fields: Mapping[str, Any], vectors: Mapping[str, FloatArray]) -> str:
+    """Return the checksum of what xqg added to a point: of its fields, and of the vectors that come back bit by bit."""
+    queries = tuple(map(MAKE_QUERY, map(QUERY_FIELDS, fields["generated_queries"])))
+    return sum_payload(Passage("", ""), queries, fields["content_hash"], fields["recipe"]) + sum_vectors(vectors, None)
+
+
+def inspect_added(point_id: str, payload: Mapping[str, Any], vectors: object, kept: Sequence[str]) -> Inspected:
+    """Compare what xqg added to a point with its checksum.
+
+    Args:
+        point_id: the point's id, which is the passage's.
+        payload: the point's payload.
+        vectors: its vectors, by name.
+        kept: names of those in the checksum.
+    """
+    fields = payload.get(FOREIGN_KEY)
+    if not isinstance(fields, Mapping) or not fields.get("content_hash"):
+        return Inspected(point_id, ())  # not augmented, or a run ended within its writing
+    checksum, named = fields.get(CHECKSUM_FIELD), as_named(vectors)
+    if checksum is None:
+        return Inspected(point_id, (), checked=False)
+    if not set(kept) <= set(named):
+        return Inspected(point_id, ())  # written anew by its program, and to be augmented again
+    try:
+        found = sum_added(fields, {name: np.asarray(named[name], np.float32) for name in kept})
+    except (KeyError, TypeError, ValueError):
+        return Inspected(point_id, (PAYLOAD,))
+    faults = {PAYLOAD: differs(found[:DIGITS], checksum, True), VECTORS: differs(found[DIGITS:], checksum, False)}
+    return Inspected(point_id, tuple(fault for fault, is_found in faults.items() if is_found))
 
 
 def find_problem(fields: Mapping[str, Any], payload_layout: PayloadLayout) -> str:

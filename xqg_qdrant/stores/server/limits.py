@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from qdrant_client import models
 
 from xqg_qdrant.errors import StoreError
-from xqg_qdrant.fingerprint import is_sparse, read_layout
+from xqg_qdrant.fingerprint import is_sparse, read_layout, read_space
 from xqg_qdrant.records import TERMS_VECTOR, XQG_VECTOR, AugmentedPassage, PayloadLayout
 from xqg_qdrant.stores.points import OVERSAMPLING, VECTOR_NAMES, Names, read_names, rename
 from xqg_qdrant.stores.protocol import SearchLimitError
@@ -45,6 +45,23 @@ def read_ours(info: models.CollectionInfo) -> tuple[dict[str, Any], int] | None:
         if set(VECTOR_NAMES) <= set(ours):
             return fingerprint, ours[XQG_VECTOR].size
     return None
+
+
+def list_params(info: models.CollectionInfo) -> dict[str, models.VectorParams]:
+    """Return the dense vectors by name; an unnamed one has the name ""."""
+    vectors = info.config.params.vectors
+    return {"": vectors} if isinstance(vectors, models.VectorParams) else dict(vectors or {})
+
+
+def list_kept(info: models.CollectionInfo) -> list[str]:
+    """Return which of the vectors that xqg added to another program's collection come back bit by bit.
+
+    Others are scaled by cosine.
+    """
+    space = read_space((info.config.metadata or {}).get(FINGERPRINT_KEY) or {})
+    params = list_params(info)
+    added = VECTOR_NAMES if space is None else (space.added,)
+    return [name for name in added if name in params and params[name].distance == models.Distance.DOT]
 
 
 def describe_collection(info: models.CollectionInfo, fingerprint: Mapping[str, Any], dim: int) -> OpenCollection:

@@ -23,6 +23,7 @@ from xqg_qdrant.stores.server.requests import ForbiddenError, NotFoundError, Wir
 LOGGER = logging.getLogger(__name__)
 
 BULK_LOAD_KEY = "xqg_bulk_load"
+RECORDED_KEY = "xqg_recorded"
 THRESHOLD = "indexing_threshold"
 INDEXED_FIELDS = {"passage_id": models.PayloadSchemaType.KEYWORD}
 
@@ -113,6 +114,37 @@ class ServerLoad:
             diff = models.OptimizersConfigDiff(indexing_threshold=kept[THRESHOLD])
             self._update(action, collection, optimizers_config=diff)
             self._update(action, collection, metadata={BULK_LOAD_KEY: None})
+
+    def record(self, collection: str, count: Callable[[], int]) -> None:
+        """Record the number of points, unless the key may not."""
+        try:
+            counted = count()
+            if counted != read_recorded(self._read(f"count {collection!r}", collection)):
+                self._write_recorded(collection, counted)
+                # Other processes may have deleted points since they were counted.
+                self.correct_recorded(collection, count)
+        except (NotFoundError, ForbiddenError):  # deleted meanwhile, or the key may not
+            return
+
+    def lower_recorded(self, collection: str, deleted: int) -> bool:
+        """Lower the recorded number before points are deleted; return whether there was one, and the key may."""
+        recorded = read_recorded(self._read(f"count {collection!r}", collection))
+        if recorded is None:
+            return False
+        try:
+            self._write_recorded(collection, max(0, recorded - deleted))
+        except ForbiddenError as error:
+            LOGGER.warning("%s xqg status will call the deleted points missing.", error.message)
+            return False
+        return True
+
+    def correct_recorded(self, collection: str, count: Callable[[], int]) -> None:
+        """Lower the recorded number to the present one."""
+        while (counted := count()) < (read_recorded(self._read(f"count {collection!r}", collection)) or 0):
+            self._write_recorded(collection, counted)
+
+    def _write_recorded(self, collection: str, count: int) -> None:
+        self._update(f"record the number of points of {collection!r}", collection, metadata={RECORDED_KEY: count})
 
     def watch(self, collection: str) -> Iterator[Indexing]:
         """Yield progress until the server has finished indexing.
@@ -233,6 +265,12 @@ def is_paused(info: models.CollectionInfo) -> bool:
     """Return whether `ServerLoad.paused` keeps a collection from being indexed."""
     kept = (info.config.metadata or {}).get(BULK_LOAD_KEY)
     return bool(kept) and not info.config.optimizer_config.indexing_threshold
+
+
+def read_recorded(info: models.CollectionInfo) -> int | None:
+    """Return the recorded number of a collection's points."""
+    recorded = (info.config.metadata or {}).get(RECORDED_KEY)
+    return recorded if isinstance(recorded, int) else None
 
 
 def find_sharding(info: models.CollectionInfo) -> Sharding:

@@ -32,7 +32,7 @@ from xqg_qdrant.records import (
     Space,
 )
 from xqg_qdrant.stores.server.client import SCROLL_BATCH
-from xqg_qdrant.stores.server.foreign import ForeignStore, list_params
+from xqg_qdrant.stores.server.foreign import ForeignStore
 from xqg_qdrant.stores.server.foreign_points import (
     FOREIGN_KEY,
     WRITTEN,
@@ -47,7 +47,7 @@ from xqg_qdrant.stores.server.foreign_points import (
     read_passage,
     shorten,
 )
-from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY
+from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, list_params
 
 COMPARABLE = (models.Distance.COSINE, models.Distance.DOT)
 

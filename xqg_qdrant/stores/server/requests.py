@@ -26,6 +26,7 @@ from xqg_qdrant.errors import InputError, StoreError
 from xqg_qdrant.secrets import check_proxies, hide, make_redactor, remember
 from xqg_qdrant.stores import DEFAULT_PORT, is_loopback
 from xqg_qdrant.stores.server.answers import OTHER_SERVER, BoundlessAnswerError, ask_for_gzip, bound_answer
+from xqg_qdrant.streams import bound_answers
 from xqg_qdrant.text import read_retry_after
 
 LOGGER = logging.getLogger(__name__)
@@ -202,6 +203,7 @@ def connect(location: str, api_key: str | None, seconds: int, patience: float = 
             # A proxy could read the key on its way to a server on this machine, and would not find that server.
             mounts=dict.fromkeys(("all://", "http://", "https://")) if is_loopback(location) else None,
         )
+    bound_answers(client.http.client._client, BoundlessAnswerError)
     client.http.client.add_middleware(keep_retry_after)
     client.http.client.add_middleware(partial(limit_waiting, patience))
     return client
