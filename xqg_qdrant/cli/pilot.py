@@ -41,13 +41,13 @@ from xqg_qdrant.cli.shared import (
     save_last,
 )
 from xqg_qdrant.cli.terminal import echo
-from xqg_qdrant.records import PayloadLayout, Space
 
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.recipe import Recipe
     from xqg_qdrant.evaluation.pilot import Cost, Ingest, Pilot, Rival, Sample
     from xqg_qdrant.generation import Endpoint, Generator
     from xqg_qdrant.inference import TextEncoder
+    from xqg_qdrant.records import PayloadLayout, Space
 
 price_option = click.option(
     "--price-per-hour", type=click.FloatRange(min=0), help="Price of an hour of this machine, in any currency."
@@ -192,6 +192,7 @@ def pilot(
     from xqg_qdrant.evaluation.pilot import choose_questions, make_ingest_again, make_rival, run_pilot, save_pilot
     from xqg_qdrant.evaluation.results import check_folder, describe_asked
     from xqg_qdrant.evaluation.sweep.summary import is_worth_it
+    from xqg_qdrant.records import PayloadLayout, Space
     from xqg_qdrant.streams import count_workers
 
     if (file is None) == (collection is None):
@@ -248,9 +249,9 @@ def pilot(
     if asked and is_worth_it(found.sweep):
         encoder_words = [] if folders[0] is None else ["--encoder", str(folders[0])]
         given = click.get_current_context().params
-        chosen = {"generator": given["generator_source"]}
-        chosen |= {name: given[name] for name in ("model", "prompt", "concurrency")}
-        generator_words = [word for name, value in chosen.items() if value for word in (f"--{name}", str(value))]
+        writer = {"generator": given["generator_source"]}
+        writer |= {name: given[name] for name in ("model", "prompt", "concurrency")}
+        generator_words = [word for name, value in writer.items() if value for word in (f"--{name}", str(value))]
         command = make_command(begun, encoder_words, generator_words, recipe_name, found, generator.languages)
         echo(f"With this setting: {command}")
 
