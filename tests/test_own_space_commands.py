@@ -152,8 +152,7 @@ def langchain(url: str) -> Search | None:
             return [make_vector(text) for text in texts]
 
     client = QdrantClient(url=url, check_compatibility=False)
-    fields = {"content_payload_key": "document", "vector_name": "dense"}
-    store = QdrantVectorStore(client, "theirs", Theirs(), **fields)
+    store = QdrantVectorStore(client, "theirs", Theirs(), content_payload_key="document", vector_name="dense")
     return lambda text: [key_of(document.page_content) for document in store.similarity_search(text, k=10)]
 
 

@@ -80,7 +80,8 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def draw(passages: Iterable[Passage | Reject], size: int, seed: int, wanted: Container[str] = ()) -> list[str]:
-    return [passage.passage_id for passage in draw_sample(passages, size, seed, wanted).passages]
+    drawn = draw_sample(passages, size, seed, wanted).passages
+    return [passage.passage_id for passage in drawn if isinstance(passage, Passage)]
 
 
 def test_a_sample_depends_on_ids_and_seed_not_on_the_order_of_the_corpus() -> None:

@@ -305,8 +305,8 @@ def test_given_queries_terms_and_results_of_a_batch_come_through_too(
     rows, results = [], []
     for number, passage in enumerate(read_demo_passages()[:5]):
         question = f"Mikä on kysymys {number}?"
-        queries = [{"lang": "fi", "text": question}]
-        rows.append({"id": f"{number}", "text": passage.text, "generated_queries": queries})
+        given = [{"lang": "fi", "text": question}]
+        rows.append({"id": f"{number}", "text": passage.text, "generated_queries": given})
         custom_id = make_custom_id(Passage(f"{number}", passage.text))
         results.append({"custom_id": custom_id, "response": {"body": said({"fi": [question]}).body}})
     write_rows(folder / "given.jsonl", rows)

@@ -347,8 +347,8 @@ class RestQdrant(ThreadingHTTPServer):
             operations = TypeAdapter(list[models.UpdateOperation]).validate_python(body["operations"])
             for operation in operations:
                 if isinstance(operation, models.UpdateVectorsOperation):
-                    points = len(operation.update_vectors.points)
-                    self.check_most(name, "Update limit", points, "upsert_max_batchsize")
+                    changed = len(operation.update_vectors.points)
+                    self.check_most(name, "Update limit", changed, "upsert_max_batchsize")
             results = client.batch_update_points(name, operations)
             for operation in operations:
                 if isinstance(operation, models.UpdateVectorsOperation):

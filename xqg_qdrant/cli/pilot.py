@@ -249,9 +249,9 @@ def pilot(
     if asked and is_worth_it(found.sweep):
         encoder_words = [] if folders[0] is None else ["--encoder", str(folders[0])]
         given = click.get_current_context().params
-        chosen = {"generator": given["generator_source"]}
-        chosen |= {name: given[name] for name in ("model", "prompt", "concurrency")}
-        generator_words = [word for name, value in chosen.items() if value for word in (f"--{name}", str(value))]
+        writer = {"generator": given["generator_source"]}
+        writer |= {name: given[name] for name in ("model", "prompt", "concurrency")}
+        generator_words = [word for name, value in writer.items() if value for word in (f"--{name}", str(value))]
         command = make_command(begun, encoder_words, generator_words, recipe_name, found, generator.languages)
         echo(f"With this setting: {command}")
 
