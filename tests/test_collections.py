@@ -164,7 +164,8 @@ def test_status_without_a_collection_lists_them() -> None:
     ingest(row(0), row(1))
     assert xqg("status").stdout == "Collections in edge:xqg_data: 1\n  docs: 2 passages\n"
     assert json.loads(xqg("status", "--json").stdout) == {
-        "store": "edge:xqg_data", "collections": {"docs": 2}, "aliases": {}, "indexing_paused": []
+        "store": "edge:xqg_data", "collections": {"docs": 2}, "aliases": {}, "indexing_paused": [],
+        "missing": {}
     }  # fmt: skip
     unknown = xqg("status", "--collection", "other")
     assert unknown.exit_code == 2
