@@ -31,8 +31,8 @@ from xqg_qdrant.retrieval import CANDIDATES, fuse_scores
 from xqg_qdrant.text import find_term_ids
 
 MEASURE, DEPTH = "MRR@10", 10
-QUERIES_OF_DISTRACTORS = 2
-"""Queries a language of every passage in `read_large`: so many have the distractors."""
+QUERIES_A_LANGUAGE = 2
+"""Queries a language of every passage in `read_large`: those of Wikipedia have no more."""
 LEVELS = 127
 """Qdrant's int8 codes have 7 bits."""
 
@@ -84,24 +84,16 @@ def read_wikipedia(data: Path, languages: Sequence[str]) -> Corpus:
 def read_large(data: Path, languages: Sequence[str]) -> Corpus:
     """Read half of XQuAD among the passages of Wikipedia; every passage has two queries each in Arabic and Russian."""
     dev = read_dev(data, languages)
-    kept = [[query for query in queries if query.number < QUERIES_OF_DISTRACTORS] for queries in dev.queries]
+    kept = [[query for query in queries if query.number < QUERIES_A_LANGUAGE] for queries in dev.queries]
     passages, queries = list(dev.passages), list(kept)
     for number, row in enumerate(_read_wikipedia_rows(data)):
         passages.append(Passage(f"zz-wikipedia-{number:05}", row["text"], row["title"]))
         queries.append([
             GeneratedQuery(language, text, place)
             for language in ("ar", "ru")
-            for place, text in enumerate(row["questions"][language][:QUERIES_OF_DISTRACTORS])
+            for place, text in enumerate(row["questions"][language][:QUERIES_A_LANGUAGE])
         ])  # fmt: skip
     return Corpus(passages, queries, dev.questions, dev.qrels)
-
-
-def read_distractors(data: Path, languages: Sequence[str]) -> Corpus:
-    """Read half of XQuAD among the passages of other data sets, all without queries."""
-    dev = read_dev(data, languages)
-    rows = sorted(read_rows(data / "dev" / "corpus.jsonl.gz"), key=lambda row: str(row["id"]))
-    passages = [Passage(row["id"], row["text"], row.get("title", "")) for row in rows]
-    return Corpus(passages, [[] for _ in passages], dev.questions, dev.qrels)
 
 
 def _read_wikipedia_rows(data: Path) -> list[dict[str, Any]]:
@@ -117,7 +109,7 @@ class Evidence:
         self.means = encode_bank(read_bank(), encoder)
         self.plain = encoder.encode_passages([f"{one.title} {one.text}".strip() for one in corpus.passages])
         texts = list(dict.fromkeys(query.text for queries in corpus.queries for query in queries))
-        self._queries = dict(zip(texts, encoder.encode_queries(texts), strict=True)) if texts else {}
+        self._queries = dict(zip(texts, encoder.encode_queries(texts), strict=True))
         self.questions = encoder.encode_queries([question.text for question in corpus.questions])
 
     def fuse(self, alpha: float, gamma: float, keep: Callable[[GeneratedQuery], bool] = lambda _: True) -> FloatArray:

@@ -25,7 +25,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from evidence import MEASURE, Corpus, Evidence, quantise, read_dev, read_distractors, read_large, read_wikipedia
+from evidence import MEASURE, Corpus, Evidence, quantise, read_dev, read_large, read_wikipedia
 from vectors import CachingEncoder, UniversalSentenceEncoder
 
 from xqg_qdrant.augmentation.recipe import choose_recipe
@@ -128,11 +128,6 @@ class Sources:
     def large(self) -> Evidence:
         """Return half of XQuAD among the passages of Wikipedia, all with queries."""
         return self._open(read_large(self._data, XQUAD))
-
-    @cached_property
-    def distractors(self) -> Evidence:
-        """Return half of XQuAD among the passages of other data sets, none with queries."""
-        return self._open(read_distractors(self._data, XQUAD))
 
     @cached_property
     def use_dev(self) -> Evidence:
@@ -297,21 +292,6 @@ def make_large_table(sources: Sources) -> list[str]:
     )
 
 
-def make_distractors_table(sources: Sources) -> list[str]:
-    """Return half of XQuAD among thousands of passages of other data sets, all without queries."""
-    every = sources.distractors
-    calibrated, shifted = every.fuse(0.0, GAMMA), every.offset(calibrated=True)
-    return format_rows(
-        every,
-        [
-            ("plain vectors", every.measure(every.plain)),
-            ("plain, with the question's offset", every.measure(every.plain, every.offset(calibrated=False))),
-            ("calibrated alone", every.measure(calibrated)),
-            ("calibrated alone, with the question's offset", every.measure(calibrated, shifted)),
-        ],
-    )
-
-
 def make_use_table(sources: Sources) -> list[str]:
     """Return half of XQuAD by an encoder with a wide cone."""
     dev = sources.use_dev
@@ -471,7 +451,6 @@ TABLES: dict[str, Callable[[Sources], list[str]]] = {
     "hybrid": make_hybrid_table,
     "wikipedia": make_wikipedia_table,
     "large": make_large_table,
-    "distractors": make_distractors_table,
     "use": make_use_table,
     "cones": make_cones_table,
     "hubs": make_hubs_table,
