@@ -19,6 +19,8 @@ TEXTS_AT_ONCE = 1024
 class CachingEncoder:
     """A `TextEncoder` whose vectors are read from a folder where it has written them before."""
 
+    reading = None
+
     def __init__(self, encoder: TextEncoder, cache: Path) -> None:
         """Load the vectors of earlier runs with this encoder."""
         self._encoder = encoder
@@ -77,6 +79,7 @@ class UniversalSentenceEncoder:
     """
 
     device = "cpu"
+    reading = None
     dim = 512
     source = "universal-sentence-encoder-multilingual v3"
 

@@ -146,7 +146,7 @@ def test_status_shows_the_recipe_and_what_is_missing_against_a_corpus() -> None:
     assert list(as_json["recipes"].values()) == [3]
     assert as_json["fingerprint"]["recipe.seed"] == 3
     assert as_json["corpus"] == {
-        "file": "corpus.jsonl", "new": 1, "changed": 1, "unchanged": 1, "rejected": 1, "left": 1
+        "file": "corpus.jsonl", "new": 1, "changed": 1, "unchanged": 1, "rejected": 1, "left": 1, "surplus": 0
     }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from xqg_qdrant.records import AugmentedPassage, Passage, Reject
 from xqg_qdrant.stores.points import make_payload
 
 
-def passages_of(source: str, **options: str) -> list[Passage]:
+def passages_of(source: str, **options: Any) -> list[Passage]:
     rows = list(read_passages(source, **options))
     assert not [row for row in rows if isinstance(row, Reject)]
     return [row for row in rows if isinstance(row, Passage)]
@@ -329,7 +329,7 @@ def test_a_row_of_another_width_is_rejected(write: Write) -> None:
     rows = list(read_passages(path))
     assert rows[1] == Passage("2", "b")
     assert [(row.line, row.reason) for row in rows if isinstance(row, Reject)] == [
-        (2, "1 columns where there should be 2"),
+        (2, "1 column where there should be 2"),
         (4, "3 columns where there should be 2"),
         (5, "not UTF-8: byte 0xff at position 0"),
     ]

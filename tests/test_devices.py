@@ -256,7 +256,7 @@ def cut(items: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 def test_what_has_run_is_not_run_again_and_the_budget_is_halved_down_to_one() -> None:
-    budget, done = Budget(8, "texts"), []
+    budget, done = Budget(8, "text"), []
 
     def run(batch: list[int]) -> None:
         if len(batch) > 4 or (len(batch) > 1 and 13 in batch):
@@ -270,7 +270,7 @@ def test_what_has_run_is_not_run_again_and_the_budget_is_halved_down_to_one() ->
 
 
 def test_a_worker_that_fails_with_what_others_have_halved_already_leaves_their_budget() -> None:
-    budget = Budget(64, "texts")
+    budget = Budget(64, "text")
 
     def run(batch: list[int]) -> None:
         if len(batch) > 32:

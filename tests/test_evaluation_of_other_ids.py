@@ -58,6 +58,9 @@ def test_unjudged_questions_are_left_out_and_counted(questions: Path, tmp_path: 
 
 def test_a_collection_without_a_judged_passage_is_refused() -> None:
     class Store:
+        def read_fingerprint(self, collection: str) -> dict[str, object]:
+            return {}
+
         def read_points(self, collection: str, ids: list[str]) -> dict[str, object]:
             return {name: object() for name in ids if name == "d150"}
 

@@ -27,7 +27,7 @@ TWO = lines_of({"id": "a", "text": "The Danube."}, {"id": "b", "text": "Oulu."})
 READ = ["a=The Danube.", "b=Oulu."]
 
 
-def read(path: str, **options: str) -> list[str]:
+def read(path: str, **options: Any) -> list[str]:
     """Each passage as `id=text`, each reject as its line and reason."""
     return [
         f"{row.line}: {row.reason}" if isinstance(row, Reject) else f"{row.passage_id}={row.text}"

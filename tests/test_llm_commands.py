@@ -132,7 +132,7 @@ def test_a_batch_is_written_and_its_results_are_read_in_any_order(endpoint: Scri
     results[3]["custom_id"] = "another#0"
     write_rows(Path("results.jsonl"), [*reversed(results), results[4]])
     result = xqg("ingest", corpus, "--collection", "docs", "--queries", "results.jsonl", exit_code=3)
-    assert "1 passages without a result, 2 results that failed, 2 of other passages or repeated" in result.output
+    assert "1 passage without a result, 2 results that failed, 2 of other passages or repeated" in result.output
     assert f"{6 * (PASSAGES - 3)} given queries encoded" in result.output
     reasons = {json.loads(line)["reason"] for line in Path("docs.rejected.jsonl").read_text().splitlines()}
     assert reasons == {

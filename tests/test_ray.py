@@ -30,7 +30,7 @@ from writing import write_rows
 
 from xqg_qdrant.augmentation.pipeline import describe
 from xqg_qdrant.augmentation.ray_cluster import Plan, connected, make_plan
-from xqg_qdrant.augmentation.ray_engine import Job, Keys, ingest_on_ray
+from xqg_qdrant.augmentation.ray_engine import Job, Keys, Ledger, ingest_on_ray
 from xqg_qdrant.augmentation.recipe import make_recipe
 from xqg_qdrant.cli import main
 from xqg_qdrant.corpus.inputs import Inputs
@@ -38,6 +38,7 @@ from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.generation.questions import make_custom_id
+from xqg_qdrant.inference import Reading
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.inference.remote_encoder import describe_endpoint
 from xqg_qdrant.records import AugmentedPassage, Passage
@@ -132,6 +133,15 @@ def test_an_ingest_on_ray_gives_the_points_the_rejects_and_the_account_of_any_ot
     other = ingest(server, "ray", "a.jsonl", *RAY, "--alpha", "0.5")
     assert other.exit_code == 4
     assert "recipe.alpha: stored 0.4, now 0.5" in other.stderr
+
+
+def test_what_all_workers_have_read_is_added() -> None:
+    """Each worker tells its sum so far; the models of all are counted together."""
+    ledger, passages = Ledger(), Reading("encoder", "passage", 512)
+    ledger.read("first", [passages.plus(2, 1, 600, 88), None])
+    ledger.read("first", [passages.plus(5, 1, 900, 88), None])
+    ledger.read("second", [passages.plus(1, 1, 512, 12), None])
+    assert ledger.readings() == [passages.plus(6, 2, 1412, 100), None]
 
 
 def test_a_worker_that_is_killed_takes_no_passage_with_it(cluster: str, folder: Path, server: RestQdrant) -> None:

@@ -102,7 +102,7 @@ def test_runs_of_two_systems_are_measured_and_compared_and_what_they_lack_is_a_m
     assert difference["interval"] == [0, 50]
     assert "R@2kt" not in found["x"]
     table = xqg("score", "--questions", "q.jsonl", "--qrels", "qrels.txt", "--run", "bm25.trec").stdout
-    assert "Note: bm25: 1 of the 3 questions have no results and count as misses." in table
+    assert "Note: bm25: 1 of the 3 questions has no results and counts as a miss." in table
     assert "texts of its passages are unknown" in table
 
 

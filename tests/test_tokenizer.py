@@ -54,9 +54,10 @@ def test_the_text_that_a_model_does_not_read_is_counted() -> None:
     whole.no_truncation()
     texts = ["a lake", "Oulu is a city in Finland. " * 20, "The Danube is a river. " * 9]
     lengths = [len(encoding.ids) - 2 for encoding in whole.encode_batch(texts)]
-    count = ReadCount()
-    encode_ids(open_tokenizer(path, 16), texts, count)
-    encode_ids(open_tokenizer(path, 16), ["", "b"], count)
+    counting = ReadCount("encoder", "passage", 16)
+    encode_ids(open_tokenizer(path, 16), texts, counting)
+    encode_ids(open_tokenizer(path, 16), ["", "b"], counting)
+    count = counting.reading
     read = [min(length, 14) for length in lengths]
     assert (count.texts, count.cut, count.unread) == (5, 2, sum(lengths) - sum(read))
     assert count.share_unread == pytest.approx(count.unread / (sum(lengths) + count.tokens - sum(read)))
@@ -71,6 +72,6 @@ def test_an_ingest_says_how_much_its_encoder_did_not_read(tmp_path: Path, monkey
     words = ["ingest", "corpus.jsonl", "--collection", "c", "--store", str(tmp_path / "s"), "--queries", "given.jsonl"]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
-    longest = Encoder(None, "cpu", 1).max_passage_tokens
+    longest = Encoder(None, "cpu", 1).reading.longest
     assert f"Longer than the {longest} tokens that the encoder reads: 1 of 2 passages." in done.stderr
-    assert "of their text was not read" in done.stderr
+    assert "of their text is not read" in done.stderr

@@ -5,28 +5,29 @@ The functions have the defaults of the commands of the same names. They print on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, cast, overload
 
 from tqdm import tqdm
 
 from xqg_qdrant.augmentation.pipeline import Progress, Row, Totals, describe
 from xqg_qdrant.augmentation.pipeline import ingest as ingest_chunks
 from xqg_qdrant.augmentation.recipe import choose_recipe
-from xqg_qdrant.corpus.inputs import CORPUS, Inputs
+from xqg_qdrant.corpus.inputs import CORPUS, Inputs, split_documents
 from xqg_qdrant.corpus.passages import check_passages
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import EVALUATION_DEPTH
 from xqg_qdrant.evaluation.comparison import Report, evaluate_runs, measured_questions
 from xqg_qdrant.evaluation.files import read_judged_questions, read_qrels
-from xqg_qdrant.evaluation.runs import check_collection_is_judged
+from xqg_qdrant.evaluation.runs import check_collection_is_judged, note_documents, rank_documents
 from xqg_qdrant.evaluation.significance import TestName
 from xqg_qdrant.generation import Generator
 from xqg_qdrant.inference import TextEncoder
+from xqg_qdrant.inference.splitting import choose_splitter
 from xqg_qdrant.lifecycle.status import EXACT_UP_TO
-from xqg_qdrant.records import Qrel, Query, Reject
+from xqg_qdrant.records import Passage, Qrel, Query, Reject
 from xqg_qdrant.retrieval import Hit, check_collection, check_rankings, search_hits, search_runs
 from xqg_qdrant.stores import Store
 from xqg_qdrant.streams import count_workers
@@ -45,6 +46,9 @@ def ingest(
     languages: Sequence[str] = (),
     id_field: str | None = None,
     plain: bool = False,
+    split: bool = False,
+    split_tokens: int | None = None,
+    split_overlap: int | None = None,
     **settings: Any,
 ) -> Progress:
     """Store a corpus with augmented vectors; index a large collection.
@@ -61,6 +65,9 @@ def ingest(
         languages: of the queries, such as `("ja", "ru")`; by default all of the generator's.
         id_field: the field of the passage id, if not `id`, `_id`, `passage_id`, `pid` or `docid`.
         plain: store passages without queries, to be searched at once; another ingest adds them.
+        split: split long documents into passages `ID#1`, `ID#2`, … that the encoder reads in full.
+        split_tokens: longest passage, in tokens of the encoder; by default all that it reads.
+        split_overlap: tokens of a passage that the next one repeats; by default an eighth of a passage.
         **settings: fields of `xqg_qdrant.augmentation.recipe.Recipe` and `xqg_qdrant.generation.onnx.Sampling`, such
             as `queries_per_language`, `alpha`, `fusion`, `seed`, `sparse`, `top_k`. Defaults suit the
             encoder; `recipe_name="paper"` gives the published ones.
@@ -75,17 +82,24 @@ def ingest(
         ModelError: a model fails.
     """
     stored = store.read_fingerprint(collection)
+    queried = generator is None and not plain
+    if split and queried:
+        raise InputError("the rows' queries are of whole documents, which are to be split.", "leave out split")
+    splitter = choose_splitter(encoder.folder, stored, split_tokens, split_overlap) if split else None
+    if splitter:
+        settings |= {"split_tokens": splitter.tokens, "split_overlap": splitter.overlap}
     chosen = choose_recipe(encoder, generator, languages, stored=stored, **settings).recipe
     rows: Iterable[Row]
     total = None
-    queried = generator is None and not plain
     queries = CORPUS if queried else None
     fingerprint = describe(encoder, generator, chosen, plain)
     if isinstance(corpus, str | Path):
         inputs = Inputs([str(corpus)], queries, id_field)
+        inputs.splitter = splitter
         rows, total = inputs.read(), inputs.count()
     else:
-        rows = check_passages(corpus, id_field=id_field, queried=queried)
+        checked = check_passages(corpus, id_field=id_field, queried=queried)
+        rows = split_documents(cast("Iterator[Passage | Reject]", checked), splitter) if splitter else checked
     workers = count_workers(encoder.device)
     totals, rejects = Totals(), list[Reject]()
     with (
@@ -193,6 +207,7 @@ def evaluate(
         test: the paired test of a difference: `randomisation`, `t` or `mcnemar`.
 
     Returns:
+        If documents were split and the judgements name them, each document counts with its best passage.
         Recall@k, MRR@10 and nDCG@10 if there are judgements; R@2kt and R@5kt if the questions have answers. Format the
         report with `format_table`, or convert it with `Report.to_json`.
 
@@ -212,8 +227,13 @@ def evaluate(
         queries = list(questions)
         judgements = read_qrels(qrels) if isinstance(qrels, str | Path) else list(qrels or ())
     check_collection(store, collection, encoder)
-    check_collection_is_judged(store, collection, judgements)
+    by_document = check_collection_is_judged(store, collection, judgements)
     measured = measured_questions(queries, judgements)
     with tqdm(total=len(measured), unit=" questions", disable=None) as bar:
         runs = search_runs(store, collection, encoder, measured, EVALUATION_DEPTH, rankings, bar.update)
-    return evaluate_runs(measured, judgements, runs, test=test, left_out=len(queries) - len(measured))
+    left_out = len(queries) - len(measured)
+    if not by_document:
+        return evaluate_runs(measured, judgements, runs, test=test, left_out=left_out)
+    ranked = rank_documents(runs)
+    report = evaluate_runs(measured, judgements, ranked, test=test, left_out=left_out)
+    return note_documents(report, ranked, EVALUATION_DEPTH)

@@ -23,6 +23,8 @@ GIVEN, GENERATED, PLAIN = "given", "generated", "plain"
 SPARSE_FIELD = "recipe.sparse"
 # Present and above 0 if the vectors are calibrated.
 GAMMA_FIELD = "recipe.gamma"
+# Present if documents were split into passages, by the length and the overlap in tokens.
+SPLIT_FIELDS = ("recipe.split_tokens", "recipe.split_overlap")
 # During an unfinished retune: the whole fingerprint that the collection will have.
 RETUNING_FIELD = "retuning"
 # While an enrichment replaces queries: the fingerprints by which some points may still be made.
@@ -30,7 +32,10 @@ EARLIER_FIELD = "earlier"
 # These describe an unfinished change, not how points are made.
 PROGRESS_FIELDS = frozenset({RETUNING_FIELD, EARLIER_FIELD})
 # Besides the encoder, these decide the vectors of a passage without queries.
-PLAIN_FIELDS = ("recipe.gamma", "recipe.question_bank", "recipe.bank_mean", "recipe.sparse", "recipe.names")
+PLAIN_FIELDS = (
+    *("recipe.gamma", "recipe.question_bank", "recipe.bank_mean", "recipe.sparse", "recipe.names"),
+    *SPLIT_FIELDS,
+)
 
 # Only in collections of other programs, to which `xqg augment` only adds.
 LAYOUT_PREFIX = "layout."
@@ -52,6 +57,7 @@ CURES = {
     "encoder": "use the encoder that the collection was made with (--encoder), or ingest into a new collection",
     "generator": "use the generator that the collection was made with (--generator), or ingest into a new collection",
     "recipe": "repeat the setting that the collection was made with, or ingest into a new collection",
+    "split": "split as before (--split, --split-tokens, --split-overlap), or ingest into a new collection",
     "fusion": "repeat the setting that the collection was made with, or change the stored collection: xqg retune",
 }
 # What a retune can change.
@@ -95,6 +101,11 @@ def read_space(fingerprint: Mapping[str, Any]) -> Space | None:
 def is_sparse(fingerprint: Mapping[str, Any]) -> bool:
     """Return whether the points of a collection have a sparse vector."""
     return fingerprint.get(SPARSE_FIELD) is True
+
+
+def is_split(fingerprint: Mapping[str, Any]) -> bool:
+    """Return whether the passages of a collection are parts of documents."""
+    return bool(fingerprint.get(SPLIT_FIELDS[0]))
 
 
 def is_calibrated(fingerprint: Mapping[str, Any]) -> bool:
@@ -201,6 +212,7 @@ def refuse_mismatch(
     ]
     topic = stored[QUERIES_FIELD] if QUERIES_FIELD in differing else differing[0].split(".")[0]
     topic = "fusion" if set(differing) <= FUSION_FIELDS and not read_layout(stored) else topic
+    topic = "split" if set(differing) <= set(SPLIT_FIELDS) else topic
     if layouts:
         topic = OTHER_FIELDS if read_layout(wanted) else FOREIGN
         topic = topic if read_layout(stored) else OWN

@@ -19,12 +19,13 @@ from xqg_qdrant.evaluation.significance import stars_of
 from xqg_qdrant.fingerprint import LONGEST_SHOWN, PROGRESS_FIELDS, describe_retune, show_field
 from xqg_qdrant.generation import Usage
 from xqg_qdrant.generation.checks import DUPLICATE, EMPTY, MALFORMED, NO_QUESTION, WRONG_LANGUAGE, WRONG_SCRIPT, Dropped
-from xqg_qdrant.lifecycle.status import Status
+from xqg_qdrant.inference import ENCODER, Reading
+from xqg_qdrant.lifecycle.status import SAMPLED_PASSAGES, Status
 from xqg_qdrant.lifecycle.verify import Verification
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import DEFAULT_PORT
 from xqg_qdrant.stores.protocol import describe_pause
-from xqg_qdrant.text import count_of, one_line
+from xqg_qdrant.text import agree, count_of, one_line, show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +74,7 @@ def format_totals(totals: Totals, seconds: float) -> str:
     if totals.left_out:
         lines.append(format_left_out(totals.left_out, totals.kept.total()))
     if totals.bare:
-        lines.append(f"{totals.bare} of the stored passages have no query.")
+        lines.append(f"{totals.bare} of the stored passages {agree(totals.bare, 'has', 'have')} no query.")
     return "\n".join(lines)
 
 
@@ -88,14 +89,16 @@ def format_rejected(totals: Totals, path: Path) -> str:
     return "\n".join(lines)
 
 
-def format_unread(cut: int, texts: str, model: str, longest: int, share_unread: float) -> str:
-    """Return how many texts are longer than a model reads, and how much of the text it did not read; empty if none."""
-    if not cut:
+def format_unread(reading: Reading | None, sampled: bool = False) -> str:
+    """Return how many texts are longer than a model reads, and how much of the text it does not read; empty if none."""
+    if reading is None or not reading.cut:
         return ""
-    share = "Less than 1" if share_unread < 0.01 else f"{100 * share_unread:.0f}"
+    texts = count_of(reading.texts, f"sampled {reading.noun}" if sampled else reading.noun)
+    shorter = "" if reading.model == ENCODER else f", and with --split-tokens below {reading.longest}"
+    share = "Less than 1" if reading.share_unread < 0.01 else f"{100 * reading.share_unread:.0f}"
     return (
-        f"Longer than the {longest} tokens that the {model} reads: {cut} of {texts}. "
-        f"{share}% of their text was not read; cut them into shorter passages."
+        f"Longer than the {reading.longest} tokens that the {reading.model} reads: {reading.cut} of {texts}. "
+        f"{share}% of their text is not read. Ingest with --split, which makes passages of them{shorter}."
     )
 
 
@@ -145,22 +148,25 @@ def format_status(status: Status) -> str:
     else:
         counted = count_of(status.passages, "passage")
     lines = [f"collection {status.collection!r} in {status.store}: {counted}"]
+    lines += [f"  {kind}: {one_line(_name_model(about))}" for kind, about in status.models.items()]
+    if unread := format_unread(status.reading, sampled=status.passages > SAMPLED_PASSAGES):
+        lines.append(f"  {unread}")
     lines += [f"  alias {alias!r} names {named!r}" for alias, named in status.aliases.items()]
     if status.missing:
         lines.append(f"  {format_missing(status.collection, status.missing)}")
     if status.paused:
         lines.append(f"  {format_pause(status.collection)}")
     if status.retuned is not None:
-        are = "is" if status.retuned == 1 else "are"
+        are = agree(status.retuned, "is", "are")
         command = f"xqg retune --collection {status.collection}"
         lines.append(f"  {status.retuned} of them {are} retuned; finish it: {command}")
         lines += [f"  {one_line(line)}" for line in describe_retune(status.fingerprint)]
     enrich = f"xqg enrich --collection {status.collection}"
     if status.plain:
-        verb = "has" if status.plain == 1 else "have"
+        verb = agree(status.plain, "has", "have")
         lines.append(f"  {status.plain} of them {verb} no queries yet; write them: {enrich}")
     if status.earlier:
-        verb = "was" if status.earlier == 1 else "were"
+        verb = agree(status.earlier, "was", "were")
         lines.append(f"  {status.earlier} of them {verb} made by another recipe than this one:")
     lines += [
         f"  {name}: {one_line(value if isinstance(value, str) and len(value) <= LONGEST_SHOWN else show_field(value))}"
@@ -172,7 +178,7 @@ def format_status(status: Status) -> str:
 
 def format_missing(collection: str, missing: int) -> str:
     """Return that passages of a collection were lost, and what tells more."""
-    verb = "is" if missing == 1 else "are"
+    verb = agree(missing, "is", "are")
     return (
         f"{count_of(missing, 'passage')} that xqg stored {verb} missing: xqg verify --collection {one_line(collection)}"
     )
@@ -184,13 +190,21 @@ def format_verification(found: Verification) -> str:
     counted = count_of(found.points, "point" if found.foreign else "passage")
     lines = [f"collection {found.collection!r} in {found.store}: {counted}, {state}"]
     if found.unchecked:
-        verb = "has" if found.unchecked == 1 else "have"
+        verb = agree(found.unchecked, "has", "have")
         unchecked = f"{found.unchecked} of them {verb} no checksum, as they were stored by an earlier version"
         lines.append(f"  {unchecked}: only their texts were compared")
     lines += [f"  {one_line(repr(point.passage_id))}: {', '.join(point.faults)}" for point in found.damaged[:LISTED]]
     if len(found.damaged) > LISTED:
         lines.append(f"  and {len(found.damaged) - LISTED} more: --json lists all")
     return "\n".join(lines)
+
+
+def _name_model(about: object) -> str:
+    """Return a model's name, and its folder or URL; what is stored may be anything."""
+    if not isinstance(about, Mapping):
+        return show(about)
+    places = [str(about[name]) for name in ("folder", "url") if about.get(name)]
+    return f"{about.get('source', 'unknown')}{f' ({places[0]})' if places else ''}"
 
 
 def format_pause(collection: str) -> str:
@@ -364,7 +378,8 @@ def format_conclusion(report: Report, run: str, measure: str, against_control: C
     gain, before, after = compared.overall, report.values[first][measure].macro, report.values[run][measure].macro
     asked = sum(report.questions.values())
     if asked < FEWEST_QUESTIONS:
-        caveat = f" {asked} questions are too few to tell; ask {FEWEST_QUESTIONS} or more."
+        few = f"{count_of(asked, 'question')} {agree(asked, 'is', 'are')}"
+        caveat = f" {few} too few to tell; ask {FEWEST_QUESTIONS} or more."
     else:
         caveat = ""
     if gain.p is None or gain.p >= SIGNIFICANT:

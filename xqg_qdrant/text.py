@@ -127,6 +127,11 @@ def count_of(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def agree(number: int, one: str, many: str) -> str:
+    """Return the form of a word that goes with a number, such as `has` or `have`."""
+    return one if number == 1 else many
+
+
 def read_retry_after(value: str) -> float:
     """Return the seconds of a Retry-After header, a number or a date; 0 if it states none.
 

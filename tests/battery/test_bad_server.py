@@ -87,7 +87,7 @@ BAD_QUERIES = {
 }
 UNASKED = models.Record(id="6a8f2c1e-94d7-5b36-8e0a-d1c75f3b20e9", payload={"content_hash": "x"})
 LIES: dict[str, tuple[str, Callable[[Any], object], Callable[[Store], object], str]] = {
-    "fewer answers than searches": ("points/query/batch", lambda result: result[:1], search, "1 answers to 2 searches"),
+    "fewer answers than searches": ("points/query/batch", lambda result: result[:1], search, "1 answer to 2 searches"),
     "more answers": ("points/query/batch", lambda result: [*result, result[0]], search, "3 answers to 2 searches"),
     "no answers": ("points/query/batch", lambda result: [], search, "0 answers to 2 searches"),
     "too many hits": ("points/query/batch", change_hits(lambda points: points.extend(points * 9)), search, "at most 4"),

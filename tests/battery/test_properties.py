@@ -205,6 +205,7 @@ class Life(RuleBasedStateMachine):
             len(self.corpus.keys() & self.stored.keys()) - len(changed),
             0,
             len(self.stored.keys() - self.corpus.keys()),
+            0,
         )
         assert read_recipe(fingerprint) == self.recipe
         self.ingest_all()

@@ -13,6 +13,7 @@ from xqg_qdrant.augmentation.fusion import check_vectors
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import Passage, QueriedPassage, Reject
+from xqg_qdrant.text import count_of
 
 COMPARED = 20
 # Of every try that fails, only these: most tries fail.
@@ -50,7 +51,8 @@ class Fit(NamedTuple):
 
     def __str__(self) -> str:
         figures = f"cosine {np.median(self.cosines):.4f} (median), {self.cosines.min():.4f} (lowest)"
-        return f"{figures} over {len(self.cosines)} passages, with the prefix {self.prefix!r} and {self.template!r}"
+        passages = count_of(len(self.cosines), "passage")
+        return f"{figures} over {passages}, with the prefix {self.prefix!r} and {self.template!r}"
 
 
 def check_space(

@@ -22,6 +22,7 @@ from pathlib import Path
 from threading import Event, Thread
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import pyarrow
 import ray
@@ -50,7 +51,7 @@ from xqg_qdrant.corpus.inputs import Inputs
 from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.fingerprint import Fingerprint, is_plain
 from xqg_qdrant.generation import Endpoint, open_generator
-from xqg_qdrant.inference import open_encoder
+from xqg_qdrant.inference import Reading, add_readings, open_encoder
 from xqg_qdrant.records import Reject
 from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.streams import batched
@@ -106,6 +107,7 @@ class Ledger:
         self._starts = 0
         self._keys = Keys()
         self._failure: XqgError | None = None
+        self._readings: dict[str, list[Reading | None]] = {}
 
     def start(self) -> int:
         """Count a worker's start; return the number of starts since the last stored chunk."""
@@ -127,6 +129,14 @@ class Ledger:
     def failure(self) -> XqgError | None:
         """Return why a worker could not start; None if all could."""
         return self._failure
+
+    def read(self, worker: str, readings: list[Reading | None]) -> None:
+        """Record how much a worker's models have read so far."""
+        self._readings[worker] = readings
+
+    def readings(self) -> list[Reading | None]:
+        """Return how much the models of all workers have read."""
+        return [add_readings(of_each) for of_each in zip(*self._readings.values(), strict=True)]
 
     def stop(self) -> None:
         """Let no further chunk begin."""
@@ -180,7 +190,7 @@ class AugmentChunk:
     """A worker: open the models once, then augment chunks."""
 
     def __init__(self, job: Job, plan: Plan, ledger: Any) -> None:  # noqa: ANN401
-        self._job, self._ledger = job, ledger
+        self._job, self._ledger, self._name = job, ledger, uuid4().hex
         try:
             if ray.get(ledger.start.remote()) > MAX_DEATHS * plan.workers:
                 cure = "use fewer --num-workers or --threads if memory ran out, or read Ray's logs"
@@ -207,6 +217,8 @@ class AugmentChunk:
         for number, chunk in _unpack(table):
             if not ray.get(self._ledger.stopped.remote()):
                 done.append((number, augment(chunk, self._encoder, self._generator, job.recipe, job.fingerprint)))
+        models = (self._encoder, self._generator)
+        ray.get(self._ledger.read.remote(self._name, [model and model.reading for model in models]))
         return _pack(done)
 
 
@@ -226,7 +238,14 @@ class QdrantDatasink(Datasink):  # type: ignore[misc]
                 augmented.settle()
 
 
-def ingest_on_ray(job: Job, store: Store, keys: Keys, plan: Plan, stop: Event) -> abc.Generator[Progress, None, None]:
+def ingest_on_ray(
+    job: Job,
+    store: Store,
+    keys: Keys,
+    plan: Plan,
+    stop: Event,
+    readings: list[Reading | None] | None = None,
+) -> abc.Generator[Progress, None, None]:
     """Store passages as `pipeline.ingest` does; yield after each chunk is stored, in row order.
 
     An error in any process ends all of them; so does closing this iterator. Both wait for the chunks in flight.
@@ -237,6 +256,7 @@ def ingest_on_ray(job: Job, store: Store, keys: Keys, plan: Plan, stop: Event) -
         keys: of the store and the endpoints.
         plan: from `make_plan`.
         stop: once set, no further chunk begins, and those in flight are finished and stored.
+        readings: at the end, how much encoder and generator have read is added to it.
 
     Raises:
         MismatchError: the collection was made with other models or another recipe.
@@ -275,6 +295,8 @@ def ingest_on_ray(job: Job, store: Store, keys: Keys, plan: Plan, stop: Event) -
         finally:
             ray.get(ledger.stop.remote())
             running.join()
+            if readings is not None:
+                readings += ray.get(ledger.readings.remote())
     if failed:
         raise ray.get(ledger.failure.remote()) or _explain(failed[0])
     check_unchanged(store, job.collection, job.fingerprint)

@@ -53,6 +53,8 @@ class Recipe(NamedTuple):
         bank_mean: The bank's mean vector, packed.
         language_check: What identifies the language of generated queries, to drop those in another; empty if nothing.
         names: Other programs' names of a point's fields and vector, from `make_names`.
+        split_tokens: Longest passage that documents are split into, in tokens; 0 if they are not split.
+        split_overlap: Tokens of a passage that the next one repeats, at most.
     """
 
     languages: tuple[str, ...] = ()
@@ -69,6 +71,8 @@ class Recipe(NamedTuple):
     bank_mean: str = ""
     language_check: str = ""
     names: Mapping[str, str] = OUR_NAMES
+    split_tokens: int = 0
+    split_overlap: int = 0
 
     @property
     def given(self) -> bool:
@@ -87,9 +91,10 @@ class Recipe(NamedTuple):
         stored = {**({"sparse": True} if self.sparse else {}), **({"names": dict(self.names)} if self.names else {})}
         bank = {"gamma": self.gamma, "question_bank": self.question_bank, "bank_mean": self.bank_mean}
         calibrated = bank if self.gamma else {}
+        split = {"split_tokens": self.split_tokens, "split_overlap": self.split_overlap} if self.split_tokens else {}
         fused = {
             "alpha": self.alpha, "fusion": self.fusion, "renormalise": self.renormalise,
-            **filtered, **calibrated, **stored,
+            **filtered, **calibrated, **stored, **split,
         }  # fmt: skip
         if self.given:
             return fused

@@ -41,12 +41,14 @@ from xqg_qdrant.cli.shared import (
     echo_unused_queries,
     exit_if_rejected,
     index_large,
+    keeping_models,
     load_encoder,
     load_generator,
     main,
     open_dead_letters,
     opened_foreign_store,
     opened_store,
+    split_again,
 )
 from xqg_qdrant.cli.terminal import echo, stdin_lines
 from xqg_qdrant.text import count_of, one_line
@@ -142,6 +144,7 @@ def optimise(quiet: bool, /, collection: str, location: str, quantisation: str |
 @collection_option()
 @store_option
 @click.option("--corpus", "file", help="Compare with this file: what is new, changed, or gone from it.")
+@encoder_option
 @queries_option
 @field_options
 @json_option
@@ -152,6 +155,7 @@ def status(
     collection: str | None,
     location: str,
     file: str | None,
+    encoder_folder: Path | None,
     queries: str | None,
     id_field: str | None,
     text_field: str | None,
@@ -159,7 +163,7 @@ def status(
 ) -> None:
     """Show what is stored, its recipe, and what differs from a corpus.
 
-    Without --collection, list the collections.
+    Without --collection, list the collections. Only documents that are to be split for --corpus need the --encoder.
     """
     from xqg_qdrant.cli.progress import make_bars, run_status
     from xqg_qdrant.generation.questions import open_inputs
@@ -178,6 +182,7 @@ def status(
         lines = format_status(found)
         if file is not None:
             inputs = open_inputs([file], queries, id_field, text_field)
+            split_again(inputs, store, collection, encoder_folder)
             total = None if quiet else inputs.count()
             compared = plan_sync(store, collection, inputs, total, make_bars(quiet)).found
             echo_unused_queries(inputs)
@@ -241,6 +246,8 @@ def delete(
     quiet: bool, /, passage_ids: tuple[str, ...], collection: str, location: str, no_snapshot: bool, yes: bool
 ) -> None:
     """Delete passages by id, or without ids the whole collection.
+
+    If documents were split, the id of a document deletes all its passages.
 
     With - as the only id, ids are read from standard input, one a line.
     """
@@ -311,7 +318,7 @@ def retune(
         changes["languages"] = parse_languages(languages, tuple(LANGUAGES))
     with opened_store(location) as store:
         # One thread inside an operator: the workers are the threads.
-        encoder = load_encoder(encoder_folder, device, 1)
+        encoder = load_encoder(encoder_folder, device, 1, store, collection)
         plan = plan_retune(store, collection, encoder, changes, **calibration)
         if plan.dropped:
             dropped, counted = f"{plan.dropped} of the {plan.asked[0]}", count_of(plan.passages, "passage")
@@ -372,7 +379,7 @@ def enrich(
     rejected = open_dead_letters(dead_letters, collection)
     with opened_store(location) as store:
         read_existing_fingerprint(store, collection)
-        encoder = load_encoder(encoder_folder, device, 1)
+        encoder = load_encoder(encoder_folder, device, 1, store, collection)
         generator = load_generator(generator_source, device, 1, location, collection)
         added = (languages or "").startswith("+")
         named = parse_languages((languages or "").removeprefix("+"), generator.languages) if languages else ()
@@ -395,9 +402,10 @@ def enrich(
             echo(f"{count_of(plan.plain, 'passage')} without queries, {plan.replaced} to be changed", err=True)
         workers = count_workers(encoder.device, threads)
         begin = partial(enrich_points, store, plan, encoder, generator, workers, newest_by=newest_first)
-        totals = run_engine(begin, plan.plain + plan.replaced, rejected, quiet)
+        with keeping_models(store, collection, encoder, generator_source, generated=True):
+            totals = run_engine(begin, plan.plain + plan.replaced, rejected, quiet)
         if not quiet:
-            echo_unread(encoder, generator)
+            echo_unread(encoder.reading, generator.reading)
         echo_cost(generator_source, totals, quiet)
         if totals.stored:
             index_large(store, collection, quiet)
@@ -484,9 +492,10 @@ def reencode(
         workers = count_workers(encoder.device, threads)
         begin = partial(ingest, rows, target, name, encoder, None, plan.recipe, workers, fingerprint=plan.after)
         total = source.count(collection)
-        totals = run_engine(begin, total // share.parts, rejected, quiet)
+        with keeping_models(target, name, encoder, generated=False):
+            totals = run_engine(begin, total // share.parts, rejected, quiet)
         if not quiet:
-            echo_unread(encoder)
+            echo_unread(encoder.reading)
         if quantisation:
             target.quantise(name)
         if totals.stored or quantisation:

@@ -37,7 +37,7 @@ from xqg_qdrant.cli.terminal import echo
 if TYPE_CHECKING:
     from xqg_qdrant.evaluation.significance import TestName
     from xqg_qdrant.inference import TextEncoder
-    from xqg_qdrant.records import FloatArray, Passage
+    from xqg_qdrant.records import FloatArray, Passage, Query
     from xqg_qdrant.stores import Store
 
 
@@ -183,7 +183,7 @@ def robustness(
     if save:
         check_folder(save)
     with opened_store(location) as store:
-        encoder = load_encoder(encoder_folder, device, threads)
+        encoder = load_encoder(encoder_folder, device, threads, store, collection)
         check_collection(store, collection, encoder)
         report = report_agreements(run_robustness(store, collection, encoder, found, quiet), left_out)
         searched = describe_searched(store, collection, encoder)
@@ -249,21 +249,26 @@ def hubs(
         check_folder(save)
     asked = read_questions(questions, language).queries if questions else []
     bank = read_bank()
-    encoder = load_encoder(encoder_folder, device, threads)
-    if questions:
-        data = describe_asked(questions, asked, None, [])
-    else:
-        asked = ask_bank(bank, encoder)
-        data = {"questions": {"path": "the shipped bank", "sha256": bank.sha256, "rows": len(asked)}}
     settings: dict[str, Any] = {"limit": NEIGHBOURS}
     bars = make_bars(quiet)
+
+    def ask(encoder: TextEncoder) -> tuple[list[Query], dict[str, Any]]:
+        if questions:
+            return asked, describe_asked(questions, asked, None, [])
+        banked = list(ask_bank(bank, encoder))
+        return banked, {"questions": {"path": "the shipped bank", "sha256": bank.sha256, "rows": len(banked)}}
+
     if vector is None:
         with opened_store(location) as store:
+            encoder = load_encoder(encoder_folder, device, threads, store, collection)
             check_collection(store, collection, encoder)
+            asked, data = ask(encoder)
             with bars(len(asked), " questions") as bar:
                 found = find_hubs(store, collection, encoder, asked, bar.update)
             searched = describe_searched(store, collection, encoder)
     else:
+        encoder = load_encoder(encoder_folder, device, threads)
+        asked, data = ask(encoder)
         with _opened_vectors(location, collection, vector, title_field, encoder) as (store, rows):
             with bars(store.count(collection), " passages") as bar:
                 found = find_hubs_before_and_after(rows, collection, encoder, asked, bar.update)

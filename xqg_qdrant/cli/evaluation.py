@@ -151,6 +151,8 @@ def evaluate(
     Search a --collection with --questions. Each --rank, --run and --predictions is compared with the first ranking; a
     question without a result is a miss. To measure files alone, use xqg score.
 
+    If documents were split (xqg ingest --split) and the judgements name documents, each counts with its best passage.
+
     Baselines: calibrated is the plain vectors, calibrated; control gives every passage the collection's mean query;
     centred subtracts the means of languages and corpus from plain vectors; passage-hybrid searches by plain vectors and
     the terms of the passages, without generated queries.
@@ -165,7 +167,9 @@ def evaluate(
         check_collection_is_judged,
         check_judged_passages,
         measure_runs,
+        note_documents,
         predictions_of_run,
+        rank_documents,
         save_runs,
         scores_of_run,
         search_all,
@@ -184,13 +188,15 @@ def evaluate(
     measured = measured_questions(queries, judgements)
     _note_missing_judgements(judgements)
     read, rules = others.read(measured), Rules(word_rules, lenient, test)
-    check_judged_passages(read, judgements)
     with opened_store(location) as store:
-        encoder = load_encoder(encoder_folder, device, threads)
+        encoder = load_encoder(encoder_folder, device, threads, store, collection)
         check_collection(store, collection, encoder)
-        check_collection_is_judged(store, collection, judgements)
+        by_document = check_collection_is_judged(store, collection, judgements)
+        read = add_texts(read, store, collection)
+        check_judged_passages(rank_documents(read) if by_document else read, judgements)
         found = search_all(store, collection, encoder, measured, limit, rankings, make_bars(quiet))
-        runs = found | add_texts(read, store, collection)
+        found, read = (rank_documents(found), rank_documents(read)) if by_document else (found, read)
+        runs = found | read
         if set(rankings).intersection(OFFSET_RANKINGS):
             named = [query.language for query in queries]
             asked_in = Ranker(store, collection, encoder).find_languages([query.text for query in queries], named)
@@ -198,6 +204,7 @@ def evaluate(
                 echo(told, err=True)
         searched = describe_searched(store, collection, encoder)
     report = measure_runs(queries, judgements, runs, rules, limit)
+    report = note_documents(report, runs, limit) if by_document else report
     # First of all the figures: what follows may fail.
     if full or as_json or len(runs) < 2 or not {*report.measures}.intersection(SUMMARY_MEASURES):
         echo_report(report, as_json)

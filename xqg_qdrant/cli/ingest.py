@@ -18,6 +18,7 @@ from xqg_qdrant.cli.collections import (
     take_sharding,
 )
 from xqg_qdrant.cli.options import (
+    Splitting,
     collection_option,
     confirm,
     dead_letters_option,
@@ -29,6 +30,7 @@ from xqg_qdrant.cli.options import (
     queries_option,
     recipe_options,
     sparse_option,
+    split_options,
     store_option,
     workers_option,
     yes_option,
@@ -45,6 +47,7 @@ from xqg_qdrant.cli.shared import (
     engine_options,
     exit_if_rejected,
     index_large,
+    keeping_models,
     load_encoder,
     load_generator,
     main,
@@ -52,6 +55,8 @@ from xqg_qdrant.cli.shared import (
     opened_foreign_store,
     opened_store,
     run_on_ray,
+    split_again,
+    split_inputs,
 )
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.errors import InputError
@@ -78,6 +83,7 @@ if TYPE_CHECKING:
 )
 @recipe_options
 @field_options
+@split_options
 @dead_letters_option
 @engine_options
 @sparse_option
@@ -107,6 +113,7 @@ def ingest(
     threads: int,
     id_field: str | None,
     text_field: str | None,
+    splitting: Splitting | None,
     dead_letters: Path | None,
     payload_layout: str | None,
     engine: str,
@@ -126,6 +133,9 @@ def ingest(
     XQG_LLM_API_KEY), from a lexicon (lines of language, words and translation, separated by tabs), or with --queries
     from the field generated_queries of FILE or a JSONL file of rows {id, language, text} in any order. With --plain,
     options of the generation are ignored.
+
+    With --split, long documents become passages DOC#1, DOC#2 and so on, of which each has its document's id and its
+    place in the text as metadata. Give --queries the ids of passages then.
 
     Run the same command again to resume after an interruption, or to redo what changed in an edited file. Rejected
     rows are written to the dead-letter file with their line and the reason; then the exit code is 3.
@@ -156,7 +166,7 @@ def ingest(
         # With Ray the models are only described here, as its workers open their own. Otherwise the workers are
         # threads of this process, so one thread is enough inside an operator.
         here = "auto" if engine == RAY else device
-        encoder = load_encoder(encoder_folder, here, 1)
+        encoder = load_encoder(encoder_folder, here, 1, store, collection)
         generated = queries is None and not plain
         generator = load_generator(generator_source, here, 1, location, collection) if generated else None
         if generator is not None:
@@ -164,22 +174,27 @@ def ingest(
         else:
             chosen = () if languages is None else (languages,)
         names = make_names(payload_layout, encoder.source) if payload_layout else None
+        settings |= split_inputs(inputs, splitting, encoder.folder, stored)
         recipe, reason = choose_recipe(encoder, generator, chosen, stored=stored, names=names, **settings)
         echo_recipe(recipe, reason, quiet, plain)
         total = None if quiet else inputs.count()
         fingerprint = describe(encoder, generator, recipe, plain)
         rejected = open_dead_letters(dead_letters, collection)
+        keeping = keeping_models(store, collection, encoder, generator_source, generated=generated)
         if engine == RAY:
             from xqg_qdrant.augmentation.ray_engine import Job
+            from xqg_qdrant.lifecycle.models import find_folder
 
-            folder = encoder_folder and encoder_folder.absolute()
+            folder = find_folder(encoder)
             source = generator_source.absolute() if isinstance(generator_source, Path) else generator_source
             job = Job(inputs, Path.cwd(), location, collection, recipe, fingerprint, encoder.dim, folder, source)
             del encoder, generator  # a GPU may have no room for them twice
-            totals = run_on_ray(job, store, address, device, num_workers, threads, total, rejected, quiet)
+            with keeping:
+                totals = run_on_ray(job, store, address, device, num_workers, threads, total, rejected, quiet)
         else:
             models_used = (encoder, generator, recipe, threads)
-            totals = run_ingest(inputs.read(), total, store, collection, *models_used, rejected, quiet, fingerprint)
+            with keeping:
+                totals = run_ingest(inputs.read(), total, store, collection, *models_used, rejected, quiet, fingerprint)
         echo_cost(generator_source, totals, quiet)
         echo_unused_queries(inputs)
         if stored is not None or totals.stored:
@@ -199,7 +214,9 @@ def ingest(
 @collection_option(required=True)
 @click.option("--delete", is_flag=True, help="Delete the passages that FILE no longer holds.")
 @click.option("--dry-run", is_flag=True, help="Print what would change, and stop.")
-@click.option("--list", "listed", is_flag=True, help="Print the id of each passage that is new, changed or left.")
+@click.option(
+    "--list", "listed", is_flag=True, help="Print the ids of passages that are new, changed, left or surplus."
+)
 @snapshot_option
 @store_option
 @encoder_option
@@ -232,7 +249,8 @@ def sync(
     """Update a collection to match FILE, with the recipe it was made with.
 
     The changes are counted and printed first. New passages are inserted, changed ones replaced, and with --delete those
-    that left FILE are deleted. If rows of FILE are rejected, nothing is deleted, because what seems to have left may
+    that left FILE are deleted. Documents that were split are split again; if one has fewer passages now, the surplus is
+    deleted in any case. If rows of FILE are rejected, nothing is deleted, because what seems to have left may
     only be damaged; the exit code is then 3.
     """
     from xqg_qdrant.augmentation.pipeline import describe
@@ -244,10 +262,11 @@ def sync(
 
     if file == "-":
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
-    inputs = open_inputs([file], queries, id_field, text_field)
-    total, bars = inputs.count(), make_bars(quiet)
+    inputs, bars = open_inputs([file], queries, id_field, text_field), make_bars(quiet)
     rejected = open_dead_letters(dead_letters, collection)
     with opened_store(location) as store:
+        opened = split_again(inputs, store, collection, encoder_folder, device)
+        total = inputs.count()
         tell = (lambda kind, passage_id: echo(f"{kind}\t{one_line(passage_id)}")) if listed else None
         plan = plan_sync(store, collection, inputs, total, bars, tell)
         echo_unused_queries(inputs)
@@ -256,21 +275,22 @@ def sync(
             return
 
         def ingest(recipe: Recipe, rows: Iterable[Row]) -> Totals:
-            encoder = load_encoder(encoder_folder, device, 1)
+            encoder = opened or load_encoder(encoder_folder, device, 1, store, collection)
             plain = is_plain(plan.fingerprint)
             generated = queries is None and not plain
             generator = load_generator(generator_source, device, 1, location, collection) if generated else None
             made = describe(encoder, generator, recipe, plain)
             models_used = (encoder, generator, recipe, threads)
-            done = run_ingest(rows, total, store, collection, *models_used, rejected, quiet, made)
+            with keeping_models(store, collection, encoder, generator_source, generated=generated):
+                done = run_ingest(rows, total, store, collection, *models_used, rejected, quiet, made)
             echo_cost(generator_source, done, quiet)
             return done
 
         snapshot = partial(keep_snapshot, store, collection, no_snapshot, quiet) if delete else None
         totals, deleted = apply_sync(store, plan, inputs, ingest, snapshot, bars)
-        if delete and totals.rejected:
+        if totals.rejected and (delete or plan.found.surplus):
             echo("Nothing was deleted, as rows were rejected. Correct them, and run the same again.", err=True)
-        elif delete:
+        elif delete or deleted:
             echo(f"{count_of(deleted, 'passage')} deleted")
         if totals.stored:
             index_large(store, collection, quiet)
@@ -355,7 +375,7 @@ def augment(
     space = None if vector is None else Space(vector, replace)
     with opened_foreign_store(location, PayloadLayout(text_field, title_field, id_field), space) as store:
         stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
-        encoder = load_encoder(encoder_folder, device, 1)
+        encoder = load_encoder(encoder_folder, device, 1, store, collection)
         if space is not None:
             check_own_space(store, collection, space.vector, encoder, quiet)
         generates = queries is None and not no_queries
@@ -370,7 +390,8 @@ def augment(
         index = QueryIndex(read_generated_queries(queries)) if queries is not None else None
         rejected = open_dead_letters(dead_letters, collection)
         joined = rows if index is None else index.join(rows)
-        totals = run_ingest(joined, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+        with keeping_models(store, collection, encoder, generator_source, generated=generates):
+            totals = run_ingest(joined, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
         echo_cost(generator_source, totals, quiet)
         if index is not None and index.left_over:
             echo(f"Queries of {queries} that belong to no point: {index.left_over}", err=True)
@@ -398,6 +419,7 @@ def _undo(collection: str, location: str, yes: bool) -> None:
 @generator_option
 @recipe_options
 @field_options
+@split_options
 @dead_letters_option
 @sparse_option
 @device_option
@@ -414,6 +436,7 @@ def generate(
     generator_source: Path | Endpoint | None,
     id_field: str | None,
     text_field: str | None,
+    splitting: Splitting | None,
     dead_letters: Path | None,
     device: str,
     threads: int,
@@ -442,6 +465,9 @@ def generate(
     if "-" in files:
         raise click.UsageError("FILE is read twice, so it cannot be standard input.")
     inputs = Inputs(files, id_field=id_field, text_field=text_field)
+    encoder = None if splitting is None else load_encoder(encoder_folder, device, 1)
+    if encoder is not None:
+        settings |= split_inputs(inputs, splitting, encoder.folder, None)
     total = None if quiet else inputs.count()
     if batch_out is not None:
         rejected = open_dead_letters(dead_letters, batch_out.name)
@@ -453,7 +479,7 @@ def generate(
     assert out is not None
     read = count_read(inputs.read(), total, quiet)
     metadata = find_metadata_kind(row for row in read if isinstance(row, Passage))
-    encoder = load_encoder(encoder_folder, device, 1)
+    encoder = encoder or load_encoder(encoder_folder, device, 1)
     generator = load_generator(generator_source, device, 1, str(out), "queries")
     recipe, reason = choose_recipe(encoder, generator, choose_languages(languages, generator), **settings)
     echo_recipe(recipe, reason, quiet)

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -24,7 +24,8 @@ DEFAULT_STORE = "./xqg_data"
 # Heading in the help → the parameters below it, for `GroupedCommand`.
 OPTION_GROUPS: dict[str, tuple[str, ...]] = {
     "Source": (
-        *("text_field", "title_field", "id_field", "dead_letters", "overwrite"),
+        *("text_field", "title_field", "id_field", "split", "split_tokens", "split_overlap"),
+        *("dead_letters", "overwrite"),
         *("delete", "dry_run", "listed", "part", "newest_first"),
     ),
     "Their vector": ("vector", "replace", "no_queries", "undo"),
@@ -117,7 +118,7 @@ def encoder_option(command: F) -> F:
         "--encoder",
         "encoder_folder",
         type=click.Path(path_type=Path),
-        help="Model folder of the encoder.  [default: the demo encoder]",
+        help="Model folder of the encoder.  [default: the collection's, else the demo encoder]",
     )(command)
 
 
@@ -228,6 +229,45 @@ def field_options(command: F) -> F:
         click.option("--text-field", help="Field of the text.  [default: text, contents or passage]"),
     )
     return add_options(options, command)
+
+
+class Splitting(NamedTuple):
+    """How documents are to be split; None is the default."""
+
+    tokens: int | None
+    overlap: int | None
+
+
+def split_options(command: F) -> F:
+    """Add --split and its settings; the command gets them as one `splitting`, None without --split."""
+
+    @functools.wraps(command)
+    def with_splitting(
+        *arguments: Any,
+        split: bool,
+        split_tokens: int | None,
+        split_overlap: int | None,
+        **settings: Any,
+    ) -> Any:  # noqa: ANN401
+        splitting = Splitting(split_tokens, split_overlap)
+        if not split and splitting != (None, None):
+            raise click.UsageError("--split-tokens and --split-overlap need --split.")
+        return command(*arguments, splitting=splitting if split else None, **settings)
+
+    options = (
+        click.option("--split", is_flag=True, help="Split documents into passages that the encoder reads in full."),
+        click.option(
+            "--split-tokens",
+            type=click.IntRange(1),
+            help="Longest passage, in the encoder's tokens.  [default: all that it reads]",
+        ),
+        click.option(
+            "--split-overlap",
+            type=click.IntRange(0),
+            help="Tokens that the next passage repeats.  [default: an eighth of a passage]",
+        ),
+    )
+    return add_options(options, with_splitting)  # type: ignore[return-value]
 
 
 def overwrite_option(command: F) -> F:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from xqg_qdrant.cli.options import (
     F,
+    Splitting,
     asked_options,
     collection_option,
     device_option,
@@ -23,6 +24,7 @@ from xqg_qdrant.cli.options import (
     languages_option,
     recipe_option,
     save_option,
+    split_options,
     store_option,
     workers_option,
 )
@@ -39,11 +41,13 @@ from xqg_qdrant.cli.shared import (
     main,
     opened_foreign_store,
     save_last,
+    split_inputs,
 )
 from xqg_qdrant.cli.terminal import echo
 
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.recipe import Recipe
+    from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.evaluation.pilot import Cost, Ingest, Pilot, Rival, Sample
     from xqg_qdrant.generation import Endpoint, Generator
     from xqg_qdrant.inference import TextEncoder
@@ -73,6 +77,7 @@ def queries_per_language_option(least: int) -> Callable[[F], F]:
 @queries_per_language_option(1)
 @recipe_option
 @field_options
+@split_options
 @sample_seed_option
 @json_option
 @device_option
@@ -90,6 +95,7 @@ def estimate(
     recipe_name: str,
     id_field: str | None,
     text_field: str | None,
+    splitting: Splitting | None,
     seed: int,
     as_json: bool,
     device: str,
@@ -101,15 +107,18 @@ def estimate(
     store.
     """
     from xqg_qdrant.cli.progress import echo_unread, make_bars
+    from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.evaluation.pilot import PASSAGES_OF_A_MINUTE, PASSAGES_OF_CALLS, estimate_cost
 
     encoder, generator = load_encoder(encoder_folder, device, 1), load_generator(generator_source, device, 1)
     size = PASSAGES_OF_CALLS if generator.concurrency else PASSAGES_OF_A_MINUTE
-    sample = _draw(file, id_field, text_field, size, seed, quiet)
-    recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, quiet)
+    inputs = Inputs([file], id_field=id_field, text_field=text_field)
+    split = split_inputs(inputs, splitting, encoder.folder, None)
+    sample = _draw(inputs, size, seed, quiet)
+    recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, split, quiet)
     cost = estimate_cost(sample, _make_ingest(encoder, generator, recipe, threads), make_bars(quiet))
     if not quiet:
-        echo_unread(encoder, generator)
+        echo_unread(encoder.reading, generator.reading)
     if as_json:
         echo(json.dumps(cost.to_json(price_per_hour, generator_source), indent=2))
     else:
@@ -145,6 +154,7 @@ def estimate(
 @queries_per_language_option(2)
 @recipe_option
 @field_options
+@split_options
 @sample_seed_option
 @json_option
 @save_option
@@ -172,6 +182,7 @@ def pilot(
     recipe_name: str,
     id_field: str | None,
     text_field: str | None,
+    splitting: Splitting | None,
     seed: int,
     as_json: bool,
     save: Path | None,
@@ -188,6 +199,7 @@ def pilot(
     that it has are the plain ones: what xqg augment --vector would bring. The collection is only read.
     """
     from xqg_qdrant.cli.progress import echo_unread, make_bars
+    from xqg_qdrant.corpus.inputs import Inputs
     from xqg_qdrant.evaluation.files import read_judged_questions
     from xqg_qdrant.evaluation.pilot import choose_questions, make_ingest_again, make_rival, run_pilot, save_pilot
     from xqg_qdrant.evaluation.results import check_folder, describe_asked
@@ -210,9 +222,14 @@ def pilot(
         asked, data = (chosen, judgements), describe_asked(questions, queries, qrels, judgements)
     folders = encoder_folders or (None,)
     encoder, generator = load_encoder(folders[0], device, 1), load_generator(generator_source, device, 1)
+    split: Mapping[str, Any] = {}
     if file is not None:
-        begun = ["ingest", file, "--collection", "NAME"]
-        sample = _draw(file, id_field, text_field, passages, seed, quiet, wanted)
+        begun = ["ingest", file, "--collection", "NAME", *_split_words(splitting)]
+        inputs = Inputs([file], id_field=id_field, text_field=text_field)
+        split = split_inputs(inputs, splitting, encoder.folder, None)
+        sample = _draw(inputs, passages, seed, quiet, wanted)
+    elif splitting is not None:
+        raise click.UsageError("--split needs a FILE.")
     else:
         begun = ["augment", "--collection", str(collection), "--store", location, "--text-field", str(text_field)]
         named = {"--title-field": title_field, "--id-field": id_field}
@@ -221,18 +238,18 @@ def pilot(
         layout = PayloadLayout(str(text_field), title_field, id_field or "")
         space = Space(str(vector), replaced=True)
         sample = _draw_points(str(collection), location, layout, space, encoder, passages, seed, quiet, wanted)
-    recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, quiet)
+    recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, split, quiet)
     ingest = _make_ingest(encoder, generator, recipe, threads)
     found = run_pilot(sample, asked, ingest, recipe, encoder, threads, measure, seed, make_bars(quiet))
     if not quiet:
-        echo_unread(encoder, generator)
+        echo_unread(encoder.reading, generator.reading)
     if save:
         save_last(save_pilot, save, given_command(), data, found, price_per_hour, seed, encoder.device)
     rivals = [make_rival(encoder, found, found)]
     for folder in folders[1:]:
         other = load_encoder(folder, device, 1)
         asked_again = found.recipe.queries_per_language + found.held_back
-        suited = _make_recipe(other, generator, languages, asked_again, recipe_name, quiet)
+        suited = _make_recipe(other, generator, languages, asked_again, recipe_name, split, quiet)
         again = make_ingest_again(found, other, generator, suited, count_workers(other.device, threads))
         tried = run_pilot(sample, asked, again, suited, other, threads, measure, seed, make_bars(quiet))
         rivals.append(make_rival(other, tried, found))
@@ -256,24 +273,12 @@ def pilot(
         echo(f"With this setting: {command}")
 
 
-def _draw(
-    file: str,
-    id_field: str | None,
-    text_field: str | None,
-    size: int,
-    seed: int,
-    quiet: bool,
-    wanted: Container[str] = (),
-) -> Sample:
+def _draw(inputs: Inputs, size: int, seed: int, quiet: bool, wanted: Container[str] = ()) -> Sample:
     from xqg_qdrant.cli.progress import count_read
-    from xqg_qdrant.corpus.formats import count_rows
-    from xqg_qdrant.corpus.passages import read_passages
     from xqg_qdrant.evaluation.pilot import draw_sample
 
-    total = None if quiet else count_rows(file)
-    return draw_sample(
-        count_read(read_passages(file, id_field=id_field, text_field=text_field), total, quiet), size, seed, wanted
-    )
+    total = None if quiet else inputs.count()
+    return draw_sample(count_read(inputs.read(), total, quiet), size, seed, wanted)
 
 
 def _draw_points(
@@ -301,13 +306,14 @@ def _make_recipe(
     languages: str | None,
     queries_per_language: int | None,
     recipe_name: str,
+    split: Mapping[str, Any],
     quiet: bool,
 ) -> Recipe:
     from xqg_qdrant.augmentation.recipe import choose_recipe
 
     named = choose_languages(languages, generator)
     recipe, reason = choose_recipe(
-        encoder, generator, named, recipe_name=recipe_name, queries_per_language=queries_per_language
+        encoder, generator, named, recipe_name=recipe_name, queries_per_language=queries_per_language, **split
     )
     echo_recipe(recipe, reason, quiet)
     return recipe
@@ -393,6 +399,13 @@ def _echo_rivals(rivals: list[Rival]) -> None:
             against = f"{one_line(rival.encoder)} against {one_line(rivals[0].encoder)}"
             echo(f"{against}: {describe_gain(measure, rival.gained)}")
     echo("")
+
+
+def _split_words(splitting: Splitting | None) -> list[str]:
+    if splitting is None:
+        return []
+    given = {"--split-tokens": splitting.tokens, "--split-overlap": splitting.overlap}
+    return ["--split", *(word for name, value in given.items() if value is not None for word in (name, str(value)))]
 
 
 def make_command(

@@ -24,12 +24,11 @@ from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, InUseError
 from xqg_qdrant.evaluation.robustness import Agreement, Pair, compare_rankings
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generation import Generator
-from xqg_qdrant.generation.onnx import QueryGenerator
-from xqg_qdrant.inference import TextEncoder
-from xqg_qdrant.inference.encoder import Encoder
+from xqg_qdrant.inference import Reading, TextEncoder
 from xqg_qdrant.lifecycle.copying import copy_collection
+from xqg_qdrant.lifecycle.models import update_models
 from xqg_qdrant.lifecycle.retune import Plan, retune
-from xqg_qdrant.lifecycle.status import Status, read_status
+from xqg_qdrant.lifecycle.status import Status, read_sample, read_status
 from xqg_qdrant.lifecycle.verify import Verification, verify
 from xqg_qdrant.printing import format_left_out, format_seconds, format_totals, format_unread
 from xqg_qdrant.stores import Store, read_existing_fingerprint
@@ -62,21 +61,14 @@ def run_ingest(
     begin = partial(ingest, rows, store, collection, encoder, generator, recipe, workers, fingerprint=fingerprint)
     totals = run_engine(begin, total, dead_letters, quiet)
     if not quiet:
-        echo_unread(encoder, generator)
+        echo_unread(encoder.reading, None if generator is None else generator.reading)
     return totals
 
 
-def echo_unread(encoder: TextEncoder, generator: Generator | None = None) -> None:
-    """Print how much of the passages the models did not read, if any."""
-    read = []
-    if isinstance(encoder, Encoder):
-        read.append(("passage", "encoder", encoder.max_passage_tokens, encoder.passages_read))
-    if isinstance(generator, QueryGenerator):
-        read.append(("prompt", "generator", generator.max_input_tokens, generator.prompts_read))
-    for noun, model, longest, count in read:
-        line = format_unread(count.cut, count_of(count.texts, noun), model, longest, count.share_unread)
-        if line:
-            echo(line, err=True)
+def echo_unread(*readings: Reading | None) -> None:
+    """Print how much of the texts the models did not read, if any."""
+    for line in filter(None, map(format_unread, readings)):
+        echo(line, err=True)
 
 
 def run_engine(
@@ -131,7 +123,9 @@ def run_status(store: Store, collection: str, quiet: bool) -> Status:
     with _make_bar(total, " passages", quiet) as bar:
         for status in read_status(store, collection):
             bar.update(status.passages - bar.n)
-    return status
+    if status.in_use or status.points is not None:
+        return status
+    return status._replace(reading=read_sample(store, collection))
 
 
 def run_verify(store: Store, collection: str, quiet: bool) -> Verification:
@@ -164,6 +158,7 @@ def run_copy(source: Store, collection: str, target: Store, name: str, quiet: bo
             verified, rounded = verified + step.verified, rounded + step.rounded
             copying.update(step.read)
             verifying.update(step.verified)
+    update_models(target, name, source.read_models(collection))
     if not quiet:
         counts = f"{count_of(written, 'point')} written, {read - written} already there"
         echo(f"{counts}, {verified} verified, in {format_seconds(time.perf_counter() - start)}.", err=True)

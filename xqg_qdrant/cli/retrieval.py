@@ -65,7 +65,7 @@ def query(
         raise click.UsageError("A QUESTION is empty.")
     lines: Iterable[str] = stdin_lines() if questions == ("-",) else questions
     with opened_store(location, patience=ASKING_SECONDS) as store:
-        encoder = load_encoder(encoder_folder, device, threads)
+        encoder = load_encoder(encoder_folder, device, threads, store, collection)
         check_collection(store, collection, encoder)
         ranker = Ranker(store, collection, encoder)
         for question in (line.strip() for line in lines if line.strip()):
@@ -115,8 +115,8 @@ def serve(
     from xqg_qdrant.stores import SERVING_SECONDS
 
     with listen(port) as listening, opened_store(location, patience=SERVING_SECONDS) as store:
-        encoder = load_encoder(encoder_folder, device, threads)
-        finder = Finder(store, collection or choose_collection(store), encoder)
+        name = collection or choose_collection(store)
+        finder = Finder(store, name, load_encoder(encoder_folder, device, threads, store, name))
         app = make_app(finder, names)
         url = f"http://{ADDRESS}:{listening.getsockname()[1]}/"
         echo(f"Serving {finder.collection!r} at {url} (Ctrl-C to stop)", err=True)

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import click
 from click.core import ParameterSource
 
 from xqg_qdrant.cli.arguments import Command, dead_letters_path, overwrites
-from xqg_qdrant.cli.options import OPTION_GROUPS, add_options
+from xqg_qdrant.cli.options import OPTION_GROUPS, Splitting, add_options
 from xqg_qdrant.cli.terminal import echo, echo_traceback, echo_usage_error, prepare_streams
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, ROWS_REJECTED_EXIT_CODE, InputError, XqgError
 from xqg_qdrant.secrets import remember_environment
@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from xqg_qdrant.evaluation.comparison import Report
     from xqg_qdrant.evaluation.results import MatchQueries
     from xqg_qdrant.evaluation.sweep.trial import Sweep
+    from xqg_qdrant.fingerprint import Fingerprint
     from xqg_qdrant.generation import Endpoint, Generator
-    from xqg_qdrant.inference import TextEncoder
+    from xqg_qdrant.inference import Reading, TextEncoder
+    from xqg_qdrant.model_folders import ModelFolder
     from xqg_qdrant.records import PayloadLayout, Query, Space
     from xqg_qdrant.stores import Sharding, Store
     from xqg_qdrant.stores.server.foreign import ForeignStore
@@ -329,14 +331,40 @@ def _warn_of_clear_key(store: Store, api_key: str | None) -> None:
         echo(f"Warning: the API key travels unencrypted to {store.location}; use https where you can.", err=True)
 
 
-def load_encoder(folder: Path | None, device: str, threads: int) -> TextEncoder:
-    """Open the encoder in a folder, behind an endpoint that a folder describes, or the shipped one."""
-    from xqg_qdrant.inference import open_encoder
+def load_encoder(
+    folder: Path | None, device: str, threads: int, store: Store | None = None, collection: str = ""
+) -> TextEncoder:
+    """Open the encoder in a folder, behind an endpoint that a folder describes, or the shipped one.
 
-    encoder = open_encoder(folder, device, threads)
+    Without a folder, it is the one that made the collection, if it is still where it was.
+    """
+    from xqg_qdrant.inference import open_encoder
+    from xqg_qdrant.lifecycle.models import find_encoder
+
+    known = find_encoder(store, collection) if folder is None and store is not None else None
+    encoder = open_encoder(known or folder, device, threads)
     if encoder.device == "remote":
         click.get_current_context().call_on_close(partial(close_encoder, encoder))
     return encoder
+
+
+@contextmanager
+def keeping_models(
+    store: Store, collection: str, encoder: TextEncoder, source: Path | Endpoint | None = None, *, generated: bool
+) -> Iterator[None]:
+    """Keep with a collection, once it exists, where its models are; `source` is the generator's, None the demo's."""
+    from xqg_qdrant.lifecycle.models import describe_encoder, describe_generator, update_models
+
+    models = {"encoder": describe_encoder(encoder)}
+    if generated:
+        models["generator"] = describe_generator(source)
+    try:
+        yield
+    except BaseException:
+        with suppress(XqgError):
+            update_models(store, collection, models)
+        raise
+    update_models(store, collection, models)
 
 
 def close_encoder(encoder: TextEncoder) -> None:
@@ -400,6 +428,40 @@ def choose_languages(languages: str | None, generator: Generator) -> tuple[str, 
     from xqg_qdrant.languages import parse_languages
 
     return parse_languages(languages, generator.languages) if languages is not None else ()
+
+
+def split_inputs(
+    inputs: Inputs, splitting: Splitting | None, folder: ModelFolder, stored: Fingerprint | None
+) -> dict[str, int]:
+    """Have documents split for an encoder if --split is given; return the settings of the recipe."""
+    from xqg_qdrant.inference.splitting import choose_splitter
+
+    if splitting is None:
+        return {}
+    splitter = choose_splitter(folder, stored, *splitting)
+    inputs.split_by(splitter)
+    return {"split_tokens": splitter.tokens, "split_overlap": splitter.overlap}
+
+
+def split_again(
+    inputs: Inputs, store: Store, collection: str, folder: Path | None, device: str = "cpu"
+) -> TextEncoder | None:
+    """Have documents split as those of a collection; return the encoder, None if they are not split.
+
+    Raises:
+        MismatchError: the encoder is another one.
+    """
+    from xqg_qdrant.fingerprint import is_split
+    from xqg_qdrant.retrieval import check_collection
+    from xqg_qdrant.stores import read_existing_fingerprint
+
+    stored = read_existing_fingerprint(store, collection)
+    if not is_split(stored):
+        return None
+    encoder = load_encoder(folder, device, 1, store, collection)
+    check_collection(store, collection, encoder)
+    split_inputs(inputs, Splitting(None, None), encoder.folder, stored)
+    return encoder
 
 
 def open_dead_letters(path: Path | None, name: str) -> DeadLetters:
@@ -518,12 +580,16 @@ def run_on_ray(
     """Ingest on a Ray cluster, with the progress bar and the summary of any ingest."""
     from xqg_qdrant.augmentation.ray_cluster import connected, list_machines, make_plan
     from xqg_qdrant.augmentation.ray_engine import Keys, ingest_on_ray
-    from xqg_qdrant.cli.progress import run_engine
+    from xqg_qdrant.cli.progress import echo_unread, run_engine
     from xqg_qdrant.generation import llm
     from xqg_qdrant.inference import remote_encoder
 
     with connected(address):
         plan = make_plan(list_machines(), device, num_workers, threads)
         keys = Keys(os.environ.get("QDRANT_API_KEY"), llm.read_key(), remote_encoder.read_key())
-        begin = partial(ingest_on_ray, job, store, keys, plan)
-        return run_engine(begin, total, dead_letters, quiet)
+        readings: list[Reading | None] = []
+        begin = partial(ingest_on_ray, job, store, keys, plan, readings=readings)
+        totals = run_engine(begin, total, dead_letters, quiet)
+    if not quiet:
+        echo_unread(*readings)
+    return totals

@@ -31,6 +31,7 @@ from xqg_qdrant.cli.shared import (
 )
 from xqg_qdrant.cli.terminal import echo
 from xqg_qdrant.evaluation import EVALUATION_DEPTH
+from xqg_qdrant.text import count_of
 
 
 @main.command()
@@ -94,10 +95,10 @@ def sweep(
     if not questions:
         raise click.UsageError("Missing option '--questions'.")
     queries, judgements = read_judged_questions(questions, qrels, language)
-    # One thread per operator: the workers are the threads.
-    encoder = load_encoder(encoder_folder, device, 1)
     with opened_vectors() as vectors:
         with opened_store(location) as store:
+            # One thread per operator: the workers are the threads.
+            encoder = load_encoder(encoder_folder, device, 1, store, collection)
             recipe = check_sweepable(store, collection, encoder)
             searched = describe_searched(store, collection, encoder)
             vectors.load(store, collection, encoder, threads, make_bars(quiet))
@@ -118,8 +119,9 @@ def sweep(
         return
     chosen_on, reported_on = map(len, found.halves)
     echo(
-        f"{len(vectors.passages)} passages with {vectors.distinct_queries} distinct queries; "
-        f"{len(found.points)} settings on {chosen_on} questions:\n"
+        f"{count_of(len(vectors.passages), 'passage')} with "
+        f"{count_of(vectors.distinct_queries, 'distinct query', 'distinct queries')}; "
+        f"{count_of(len(found.points), 'setting')} on {count_of(chosen_on, 'question')}:\n"
     )
     echo(format_points(found))
     echo(f"\nBest: {describe(found.chosen)}.")

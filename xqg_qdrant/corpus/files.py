@@ -26,6 +26,8 @@ from xqg_qdrant.secrets import refuse_secret
 
 # In bytes. A byte becomes at most six in JSON, and a request to a server holds 32 MiB.
 LONGEST_ROW = 4 * 2**20
+# Of a document that is split before it is stored.
+LONGEST_DOCUMENT = 64 * 2**20
 # Endings of compressed files' names. What a file is compressed with is read from its first bytes.
 COMPRESSED = (".gz", ".zst", ".zstd")
 GZIP, ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
@@ -74,35 +76,35 @@ def corpus_files(source: str) -> list[str]:
     return [str(existing_file(source, "corpus.jsonl"))]
 
 
-def file_lines(path: str) -> Generator[bytes, None, None]:
+def file_lines(path: str, longest: int = LONGEST_ROW) -> Generator[bytes, None, None]:
     """Yield the lines of a file, compressed or not, or of standard input (`-`), without a byte order mark.
 
-    A line of more than `LONGEST_ROW` bytes is truncated; use `is_cut` to detect it.
+    A line of more than `longest` bytes is truncated; use `is_cut` to detect it.
 
     Raises:
         InputError: the file cannot be read to its end.
     """
     with opened_file(path) as file:
-        yield from read_lines(file)
+        yield from read_lines(file, longest)
 
 
-def read_lines(file: IO[bytes]) -> Iterator[bytes]:
+def read_lines(file: IO[bytes], longest: int = LONGEST_ROW) -> Iterator[bytes]:
     """Yield the lines of an opened file like `file_lines`."""
     first = file.readline(len(codecs.BOM_UTF8))
     if first == codecs.BOM_UTF8:
         first = b""
     if not first.endswith(b"\n"):
-        first += file.readline(LONGEST_ROW + 1 - len(first))
-    others = iter(partial(file.readline, LONGEST_ROW + 1), b"")
+        first += file.readline(longest + 1 - len(first))
+    others = iter(partial(file.readline, longest + 1), b"")
     for line in chain((first,) if first else (), others):
-        if len(line) > LONGEST_ROW and is_cut(line):
+        if is_cut(line, longest):
             _skip_to_end_of_line(file)
         yield line
 
 
-def is_cut(line: bytes) -> bool:
+def is_cut(line: bytes, longest: int = LONGEST_ROW) -> bool:
     """Return whether a line from `file_lines` is a truncated one."""
-    return len(line) > LONGEST_ROW and not line.endswith(b"\n")
+    return len(line) > longest and not line.endswith(b"\n")
 
 
 def _skip_to_end_of_line(file: IO[bytes]) -> None:

@@ -25,7 +25,7 @@ from xqg_qdrant.corpus.files import (
     read_lines,
 )
 from xqg_qdrant.corpus.parquet import count_parquet_rows
-from xqg_qdrant.corpus.rows import JOINED, MARK, TOO_LONG, WHITE_SPACE, FileRow, decode_line
+from xqg_qdrant.corpus.rows import JOINED, MARK, WHITE_SPACE, FileRow, decode_line, too_long
 from xqg_qdrant.corpus.tables import is_table
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.text import show
@@ -57,7 +57,7 @@ def count_rows(source: str) -> int | None:
     return None if None in counts else sum(filter(None, counts))
 
 
-def json_rows(path: str) -> Iterator[FileRow]:
+def json_rows(path: str, longest: int = LONGEST_ROW) -> Iterator[FileRow]:
     """Yield the objects of a JSONL file, or of one JSON array; blank lines and white space around a line are ignored.
 
     Raises:
@@ -65,15 +65,15 @@ def json_rows(path: str) -> Iterator[FileRow]:
     """
     with opened_file(path) as file:
         if ARRAY.match(file.peek(PEEKED).removeprefix(codecs.BOM_UTF8)):
-            yield from _array_rows(path, file)
+            yield from _array_rows(path, file, longest)
         else:
-            yield from _line_rows(file)
+            yield from _line_rows(file, longest)
 
 
-def _line_rows(file: IO[bytes]) -> Iterator[FileRow]:
+def _line_rows(file: IO[bytes], longest: int) -> Iterator[FileRow]:
     parse = json.JSONDecoder(object_pairs_hook=_to_fields).decode
-    for number, line in enumerate(read_lines(file), start=1):
-        raw, problem = decode_line(line)
+    for number, line in enumerate(read_lines(file, longest), start=1):
+        raw, problem = decode_line(line, longest)
         raw = raw.strip(WHITE_SPACE)
         if problem:
             yield FileRow(number, raw, {}, problem)
@@ -97,10 +97,10 @@ def _line_rows(file: IO[bytes]) -> Iterator[FileRow]:
 class _ArrayText:
     """The text of a JSON array, of which only the value at hand is in memory."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], longest: int) -> None:
         # A byte that is not UTF-8 becomes a lone surrogate, which rejects its row alone.
         self._reader = codecs.getreader("utf-8-sig")(file, "surrogateescape")
-        self._text, self._at = "", 0
+        self._text, self._at, self._longest = "", 0, longest
         self.line = 1
 
     def take(self) -> str:
@@ -124,8 +124,8 @@ class _ArrayText:
                     break
                 raise ValueError("a value that neither a comma nor a bracket follows")
             except ValueError:
-                if len(self._text) - self._at > LONGEST_ROW:
-                    raise ValueError(f"a row that is malformed or {TOO_LONG}") from None
+                if len(self._text) - self._at > self._longest:
+                    raise ValueError(f"a row that is malformed or {too_long(self._longest)}") from None
                 if not self._read_more():
                     raise
         raw = self._text[self._at : end]
@@ -157,8 +157,8 @@ class _ArrayText:
         self._text, self._at = self._text[self._at :], 0
 
 
-def _array_rows(path: str, file: IO[bytes]) -> Iterator[FileRow]:
-    text, follows = _ArrayText(file), ","
+def _array_rows(path: str, file: IO[bytes], longest: int) -> Iterator[FileRow]:
+    text, follows = _ArrayText(file, longest), ","
     text.take()
     rows = 0
     try:

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from xqg_qdrant.corpus.files import LONGEST_ROW, is_remote, open_remote
-from xqg_qdrant.corpus.rows import TOO_LONG, FileRow, not_utf8, refuse_repeated
+from xqg_qdrant.corpus.rows import FileRow, not_utf8, refuse_repeated, too_long
 from xqg_qdrant.errors import InputError
 
 PARQUET_BATCH = 1024
@@ -15,7 +15,7 @@ PARQUET_BATCH = 1024
 PASSAGE_COLUMNS = b"xqg_passage_columns"
 
 
-def parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
+def parquet_rows(path: str, id_fields: Sequence[str], longest: int = LONGEST_ROW) -> Iterator[FileRow]:
     """Yield the rows of a Parquet file; dates, times and decimals become strings, as JSON has none of them.
 
     Raises:
@@ -32,7 +32,9 @@ def parquet_rows(path: str, id_fields: Sequence[str]) -> Iterator[FileRow]:
             kept = (file.schema_arrow.metadata or {}).get(PASSAGE_COLUMNS)
             columns = kept.decode().split(",") if kept else None
             batches = file.iter_batches(batch_size=PARQUET_BATCH, columns=columns)
-            found = chain.from_iterable(_parquet_fields(pa, _decode_dictionaries(pa, batch)) for batch in batches)
+            found = chain.from_iterable(
+                _parquet_fields(pa, _decode_dictionaries(pa, batch), longest) for batch in batches
+            )
             for number, (fields, problem) in enumerate(found, start=1):
                 yield FileRow(number, "", fields, problem)
     except (pa.ArrowException, OSError) as error:
@@ -66,10 +68,10 @@ def _decode_dictionaries(pa: Any, batch: Any) -> Any:  # noqa: ANN401
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
-def _parquet_fields(pa: Any, batch: Any) -> list[tuple[dict[str, Any], str]]:  # noqa: ANN401
+def _parquet_fields(pa: Any, batch: Any, longest: int) -> list[tuple[dict[str, Any], str]]:  # noqa: ANN401
     """Return the rows of a record batch as dicts, each with its problem or an empty string."""
-    problem, names = TOO_LONG, batch.schema.names
-    if batch.nbytes <= LONGEST_ROW:
+    problem, names = too_long(longest), batch.schema.names
+    if batch.nbytes <= longest:
         try:
             rows = zip(*(_to_values(pa, column) for column in batch.columns), strict=True)
             return [(dict(zip(names, row, strict=True)), "") for row in rows]
@@ -80,7 +82,7 @@ def _parquet_fields(pa: Any, batch: Any) -> list[tuple[dict[str, Any], str]]:  #
     if batch.num_rows == 1:
         return [({}, problem)]
     half = batch.num_rows // 2
-    return _parquet_fields(pa, batch.slice(0, half)) + _parquet_fields(pa, batch.slice(half))
+    return _parquet_fields(pa, batch.slice(0, half), longest) + _parquet_fields(pa, batch.slice(half), longest)
 
 
 def _to_values(pa: Any, column: Any) -> list[Any]:  # noqa: ANN401

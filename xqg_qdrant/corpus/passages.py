@@ -28,7 +28,7 @@ from xqg_qdrant.corpus.fields import (
     take_text,
     unstorable_field,
 )
-from xqg_qdrant.corpus.files import corpus_files, existing_file, kind_of
+from xqg_qdrant.corpus.files import LONGEST_ROW, corpus_files, existing_file, kind_of
 from xqg_qdrant.corpus.formats import is_squad, json_rows, squad_rows
 from xqg_qdrant.corpus.parquet import parquet_rows
 from xqg_qdrant.corpus.rows import FileRow
@@ -47,7 +47,7 @@ JSON_KINDS = (".jsonl", ".ndjson", ".json")
 
 
 def read_passages(
-    *sources: str, id_field: str | None = None, text_field: str | None = None
+    *sources: str, id_field: str | None = None, text_field: str | None = None, longest: int = LONGEST_ROW
 ) -> Iterator[Passage | Reject]:
     """Read the passages of a corpus, one at a time.
 
@@ -58,6 +58,7 @@ def read_passages(
             any of these in an object store; `ir_datasets:` and an id; or `-` for JSONL on standard input.
         id_field: The field of the passage id, if not `id`, `_id`, `passage_id`, `pid` or `docid`.
         text_field: The field of the text, if not `text`, `contents` or `passage`.
+        longest: Bytes of the longest row.
 
     Returns:
         An iterator of passages, with a `Reject` for each row that cannot be used. Fields other than id, text and title
@@ -67,7 +68,7 @@ def read_passages(
         InputError: A file is missing, damaged or of an unknown format, or its first row has `generated_queries`, which
             only `read_queried_passages` uses.
     """
-    rows = _read_rows(sources, id_field, text_field, queried=False)
+    rows = _read_rows(sources, id_field, text_field, queried=False, longest=longest)
     return cast("Iterator[Passage | Reject]", rows)
 
 
@@ -126,31 +127,32 @@ class _Names(NamedTuple):
 
 
 def _read_rows(
-    sources: Sequence[str], id_field: str | None, text_field: str | None, queried: bool
+    sources: Sequence[str], id_field: str | None, text_field: str | None, queried: bool, longest: int = LONGEST_ROW
 ) -> Iterator[Passage | QueriedPassage | Reject]:
     """Open all sources before reading the first, so that a misspelt name fails at once."""
     is_new = TextSet().add
     names = _Names((id_field,) if id_field else ID_FIELDS, (text_field,) if text_field else TEXT_FIELDS)
-    opened = [part for source in sources for part in _open_source(source, names)]
+    opened = [part for source in sources for part in _open_source(source, names, longest)]
     return chain.from_iterable(_passages(rows, path, found, queried, is_new) for rows, path, found in opened)
 
 
-def _open_source(source: str, names: _Names) -> list[tuple[Iterator[FileRow], str, _Names]]:
+def _open_source(source: str, names: _Names, longest: int) -> list[tuple[Iterator[FileRow], str, _Names]]:
     """Return rows, path and field names of each file of a source."""
     if is_catalogued(source):
         return [(catalogued_passages(source), source, _Names(ID_FIELDS, TEXT_FIELDS))]
-    return [(_open_file(path, names), path, names) for path in (["-"] if source == "-" else corpus_files(source))]
+    paths = ["-"] if source == "-" else corpus_files(source)
+    return [(_open_file(path, names, longest), path, names) for path in paths]
 
 
-def _open_file(path: str, names: _Names) -> Iterator[FileRow]:
+def _open_file(path: str, names: _Names, longest: int) -> Iterator[FileRow]:
     if kind_of(path) == ".parquet":
-        return parquet_rows(path, names.id)
+        return parquet_rows(path, names.id, longest)
     if is_table(path):
-        return table_rows(path, names.id, names.text)
+        return table_rows(path, names.id, names.text, longest=longest)
     if is_squad(path):
         return squad_rows(path)
     if path == "-" or kind_of(path) in JSON_KINDS:
-        return json_rows(path)
+        return json_rows(path, longest)
     cure = "use a .jsonl, .json, .tsv, .csv or .parquet file; all but the last may be compressed (.gz, .zst)"
     raise InputError(f"{path}: unknown kind of file.", cure)
 

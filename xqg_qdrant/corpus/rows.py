@@ -12,7 +12,6 @@ from xqg_qdrant.errors import InputError
 WHITE_SPACE = " \t\n\r\v\f"
 MARK = "\ufeff"
 JOINED = "begins with a byte order mark, as in joined files"
-TOO_LONG = f"longer than {LONGEST_ROW:,} bytes"
 
 
 class FileRow(NamedTuple):
@@ -24,9 +23,14 @@ class FileRow(NamedTuple):
     problem: str = ""
 
 
-def decode_line(line: bytes) -> tuple[str, str]:
+def too_long(longest: int) -> str:
+    """Return the problem of a row of more than `longest` bytes."""
+    return f"longer than {longest:,} bytes"
+
+
+def decode_line(line: bytes, longest: int = LONGEST_ROW) -> tuple[str, str]:
     """Return a line as text, and the problem if it cannot be used."""
-    problem = TOO_LONG if is_cut(line) else ""
+    problem = too_long(longest) if is_cut(line, longest) else ""
     try:
         return line.decode("utf-8"), problem
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from contextlib import closing
 from xqg_qdrant.corpus.files import LONGEST_ROW, file_lines, kind_of
 from xqg_qdrant.corpus.rows import JOINED, MARK, WHITE_SPACE, FileRow, decode_line, refuse_repeated
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.text import count_of
 
 TAB = "\t"
 SEPARATORS = {".tsv": TAB, ".csv": ",;\t"}
@@ -26,7 +27,11 @@ def is_table(path: str) -> bool:
 
 
 def table_rows(
-    path: str, id_fields: Sequence[str], text_fields: Sequence[str], no_header: tuple[str, ...] = ()
+    path: str,
+    id_fields: Sequence[str],
+    text_fields: Sequence[str],
+    no_header: tuple[str, ...] = (),
+    longest: int = LONGEST_ROW,
 ) -> Iterator[FileRow]:
     """Yield the rows of a TSV or CSV file; a file of another name is TSV.
 
@@ -36,8 +41,10 @@ def table_rows(
     Raises:
         InputError: the header is missing or names a column twice.
     """
-    with closing(file_lines(path)) as lines:
-        yield from _rows(path, _Lines(lines), SEPARATORS.get(kind_of(path), TAB), id_fields, text_fields, no_header)
+    with closing(file_lines(path, longest)) as lines:
+        yield from _rows(
+            path, _Lines(lines, longest), SEPARATORS.get(kind_of(path), TAB), id_fields, text_fields, no_header
+        )
 
 
 def _rows(
@@ -61,15 +68,16 @@ def _rows(
                 continue
         cells, raw, problem = lines.take_row(raw, separator, len(header), is_csv=separators != TAB)
         if not problem and len(cells) != len(header):
-            problem = f"{len(cells)} columns where there should be {len(header)}"
+            problem = f"{count_of(len(cells), 'column')} where there should be {len(header)}"
         yield FileRow(number, raw, {} if problem else dict(zip(header, cells, strict=True)), problem)
 
 
 class _Lines:
     """The numbered lines of a file that are not blank; some may be put back."""
 
-    def __init__(self, lines: Iterator[bytes]) -> None:
-        self._lines = enumerate(map(decode_line, lines), start=1)
+    def __init__(self, lines: Iterator[bytes], longest: int) -> None:
+        self._lines = enumerate((decode_line(line, longest) for line in lines), start=1)
+        self._longest = longest
         self._put_back: list[tuple[int, str, str]] = []
 
     def __iter__(self) -> Iterator[tuple[int, str, str]]:
@@ -90,7 +98,7 @@ class _Lines:
             return cells, raw, UNCLOSED if is_csv and not cells else ""
         taken: list[tuple[int, str, str]] = []
         size = len(raw)
-        while inside and size <= LONGEST_ROW and (line := self._next()) is not None:
+        while inside and size <= self._longest and (line := self._next()) is not None:
             is_row = not is_csv and len(_plain_cells(line[1], expected)) == expected
             if line[2] or is_row:
                 self._put_back.append(line)

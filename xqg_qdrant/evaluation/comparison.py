@@ -26,7 +26,7 @@ from xqg_qdrant.evaluation.significance import (
 )
 from xqg_qdrant.evaluation.xor_retrieve import Found, find_answer_hits, note_short_results
 from xqg_qdrant.records import Qrel, Query
-from xqg_qdrant.text import count_of
+from xqg_qdrant.text import agree, count_of
 
 SIGNIFICANT = 0.05
 UNKNOWN_LANGUAGE = "und"
@@ -175,7 +175,8 @@ def evaluate_runs(
     values: dict[str, dict[str, Values]] = {}
     for name, run in runs.items():
         if without := sum(1 for query_id in languages if not run.get(query_id)):
-            notes.append(f"{name}: {without} of the {len(languages)} questions have no results and count as misses")
+            counts = agree(without, "has no results and counts as a miss", "have no results and count as misses")
+            notes.append(f"{name}: {without} of the {count_of(len(languages), 'question')} {counts}")
         passages = [hit.passage for found in run.values() for hit in found]
         has_ids = all(passage.passage_id for passage in passages)
         figures: dict[str, dict[str, float]] = {}
@@ -193,9 +194,8 @@ def evaluate_runs(
             figures |= per_query_values(judged, plain, recall_at=recall_at, mrr_at=mrr_at, ndcg_at=ndcg_at)
             longest = max(map(len, run.values()), default=0)
             if longest < max([*recall_at, *mrr_at, *ndcg_at], default=0):
-                notes.append(
-                    f"{name}: no question has more than {longest} results, so figures beyond that rank are too low"
-                )
+                most = count_of(longest, "result")
+                notes.append(f"{name}: no question has more than {most}, so figures beyond that rank are too low")
         elif judged:
             notes.append(f"{name}: recall, MRR and nDCG are left out, because the ids of its passages are unknown")
         percent = {name: {id_: 100 * value for id_, value in of.items()} for name, of in figures.items()}
@@ -351,8 +351,8 @@ def report_predictions(
     counted = {name: next(iter(scored.values()))["questions"] for name, scored in scores.items()}
     expected = sum(1 for query in gold if official.span_answers(query))
     notes = tuple(
-        f"{name}: {missing} {'question has' if missing == 1 else 'questions have'} no prediction and "
-        f"{'is' if missing == 1 else 'are'} not counted, as in the official script"
+        f"{name}: {count_of(missing, 'question')} {agree(missing, 'has', 'have')} no prediction and "
+        f"{agree(missing, 'is', 'are')} not counted, as in the official script"
         for name, questions in counted.items()
         if (missing := expected - sum(questions.values())) > 0
     )

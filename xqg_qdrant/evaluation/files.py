@@ -22,7 +22,7 @@ from xqg_qdrant.corpus.files import existing_file, file_lines, is_cut, opened_fi
 from xqg_qdrant.corpus.questions import QuestionSet, may_hold_questions, read_questions
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import Qrel, Query
-from xqg_qdrant.text import show
+from xqg_qdrant.text import count_of, show
 
 Run = dict[str, list[tuple[str, float]]]
 """The results of a search: for each query id the passage ids and scores, best first."""
@@ -57,7 +57,9 @@ def read_qrels(path: str | Path) -> list[Qrel]:
     qrels: dict[tuple[str, str], Qrel] = {}
     for line, cells in _table(file):
         if len(cells) not in (3, 4):
-            raise InputError(f"{file}, line {line}: {len(cells)} columns.", "give query id, passage id and relevance")
+            raise InputError(
+                f"{file}, line {line}: {count_of(len(cells), 'column')}.", "give query id, passage id and relevance"
+            )
         if line == 1 and not _is_number(cells[-1]):
             continue  # the header
         qrel = Qrel(cells[0], cells[-2], _read_relevance(cells[-1], f"{file}, line {line}"))
@@ -192,7 +194,7 @@ def read_run(path: str | Path) -> Run:
     for line, cells in _table(str(existing_file(path, "run.trec"))):
         if len(cells) != RUN_COLUMNS:
             raise InputError(
-                f"{path}, line {line}: {len(cells)} columns; a TREC run has {RUN_COLUMNS}.",
+                f"{path}, line {line}: {count_of(len(cells), 'column')}; a TREC run has {RUN_COLUMNS}.",
                 "give query id, Q0, passage id, rank, score and tag, separated by tabs if ids contain spaces",
             )
         try:

@@ -30,6 +30,7 @@ from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, FloatArray, Passage, Query
 from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.streams import batched
+from xqg_qdrant.text import count_of
 
 VECTORS = (PASSAGE_VECTOR, XQG_VECTOR)
 PLAIN, CALIBRATED = "plain", "calibrated"
@@ -212,7 +213,7 @@ class _Nearest:
 def _check_size(collection: str, passages: int) -> None:
     if passages <= NEIGHBOURS:
         raise InputError(
-            f"collection {collection!r} has only {passages} passages: every question finds all of them.",
+            f"collection {collection!r} has only {count_of(passages, 'passage')}: every question finds all.",
             f"ingest more than {NEIGHBOURS}",
         )
 

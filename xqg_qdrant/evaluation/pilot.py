@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from xqg_qdrant.augmentation.pipeline import Progress, StoredRow, describe
 from xqg_qdrant.augmentation.pipeline import ingest as ingest_rows
 from xqg_qdrant.augmentation.recipe import Recipe
+from xqg_qdrant.corpus.inputs import DOCUMENT_ID
 from xqg_qdrant.corpus.seen_ids import TextSet
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import EVALUATION_DEPTH
@@ -32,6 +33,7 @@ from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, Qrel, QueriedPassage, Query, Reject
 from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.streams import Bars
+from xqg_qdrant.text import count_of
 
 TRIAL = "trial"
 """The name of the temporary collection."""
@@ -231,8 +233,9 @@ def draw_sample(
             rejected += 1
             continue
         corpus += 1
-        passage_id = (row.passage if isinstance(row, QueriedPassage) else row).passage_id
-        item = (passage_id in wanted, -_shuffle(passage_id, seed), passage_id, row)
+        passage = row.passage if isinstance(row, QueriedPassage) else row
+        asked = passage.passage_id in wanted or passage.metadata.get(DOCUMENT_ID) in wanted
+        item = (asked, -_shuffle(passage.passage_id, seed), passage.passage_id, row)
         if len(drawn) < size:
             heapq.heappush(drawn, item)
         elif item > drawn[0]:
@@ -280,7 +283,7 @@ def choose_questions(
 
 def keep_answered(queries: Sequence[Query], qrels: Iterable[Qrel], passages: Iterable[Passage]) -> list[Query]:
     """Return the questions with a relevant passage in the sample; the others may be of another corpus."""
-    ids = {passage.passage_id for passage in passages}
+    ids = {name for passage in passages for name in (passage.passage_id, passage.metadata.get(DOCUMENT_ID))}
     answered = {qrel.query_id for qrel in qrels if qrel.relevance > 0 and qrel.passage_id in ids}
     return [query for query in queries if query.query_id in answered]
 
@@ -440,7 +443,7 @@ def ingest_sample(
                 stop.set()
     if not stored:
         raise InputError(
-            f"all {len(passages)} passages of the sample were rejected.",
+            f"every row of the sample was rejected ({count_of(len(passages), 'passage')}).",
             "ingest a few of them with xqg ingest to see why",
         )
     return stored, time.perf_counter() - start, usage

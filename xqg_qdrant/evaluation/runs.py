@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from xqg_qdrant.corpus.inputs import DOCUMENT_ID
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.baselines import BASELINES, search_baselines
 from xqg_qdrant.evaluation.comparison import Report, evaluate_runs, languages_of, make_report, measured_questions
@@ -20,12 +22,13 @@ from xqg_qdrant.evaluation.results import (
 )
 from xqg_qdrant.evaluation.significance import TestName
 from xqg_qdrant.evaluation.xor_retrieve import Found, WordRules
+from xqg_qdrant.fingerprint import is_split
 from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import XQG_VECTOR, Passage, Qrel, Query, ScoredPassage
 from xqg_qdrant.retrieval import search_runs
 from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.streams import Bars
-from xqg_qdrant.text import show
+from xqg_qdrant.text import count_of, show
 
 SystemRun: TypeAlias = dict[str, list[ScoredPassage]]
 
@@ -116,20 +119,50 @@ def check_judged_passages(runs: Mapping[str, SystemRun], qrels: Iterable[Qrel]) 
             )
 
 
-def check_collection_is_judged(store: Store, collection: str, qrels: Iterable[Qrel]) -> None:
-    """Check that a collection has judged passages.
+def check_collection_is_judged(store: Store, collection: str, qrels: Iterable[Qrel]) -> bool:
+    """Check that a collection has judged passages; return whether the judgements name documents that were split.
 
     Raises:
         InputError: It has none of them.
     """
     judged = sorted({qrel.passage_id for qrel in qrels})
-    parts = (judged[start : start + JUDGED_AT_ONCE] for start in range(0, len(judged), JUDGED_AT_ONCE))
-    if judged and not any(store.read_points(collection, part) for part in parts):
+
+    def holds(ids: Sequence[str]) -> bool:
+        parts = (ids[start : start + JUDGED_AT_ONCE] for start in range(0, len(ids), JUDGED_AT_ONCE))
+        return any(store.read_points(collection, part) for part in parts)
+
+    if judged and is_split(store.read_fingerprint(collection) or {}) and holds([f"{name}#1" for name in judged]):
+        return True
+    if judged and not holds(judged):
         raise InputError(
             f"none of the {len(judged)} judged passages, such as {show(judged[0])}, is in the collection "
             f"{collection!r}.",
             "check that corpus and judgements use the same passage ids",
         )
+    return False
+
+
+def rank_documents(runs: Mapping[str, SystemRun]) -> dict[str, SystemRun]:
+    """Return runs of documents that were split: each with its best passage, which gets the document's id."""
+    return {name: {query_id: _rank_documents(found) for query_id, found in run.items()} for name, run in runs.items()}
+
+
+def _rank_documents(found: Iterable[ScoredPassage]) -> list[ScoredPassage]:
+    best: dict[str, ScoredPassage] = {}
+    for hit in found:
+        document = str(hit.passage.metadata.get(DOCUMENT_ID, hit.passage.passage_id))
+        best.setdefault(document, replace(hit, passage=replace(hit.passage, passage_id=document)))
+    return list(best.values())
+
+
+def note_documents(report: Report, runs: Mapping[str, SystemRun], limit: int) -> Report:
+    """Add to a report of `rank_documents` how few documents the `limit` passages of a question are."""
+    fewest = min((len(found) for run in runs.values() for found in run.values()), default=0)
+    note = (
+        f"documents are judged, each by its best passage; the {count_of(limit, 'passage')} of a question are as few as "
+        f"{count_of(fewest, 'document')}, so figures beyond that rank may be too low"
+    )
+    return replace(report, notes=(*report.notes, note))
 
 
 def _checked(path: Path, run: SystemRun) -> SystemRun:
@@ -324,7 +357,7 @@ def _refuse_other_data(first: Results, second: Results) -> None:
 
 def _describe(results: Results, name: str, rows: int) -> str:
     found = results.manifest.get("data", {}).get(name)
-    counted = "1 row" if rows == 1 else f"{rows} rows"
+    counted = count_of(rows, "row")
     return f"{found['path']} ({counted}, sha256 {found['sha256'][:12]}…)" if found else counted
 
 

@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.files import Prediction
 from xqg_qdrant.records import Query, ScoredPassage
+from xqg_qdrant.text import agree, count_of
 
 TOKEN_BUDGETS = (2000, 5000)
 WordRules: TypeAlias = Literal["installed", "published"]
@@ -251,7 +252,7 @@ def note_short_results(
                 short += 1
         if short:
             notes.append(
-                f"{measure} of {name}: {short} missed {'question has' if short == 1 else 'questions have'} results of "
+                f"{measure} of {name}: {count_of(short, 'missed question')} {agree(short, 'has', 'have')} results of "
                 f"fewer than {budget:,} tokens; search with a higher limit"
             )
     return notes

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from xqg_qdrant.errors import InputError, XqgError
 from xqg_qdrant.generation.checks import Dropped
+from xqg_qdrant.inference import Reading
 from xqg_qdrant.records import GeneratedQuery, Passage
 
 # How long a generator takes for a passage: seconds (on a CPU), much less (on a GPU), or next to nothing.
@@ -76,6 +77,10 @@ class Generator(Protocol):
     @property
     def writes_sentences(self) -> bool:
         """Return whether the language of its queries can be checked."""
+
+    @property
+    def reading(self) -> Reading | None:
+        """Return how much of the prompts was read so far; None if that cannot be found out."""
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide the queries, for a fingerprint; without `kind` it is an ONNX model."""

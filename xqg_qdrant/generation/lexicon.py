@@ -38,6 +38,7 @@ class Lexicon:
 
     pace = INSTANT
     concurrency = 0
+    reading = None
     writes_sentences = False
     sampling = None
 

@@ -37,6 +37,7 @@ from xqg_qdrant.generation.questions import (
 from xqg_qdrant.inference.endpoint import find_key
 from xqg_qdrant.machine import find_cache
 from xqg_qdrant.records import GeneratedQuery, Passage
+from xqg_qdrant.text import count_of
 
 LANGUAGE_MODEL = "language-model"
 # For the brackets of the JSON and what a model says around it.
@@ -62,6 +63,7 @@ class LanguageModelGenerator:
     """A `Generator` that asks a language model; the same call may be answered differently each time."""
 
     pace = SLOW
+    reading = None
     writes_sentences = True
     sampling = ChatSampling()
     languages: tuple[str, ...] = ()
@@ -272,7 +274,7 @@ class LanguageModelGenerator:
                 self._in_flight += 1
                 return
         error = ModelError(
-            f"the limit is reached: {spent.tokens_in + spent.tokens_out} tokens in {spent.calls} calls.",
+            f"the limit is reached: {spent.tokens_in + spent.tokens_out} tokens in {count_of(spent.calls, 'call')}.",
             "run the same command again to resume with a new limit",
         )
         self._chat.end(error)

@@ -18,6 +18,7 @@ import numpy as np
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.generation import FAST, SLOW, Generation
 from xqg_qdrant.generation.checks import check_queries
+from xqg_qdrant.inference import GENERATOR, Reading
 from xqg_qdrant.inference.batching import BATCH_BYTES, Budget, cut_prompts
 from xqg_qdrant.inference.decoding import Noise, decode, gumbel_noise
 from xqg_qdrant.inference.optimum_decoder import ForeignDecoder
@@ -94,7 +95,7 @@ class QueryGenerator:
         about = self.folder.description
         self.graph = find_graph(about)
         self._prompt: str = about["prompt"]
-        self.max_input_tokens: int = about["max_input_tokens"]
+        self._max_input_tokens: int = about["max_input_tokens"]
         self._language_tokens: dict[str, int] = about["language_tokens"]
         self._start_id: int = about["decoder_start_id"]
         self._end_id: int = about["end_id"]
@@ -102,8 +103,8 @@ class QueryGenerator:
         self.restricted_languages: tuple[str, ...] = tuple(about["restricted_languages"])
         self.sampling = Sampling(**about["sampling"])
         self.max_output_tokens: int = about["max_output_tokens"]
-        self.prompts_read = ReadCount()
-        self._tokenizer = open_tokenizer(folder / TOKENIZER_FILE, self.max_input_tokens)
+        self._prompts_read = ReadCount(GENERATOR, "prompt", self._max_input_tokens)
+        self._tokenizer = open_tokenizer(folder / TOKENIZER_FILE, self._max_input_tokens)
         self.vocabulary_size = self._tokenizer.get_vocab_size()
         open_decoder: Callable[..., Decoder | ForeignDecoder] = ForeignDecoder if is_foreign(about) else Decoder
         with ThreadPoolExecutor() as pool:
@@ -114,7 +115,7 @@ class QueryGenerator:
         self._readable = count_readable_ids(self._tokenizer, self._decoders[0].read)
         self._unknown = -1 if self._readable is None else unknown_id(self._tokenizer)
         self._turns = itertools.count()
-        self._budget = Budget(BATCH_BYTES, "bytes")
+        self._budget = Budget(BATCH_BYTES, "byte")
         self.device = join_devices(decoder.device for decoder in self._decoders)
 
     def describe(self) -> dict[str, Any]:
@@ -126,6 +127,11 @@ class QueryGenerator:
         return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
 
     writes_sentences = True
+
+    @property
+    def reading(self) -> Reading:
+        """Return how much of the prompts was read so far."""
+        return self._prompts_read.reading
 
     @property
     def pace(self) -> str:
@@ -285,7 +291,7 @@ class QueryGenerator:
         together = languages[:1] if "{language}" not in self._prompt else languages
         prompts = [self.fill_prompt(passage, language) for passage in passages for language in together]
         size = samples * len(languages) // len(together)
-        rows = encode_ids(self._tokenizer, prompts, self.prompts_read)
+        rows = encode_ids(self._tokenizer, prompts, self._prompts_read)
         return [
             # A prompt needs a token, even if its text has none.
             _Group(ids or [self._end_id], range(number * size, (number + 1) * size))

@@ -30,6 +30,7 @@ from xqg_qdrant.generation.chat import read_answer
 from xqg_qdrant.generation.checks import check_queries
 from xqg_qdrant.languages import LANGUAGES, can_identify, language_name, standard_code
 from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage, Reject
+from xqg_qdrant.text import count_of
 
 # Part of the fingerprint: raise it if FORMAT, the tags or the schema change.
 SCHEMA_VERSION = 1
@@ -414,7 +415,8 @@ class BatchResults:
 
     def __str__(self) -> str:
         return (
-            f"{self.path}: {self.missing} passages without a result, {self.failed} results that failed, "
+            f"{self.path}: {count_of(self.missing, 'passage')} without a result, "
+            f"{count_of(self.failed, 'result')} that failed, "
             f"{self.left_over} of other passages or repeated"
         )
 

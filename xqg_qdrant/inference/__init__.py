@@ -6,12 +6,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from xqg_qdrant.model_folders import ModelFolder
 from xqg_qdrant.model_folders.description import read_endpoint
 from xqg_qdrant.records import FloatArray
+
+# The fields of an encoder's description that decide its vectors, besides its files.
+DESCRIBED = (
+    *("pooling", "normalise", "query_prefix", "passage_prefix"),
+    *("max_query_tokens", "max_passage_tokens", "dtype"),
+)
+ENCODER, GENERATOR = "encoder", "generator"
+
+
+class Reading(NamedTuple):
+    """How much of its texts a model has read.
+
+    Attributes:
+        model: `ENCODER` or `GENERATOR`.
+        noun: What the texts are, such as `passage`.
+        longest: The number of tokens that the model reads of a text.
+        texts: The number of texts.
+        cut: The number of texts that were truncated.
+        tokens: The number of tokens that were read, without special ones.
+        unread: The number of tokens beyond the model's limit.
+    """
+
+    model: str
+    noun: str
+    longest: int
+    texts: int = 0
+    cut: int = 0
+    tokens: int = 0
+    unread: int = 0
+
+    @property
+    def share_unread(self) -> float:
+        """Return the share of the texts' tokens that was not read."""
+        return self.unread / max(1, self.tokens + self.unread)
+
+    def plus(self, *counts: int) -> Reading:
+        """Return the sum with other counts of texts, cut ones, tokens and unread ones."""
+        return Reading(*self[:3], *(one + other for one, other in zip(self[3:], counts, strict=True)))
+
+
+def add_readings(readings: Sequence[Reading | None]) -> Reading | None:
+    """Return the sum of what several copies of a model have read; None if there is none."""
+    known = [reading for reading in readings if reading is not None]
+    return reduce(lambda total, other: total.plus(*other[3:]), known) if known else None
 
 
 class TextEncoder(Protocol):
@@ -24,6 +69,10 @@ class TextEncoder(Protocol):
     @property
     def source(self) -> str:
         """Return the model's name at its source."""
+
+    @property
+    def reading(self) -> Reading | None:
+        """Return how much of the passages was read so far; None if that cannot be found out."""
 
     def sha256(self) -> str:
         """Return one checksum of all that decides the vectors."""

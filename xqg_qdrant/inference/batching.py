@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from xqg_qdrant.errors import ModelError, OutOfMemoryError
+from xqg_qdrant.text import count_of
 
 Cut: TypeAlias = Callable[[Sequence[int], int], Iterable[list[int]]]
 
@@ -27,7 +28,7 @@ class Budget:
     """The largest size of one run; several threads may use one budget."""
 
     def __init__(self, most: int, unit: str) -> None:
-        """Start with the limit `most`; `unit` names what it counts, such as `tokens`."""
+        """Start with the limit `most`; `unit` names what it counts, such as `token`."""
         self.most = most
         self._unit = unit
         self._lock = threading.Lock()
@@ -54,7 +55,7 @@ class Budget:
                     if len(batch) == 1:
                         reason = " ".join(error.message.split()).removesuffix(".")
                         raise ModelError(
-                            f"out of memory: one run of {size(batch)} {self._unit} does not fit: {reason}.",
+                            f"out of memory: one run of {count_of(size(batch), self._unit)} does not fit: {reason}.",
                             MEMORY_CURE,
                         ) from error
                     self._halve(size(batch))
@@ -67,7 +68,8 @@ class Budget:
         with self._lock:
             if failed // 2 < self.most:
                 self.most = failed // 2
-                LOGGER.warning("out of memory with %d %s in a run; continuing with %d", failed, self._unit, self.most)
+                used = count_of(failed, self._unit)
+                LOGGER.warning("out of memory with %s in a run; continuing with %d", used, self.most)
 
 
 class Sizes(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from xqg_qdrant.errors import ModelError, OutOfMemoryError
+from xqg_qdrant.inference import DESCRIBED, ENCODER, Reading
 from xqg_qdrant.inference.batching import Budget
 from xqg_qdrant.inference.pooling import Pooler, read_dense
 from xqg_qdrant.inference.session import AUTO, CPU, Array, Session, find_devices, join_devices
@@ -71,8 +72,8 @@ class Encoder:
         self._query_prefix: str = about["query_prefix"]
         self._passage_prefix: str = about["passage_prefix"]
         self._max_query_tokens: int = about["max_query_tokens"]
-        self.max_passage_tokens: int = about["max_passage_tokens"]
-        self.passages_read = ReadCount()
+        self._max_passage_tokens: int = about["max_passage_tokens"]
+        self._passages_read = ReadCount(ENCODER, "passage", self._max_passage_tokens)
         self._tokenizers: dict[int, Tokenizer] = {}
         self._tokenizer_settings: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -93,7 +94,7 @@ class Encoder:
         self._pool = self._make_pooler()
         self._check_graph()
         most = CUDA_TOKENS_A_RUN if self._padded else FOREIGN_TOKENS_A_RUN if self._foreign else CPU_TOKENS_A_RUN
-        self._budget = Budget(most, "tokens")
+        self._budget = Budget(most, "token")
         tokenizer = self._tokenizer(self._max_query_tokens)
         try:
             # No file of another program states the dimension reliably, so run the graph once.
@@ -110,14 +111,16 @@ class Encoder:
         """Return the model's name at its source; that of the folder if the folder does not state it."""
         return str(self.folder.description.get("source") or self.folder.path.resolve().name)
 
+    @property
+    def reading(self) -> Reading:
+        """Return how much of the passages was read so far."""
+        return self._passages_read.reading
+
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide the vectors, for a fingerprint."""
-        names = (
-            "pooling", "normalise", "query_prefix", "passage_prefix", "max_query_tokens", "max_passage_tokens", "dtype"
-        )  # fmt: skip
         return {
             "sha256": self.folder.sha256(),
-            **{name: self.folder.description[name] for name in names},
+            **{name: self.folder.description[name] for name in DESCRIBED},
             **({"tokenizer": self._tokenizer_settings} if self._tokenizer_settings else {}),
         }
 
@@ -145,7 +148,7 @@ class Encoder:
             prefix: in the place of the model's own, to find out how vectors were made.
         """
         prefix = self._passage_prefix if prefix is None else prefix
-        return self._encode([prefix + text for text in texts], self.max_passage_tokens, self.passages_read)
+        return self._encode([prefix + text for text in texts], self._max_passage_tokens, self._passages_read)
 
     def encode_queries(self, texts: Sequence[str]) -> FloatArray:
         """Encode questions into float32 of shape `(len(texts), dim)`; zeros where a text has no token."""

@@ -68,6 +68,7 @@ class RemoteEncoder:
     """A `TextEncoder` behind an endpoint; several threads may use one."""
 
     device = DEVICE
+    reading = None
 
     def __init__(self, path: Path, about: Mapping[str, Any], *, api_key: str | None = None, check: bool = True) -> None:
         """Open an endpoint, and compare the vectors of the probes.

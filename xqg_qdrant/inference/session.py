@@ -21,6 +21,7 @@ import numpy.typing as npt
 from xqg_qdrant.errors import ModelError, OutOfMemoryError
 from xqg_qdrant.inference.batching import MEMORY_CURE
 from xqg_qdrant.inference.integer_products import EXACT_CONSTANTS, make_probe, with_unsigned_operands
+from xqg_qdrant.text import count_of
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -181,7 +182,9 @@ class Session:
                 self._session.run_with_iobinding(binding)
             except Exception as error:
                 shapes = ", ".join(f"{name} {np.shape(buffer.array)}" for name, buffer in inputs.items())
-                raise _failure(f"the model failed on {len(kept)} buffers, inputs {shapes}: {error}") from error
+                raise _failure(
+                    f"the model failed on {count_of(len(kept), 'buffer')}, inputs {shapes}: {error}"
+                ) from error
 
         return run
 

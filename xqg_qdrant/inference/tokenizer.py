@@ -11,6 +11,9 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer, models, normalizers
 
 from xqg_qdrant.errors import ModelError
+from xqg_qdrant.inference import ENCODER, Reading
+from xqg_qdrant.model_folders import ModelFolder
+from xqg_qdrant.model_folders.description import TOKENIZER_FILE
 from xqg_qdrant.model_folders.files import export_again
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "count_readable_ids",
     "encode_ids",
     "open_tokenizer",
+    "read_passages",
     "replace_unreadable",
     "unknown_id",
 ]
@@ -81,33 +85,20 @@ def _lowercases(normaliser: Mapping[str, Any]) -> bool:
 
 
 class ReadCount:
-    """How many texts a model has read, and how much of them; several threads may add to it.
+    """Counts the texts that a model reads, and how much of them; several threads may add to it."""
 
-    Attributes:
-        texts: The number of texts.
-        cut: The number of texts that were truncated.
-        tokens: The number of tokens that were read, without special ones.
-        unread: The number of tokens beyond the model's limit.
-    """
-
-    def __init__(self) -> None:
-        self.texts = self.cut = self.tokens = self.unread = 0
+    def __init__(self, model: str, noun: str, longest: int) -> None:
+        """Begin with no text; the arguments are those of `Reading`."""
+        self.reading = Reading(model, noun, longest)
         self._lock = threading.Lock()
-
-    @property
-    def share_unread(self) -> float:
-        """Return the share of the texts' tokens that was not read."""
-        return self.unread / max(1, self.tokens + self.unread)
 
     def add(self, encodings: Sequence[Encoding]) -> None:
         """Add texts that were tokenised together."""
-        read = [_count_tokens(encoding) for encoding in encodings]
+        read = sum(map(_count_tokens, encodings))
         beyond = [sum(map(_count_tokens, encoding.overflowing)) for encoding in encodings]
+        cut = sum(tokens > 0 for tokens in beyond)
         with self._lock:
-            self.texts += len(encodings)
-            self.cut += sum(tokens > 0 for tokens in beyond)
-            self.tokens += sum(read)
-            self.unread += sum(beyond)
+            self.reading = self.reading.plus(len(encodings), cut, read, sum(beyond))
 
 
 def _count_tokens(encoding: Encoding) -> int:
@@ -125,6 +116,16 @@ def encode_ids(tokenizer: Tokenizer, texts: Sequence[str], count: ReadCount | No
             count.add(encodings)
         rows += [encoding.ids for encoding in encodings]
     return rows
+
+
+def read_passages(folder: ModelFolder, texts: Sequence[str]) -> Reading:
+    """Return how much of some passages an encoder reads, without encoding them."""
+    about = folder.description
+    longest = about["max_passage_tokens"]
+    tokenizer, count = open_tokenizer(folder.path / TOKENIZER_FILE, longest), ReadCount(ENCODER, "passage", longest)
+    apply_settings(tokenizer, about.get("tokenizer", {}))
+    encode_ids(tokenizer, [about["passage_prefix"] + text for text in texts], count)
+    return count.reading
 
 
 def count_readable_ids(tokenizer: Tokenizer, read: Callable[[int], object]) -> int | None:

@@ -10,8 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xqg_qdrant.corpus.inputs import document_of
 from xqg_qdrant.errors import InputError, InUseError, MismatchError
-from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_plain, hash_recipe, read_layout
+from xqg_qdrant.fingerprint import RETUNING_FIELD, Fingerprint, hash_plain, hash_recipe, is_split, read_layout
+from xqg_qdrant.inference import Reading
+from xqg_qdrant.lifecycle.models import find_encoder
+from xqg_qdrant.model_folders import read_model_folder
+from xqg_qdrant.model_folders.description import read_endpoint
 from xqg_qdrant.records import XQG_VECTOR
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.points import check_collection_name
@@ -22,6 +27,7 @@ BATCH = 1000
 # The embedded engine compares a question with this many vectors in a few milliseconds, so no index is needed.
 EXACT_UP_TO = 50_000
 SAMPLE = 100
+SAMPLED_PASSAGES = 1000
 DEPTH = 10
 
 
@@ -36,6 +42,8 @@ class Status(NamedTuple):
         aliases: Aliases of the collection, with its name; if `collection` is an alias, that one alone.
         paused: Whether a load that is running, or was killed, keeps a server from indexing the collection.
         points: Number of points of another program's collection, of which the recipes are not counted.
+        models: Where the models of the collection were found; see `models`.
+        reading: How much the encoder reads of the passages, or of a sample of them; None if that is unknown.
         in_use: Which process holds the collection, so that nothing could be counted.
         missing: Number of passages that were stored and are no longer there.
     """
@@ -47,6 +55,8 @@ class Status(NamedTuple):
     aliases: Mapping[str, str] = MappingProxyType({})
     paused: bool = False
     points: int | None = None
+    models: Mapping[str, Any] = MappingProxyType({})
+    reading: Reading | None = None
     in_use: str = ""
     missing: int = 0
 
@@ -96,6 +106,8 @@ class Status(NamedTuple):
             "current": self.current,
             "plain": self.plain,
             "earlier": self.earlier,
+            "models": dict(self.models),
+            "reading": self.reading and self.reading._asdict(),
             "fingerprint": self.fingerprint,
         }
 
@@ -110,7 +122,8 @@ def read_status(store: Store, collection: str) -> Iterator[Status]:
     recipes = Counter[str]()
     named = store.read_aliases() or {}
     aliases = {alias: name for alias, name in named.items() if collection in (alias, name)}
-    status = Status(store.location, collection, fingerprint, recipes, aliases)
+    models = store.read_models(collection)
+    status = Status(store.location, collection, fingerprint, recipes, aliases, models=models)
     yield status
     try:
         if read_layout(fingerprint) is not None:
@@ -123,6 +136,19 @@ def read_status(store: Store, collection: str) -> Iterator[Status]:
         yield status._replace(missing=count_missing(store, collection, status.passages))
     except InUseError as error:
         yield status._replace(in_use=error.message)
+
+
+def read_sample(store: Store, collection: str) -> Reading | None:
+    """Return how much the encoder reads of up to `SAMPLED_PASSAGES` passages; None if its folder is not found."""
+    from xqg_qdrant.inference.tokenizer import read_passages
+
+    path = find_encoder(store, collection, demo=True)
+    if path is None or read_endpoint(path) is not None:
+        return None
+    # Points are ordered by their ids, which are hashes, so the first ones are a random sample.
+    sample = islice(store.scroll(collection), SAMPLED_PASSAGES)
+    texts = [f"{point.passage.title} {point.passage.text}".strip() for point in sample]
+    return read_passages(read_model_folder(path, "encoder"), texts)
 
 
 def count_collections(store: Store) -> dict[str, int | str]:
@@ -173,7 +199,7 @@ class Deleted(NamedTuple):
 def delete_passages(
     store: Store, collection: str, passage_ids: Iterable[str], before_first: Callable[[], object]
 ) -> Deleted:
-    """Delete passages by their ids.
+    """Delete passages by their ids; if documents were split, also all passages of a document by its id.
 
     Args:
         store: where the collection is.
@@ -184,7 +210,8 @@ def delete_passages(
     Raises:
         InputError: there is no such collection.
     """
-    read_existing_fingerprint(store, collection)
+    if is_split(read_existing_fingerprint(store, collection)):
+        return _delete_documents(store, collection, set(passage_ids), before_first)
     deleted = unknown = 0
     for batch in batched(passage_ids, BATCH):
         stored = store.read_content_hashes(collection, batch)
@@ -194,6 +221,19 @@ def delete_passages(
         deleted += len(stored)
         unknown += len(set(batch)) - len(stored)
     return Deleted(deleted, unknown)
+
+
+def _delete_documents(store: Store, collection: str, ids: set[str], before_first: Callable[[], object]) -> Deleted:
+    """Look at every stored id, because numbers may be missing: passages without a usable vector are not stored."""
+    found, deleted = set[str](), 0
+    stored = (passage.passage_id for passage in store.scroll_stored(collection))
+    for batch in batched((one for one in stored if ids & {one, document_of(one)}), BATCH):
+        if not deleted:
+            before_first()
+        found |= {name for passage_id in batch for name in (passage_id, document_of(passage_id))}
+        store.delete(collection, batch)
+        deleted += len(batch)
+    return Deleted(deleted, len(ids - found))
 
 
 class Switch(NamedTuple):

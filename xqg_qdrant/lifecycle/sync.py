@@ -12,18 +12,20 @@ from typing import NamedTuple, TypeAlias
 from xqg_qdrant.augmentation.pipeline import Row, Totals
 from xqg_qdrant.augmentation.recipe import Recipe, read_recipe
 from xqg_qdrant.corpus.files import corpus_files, is_remote
-from xqg_qdrant.corpus.inputs import CORPUS, Inputs
+from xqg_qdrant.corpus.inputs import CORPUS, Inputs, document_of
 from xqg_qdrant.corpus.seen_ids import TextSet
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import (
     GIVEN,
     PLAIN,
     QUERIES_FIELD,
+    SPLIT_FIELDS,
     Fingerprint,
     hash_content,
     hash_plain,
     hash_recipe,
     is_plain,
+    is_split,
     refuse_mismatch,
     without_progress,
 )
@@ -45,7 +47,8 @@ class Comparison(NamedTuple):
         changed: Passages stored with other content or by another recipe.
         unchanged: Passages stored as an ingest would store them.
         rejected: Rows that cannot be used.
-        left: Stored passages that are not in the corpus.
+        left: Stored passages that are not in the corpus, without the surplus.
+        surplus: Stored passages beyond the last one of a document that became shorter.
     """
 
     new: int = 0
@@ -53,6 +56,7 @@ class Comparison(NamedTuple):
     unchanged: int = 0
     rejected: int = 0
     left: int = 0
+    surplus: int = 0
 
     @property
     def rows(self) -> int:
@@ -70,9 +74,10 @@ class Comparison(NamedTuple):
         return self.left > 0 and not self.rejected
 
     def __str__(self) -> str:
+        surplus = f", {self.surplus} surplus of shorter documents" if self.surplus else ""
         return (
             f"{self.new} new, {self.changed} changed, {self.unchanged} unchanged, "
-            f"{count_of(self.rejected, 'rejected row')}, {self.left} stored that the corpus does not hold"
+            f"{count_of(self.rejected, 'rejected row')}, {self.left} stored that the corpus does not hold{surplus}"
         )
 
 
@@ -84,6 +89,7 @@ class SyncPlan(NamedTuple):
         fingerprint: The collection's, whose recipe new passages get.
         found: The comparison with the corpus.
         seen: The ids of the corpus.
+        documents: The ids of its documents, if they are split.
         state: What changes when a file of the corpus is written to; of the moment before it was read.
     """
 
@@ -92,6 +98,7 @@ class SyncPlan(NamedTuple):
     found: Comparison
     seen: TextSet
     state: FileState
+    documents: TextSet
 
 
 class Synced(NamedTuple):
@@ -111,11 +118,12 @@ def plan_sync(
 ) -> SyncPlan:
     """Compare a corpus with a collection, with a progress bar of `total` rows.
 
-    `tell` is called with `new`, `changed` or `left` and the id of each passage that differs.
+    `tell` is called with `new`, `changed`, `left` or `surplus` and the id of each passage that differs.
 
     Raises:
         InputError: there is no such collection, or the corpus cannot be read.
-        MismatchError: a retune is unfinished, or only one of corpus and collection has given queries.
+        MismatchError: a retune is unfinished, only one of corpus and collection has given queries, or their documents
+            are split in different ways.
     """
     fingerprint = read_existing_fingerprint(store, collection)
     wanted = without_progress(fingerprint)
@@ -124,13 +132,15 @@ def plan_sync(
         wanted[QUERIES_FIELD] = GIVEN
     elif is_plain(fingerprint):
         wanted[QUERIES_FIELD] = PLAIN
+    splitter = inputs.splitter
+    wanted.update(zip(SPLIT_FIELDS, (splitter.tokens, splitter.overlap) if splitter else (None, None), strict=True))
     refuse_mismatch(collection, fingerprint, wanted)
-    found, seen, state = Comparison(), TextSet(), read_state(inputs)
+    found, seen, documents, state = Comparison(), TextSet(), TextSet(), read_state(inputs)
     with bars(total, " rows compared") as bar:
-        for latest in compare(inputs.read(), store, collection, fingerprint, seen, tell):
+        for latest in compare(inputs.read(), store, collection, fingerprint, seen, documents, tell):
             bar.update(latest.rows - found.rows)
             found = latest
-    return SyncPlan(collection, fingerprint, found, seen, state)
+    return SyncPlan(collection, fingerprint, found, seen, state, documents)
 
 
 def read_state(inputs: Inputs) -> FileState:
@@ -177,7 +187,8 @@ def sync(
         plan: from `plan_sync`.
         inputs: the corpus.
         ingest: stores the rows of the corpus by a recipe; called only if something differs.
-        before_delete: called before anything changes if passages will be deleted; None deletes nothing.
+        before_delete: called before anything changes if passages that left the corpus will be deleted; None deletes
+            only the surplus.
         bars: opens progress bars.
 
     Raises:
@@ -188,7 +199,7 @@ def sync(
     totals, watched = Totals(), Watched(plan.seen)
     if plan.found.differs:
         totals = ingest(read_recipe(plan.fingerprint), watched.read(inputs.read()))
-    if before_delete is None or totals.rejected:
+    if totals.rejected or not (before_delete or plan.found.surplus):
         return Synced(totals)
     if (plan.found.differs and watched.differs) or read_state(inputs) != plan.state:
         raise InputError(
@@ -196,8 +207,9 @@ def sync(
             "wait until it is complete, and run the same command again",
         )
     deleted = 0
-    with bars(plan.found.left, " passages deleted") as bar:
-        for count in delete_left(store, plan.collection, plan.seen):
+    documents = plan.documents if before_delete is None else None
+    with bars(plan.found.surplus + (plan.found.left if before_delete else 0), " passages deleted") as bar:
+        for count in delete_left(store, plan.collection, plan.seen, documents):
             deleted += count
             bar.update(count)
     return Synced(totals, deleted)
@@ -209,6 +221,7 @@ def compare(
     collection: str,
     fingerprint: Fingerprint,
     seen: TextSet,
+    documents: TextSet | None = None,
     tell: Callable[[str, str], object] | None = None,
 ) -> Iterator[Comparison]:
     """Compare a corpus with a collection; yield the counts so far, and last the full ones.
@@ -221,28 +234,36 @@ def compare(
         collection: its name.
         fingerprint: the collection's.
         seen: the id of each passage of the corpus is added to it.
+        documents: if documents were split, the id of each one is added to it.
         tell: called with the kind of change and the id of each passage that differs.
     """
-    given = fingerprint.get(QUERIES_FIELD) == GIVEN
+    given, split = fingerprint.get(QUERIES_FIELD) == GIVEN, is_split(fingerprint)
+    documents = TextSet() if documents is None else documents
     recipe_hash = hash_plain(fingerprint) if is_plain(fingerprint) else hash_recipe(fingerprint)
     found = Comparison()
     for batch in batched(rows, BATCH):
         found = _add(found, batch, store, collection, recipe_hash, given, tell)
         for row in batch:
             if not isinstance(row, Reject):
-                seen.add(_passage_of(row).passage_id)
+                passage_id = _passage_of(row).passage_id
+                seen.add(passage_id)
+                if split:
+                    documents.add(document_of(passage_id))
         yield found
-    left = 0
+    left = surplus = 0
     for stored in store.scroll_stored(collection):
         if stored.passage_id not in seen:
-            left += 1
+            shorter = split and document_of(stored.passage_id) in documents
+            surplus, left = surplus + shorter, left + (not shorter)
             if tell is not None:
-                tell("left", stored.passage_id)
-    yield found._replace(left=left)
+                tell("surplus" if shorter else "left", stored.passage_id)
+    yield found._replace(left=left, surplus=surplus)
 
 
-def delete_left(store: Store, collection: str, seen: TextSet) -> Iterator[int]:
+def delete_left(store: Store, collection: str, seen: TextSet, documents: TextSet | None = None) -> Iterator[int]:
     """Delete stored passages that are not in `seen`; yield the size of each batch.
+
+    With `documents`, delete only passages of these.
 
     Raises:
         InputError: `seen` is empty, which would delete everything.
@@ -252,7 +273,11 @@ def delete_left(store: Store, collection: str, seen: TextSet) -> Iterator[int]:
             f"the corpus holds no passage, so all of {collection!r} would be deleted.",
             f"check the file, or delete the collection: xqg delete --collection {collection}",
         )
-    left = (stored.passage_id for stored in store.scroll_stored(collection) if stored.passage_id not in seen)
+    left = (
+        stored.passage_id
+        for stored in store.scroll_stored(collection)
+        if stored.passage_id not in seen and (documents is None or document_of(stored.passage_id) in documents)
+    )
     for passage_ids in batched(left, BATCH):
         store.delete(collection, passage_ids)
         yield len(passage_ids)

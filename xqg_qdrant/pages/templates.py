@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.text import visible
+from xqg_qdrant.text import agree, count_of, visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -38,7 +38,7 @@ def open_templates(*, needed_by: str, extra: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(language_tag=language_tag, direction=direction)
+    environment.filters.update(language_tag=language_tag, direction=direction, count_of=count_of, agree=agree)
     return environment
 
 

@@ -96,6 +96,15 @@ def check_creation(collection: str, dim: int, fingerprint: Mapping[str, Any]) ->
     return dict(to_json(fingerprint, f"the fingerprint of {collection!r}"))
 
 
+def check_models(models: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept on the models of a collection as JSON values.
+
+    Raises:
+        StoreError: it is not JSON.
+    """
+    return dict(to_json(models, "what is kept on the models"))
+
+
 def check_points(
     points: Iterable[AugmentedPassage], dim: int, sparse: bool = False, names: Names = OUR_NAMES
 ) -> dict[str, tuple[AugmentedPassage, dict[str, Any]]]:

@@ -75,6 +75,12 @@ class Store(Protocol):
         A collection with fewer points has lost some. After a kill the recorded number may be too low, never too high.
         """
 
+    def read_models(self, collection: str) -> dict[str, Any]:
+        """Return where the models of a collection were found, as `write_models` kept it; empty if nothing is kept."""
+
+    def write_models(self, collection: str, models: Mapping[str, Any]) -> None:
+        """Keep JSON values on where the models were found, beside the fingerprint; they identify nothing."""
+
     def read_dim(self, collection: str) -> int:
         """Return the dimension of a collection's vectors."""
 

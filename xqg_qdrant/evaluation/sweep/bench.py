@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from types import MappingProxyType
@@ -12,16 +12,19 @@ from typing import NamedTuple
 import numpy as np
 
 from xqg_qdrant.augmentation.recipe import Recipe, add_bank
+from xqg_qdrant.corpus.inputs import DOCUMENT_ID
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import xor_retrieve as official
 from xqg_qdrant.evaluation.comparison import Report, Values, average, evaluate_runs, languages_of
 from xqg_qdrant.evaluation.measures import per_query_values
 from xqg_qdrant.evaluation.sweep.vectors import StoredVectors
 from xqg_qdrant.inference import TextEncoder
-from xqg_qdrant.records import FloatArray, Qrel, Query, ScoredPassage
+from xqg_qdrant.records import FloatArray, Passage, Qrel, Query, ScoredPassage
 
 # A block of scores that fits the processor's cache is ranked faster, and bounds the memory for a large corpus.
 SCORES_AT_ONCE = 1 << 22
+# Where documents are judged, this many passages are ranked for each that is asked for.
+PASSAGES_A_DOCUMENT = 10
 
 
 class Measure(NamedTuple):
@@ -68,6 +71,7 @@ class Bench:
         qrels: The judgements; may be empty.
         measure: The measure that settings are compared by.
         limit: The number of passages per question in a report.
+        documents: The document of each passage, if documents were split and are judged; else empty.
     """
 
     vectors: StoredVectors
@@ -77,6 +81,7 @@ class Bench:
     qrels: Sequence[Qrel]
     measure: Measure
     limit: int
+    documents: Sequence[str] = ()
 
     def of(self, query_ids: Sequence[str]) -> Bench:
         """Return a bench with some of the questions."""
@@ -89,7 +94,7 @@ class Bench:
     def measure_vectors(self, vectors: FloatArray) -> Values:
         """Search these vectors, shape `(passages, dim)`, and measure the results like `evaluate_runs`."""
         passages, measure = self.vectors.passages, self.measure
-        found = rank(vectors, self.query_vectors, measure.depth)
+        found = self._rank(vectors, measure.depth)
         values: dict[str, float] = {}
         if measure.budget:
             for query, (places, _) in zip(self.queries, found, strict=True):
@@ -98,7 +103,7 @@ class Bench:
                 values[query.query_id] = float(hit)
         else:
             run = {
-                query.query_id: [(passages[place].passage_id, score) for place, score in zip(*hits, strict=True)]
+                query.query_id: [(self._name(place), score) for place, score in zip(*hits, strict=True)]
                 for query, hits in zip(self.queries, found, strict=True)
             }
             values = per_query_values(self.qrels, run, **self.measure.asked)[measure.name]
@@ -119,12 +124,34 @@ class Bench:
         )
 
     def search(self, vectors: FloatArray) -> dict[str, list[ScoredPassage]]:
-        """Return the best passages for each question, in the order and with the scores of a store."""
-        passages, limit = self.vectors.passages, max(self.limit, self.measure.depth)
+        """Return the best passages for each question, in the order and with the scores of a store.
+
+        If documents are judged, it is the best passage of each document, with the document's id.
+        """
+        limit = max(self.limit, self.measure.depth)
         return {
-            query.query_id: [ScoredPassage(passages[place], score) for place, score in zip(*hits, strict=True)]
-            for query, hits in zip(self.queries, rank(vectors, self.query_vectors, limit), strict=True)
+            query.query_id: [ScoredPassage(self._passage(place), score) for place, score in zip(*hits, strict=True)]
+            for query, hits in zip(self.queries, self._rank(vectors, limit), strict=True)
         }
+
+    def _name(self, place: int) -> str:
+        return self.documents[place] if self.documents else self.vectors.passages[place].passage_id
+
+    def _passage(self, place: int) -> Passage:
+        passage = self.vectors.passages[place]
+        return replace(passage, passage_id=self.documents[place]) if self.documents else passage
+
+    def _rank(self, vectors: FloatArray, depth: int) -> Iterator[tuple[list[int], list[float]]]:
+        """Yield the indices and scores of the `depth` best passages, or best documents, of each question."""
+        if not self.documents:
+            yield from rank(vectors, self.query_vectors, depth)
+            return
+        for places, scores in rank(vectors, self.query_vectors, PASSAGES_A_DOCUMENT * depth):
+            best: dict[str, tuple[int, float]] = {}
+            for place, score in zip(places, scores, strict=True):
+                best.setdefault(self.documents[place], (place, score))
+            kept = list(best.values())[:depth]
+            yield [place for place, _ in kept], [score for _, score in kept]
 
 
 def make_bench(
@@ -159,7 +186,16 @@ def make_bench(
     ids = {query.query_id for query in usable}
     if encoder.describe()["normalise"]:
         recipe = add_bank(recipe, encoder)
-    return Bench(vectors, recipe, usable, encoded, [qrel for qrel in qrels if qrel.query_id in ids], chosen, limit)
+    judgements = [qrel for qrel in qrels if qrel.query_id in ids]
+    documents = _find_documents(vectors.passages, judgements)
+    return Bench(vectors, recipe, usable, encoded, judgements, chosen, limit, documents)
+
+
+def _find_documents(passages: Sequence[Passage], qrels: Iterable[Qrel]) -> Sequence[str]:
+    """Return the document of each passage if the judgements name documents."""
+    documents = [str(passage.metadata.get(DOCUMENT_ID, passage.passage_id)) for passage in passages]
+    split = {document for document, passage in zip(documents, passages, strict=True) if document != passage.passage_id}
+    return documents if split & {qrel.passage_id for qrel in qrels} else ()
 
 
 def rank(vectors: FloatArray, queries: FloatArray, limit: int) -> Iterator[tuple[list[int], list[float]]]:

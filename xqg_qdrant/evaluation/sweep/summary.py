@@ -14,6 +14,7 @@ from xqg_qdrant.evaluation.results import new_results
 from xqg_qdrant.evaluation.sweep.bench import Bench
 from xqg_qdrant.evaluation.sweep.settings import ALPHA, FILTER, GAMMA, LANGUAGES, QUERIES, Setting, name_languages
 from xqg_qdrant.evaluation.sweep.trial import Measured, Sweep
+from xqg_qdrant.text import agree, count_of
 
 HEADINGS = {
     ALPHA: "weight of the queries",
@@ -63,7 +64,7 @@ def describe(setting: Setting) -> str:
     if setting.gamma:
         parts.append(f"calibrated with gamma {setting.gamma:g}")
     if setting.queries_per_language is not None and setting.languages is not None:
-        number = "1 query" if setting.queries_per_language == 1 else f"{setting.queries_per_language} queries"
+        number = count_of(setting.queries_per_language, "query", "queries")
         parts.append(f"{number} in each of {', '.join(setting.languages)}")
     if setting.min_score is not None:
         parts.append(f"only queries that score {setting.min_score:g} or more")
@@ -109,14 +110,13 @@ def judge(
     """
     gain = describe_gain(measure, gained)
     few = questions < FEWEST_QUESTIONS
-    caveat = f" {questions} questions are too few to rely on; ask {FEWEST_QUESTIONS} or more." if few else ""
+    asked = count_of(questions, "question")
+    are = agree(questions, "is", "are")
+    caveat = f" {asked} {are} too few to rely on; ask {FEWEST_QUESTIONS} or more." if few else ""
     if not is_sure(gained):
         width = max((gained.interval[1] - gained.interval[0]) / 2, LEAST_DETECTABLE)
         begins = "There are too few questions to tell" if few else f"Nothing shows that {what} is worth it here"
-        return (
-            f"{begins}: {gain}. On {questions} questions, differences below about {width:.1f} points cannot be "
-            f"detected.{caveat}"
-        )
+        return f"{begins}: {gain}. On {asked}, differences below about {width:.1f} points cannot be detected.{caveat}"
     if gained.points > 0:
         owed = f" {describe_content(gained, content)}" if content else ""
         return f"{what} is worth it here: {gain}.{owed}{caveat}"

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import qdrant_edge as engine
 
-from xqg_qdrant.atomic import sync
+from xqg_qdrant.atomic import replaced, sync
 from xqg_qdrant.errors import InUseError, StoreError
 from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage
 from xqg_qdrant.stores.points import VECTOR_NAMES, Names, rename
@@ -35,6 +35,7 @@ except ImportError:  # on Windows only the engine's own lock protects a collecti
     fcntl = None  # type: ignore[assignment]
 
 SIDECAR = "collection.json"
+MODELS = "models.json"
 UNFINISHED_SIDECAR = "collection.json.unfinished"
 HOLDER = "holder.json"
 POLL_SECONDS = 0.2
@@ -92,6 +93,21 @@ def write_sidecar(path: Path, sidecar: Sidecar) -> None:
         os.fsync(file.fileno())
     (path / UNFINISHED_SIDECAR).replace(path / SIDECAR)
     sync(path)
+
+
+def read_models(path: Path) -> dict[str, Any]:
+    """Return where the models of the collection in a directory were found; empty if that is unknown."""
+    try:
+        found = json.loads((path / MODELS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_models(path: Path, models: Mapping[str, Any]) -> None:
+    """Write what `read_models` returns."""
+    with replaced(path / MODELS) as unfinished:
+        unfinished.write_text(json.dumps(models, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def lock_collection(path: Path) -> int:

@@ -33,8 +33,10 @@ from xqg_qdrant.stores.edge.index import (
     lock_collection,
     make_config,
     make_vectors,
+    read_models,
     read_sidecar,
     release_lock,
+    write_models,
     write_sidecar,
 )
 from xqg_qdrant.stores.inspection import UNREADABLE, Inspected, inspect
@@ -126,6 +128,15 @@ class EdgeStore:
         """Return the recorded number of points."""
         sidecar = self._read_sidecar(collection)
         return None if sidecar is None else sidecar.recorded
+
+    def read_models(self, collection: str) -> dict[str, Any]:
+        """Return what `write_models` kept; takes no lock."""
+        return read_models(self._path(collection))
+
+    def write_models(self, collection: str, models: Mapping[str, Any]) -> None:
+        """Write a file beside the sidecar."""
+        with self._wrapped(f"write where the models of {collection!r} are"):
+            write_models(self._path(collection), layout.check_models(models))
 
     def read_dim(self, collection: str) -> int:
         """Return the length of the collection's vectors."""

@@ -11,6 +11,7 @@ import httpx
 
 from xqg_qdrant.errors import StoreError
 from xqg_qdrant.streams import begin_body
+from xqg_qdrant.text import agree, count_of
 
 # The largest honest answer is a page of passages with their vectors, some tens of megabytes.
 MAX_ANSWER_BYTES = 256 * 2**20
@@ -103,10 +104,15 @@ def check_answers(answers: Sequence[Sequence[Scored]], asked: int, limit: int, w
         StoreError: says what the server did.
     """
     if len(answers) != asked:
-        raise StoreError(f"{where} gave {len(answers)} answers to {asked} searches.", OTHER_SERVER)
+        raise StoreError(
+            f"{where} gave {count_of(len(answers), 'answer')} to {count_of(asked, 'search', 'searches')}.", OTHER_SERVER
+        )
     for hits in answers:
         if len(hits) > limit:
-            raise StoreError(f"{where} found {len(hits)} points where at most {limit} were wanted.", OTHER_SERVER)
+            raise StoreError(
+                f"{where} found {len(hits)} points where at most {limit} {agree(limit, 'was', 'were')} wanted.",
+                OTHER_SERVER,
+            )
         if len({str(hit.id) for hit in hits}) < len(hits):
             raise StoreError(f"{where} found the same point twice in one search.", OTHER_SERVER)
         if not all(math.isfinite(hit.score) for hit in hits):

@@ -35,7 +35,7 @@ from xqg_qdrant.stores.protocol import (
 from xqg_qdrant.stores.server import limits
 from xqg_qdrant.stores.server.answers import check_answers, check_asked, check_count, check_page
 from xqg_qdrant.stores.server.foreign_points import FOREIGN_KEY, inspect_added, read_foreign_hit
-from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, OpenCollection, describe_collection, fit
+from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, MODELS_KEY, OpenCollection, describe_collection, fit
 from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, find_sharding, is_paused, read_recorded
 from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_url, connect
 from xqg_qdrant.streams import batched
@@ -127,6 +127,17 @@ class ClientStore:
     def read_recorded(self, collection: str) -> int | None:
         """Return the recorded number of points, from the collection's metadata."""
         return read_recorded(self._require_info(collection))
+
+    def read_models(self, collection: str) -> dict[str, Any]:
+        """Return what the collection's metadata keeps on the models."""
+        found = (self._require_info(collection).config.metadata or {}).get(MODELS_KEY)
+        return found if isinstance(found, dict) else {}
+
+    def write_models(self, collection: str, models: Mapping[str, Any]) -> None:
+        """Replace what the collection's metadata keeps on the models; keep its other keys."""
+        metadata = {MODELS_KEY: layout.check_models(models)}
+        action = f"write where the models of {collection!r} are"
+        self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
 
     def read_dim(self, collection: str) -> int:
         """Return the length of the collection's vectors."""

@@ -58,6 +58,7 @@ from xqg_qdrant.stores.server.foreign_points import (
 )
 from xqg_qdrant.stores.server.limits import (
     FINGERPRINT_KEY,
+    MODELS_KEY,
     describe_collection,
     fit,
     list_kept,
@@ -204,7 +205,8 @@ class ForeignStore(ClientStore):
             count += len(ids)
         for name in _vector_names(info) & set(added):
             self._wire.ask(action, self._client.delete_vector_name, collection_name=collection, vector_name=name)
-        metadata: dict[str, Any] = {FINGERPRINT_KEY: None}
+        kept = info.config.metadata or {}
+        metadata: dict[str, Any] = {name: None for name in (FINGERPRINT_KEY, MODELS_KEY) if name in kept}
         self._wire.ask(action, self._client.update_collection, collection_name=collection, metadata=metadata)
         self._opened.pop(collection, None)
         return count

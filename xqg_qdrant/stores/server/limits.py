@@ -17,7 +17,9 @@ from xqg_qdrant.records import TERMS_VECTOR, XQG_VECTOR, AugmentedPassage, Paylo
 from xqg_qdrant.stores.points import OVERSAMPLING, VECTOR_NAMES, Names, read_names, rename
 from xqg_qdrant.stores.protocol import SearchLimitError
 
-FINGERPRINT_KEY = "xqg_fingerprint"  # in a collection's metadata
+# In a collection's metadata.
+FINGERPRINT_KEY = "xqg_fingerprint"
+MODELS_KEY = "xqg_models"
 SEARCH_BATCH = 32
 UPSERT_BATCH = 256
 UPSERT_BYTES = 16 * 2**20  # half of what a server accepts in one request
