@@ -287,7 +287,8 @@ def test_an_alias_stands_for_its_collection_wherever_one_is_named(server: Server
     blue, alias = server.name("blue"), server.name("docs")
     told = server.xqg("status", "--collection", "@docs")
     lines = told.stdout.splitlines()
-    assert lines[:2] == [f"collection {alias!r} in {server.url}: 3 passages", f"  alias {alias!r} names {blue!r}"]
+    assert lines[0] == f"collection {alias!r} in {server.url}: 3 passages"
+    assert f"  alias {alias!r} names {blue!r}" in lines
     assert f"  alias {alias!r} names {blue!r}" in server.xqg("status", "--collection", "@blue").stdout
     assert json.loads(server.xqg("status", "--collection", "@docs", "--json").stdout)["aliases"] == {alias: blue}
     listed = server.xqg("status").stdout.splitlines()
