@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rest_qdrant import RestQdrant
 from stored_points import KINDS, assert_same_points, opened_kind, read_points
 from writing import write_rows
 
@@ -33,6 +36,7 @@ from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, Querie
 from xqg_qdrant.stores import Store, open_store
 
 pytestmark = pytest.mark.usefixtures("remembered")
+CLI = Path(__file__).parent.parent / "cli.py"
 COUNT = 6
 FEW: dict[str, Any] = {"queries_per_language": 2, "max_new_tokens": 6}
 
@@ -222,6 +226,34 @@ def test_two_parts_do_every_passage_once_and_an_interruption_resumes(
     steps = run_enrich(any_store, demo_encoder, demo_generator, drawing={}, part=Part(1, 2))
     assert stored + count(steps, "stored") == COUNT
     assert states(any_store) == (0, COUNT, 0)
+
+
+def test_processes_at_once_write_each_passage_once_and_end_where_one_does(
+    rest: RestQdrant, tmp_path: Path, demo_encoder: Encoder, demo_generator: QueryGenerator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    written: Counter[str] = Counter()
+    respond = rest.respond
+
+    def note(method: str, path: str, body: Any) -> Any:  # noqa: ANN401
+        if (method, path) == ("PUT", "/collections/docs/points"):
+            written.update(point["payload"]["passage_id"] for point in body["points"])
+        return respond(method, path, body)
+
+    few = ("--languages", "fi,ru", "--queries-per-language", "2", "--max-new-tokens", "6", "--threads", "1")
+    command = [sys.executable, str(CLI), "enrich", "--collection", "docs", "--store", rest.url, *few]
+    with open_store(rest.url) as store:
+        run_plain(store, demo_encoder)
+        monkeypatch.setattr(rest, "respond", note)
+        processes = [
+            subprocess.Popen([*command, "--part", f"{number}/2"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+            for number in (1, 2)
+        ]
+        said = [process.communicate(timeout=120)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], said
+        assert written == dict.fromkeys((one.passage_id for one in passages()), 1)
+        run_ingest(store, demo_encoder, demo_generator, ["fi", "ru"], "fresh")
+        assert_equal(store, "docs", "fresh")
 
 
 def test_the_newest_passages_come_first(

@@ -335,6 +335,26 @@ def test_given_queries_terms_and_results_of_a_batch_come_through_too(
     assert next(iter(read_points(server, "given-ray").values())).terms
 
 
+def test_plain_passages_come_through_and_are_enriched_to_the_points_of_a_fresh_ingest(
+    cluster: str, folder: Path, server: RestQdrant
+) -> None:
+    rows = [{"id": one.passage_id, "title": one.title, "text": one.text} for one in read_demo_passages()[:5]]
+    write_rows(folder / "few.jsonl", rows)
+    for collection, engine in (("plain-local", []), ("plain-ray", RAY)):
+        result = ingest(server, collection, "few.jsonl", "--plain", *engine)
+        assert result.exit_code == 0, result.stderr
+    plain = read_raw(server, "plain-ray")
+    assert len(plain) == 5
+    assert plain == read_raw(server, "plain-local")
+    assert not any(payload.get("generated_queries") for payload, _ in plain.values())
+    words = ["enrich", "--collection", "plain-ray", "--store", server.url, "--device", "cpu", *FEW]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.stderr
+    assert "5 passages without queries" in result.stderr
+    assert ingest(server, "fresh-local", "few.jsonl").exit_code == 0
+    assert read_raw(server, "plain-ray") == read_raw(server, "fresh-local")
+
+
 def test_a_lexicon_generates_on_ray_and_what_comes_before_damage_is_stored(
     cluster: str, folder: Path, server: RestQdrant
 ) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from qdrant_client import models
+from qdrant_client import QdrantClient, models
 from rest_qdrant import RestQdrant
 from stored_points import KINDS, assert_same_points, opened_kind, read_points
 from writing import write_rows
@@ -188,29 +189,44 @@ def test_the_command_keeps_the_shards_and_moves_the_alias_once_all_is_there(
     assert "question: " in xqg("status", "--collection", "live", "--store", rest.url)
 
 
+@contextmanager
+def their_client(location: str, rest: RestQdrant) -> Iterator[QdrantClient]:
+    """Be the other program, which closes its collection before others open it where only one can."""
+    if location == rest.url:
+        yield rest.client
+        return
+    with closing(QdrantClient(path=location.removeprefix("local:"))) as client:
+        yield client
+
+
+@pytest.mark.parametrize("kind", ["rest", "local"])
 def test_another_programs_collection_becomes_one_of_ours(
-    rest: RestQdrant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Path
+    kind: str, rest: RestQdrant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rest.version = "1.18.0"
-    client = rest.client
-    client.create_collection("docs", vectors_config={"": models.VectorParams(size=2, distance=models.Distance.COSINE)})
+    location = {"rest": rest.url, "local": "local:theirs"}[kind]
     points = [
         models.PointStruct(
             id=n, vector={"": [1.0, n]}, payload={"doc": one.text, "key": one.passage_id, "year": 1900 + n}
         )
         for n, one in enumerate(passages())
     ]
-    client.upsert("docs", points[:4])
-    fields = ("--text-field", "doc", "--id-field", "key", "--store", rest.url, "--threads", 1)
+    with their_client(location, rest) as client:
+        params = models.VectorParams(size=2, distance=models.Distance.COSINE)
+        client.create_collection("docs", vectors_config={"": params})
+        client.upsert("docs", points[:4])
+    fields = ("--text-field", "doc", "--id-field", "key", "--store", location, "--threads", 1)
     few = ("--languages", "fi", "--queries-per-language", 1, "--max-new-tokens", 6)
     xqg("augment", "--collection", "docs", *fields, *few)
-    client.upsert("docs", points[4:])
-    xqg("reencode", "--collection", "docs", "--to", "new", "--encoder", other, *fields)
-    with open_store(rest.url) as store:
+    with their_client(location, rest) as client:
+        client.upsert("docs", points[4:])
+    done = xqg("reencode", "--collection", "docs", "--to", "new", "--encoder", other, "--alias", "live", *fields)
+    assert "Alias 'live' now names 'new' (5 passages)." in done
+    with open_store(location) as store:
         found = read_points(store, "new")
         assert found.keys() == {one.passage_id for one in passages()}
         assert found[passages()[1].passage_id].passage.metadata == {"year": 1901}
         assert found[passages()[4].passage_id].generated_queries == ()
         assert all(found[one.passage_id].generated_queries for one in passages()[:4])
-    assert "1 of them has no queries yet" in xqg("status", "--collection", "new", "--store", rest.url)
+    assert "1 of them has no queries yet" in xqg("status", "--collection", "new", "--store", location)

@@ -476,8 +476,12 @@ def reencode(
         else:
             own = opened.enter_context(opened_store(location))
             source, points = own, own.scroll(collection)
-        stored = read_existing_fingerprint(source, collection)
+        stored, total = read_existing_fingerprint(source, collection), source.count(collection)
         target = source
+        if text_field and not is_server(location):
+            # The client's local mode opens a directory once, and holds all points in memory anyway.
+            points = iter(list(points))
+            opened.close()
         if text_field or is_server(location):
             kept = source.read_sharding(collection)
             given = Sharding(*(new or old for new, old in zip(sharding, kept, strict=True)))
@@ -491,7 +495,6 @@ def reencode(
         rows = read_stored_rows(points, collection, plan, share)
         workers = count_workers(encoder.device, threads)
         begin = partial(ingest, rows, target, name, encoder, None, plan.recipe, workers, fingerprint=plan.after)
-        total = source.count(collection)
         with keeping_models(target, name, encoder, generated=False):
             totals = run_engine(begin, total // share.parts, rejected, quiet)
         if not quiet:
