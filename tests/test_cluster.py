@@ -494,6 +494,20 @@ def test_a_snapshot_of_a_server_with_a_key_is_restored_with_the_key_that_is_not_
     assert rest.client.count("blue-restored").count == 2
 
 
+@SCRIPTED
+def test_behind_a_mapped_port_a_snapshot_is_restored_from_the_servers_own_address_as_is_told(
+    rest: RestQdrant, server: Server
+) -> None:
+    rest.own_url = "http://localhost:6333"
+    server.ingest("blue", range(2))
+    told = server.xqg("delete", "p0", "--collection", "blue").stderr
+    assert "maps its port, put its own address there, such as http://localhost:6333.\n" in told
+    with pytest.raises(httpx.HTTPStatusError, match="400"):
+        run_restoring(told)
+    run_restoring(told.replace(f'"location": "{rest.url}/', '"location": "http://localhost:6333/'))
+    assert rest.client.count("blue-restored").count == 2
+
+
 def test_a_retune_that_drops_queries_takes_a_snapshot_and_one_that_can_be_taken_back_does_not(server: Server) -> None:
     generated = ("--languages", "fi", "--queries-per-language", 2, "--max-new-tokens", 4, "--threads", 1)
     Path("corpus.jsonl").write_text(json.dumps({"id": "p0", "text": "Lake Baikal is deep."}))

@@ -39,6 +39,7 @@ from xqg_qdrant.evaluation.pilot import (
 )
 from xqg_qdrant.evaluation.results import read_results
 from xqg_qdrant.evaluation.sweep.settings import Setting
+from xqg_qdrant.evaluation.sweep.summary import compare_encoders
 from xqg_qdrant.evaluation.sweep.trial import Sweep
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
@@ -353,6 +354,23 @@ def test_a_pilot_needs_a_query_to_fuse_beside_the_one_that_it_asks(corpus: Path)
     assert "queries-per-language" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("points", "p", "verdict"),
+    [
+        (0.57, 0.625, "no difference beyond chance"),
+        (0.57, None, "no difference beyond chance"),
+        (2.0, 0.01, "better"),
+        (-2.0, 0.01, "worse"),
+    ],
+)
+def test_the_verdict_on_two_encoders_is_no_better_than_the_difference(
+    points: float, p: float | None, verdict: str
+) -> None:
+    told = compare_encoders("B", "A", "R@2kt", Difference(points, 0, 0, 0, (points - 1, points + 1), p))
+    assert told.startswith(f"xqg with B against A: R@2kt {points:+.2f} points, 95% interval ")
+    assert told.endswith(f": {verdict}.")
+
+
 def test_several_encoders_are_asked_the_same_questions_about_the_same_queries(
     corpus: Path, no_trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,7 +394,13 @@ def test_several_encoders_are_asked_the_same_questions_about_the_same_queries(
     assert (first["encoder"], second["encoder"]) == ("intfloat/multilingual-e5-small", "made/other")
     assert first["gained"] is None
     assert second["passage"] != first["passage"] or second["xqg"] != first["xqg"]
-    shown = xqg("-q", "pilot", corpus, *options, *demo, *demo, "--threads", 1)
-    assert "e5-small against intfloat/multilingual-e5-small: MRR@10 +0.00" in shown.stdout
-    assert "encoding all of it again: about" in shown.stdout
+    shown = xqg("pilot", corpus, *options, *demo, *demo, "--threads", 1)
+    name = "intfloat/multilingual-e5-small"
+    assert f"\nxqg with {name} against {name}: MRR@10 +0.00 points" in shown.stdout
+    assert ": no difference beyond chance.\n" in shown.stdout
+    assert [line.rpartition(", ")[2] for line in shown.stdout.splitlines() if line.startswith(f"{name}   384")] == [
+        "with the generation", "without the generation",
+    ]  # fmt: skip
+    assert shown.stdout.count(f"\n{name}: best with ") == 2
+    assert shown.stderr.count(f"encoder {name}:\n") == 2
     assert list(no_trace.iterdir()) == []

@@ -213,7 +213,10 @@ def format_pause(collection: str) -> str:
 
 
 def format_snapshot(location: str, snapshot: Snapshot, has_key: bool) -> str:
-    """Return the name of a snapshot and the command that restores it; the command reads a key from QDRANT_API_KEY."""
+    """Return the name of a snapshot and the command that restores it; the command reads a key from QDRANT_API_KEY.
+
+    The command has the server's URL as seen from here, which need not be the one by which the server reaches itself.
+    """
     # As a new collection: into an existing one a server restores no metadata, hence no fingerprint.
     restored = quote(f"{snapshot.collection}-restored", safe="")
     url = _with_port(location)
@@ -228,7 +231,11 @@ def format_snapshot(location: str, snapshot: Snapshot, has_key: bool) -> str:
     data = shlex.quote(json.dumps(body))
     if has_key:
         data = f'{data[:-2]}, "api_key": "\'"$QDRANT_API_KEY"\'"}}\' -H "api-key: $QDRANT_API_KEY"'
-    return f"Snapshot {one_line(snapshot.name)} taken. Restore it with:\n  {one_line(shlex.join(words))} {data}"
+    return (
+        f"Snapshot {one_line(snapshot.name)} taken. Restore it with:\n  {one_line(shlex.join(words))} {data}\n"
+        'The server itself downloads from "location". If a container or a proxy maps its port, put its own address '
+        "there, such as http://localhost:6333."
+    )
 
 
 def _with_port(location: str) -> str:

@@ -109,6 +109,7 @@ class RestQdrant(ThreadingHTTPServer):
         self.is_behind = True  # a proxy, which answers for itself where the server is down
         self.api_key: str | None = None
         self.global_access = True  # of the key; without, it is a key to read and write the points of a collection
+        self.own_url = ""  # by which the server reaches itself, if not by `url`, as behind a mapped port
         # By location: the body that created the collection, and its points.
         self.snapshots: dict[str, tuple[Json, list[models.Record]]] = {}
         self.script: list[Script] = []
@@ -234,7 +235,8 @@ class RestQdrant(ThreadingHTTPServer):
         }
         snapshot = f"{name}-0-2026-11-21-12-00-{len(self.snapshots):02}.snapshot"
         records, _ = self.client.scroll(name, limit=100_000, with_payload=True, with_vectors=True)
-        self.snapshots[f"{self.url}/collections/{quote(name, safe='')}/snapshots/{quote(snapshot)}"] = body, records
+        folder = f"{self.own_url or self.url}/collections/{quote(name, safe='')}/snapshots"
+        self.snapshots[f"{folder}/{quote(snapshot)}"] = body, records
         return {"name": snapshot, "creation_time": "2026-11-21T12:00:00", "size": 1, "checksum": "0" * 64}
 
     def recover(self, name: str, location: str, api_key: str | None) -> bool:

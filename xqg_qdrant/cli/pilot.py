@@ -221,6 +221,7 @@ def pilot(
         chosen, wanted = choose_questions(queries, judgements, passages, seed)
         asked, data = (chosen, judgements), describe_asked(questions, queries, qrels, judgements)
     folders = encoder_folders or (None,)
+    name_encoder = partial(_name_encoder, quiet=quiet or len(folders) == 1)
     encoder, generator = load_encoder(folders[0], device, 1), load_generator(generator_source, device, 1)
     split: Mapping[str, Any] = {}
     if file is not None:
@@ -238,6 +239,7 @@ def pilot(
         layout = PayloadLayout(str(text_field), title_field, id_field or "")
         space = Space(str(vector), replaced=True)
         sample = _draw_points(str(collection), location, layout, space, encoder, passages, seed, quiet, wanted)
+    name_encoder(encoder)
     recipe = _make_recipe(encoder, generator, languages, queries_per_language, recipe_name, split, quiet)
     ingest = _make_ingest(encoder, generator, recipe, threads)
     found = run_pilot(sample, asked, ingest, recipe, encoder, threads, measure, seed, make_bars(quiet))
@@ -248,6 +250,7 @@ def pilot(
     rivals = [make_rival(encoder, found, found)]
     for folder in folders[1:]:
         other = load_encoder(folder, device, 1)
+        name_encoder(other)
         asked_again = found.recipe.queries_per_language + found.held_back
         suited = _make_recipe(other, generator, languages, asked_again, recipe_name, split, quiet)
         again = make_ingest_again(found, other, generator, suited, count_workers(other.device, threads))
@@ -271,6 +274,14 @@ def pilot(
         generator_words = [word for name, value in writer.items() if value for word in (f"--{name}", str(value))]
         command = make_command(begun, encoder_words, generator_words, recipe_name, found, generator.languages)
         echo(f"With this setting: {command}")
+
+
+def _name_encoder(encoder: TextEncoder, quiet: bool) -> None:
+    """Print whose recipe and progress follow, where there are several encoders."""
+    from xqg_qdrant.text import one_line
+
+    if not quiet:
+        echo(f"encoder {one_line(encoder.source)}:", err=True)
 
 
 def _draw(inputs: Inputs, size: int, seed: int, quiet: bool, wanted: Container[str] = ()) -> Sample:
@@ -378,26 +389,29 @@ def _echo_pilot(file: str, sample: Sample, found: Pilot) -> None:
 
 
 def _echo_rivals(rivals: list[Rival]) -> None:
-    """Print a line for each encoder: both vectors, the gain over the first, and what encoding all of it takes."""
+    """Print for each encoder both vectors, its best setting, the gain over the first, and what all of it takes."""
     from xqg_qdrant.evaluation.pilot import format_bytes
-    from xqg_qdrant.evaluation.sweep.summary import describe_gain
+    from xqg_qdrant.evaluation.sweep.summary import compare_encoders, describe
     from xqg_qdrant.printing import format_seconds
     from xqg_qdrant.text import one_line
 
     measure = rivals[0].pilot.sweep.measure
-    width = max(len(one_line(rival.encoder)) for rival in rivals)
-    echo(f"{f'encoder, {measure}':<{width}}   dim  passage      xqg")
-    for rival in rivals:
+    names = [one_line(rival.encoder) for rival in rivals]
+    width = max(map(len, names))
+    echo(f"{f'encoder, {measure}':<{width}}   dim  passage      xqg  all of the corpus takes about")
+    for name, rival in zip(names, rivals, strict=True):
         values = rival.pilot.sweep.report.values
         cells = "".join(f"{values[run][measure].macro:>9.1f}" for run in ("passage", "xqg"))
         cost = rival.pilot.cost
-        takes = f"about {format_seconds(cost.total_seconds)} and {format_bytes(cost.total_bytes)}"
-        what = f"encoding all of it again: {takes}" if rival.gained else f"with the generation: {takes}"
-        echo(f"{one_line(rival.encoder):<{width}}{rival.dim:>6}{cells}  {what}")
-    for rival in rivals:
+        takes = f"{format_seconds(cost.total_seconds)} and {format_bytes(cost.total_bytes)}"
+        counted = "without the generation" if rival.gained else "with the generation"
+        echo(f"{name:<{width}}{rival.dim:>6}{cells}  {takes}, {counted}")
+    echo("")
+    for name, rival in zip(names, rivals, strict=True):
+        echo(f"{name}: best with {describe(rival.pilot.sweep.chosen)}.")
+    for name, rival in zip(names[1:], rivals[1:], strict=True):
         if rival.gained:
-            against = f"{one_line(rival.encoder)} against {one_line(rivals[0].encoder)}"
-            echo(f"{against}: {describe_gain(measure, rival.gained)}")
+            echo(compare_encoders(name, names[0], measure, rival.gained))
     echo("")
 
 

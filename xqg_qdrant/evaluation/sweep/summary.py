@@ -135,6 +135,12 @@ def describe_gain(measure: str, gained: Difference) -> str:
     return f"{measure} {gained.points:+.2f} points, 95% interval {low:+.2f} to {high:+.2f}{p}"
 
 
+def compare_encoders(encoder: str, first: str, measure: str, gained: Difference) -> str:
+    """Return what xqg's vectors of an encoder gain over those of the first one, each with its best setting."""
+    verdict = "no difference beyond chance" if not is_sure(gained) else "better" if gained.points > 0 else "worse"
+    return f"xqg with {encoder} against {first}: {describe_gain(measure, gained)}: {verdict}."
+
+
 def make_options(chosen: Setting, base: Setting) -> list[str]:
     """Return the options of `xqg retune` and `xqg ingest` that turn the base into the chosen setting."""
     options: list[str] = []
