@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 from qdrant_client import QdrantClient, models
 from rest_qdrant import RestQdrant
+from stored_points import assert_same_points, read_points
+from writing import write_rows
 
 from xqg_qdrant.augmentation.fusion import Fusion, fuse
 from xqg_qdrant.augmentation.pipeline import ingest
@@ -20,7 +22,7 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import FloatArray, GeneratedQuery, PayloadLayout, QueriedPassage, Space
-from xqg_qdrant.stores import open_own_space_store
+from xqg_qdrant.stores import open_own_space_store, open_store
 from xqg_qdrant.stores.server.own_space import OwnSpaceStore
 
 PASSAGES = read_demo_passages()[:8]
@@ -38,8 +40,8 @@ def plain(demo_encoder: Encoder) -> FloatArray:
 @pytest.fixture(autouse=True)
 def _one_encoder(demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Load the encoder once for all commands."""
-    monkeypatch.setattr("xqg_qdrant.cli.ingest.load_encoder", lambda *_: demo_encoder)
-    monkeypatch.setattr("xqg_qdrant.cli.retrieval.load_encoder", lambda *_: demo_encoder)
+    for module in ("ingest", "collections", "retrieval"):
+        monkeypatch.setattr(f"xqg_qdrant.cli.{module}.load_encoder", lambda *_: demo_encoder)
 
 
 @pytest.fixture
@@ -301,3 +303,24 @@ def test_a_point_that_changes_between_reading_and_writing_is_left_to_the_next_ru
     assert 2 not in after
     run(store, demo_encoder)
     assert read_all(store._client)[3][1]["passage"] == anew[1]["dense"]
+
+
+@pytest.mark.parametrize("options", [(), ("--vector", "dense"), ("--vector", "dense", "--replace")])
+def test_a_reencoding_takes_over_given_queries_whatever_space_they_were_fused_in(
+    options: tuple[str, ...], rest: RestQdrant, plain: FloatArray, queries: Path, tmp_path: Path
+) -> None:
+    fill(rest.client, plain, "dense")
+    bad = ("--dead-letters", tmp_path / "bad")
+    assert augment(rest, *FIELDS, *options, "--queries", queries, *bad).exit_code == 3
+    where = ("--store", rest.url, *bad)
+    done = xqg("reencode", "--collection", "theirs", "--to", "new", *FIELDS, *where, "--alias", "live")
+    assert done.exit_code == 3, done.output
+    assert "Alias 'live' now names 'new' (7 passages)." in done.stderr
+    rows = [{"id": p.passage_id, "title": p.title, "text": p.text, "metadata": {"tags": [1]}} for p in PASSAGES[:-1]]
+    write_rows(tmp_path / "corpus.jsonl", rows)
+    fresh = xqg("ingest", tmp_path / "corpus.jsonl", "--queries", queries, "--collection", "fresh", *where)
+    assert fresh.exit_code == 0, fresh.output
+    with open_store(rest.url) as store:
+        points = read_points(store, "new")
+        assert all(len(point.generated_queries) == 1 for point in points.values())
+        assert_same_points(points, read_points(store, "fresh"))

@@ -471,6 +471,7 @@ def reencode(
         if text_field:
             layout = PayloadLayout(text_field, title_field, id_field)
             foreign = opened.enter_context(opened_foreign_store(location, layout))
+            foreign.adopt_space(collection)
             source: Store | ForeignStore = foreign
             points = foreign.read_augmented(collection)
         else:

@@ -24,6 +24,7 @@ from xqg_qdrant.fingerprint import (
     LAYOUT_PREFIX,
     SPACE_PREFIX,
     describe_layout,
+    describe_space,
     hash_content,
     read_layout,
     read_space,
@@ -94,13 +95,22 @@ class ForeignStore(ClientStore):
                 own_id = read_own_id(fields, self._payload_layout)
                 yield QueriedPassage(passage, own_id=own_id) if own_id else passage
 
+    def adopt_space(self, collection: str) -> None:
+        """Read the collection as it was augmented: in a space of its own, or in that of one of its vectors."""
+        space = self._read_space(collection)
+        if space is not None:
+            self._added = (space.added,)
+            self._marks = {**self._marks, **describe_space(space)}
+
     def read_augmented(self, collection: str) -> Iterator[AugmentedPassage | Reject]:
         """Yield each point's passage and queries without vectors, or a `Reject` if the point holds none.
 
         Unlike in `read_passages`, a passage has the id that users see, and the other fields as its metadata. The recipe
-        of a point that is new, or whose text has changed, is empty.
+        of a point that is new, or whose text or own vector has changed, is empty.
         """
-        for record in self._scroll(collection, SCROLL_BATCH, True, False):
+        space = self._read_space(collection)
+        names = [space.vector, *([PASSAGE_VECTOR] if space.replaced else [])] if space else False
+        for record in self._scroll(collection, SCROLL_BATCH, True, names):
             fields = record.payload or {}
             if problem := find_problem(fields, self._payload_layout):
                 source = f"{self.location}, collection {collection!r}, point {record.id}"
@@ -109,8 +119,13 @@ class ForeignStore(ClientStore):
             passage, queries = read_foreign_payload(str(record.id), fields, self._payload_layout)
             content, recipe = (str(get_field(fields, f"{FOREIGN_KEY}.{name}") or "") for name in OUR_FIELDS[1:])
             augmented = replace(passage, passage_id=str(record.id), metadata={})
-            known = content == hash_content(augmented, recipe)
+            plain = find_plain(as_named(record.vector), fields, space) if space else None
+            known = content in [hash_content(augmented, recipe, given, plain) for given in (None, queries)]
             yield AugmentedPassage(passage, queries if known else (), {}, content, recipe if known else "")
+
+    def _read_space(self, collection: str) -> Space | None:
+        stored = (self._require_info(collection).config.metadata or {}).get(FINGERPRINT_KEY)
+        return read_space(stored) if isinstance(stored, dict) else None
 
     def read_fingerprint(self, collection: str) -> dict[str, Any] | None:
         """Return the models and the recipe that augmented the collection, None if it was not augmented.
