@@ -166,8 +166,8 @@ def test_one_who_sits_before_a_command_waits_for_seconds(rest: RestQdrant, store
 
 
 def test_the_page_of_a_proxy_is_no_sign_of_a_server(rest: RestQdrant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire_module, "FIRST_PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(wire_module, "FIRST_DELAY_SECONDS", 0.01)
+    for name, seconds in (("FIRST_PATIENCE_SECONDS", 0.1), ("FIRST_DELAY_SECONDS", 0.01), ("PATIENCE_SECONDS", 5.0)):
+        monkeypatch.setattr(wire_module, name, seconds)
     rest.is_behind = False
     started = time.monotonic()
     with (
@@ -178,7 +178,10 @@ def test_the_page_of_a_proxy_is_no_sign_of_a_server(rest: RestQdrant, monkeypatc
     assert time.monotonic() - started < 2
 
 
-def test_a_full_disk_is_told_at_once_and_the_load_goes_on_when_there_is_room(rest: RestQdrant, store: Store) -> None:
+def test_a_full_disk_is_told_at_once_and_the_load_goes_on_when_there_is_room(
+    rest: RestQdrant, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_module, "PATIENCE_SECONDS", 1.0)
     rest.disk_is_full = True
     before = len(rest.requests)
     with pytest.raises(StoreError, match=r"No space left on device: WAL.*Cure: free space on the server's disk"):
