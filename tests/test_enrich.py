@@ -251,6 +251,8 @@ def test_processes_at_once_write_each_passage_once_and_end_where_one_does(
         ]
         said = [process.communicate(timeout=120)[1] for process in processes]
         assert [process.returncode for process in processes] == [0, 0], said
+        begun = [int(said_by.split(" passages without queries")[0].split()[-1]) for said_by in said]
+        assert (sum(begun), COUNT in begun) == (COUNT, False)
         assert written == dict.fromkeys((one.passage_id for one in passages()), 1)
         run_ingest(store, demo_encoder, demo_generator, ["fi", "ru"], "fresh")
         assert_equal(store, "docs", "fresh")
