@@ -140,7 +140,7 @@ def passages() -> list[Passage]:
 def save_encoder(folder: Path, name: str, **settings: Any) -> Path:
     """Write an encoder of `ENCODERS` as transformers saves it; return the folder."""
     configs: dict[str, Any] = {
-        "bert": transformers.BertConfig, "xlm-roberta": transformers.XLMRobertaConfig, "gte": transformers.GteConfig,
+        "bert": transformers.BertConfig, "xlm-roberta": transformers.XLMRobertaConfig, "gte": getattr(transformers, "GteConfig", None),
         "qwen3": transformers.Qwen3Config, "gemma3_text": transformers.Gemma3TextConfig,
     }  # fmt: skip
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
