@@ -140,9 +140,11 @@ def passages() -> list[Passage]:
 def save_encoder(folder: Path, name: str, **settings: Any) -> Path:
     """Write an encoder of `ENCODERS` as transformers saves it; return the folder."""
     configs: dict[str, Any] = {
-        "bert": transformers.BertConfig, "xlm-roberta": transformers.XLMRobertaConfig, "gte": getattr(transformers, "GteConfig", None),
+        "bert": transformers.BertConfig, "xlm-roberta": transformers.XLMRobertaConfig,
         "qwen3": transformers.Qwen3Config, "gemma3_text": transformers.Gemma3TextConfig,
     }  # fmt: skip
+    if hasattr(transformers, "GteConfig"):  # since transformers 5
+        configs["gte"] = transformers.GteConfig
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     fields = {**shape, "vocab_size": TOKENS, "max_position_embeddings": LONGEST, **ENCODERS[name], **settings}
     config = configs[fields.pop("model_type")](**fields)

