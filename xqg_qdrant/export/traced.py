@@ -165,8 +165,9 @@ def _read_start(
     )
     if language_tokens:
         # An older mBART begins with the language.
-        is_language = start is None or start in generation["lang_to_id"].values()
-        return ([], 0) if is_language else ([start], start)
+        if start is None or start in generation["lang_to_id"].values():
+            return [], 0
+        return [start], start
     if start is None:
         raise InputError(
             "the checkpoint names no decoder_start_token_id.", "write it into generation_config.json; see its card"
