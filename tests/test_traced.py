@@ -70,7 +70,7 @@ def test_a_traced_encoder_gives_the_vectors_of_transformers(model_type: str, tmp
 @pytest.mark.parametrize("model_type", TRACED_GENERATORS)
 def test_a_traced_generator_writes_the_greedy_queries_of_transformers(model_type: str, tmp_path: Path) -> None:
     checkpoint = save_traced_generator(tmp_path / "in", model_type)
-    lengths = {"max_new_tokens": NEW_TOKENS, "max_input_tokens": LONGEST_PROMPT - 1}
+    lengths: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "max_input_tokens": LONGEST_PROMPT - 1}
     done = export_checkpoint(str(checkpoint), tmp_path / "out", dtype="int8", **PROMPTED, **lengths)
     assert done.kind == "generator"
     assert done.parity["float32"]["identical_greedy_queries"] == done.parity["inputs"]
@@ -220,7 +220,7 @@ def test_int8_of_a_graph_without_stored_products_is_refused(tmp_path: Path) -> N
 @with_optimum
 def test_a_damaged_prefix_is_refused_with_its_field(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    lengths = {"max_new_tokens": NEW_TOKENS, "max_input_tokens": 20}
+    lengths: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "max_input_tokens": 20}
     export_checkpoint(str(save_traced_generator(tmp_path / "in", "bart")), folder, **PROMPTED, **lengths)
     about = json.loads((folder / "xqg.json").read_text(encoding="utf-8"))
     assert about["decoder_prefix_ids"] == [2]
