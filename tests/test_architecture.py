@@ -52,6 +52,7 @@ OWNERS: dict[str, set[str]] = {
     "torch": {"export"},
     "transformers": {"export"},
     "huggingface_hub": {"export"},
+    "optimum": {"export"},
     "qdrant_edge": {"stores/edge"},
     "qdrant_client": {"stores/server"},
     "httpx": {"inference/endpoint", "stores/server"},

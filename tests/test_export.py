@@ -46,8 +46,7 @@ from xqg_qdrant.export.graph import PAGE, Graph, QuantisedRows, quantise_rows
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import round_weight, split_columns
 from xqg_qdrant.export.reference import Reference
-from xqg_qdrant.export.t5 import Model, _encoder_bias, build_t5_decoder, relative_buckets
-from xqg_qdrant.export.t5_smoothing import Smoothed, smooth_t5
+from xqg_qdrant.export.t5 import Model, Smoothed, _encoder_bias, build_t5_decoder, relative_buckets, smooth_t5
 from xqg_qdrant.generation.onnx import QueryGenerator, Sampling
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.inference.session import Session, is_cuda_at_hand
@@ -620,7 +619,8 @@ def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
 def test_a_checkpoint_of_an_unknown_type_is_refused(tmp_path: Path) -> None:
     edit_json(tmp_path / "in" / "config.json", {"model_type": "gpt2"})
     message = (
-        r"unsupported model type 'gpt2' \(.*in\)\. Cure: export a checkpoint of type bert, xlm-roberta, roberta, new"
+        r"xqg has no graph of its own for the model type 'gpt2' \(.*in\), and optimum-onnx, .* Cure: .*; or export a "
+        r"checkpoint of type bert, xlm-roberta, roberta, new"
     )
     with pytest.raises(InputError, match=message):
         export_checkpoint(str(tmp_path / "in"), tmp_path / "out")

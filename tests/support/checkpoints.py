@@ -69,6 +69,36 @@ DEFAULT_OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 # name → its tokenizer, if not XLM-R's
 TOKENIZERS = {"bert": "wordpiece", "qwen3": "byte-level", "gemma3": "byte-fallback"}
+# Architectures that optimum traces: model type → its configuration, and its tokenizer.
+TRACED_ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
+    "distilbert": ({"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}, "wordpiece"),
+    "mpnet": ({"max_position_embeddings": LONGEST + 2}, "wordpiece"),
+    "electra": ({"embedding_size": 24}, "wordpiece"),
+    "camembert": ({"max_position_embeddings": LONGEST + 2, "pad_token_id": 1}, "unigram"),
+    "deberta-v2": (
+        {
+            "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False,
+            "position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm", "pad_token_id": 1,
+        },
+        "unigram",
+    ),
+    "modernbert": (
+        {
+            "local_attention": 8, "global_attn_every_n_layers": 2, "pad_token_id": 1, "bos_token_id": 0,
+            "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2, "reference_compile": False,
+        },
+        "unigram",
+    ),
+}  # fmt: skip
+MBART_TOKENS = ("fi_FI", "ja_XX", "ru_RU")
+# Their special ids are those of the tokenizer that `save_traced_generator` writes.
+TRACED_GENERATORS: dict[str, dict[str, Any]] = {
+    "bart": {"decoder_start_token_id": 2, "eos_token_id": 2},
+    "mbart": {"decoder_start_token_id": 2, "eos_token_id": 2, "bos_token_id": 0},
+    "m2m_100": {"decoder_start_token_id": 2, "eos_token_id": 2, "bos_token_id": 0},
+    "pegasus": {"decoder_start_token_id": 1, "eos_token_id": 2, "bos_token_id": 0},
+    "marian": {"decoder_start_token_id": 1, "eos_token_id": 2, "bos_token_id": 0, "scale_embedding": True},
+}
 SUPPRESSED = tuple(range(40, 600, 2))
 # form → (checkpoint, options of the export)
 GENERATORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -110,9 +140,11 @@ def passages() -> list[Passage]:
 def save_encoder(folder: Path, name: str, **settings: Any) -> Path:
     """Write an encoder of `ENCODERS` as transformers saves it; return the folder."""
     configs: dict[str, Any] = {
-        "bert": transformers.BertConfig, "xlm-roberta": transformers.XLMRobertaConfig, "gte": transformers.GteConfig,
+        "bert": transformers.BertConfig, "xlm-roberta": transformers.XLMRobertaConfig,
         "qwen3": transformers.Qwen3Config, "gemma3_text": transformers.Gemma3TextConfig,
     }  # fmt: skip
+    if hasattr(transformers, "GteConfig"):  # since transformers 5
+        configs["gte"] = transformers.GteConfig
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     fields = {**shape, "vocab_size": TOKENS, "max_position_embeddings": LONGEST, **ENCODERS[name], **settings}
     config = configs[fields.pop("model_type")](**fields)
@@ -234,6 +266,37 @@ def save_t5(
     edit_json(folder / "generation_config.json", generation or {})
     tokenizer = make_unigram(*T5_SPECIALS)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", T5_END)])
+    _save_tokenizer(tokenizer, folder, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return folder
+
+
+def save_traced_encoder(folder: Path, model_type: str) -> Path:
+    """Write an encoder of `TRACED_ENCODERS`."""
+    settings, tokenizer = TRACED_ENCODERS[model_type]
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    fields = {**({} if "dim" in settings else shape), "vocab_size": TOKENS, "max_position_embeddings": LONGEST}
+    config = transformers.AutoConfig.for_model(model_type, **{**fields, **settings})
+    model: Any = transformers.AutoModel.from_config(config)
+    _randomise(model, seed=3)
+    model.save_pretrained(folder)
+    save_tokenizer(folder, tokenizer)
+    return folder
+
+
+def save_traced_generator(folder: Path, model_type: str) -> Path:
+    """Write a generator of `TRACED_GENERATORS`, whose tokenizer has mBART's tokens of languages."""
+    config = transformers.AutoConfig.for_model(
+        model_type, vocab_size=TOKENS, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=LONGEST_PROMPT,
+        pad_token_id=1, **TRACED_GENERATORS[model_type],
+    )  # fmt: skip
+    model: Any = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    _randomise(model, seed=11)
+    model.save_pretrained(folder)
+    if model_type == "bart":
+        edit_json(folder / "generation_config.json", {"forced_bos_token_id": 0, "no_repeat_ngram_size": 3})
+    tokenizer = make_unigram(*XLMR_SPECIALS, *MBART_TOKENS)
+    tokenizer.post_processor = _put_around(tokenizer, "$A </s>")
     _save_tokenizer(tokenizer, folder, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     return folder
 

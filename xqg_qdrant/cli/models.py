@@ -98,6 +98,9 @@ def export(
     T5, mT5. With --preset, CHECKPOINT is optional. The result is checked against transformers; a model that computes
     something else leaves no folder behind. Needs: pip install 'xqg-qdrant[export]'
 
+    Other architectures, such as ModernBERT, MPNet, DeBERTa and BART, are traced by optimum, in float32 or int8. Needs
+    an environment with: pip install 'xqg-qdrant[optimum]'
+
     --restrict-vocabulary limits each language to the tokens that its script uses, which is much faster with a large
     vocabulary. SAMPLE holds some hundred questions per language, as for `xqg evaluate`.
     """

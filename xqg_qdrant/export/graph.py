@@ -55,6 +55,10 @@ class Table(NamedTuple):
 class Graph:
     """A graph under construction; every method that adds a node returns the name of its output."""
 
+    opset = OPSET
+    # Of the names of nodes and constants.
+    prefix = ""
+
     def __init__(self, name: str, dtype: str = "float32", floats: npt.DTypeLike = np.float32) -> None:
         """Begin a graph with products in `dtype` (of `DTYPES`) and constants in `floats`."""
         self._name = name
@@ -87,9 +91,9 @@ class Graph:
 
     def nodes(self, op: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any) -> list[str]:
         """Add a node with several outputs."""
-        index = len(self._nodes)
-        names = [f"{op}_{index}_{i}" for i in range(outputs)]
-        self._nodes.append(helper.make_node(op, list(inputs), names, name=f"{op}_{index}", domain=domain, **attributes))
+        name = f"{self.prefix}{op}_{len(self._nodes)}"
+        names = [f"{name}_{i}" for i in range(outputs)]
+        self._nodes.append(helper.make_node(op, list(inputs), names, name=name, domain=domain, **attributes))
         return names
 
     def node(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
@@ -210,7 +214,7 @@ class Graph:
             for tensor, array in self._large:
                 tensor.raw_data = array.tobytes()
         graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, self._initializers)
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="xqg-qdrant")
         onnx.save_model(model, path)
 
@@ -236,7 +240,8 @@ class Graph:
 
     def _declare(self, array: Array) -> TensorProto:
         """Add a constant without its values."""
-        name, data_type = f"constant_{len(self._initializers)}", helper.np_dtype_to_tensor_dtype(array.dtype)
+        name = f"{self.prefix}constant_{len(self._initializers)}"
+        data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
         self._initializers.append(TensorProto(name=name, data_type=data_type, dims=array.shape))
         return self._initializers[-1]
 

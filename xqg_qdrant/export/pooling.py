@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
+from safetensors.numpy import save_file
 
 from xqg_qdrant.export.graph import Array, Graph
+from xqg_qdrant.model_folders.description import dense_files
+from xqg_qdrant.model_folders.sentence_transformers import ACTIVATIONS, IDENTITY, TANH
 
-DENSE_ACTIVATIONS = ("Identity", "Tanh")
+DENSE_ACTIVATIONS = (IDENTITY, TANH)
 
 
 class Dense(NamedTuple):
@@ -30,6 +35,24 @@ class Head(NamedTuple):
     def dim(self, hidden_size: int) -> int:
         """Return the length of the vector."""
         return len(self.dense[-1].weight) if self.dense else hidden_size
+
+
+def dense_names(head: Head) -> list[str]:
+    """Return the folders of the dense layers, as sentence-transformers names them."""
+    return [f"{place}_Dense" for place in range(2, 2 + len(head.dense))]
+
+
+def save_dense(head: Head, folder: Path) -> None:
+    """Write the dense layers beside a graph that lacks them, as sentence-transformers does."""
+    kinds = {short: full for full, short in ACTIVATIONS.items()}
+    for name, layer in zip(dense_names(head), head.dense, strict=True):
+        config, weights = (folder / file for file in dense_files(name))
+        config.parent.mkdir()
+        outer, inner = layer.weight.shape
+        settings = {"in_features": inner, "out_features": outer, "bias": layer.bias is not None}
+        config.write_text(json.dumps({**settings, "activation_function": kinds[layer.activation]}), encoding="utf-8")
+        tensors = {"linear.weight": layer.weight, "linear.bias": layer.bias}
+        save_file({key: value for key, value in tensors.items() if value is not None}, weights)
 
 
 def write_vectors(graph: Graph, hidden: str, mask: str, head: Head, hidden_size: int) -> None:

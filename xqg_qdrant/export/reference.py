@@ -20,12 +20,13 @@ from tokenizers.models import WordPiece
 from transformers.utils.logging import disable_progress_bar
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.export import bert
+from xqg_qdrant.export import bert, decoder_encoder
 from xqg_qdrant.export.checkpoint import Checkpoint, read_licence, read_tokenizer_changes
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.export.rotary import MODEL_TYPES, translate_config
+from xqg_qdrant.export.traced import trace
 from xqg_qdrant.inference.session import is_cuda_at_hand, runtime_version
 from xqg_qdrant.inference.tokenizer import LONGEST, apply_settings
 from xqg_qdrant.model_folders import write_description
@@ -34,6 +35,13 @@ from xqg_qdrant.records import FloatArray
 
 # Earlier releases' weights-only loader could be made to run code (CVE-2025-32434).
 LEAST_TORCH = (2, 6)
+# Earlier releases lack GTE, and describe rotary positions otherwise.
+NEED_TRANSFORMERS_5 = (*MODEL_TYPES, *decoder_encoder.MODEL_TYPES)
+# What a published summariser sets for its own output. xqg draws plain samples.
+PLAIN_DECODING = {
+    "forced_bos_token_id": None, "forced_eos_token_id": None, "min_length": 0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "early_stopping": False, "length_penalty": 1.0,
+}  # fmt: skip
 
 
 class Reference:
@@ -46,10 +54,14 @@ class Reference:
             InputError: transformers cannot load it, or it lacks weights of its architecture.
         """
         disable_progress_bar()
-        self._model = _load_model(checkpoint)
-        self._tokenizer, self._side = _load_tokenizer(checkpoint)
+        self._kind, self._model = checkpoint.kind, _load_model(checkpoint)
+        self._tokenizer, self._side = load_tokenizer(checkpoint)
         self.config: dict[str, Any] = self._model.config.to_dict()
         self.version = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
+
+    def trace(self, folder: Path, dtype: str) -> None:
+        """Write the graphs that optimum traces, in `float32` or `int8`."""
+        trace(self._model, self._kind, folder, dtype)
 
     def weights(self) -> dict[str, Array]:
         """Return every weight by name; a generator's output projection is `lm_head.weight`."""
@@ -149,20 +161,28 @@ class Reference:
             found[name] = Sample(low.numpy(), high.numpy(), mean.numpy(), mean_products.numpy())
 
     def decode_greedily(
-        self, prompts: Sequence[str], start_ids: Sequence[int], max_input_tokens: int, max_new_tokens: int
+        self,
+        prompts: Sequence[str],
+        start_ids: Sequence[int],
+        max_input_tokens: int,
+        max_new_tokens: int,
+        prefix: Sequence[int] = (),
     ) -> list[list[int]]:
-        """Return the greedy ids of each prompt, without start and end tokens."""
+        """Return the greedy ids of each prompt, without the prefix, start and end tokens."""
         outputs = []
         for prompt, start_id in zip(prompts, start_ids, strict=True):
+            begun = [*prefix, start_id]
             with torch.no_grad():
                 ids = self._model.generate(
                     **self._tokenise(prompt, max_input_tokens),
-                    decoder_start_token_id=start_id,
+                    decoder_input_ids=torch.tensor([begun]),
+                    decoder_start_token_id=begun[0],
+                    **PLAIN_DECODING,
                     do_sample=False,
                     num_beams=1,
                     max_new_tokens=max_new_tokens,
                 )
-            row = ids[0, 1:].tolist()
+            row = ids[0, len(begun) :].tolist()
             [end_id] = np.ravel(self.config["eos_token_id"]).tolist()
             outputs.append(row[: row.index(end_id)] if end_id in row else row)
         return outputs
@@ -258,8 +278,11 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
     }
     if checkpoint.is_pickled:
         _check_torch()
+    if checkpoint.is_traced:
+        # Others decide by the size of a batch, which a trace would freeze.
+        given["attn_implementation"] = "eager"
     loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
-    if checkpoint.config["model_type"] in MODEL_TYPES and not hasattr(transformers, "GteModel"):
+    if checkpoint.config["model_type"] in NEED_TRANSFORMERS_5 and not hasattr(transformers, "GteModel"):
         raise InputError(
             f"transformers {transformers.__version__} lacks the architecture of {checkpoint.source}.",
             "upgrade it: pip install --upgrade transformers",
@@ -294,7 +317,7 @@ def _save_beside(folder: Path, model: Any) -> None:  # noqa: ANN401
         unfinished.replace(folder / "model.safetensors")
 
 
-def _load_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str]:
+def load_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str]:
     """Return the tokenizer, without padding and truncation, and the side to truncate at."""
     path = checkpoint.path
     file = path / TOKENIZER_FILE
@@ -302,8 +325,13 @@ def _load_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, str]:
     # transformers may rebuild a tokenizer from its vocabulary; other libraries run the file as it is, and so does this.
     # Except for BERT's: whether it lowercases is in tokenizer_config.json, which takes precedence.
     if tokenizer is None or isinstance(tokenizer.model, WordPiece):
-        slow: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        tokenizer = slow.backend_tokenizer
+        loaded: Any = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = getattr(loaded, "backend_tokenizer", None)
+        if tokenizer is None:
+            raise InputError(
+                f"transformers cannot write the tokenizer of {checkpoint.source} as {TOKENIZER_FILE}.",
+                f"add a {TOKENIZER_FILE} to the checkpoint",
+            )
     apply_settings(tokenizer, read_tokenizer_changes(checkpoint))
     side = (tokenizer.truncation or {}).get("direction", "right")
     tokenizer.no_padding()

@@ -35,6 +35,7 @@ from xqg_qdrant.inference.tokenizer import (
 from xqg_qdrant.languages import LANGUAGES
 from xqg_qdrant.model_folders import DEMO_GENERATOR, read_model_folder, shipped_model
 from xqg_qdrant.model_folders.description import (
+    DECODER_PREFIX,
     FULL_VOCABULARY,
     RESTRICTED_VOCABULARY,
     TOKENIZER_FILE,
@@ -70,7 +71,7 @@ class _Group(NamedTuple):
 
 
 class QueryGenerator:
-    """A T5 or mT5 model that writes questions about passages in given languages.
+    """A model such as T5 that writes questions about passages in given languages.
 
     Prompts of about the same length share a run, with all their languages and samples. Each query has its own noise,
     derived from the seed, the passage id, the language and the query's number. So on a CPU a passage gets bit-identical
@@ -124,6 +125,7 @@ class QueryGenerator:
         if is_foreign(self.folder.description):
             # These come from its settings, which the checksum does not cover.
             names += ["language_tokens", "decoder_start_id", "end_id", "suppressed_ids"]
+            names += [DECODER_PREFIX] * (DECODER_PREFIX in self.folder.description)
         return {"sha256": self.folder.sha256(), **{name: self.folder.description[name] for name in names}}
 
     writes_sentences = True

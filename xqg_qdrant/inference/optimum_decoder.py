@@ -18,6 +18,7 @@ from xqg_qdrant.inference.batching import Sizes
 from xqg_qdrant.inference.decoding import Ids, Noise, Step
 from xqg_qdrant.inference.session import Array, Session
 from xqg_qdrant.model_folders import ModelFolder
+from xqg_qdrant.model_folders.description import DECODER_PREFIX
 from xqg_qdrant.model_folders.files import export_it
 
 IDS, MASK, HIDDEN, LOGITS = "input_ids", "attention_mask", "last_hidden_state", "logits"
@@ -40,6 +41,7 @@ class ForeignDecoder:
         self.encoder, self.first, self.further = opened
         self.device = self.further.device
         self.suppressed_ids = np.array(about["suppressed_ids"], dtype=np.int64)
+        self.prefix = np.array(about.get(DECODER_PREFIX, []), dtype=np.int64)
         self.caches = {name: _present(name) for name in self.further.input_names if PAST.fullmatch(name)}
         self._check(names)
 
@@ -101,11 +103,12 @@ class ForeignStep:
     def __call__(self, ids: Ids, noise: Noise) -> Ids:
         """Run one step."""
         if self._caches:
-            logits = self._advance(self._decoder.further, ids)
+            logits = self._advance(self._decoder.further, ids[:, None])
         else:
             # The first step is the same for all rows that start with the same id.
             begun, copied = np.unique(ids, return_inverse=True)
-            logits = self._advance(self._decoder.first, begun)[copied]
+            prefixes = np.tile(self._decoder.prefix, (len(begun), 1))
+            logits = self._advance(self._decoder.first, np.concatenate([prefixes, begun[:, None]], axis=1))[copied]
             self.keep(copied)
         suppressed = self._decoder.suppressed_ids
         logits[:, suppressed[suppressed < logits.shape[1]]] = -np.inf
@@ -116,10 +119,10 @@ class ForeignStep:
         self._caches = {name: cache[places] for name, cache in self._caches.items()}
 
     def _advance(self, session: Session, ids: Ids) -> Array:
-        """Run a graph on one id of each row, keep the caches, and return the logits."""
+        """Run a graph on ids `(rows, tokens)`, keep the caches, and return the last token's logits."""
         rows = len(ids)
         feeds = {
-            IDS: ids[:, None],
+            IDS: ids,
             CROSS_HIDDEN: np.broadcast_to(self._hidden, (rows, *self._hidden.shape[1:])),
             CROSS_MASK: np.broadcast_to(self._mask, (rows, *self._mask.shape[1:])),
             **self._caches,

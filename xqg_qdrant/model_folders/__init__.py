@@ -23,12 +23,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.model_folders.description import DESCRIPTION_FILE, FORMAT, TOKENIZER_FILE, read_description
+from xqg_qdrant.model_folders.description import (
+    DESCRIPTION_FILE,
+    FORMAT,
+    TOKENIZER_FILE,
+    dense_files,
+    is_foreign,
+    read_description,
+)
 from xqg_qdrant.model_folders.files import (
     DATA_SUFFIX,
     GRAPH_SUFFIX,
     check_external_data,
     check_file,
+    check_graph,
     export_again,
     hash_file,
 )
@@ -101,7 +109,8 @@ def write_description(path: Path, kind: str, fields: Mapping[str, Any]) -> None:
 
     It is written last: a folder without it is incomplete.
     """
-    files = {file.name: hash_file(file) for file in sorted(path.iterdir()) if _decides_results(file)}
+    names = _list_foreign(path, fields) if is_foreign(fields) else _list_own(path)
+    files = {name: hash_file(path / name) for name in names}
     description = {"format": FORMAT, "kind": kind, **fields, "files": files}
     text = json.dumps(description, ensure_ascii=False, indent=2)
     (path / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
@@ -148,5 +157,13 @@ def _describe_foreign_folder(path: Path, overrides: EncoderOverrides | Generator
     return describe_foreign_encoder(path, overrides)
 
 
-def _decides_results(file: Path) -> bool:
-    return file.suffix in {GRAPH_SUFFIX, DATA_SUFFIX} or file.name == TOKENIZER_FILE
+def _list_own(path: Path) -> list[str]:
+    """Return the files that decide results, in xqg's layout."""
+    files = sorted(path.iterdir())
+    return [file.name for file in files if file.suffix in {GRAPH_SUFFIX, DATA_SUFFIX} or file.name == TOKENIZER_FILE]
+
+
+def _list_foreign(path: Path, fields: Mapping[str, Any]) -> list[str]:
+    graphs = (fields["graph"], *fields.get("decoder_graphs", ()))
+    beside = (name for folder in fields.get("dense", ()) for name in dense_files(folder))
+    return [*dict.fromkeys(name for graph in graphs for name in check_graph(path, graph)), *beside, TOKENIZER_FILE]

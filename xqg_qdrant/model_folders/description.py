@@ -36,6 +36,8 @@ FORMAT = 1
 ENDPOINT = "endpoint"
 
 POOLINGS = ("cls", "mean", "last")
+# Ids that another program's decoder reads before the first id of each row, if there are any.
+DECODER_PREFIX = "decoder_prefix_ids"
 # The pooling of another program's graph that returns whole vectors; how it makes them is not visible.
 IN_GRAPH = "in graph"
 DTYPES = ("float32", "int8", "float16", "bfloat16")
@@ -228,6 +230,8 @@ def _check_generator(about: Mapping[str, Any]) -> None:
             f"has sampling.max_new_tokens = {sampling['max_new_tokens']}, more than max_output_tokens = "
             f"{about['max_output_tokens']}"
         )
+    if not _IDS.is_met(about.get(DECODER_PREFIX, [])):
+        raise ValueError(f"has {DECODER_PREFIX} = {show(about[DECODER_PREFIX])}; it must be {_IDS.wanted}")
     for name in ("language_tokens", "restricted_languages"):
         others = [language for language in about[name] if language not in languages]
         if others:
