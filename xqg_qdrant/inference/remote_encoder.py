@@ -25,6 +25,7 @@ from xqg_qdrant.inference.endpoint import OVERSIZED, Line, Refusal, Site, find_k
 from xqg_qdrant.model_folders import ModelFolder
 from xqg_qdrant.model_folders.description import DESCRIPTION_FILE, ENDPOINT, FORMAT
 from xqg_qdrant.records import FloatArray
+from xqg_qdrant.text import count_of
 
 KEY_VARIABLES = ("XQG_EMBEDDING_API_KEY", "OPENAI_API_KEY")
 SITE = Site("encoder", "/embeddings", KEY_VARIABLES[0], 256 << 20, "data")
@@ -267,8 +268,8 @@ def read_vectors(answer: Mapping[str, Any], count: int, where: str) -> FloatArra
     data = answer.get("data")
     cure = "check that it serves a model of embeddings, and its log"
     if not isinstance(data, list) or len(data) != count or not all(isinstance(row, dict) for row in data):
-        found = len(data) if isinstance(data, list) else "no"
-        raise ModelError(f"{where} answers with {found} vectors for {count} texts.", cure)
+        found = count_of(len(data), "vector") if isinstance(data, list) else "no vectors"
+        raise ModelError(f"{where} answers with {found} for {count_of(count, 'text')}.", cure)
     places = [row.get("index", place) for place, row in enumerate(data)]
     if sorted(map(str, places)) != sorted(map(str, range(count))):
         raise ModelError(f"{where} answers with vectors numbered {places[:10]}.", cure)

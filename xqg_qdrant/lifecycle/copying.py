@@ -25,6 +25,7 @@ from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.points import make_names, make_payload, make_point_id
 from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.streams import batched
+from xqg_qdrant.text import count_of
 
 BATCH = 256
 EXAMPLES = 5  # passages listed in a message
@@ -150,7 +151,7 @@ def _verify(
         named = (_list(different[:EXAMPLES]) or "none") + (" …" if len(different) > EXAMPLES else "")
         raise StoreError(
             f"the copy {name!r} in {target.location} is not equal to {collection!r} in {source.location}: "
-            f"{count} points for {expected.count}; passages that differ: {len(different)} ({named}).",
+            f"{count_of(count, 'point')} for {expected.count}; passages that differ: {len(different)} ({named}).",
             "stop all writes to both, and run the copy again",
         )
     yield Copying(rounded=rounded)
