@@ -50,7 +50,7 @@ from xqg_qdrant.records import (
     QueriedPassage,
     Reject,
 )
-from xqg_qdrant.stores import Store
+from xqg_qdrant.stores import Store, read_target_fingerprint
 from xqg_qdrant.streams import batched, work_in_order
 from xqg_qdrant.text import find_term_ids
 
@@ -344,7 +344,7 @@ def open_collection(store: PointStore, collection: str, fingerprint: Fingerprint
     Raises:
         MismatchError: the collection was made with other models or another recipe.
     """
-    stored = store.read_fingerprint(collection)
+    stored = read_target_fingerprint(cast(Store, store), collection)
     if stored is None:
         return False
     refuse_change(collection, stored, fingerprint)
