@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -129,6 +130,7 @@ class Endpoint(NamedTuple):
         price_in: Price of a million tokens of prompts, in any currency.
         price_out: Price of a million tokens of replies.
         journal: Folder of replies whose passage is not stored yet; None is in the user's cache.
+        patience: The most seconds to wait for a server that is busy or loads its model; by default as suits an ingest.
     """
 
     url: str
@@ -140,6 +142,7 @@ class Endpoint(NamedTuple):
     price_in: float = 0.0
     price_out: float = 0.0
     journal: Path | None = None
+    patience: float = math.inf
 
     def price(self, usage: Usage) -> float:
         """Return what calls cost."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections import Counter
@@ -80,6 +81,7 @@ class LanguageModelGenerator:
         price_in: float = 0.0,
         price_out: float = 0.0,
         journal: Path | None = None,
+        patience: float = math.inf,
         *,
         api_key: str | None = None,
     ) -> None:
@@ -97,11 +99,12 @@ class LanguageModelGenerator:
             raise InputError("a cost is limited, but no price is known.", cure)
         if not model:
             raise InputError("no model is named.", "name the server's model with --model")
-        self.endpoint = Endpoint(url, model, prompt, concurrency, max_tokens, max_cost, price_in, price_out, journal)
+        limits = concurrency, max_tokens, max_cost, price_in, price_out
+        self.endpoint = Endpoint(url, model, prompt, *limits, journal, patience)
         self.concurrency = concurrency
         self._template = DEFAULT_PROMPT if prompt is None else check_prompt(prompt, "template")
         self._echoes = find_pieces(self._template, ECHOED_CHARACTERS)
-        self._chat = Chat(url, model, api_key or read_key(), concurrency)
+        self._chat = Chat(url, model, api_key or read_key(), concurrency, patience)
         self._journal = Journal(journal or find_cache() / "replies")
         self._pool = ThreadPoolExecutor(concurrency, "xqg-llm")
         self._served = ""

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +72,15 @@ class RemoteEncoder:
     device = DEVICE
     reading = None
 
-    def __init__(self, path: Path, about: Mapping[str, Any], *, api_key: str | None = None, check: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        about: Mapping[str, Any],
+        *,
+        api_key: str | None = None,
+        check: bool = True,
+        patience: float = math.inf,
+    ) -> None:
         """Open an endpoint, and compare the vectors of the probes.
 
         The key is taken from the environment (`XQG_EMBEDDING_API_KEY`, else `OPENAI_API_KEY`) if there is no `api_key`.
@@ -81,6 +90,7 @@ class RemoteEncoder:
             about: the description, from `read_endpoint`.
             api_key: sent to the URL's host alone.
             check: whether to compare the probes.
+            patience: the most seconds to wait for a server that is busy or loads its model.
 
         Raises:
             InputError: the URL or the key cannot be used.
@@ -92,7 +102,7 @@ class RemoteEncoder:
         self._about = about
         self.dim: int = about["dim"]
         self.tokens = self.truncated = 0
-        self._line = Line(SITE, about["url"], api_key or read_key(), CONCURRENCY)
+        self._line = Line(SITE, about["url"], api_key or read_key(), CONCURRENCY, patience)
         self._pool = ThreadPoolExecutor(CONCURRENCY, "xqg-encoder")
         self._lock = Lock()
         self._known: dict[tuple[bool, str], FloatArray] = {}
