@@ -22,6 +22,7 @@ from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.generation import llm
 from xqg_qdrant.generation.llm import ChatSampling, LanguageModelGenerator
 from xqg_qdrant.records import Passage
+from xqg_qdrant.stores import open_store
 
 KEY = "sk-proj-7f9Zq40xAb"
 PASSAGES = 12
@@ -148,6 +149,20 @@ def test_a_batch_is_written_and_its_results_are_read_in_any_order(endpoint: Scri
     assert f"0 new, 3 changed, {PASSAGES - 3} unchanged, 0 rejected rows" in synced.output
     assert "results.jsonl: 0 passages without a result, 0 results that failed, 0 of other passages" in synced.output
     assert f"{PASSAGES} unchanged" in xqg("status", "--collection", "docs", "--corpus", corpus, *given).output
+    rows = [json.loads(line) for line in Path(corpus).read_text().splitlines()]
+    rows[6]["metadata"], rows[7]["text"] = {"year": 1858}, f"{rows[7]['text']} It is long."
+    write_rows(Path(corpus), rows)
+    write_rows(Path("results.jsonl"), [results[1], *again[9:]])
+    assert "0 new, 2 changed, 10 unchanged" in xqg("status", "--collection", "docs", "--corpus", corpus, *given).output
+    partly = xqg("ingest", corpus, "--collection", "docs", *given, exit_code=3).output
+    assert "2 passages stored, 10 unchanged" in partly
+    assert "8 passages without a result keep their queries." in partly
+    assert "1 of the stored passages has no query." in partly
+    with open_store("xqg_data") as store:
+        kept = {point.passage.passage_id: len(point.generated_queries) for point in store.scroll("docs")}
+        changed = store.read_points("docs", [rows[6]["id"]])[rows[6]["id"]].passage.metadata
+    assert kept == {row["id"]: 0 if row is rows[7] else 6 for row in rows}
+    assert changed == {"year": 1858}
     refused = xqg("augment", "--collection", "theirs", "--text-field", "text", *given, exit_code=2)
     assert "results.jsonl holds the results of a batch" in refused.output
 

@@ -114,6 +114,7 @@ class Progress(NamedTuple):
         left_out: Number of stored queries that the filter excludes from the fusion.
         dropped: Number of generated queries dropped by the checks, by language and reason.
         usage: Calls and tokens that a language model took.
+        awaited: Number of passages whose queries are still to come, and that keep those they have.
     """
 
     stored: int
@@ -125,6 +126,7 @@ class Progress(NamedTuple):
     left_out: int = 0
     dropped: Mapping[Dropped, int] = MappingProxyType({})
     usage: Usage = Usage()
+    awaited: int = 0
 
     @property
     def rows(self) -> int:
@@ -136,7 +138,7 @@ class Totals:
     """The sum of an ingest's progress; rejected rows are counted by their reasons, not kept."""
 
     def __init__(self) -> None:
-        self.stored = self.unchanged = self.rejected = self.bare = self.left_out = 0
+        self.stored = self.unchanged = self.rejected = self.bare = self.left_out = self.awaited = 0
         self.asked: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
         self.dropped: Counter[Dropped] = Counter()
@@ -156,10 +158,11 @@ class Totals:
         for reject in progress.rejects:
             self.reasons.add(reject)
         self.usage = self.usage.plus(progress.usage)
+        self.awaited += progress.awaited
 
     def to_progress(self, rejects: Iterable[Reject]) -> Progress:
         """Return the sum as one chunk, with the rejects of all chunks."""
-        counts = (self.asked, self.kept, self.bare, self.left_out, self.dropped, self.usage)
+        counts = (self.asked, self.kept, self.bare, self.left_out, self.dropped, self.usage, self.awaited)
         return Progress(self.stored, self.unchanged, tuple(rejects), *counts)
 
     def yields(self) -> dict[str, dict[str, int]]:
@@ -206,6 +209,7 @@ class Chunk(NamedTuple):
     missing: list[Task]
     unchanged: int
     rejects: list[Reject]
+    awaited: int = 0
 
 
 class Augmented(NamedTuple):
@@ -436,6 +440,7 @@ def look_up(
     recipe_hash, plain_hash, plain = hash_recipe(fingerprint), hash_plain(fingerprint), is_plain(fingerprint)
     rejects: list[Reject] = []
     tasks: list[Task] = []
+    kept = find_awaited(rows, cast(Store, store), collection) if store is not None else {}
     for row in rows:
         if isinstance(row, Reject):
             rejects.append(row)
@@ -447,7 +452,8 @@ def look_up(
             tasks.append(Task(row.point.passage, content, *fields))
             continue
         queried = row if isinstance(row, QueriedPassage) else QueriedPassage(row)
-        passage, queries, vector = queried.passage, queried.queries, queried.vector
+        passage, vector = queried.passage, queried.vector
+        queries = kept.get(passage.passage_id, queried.queries)
         if queries and not recipe.given:
             raise InputError(
                 f"passage {passage.passage_id!r} has queries, but there is a generator to write them.",
@@ -469,7 +475,24 @@ def look_up(
     if plain:
         enriched = _find_enriched(missing, stored, cast(Store, store), collection)
         missing = [task for task in missing if task.passage.passage_id not in enriched]
-    return Chunk(missing, len(tasks) - len(missing), rejects)
+    return Chunk(missing, len(tasks) - len(missing), rejects, len(kept))
+
+
+def find_awaited(
+    rows: Sequence[Row | StoredRow], store: Store, collection: str
+) -> dict[str, tuple[GeneratedQuery, ...]]:
+    """Return the stored queries of passages that await theirs, by id, if title and text are as they were."""
+    awaited = {row.passage.passage_id: row.passage for row in rows if isinstance(row, QueriedPassage) and row.awaited}
+    found = store.read_points(collection, list(awaited)) if awaited else {}
+    return {
+        passage_id: point.generated_queries
+        for passage_id, point in found.items()
+        if point.generated_queries and _is_same_text(point.passage, awaited[passage_id])
+    }
+
+
+def _is_same_text(one: Passage, other: Passage) -> bool:
+    return (one.title, one.text) == (other.title, other.text)
 
 
 def _find_enriched(tasks: Sequence[Task], stored: Mapping[str, str], store: Store, collection: str) -> set[str]:
@@ -492,7 +515,7 @@ def augment(
 ) -> Augmented:
     """Augment a chunk with one call of each model; a worker runs this."""
     if not chunk.missing:
-        return Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}, dropped={}))
+        return Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}, awaited=chunk.awaited))
     written = _find_queries(chunk.missing, generator, recipe)
     usage = Usage(*(sum(counts) for counts in zip(*(generation.usage for generation in written), strict=True)))
     replies = tuple(path for generation in written for path in generation.replies if generation.failure is None)
@@ -505,7 +528,7 @@ def augment(
         elif generation.failure is None:
             done.append((task, generation))
     if not done:
-        progress = Progress(0, chunk.unchanged, tuple(rejects), {}, {}, dropped={}, usage=usage)
+        progress = Progress(0, chunk.unchanged, tuple(rejects), {}, {}, usage=usage, awaited=chunk.awaited)
         return Augmented([], progress, replies, failure)
     plain = _encode_passages([task for task, _ in done], encoder)
     queries_of = [_merge(task, generation.queries, recipe) for task, generation in done]
@@ -544,7 +567,8 @@ def augment(
             )
         )
     bare = sum(not point.generated_queries for point in points)
-    progress = Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out, dropped, usage)
+    counts = (asked, kept, bare, left_out, dropped, usage, chunk.awaited)
+    progress = Progress(len(points), chunk.unchanged, tuple(rejects), *counts)
     return Augmented(points, progress, replies, failure, before)
 
 
