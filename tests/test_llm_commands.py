@@ -17,6 +17,7 @@ from test_docs import blocks, commands
 from test_foreign import FIELDS, make_collection
 from writing import write_rows
 
+from xqg_qdrant.augmentation import pipeline
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.generation import llm
@@ -79,6 +80,38 @@ def test_an_ingest_stops_at_its_limit_resumes_and_leaves_no_journal(endpoint: Sc
     endpoint.models = Answer({"data": [{"id": "another"}]})
     assert "generator.model: stored 'scripted', now 'another'" in ingest(endpoint, corpus, exit_code=4).output
     endpoint.models = Answer({"data": [{"id": "scripted"}]})
+
+
+@pytest.mark.parametrize(("command", "killed_in"), [("ingest", "write"), ("enrich", "settle")])
+def test_replies_left_by_a_kill_around_a_write_are_used_or_removed(
+    endpoint: ScriptedChat, corpus: str, command: str, killed_in: str
+) -> None:
+    endpoint.reset(answer)
+    if command == "enrich":
+        xqg("ingest", corpus, "--collection", "docs", "--plain")
+    source = ("--collection", "docs", "--generator", endpoint.url, "--model", "m", "--languages", "fi,ru")
+    words = ("ingest", corpus, *source) if command == "ingest" else ("enrich", *source)
+    replies = Path("xqg_data.docs.replies")
+    with pytest.MonkeyPatch.context() as patch:
+        owner = pipeline if killed_in == "write" else pipeline.Augmented
+        patch.setattr(owner, killed_in, lambda *_: 1 / 0)
+        xqg(*words, exit_code=1)
+    assert len(list(replies.iterdir())) == PASSAGES + 1
+    assert f"{0 if killed_in == 'settle' else PASSAGES} passages stored" in xqg(*words).output
+    assert not replies.exists()
+    assert len(endpoint.calls) == PASSAGES
+
+
+def test_replies_of_another_collections_run_are_left(tmp_path: Path) -> None:
+    journal = llm.Journal(tmp_path)
+    reply = journal.path_of("a")
+    journal.write(reply, llm.Reply("text"))
+    journal.note("docs in http://a", {reply: ("p", "hash")})
+    journal.sweep("docs in http://b", lambda _: {"p": "hash"})
+    journal.sweep("docs in http://a", lambda _: {"p": "another hash"})
+    assert reply.exists()
+    journal.sweep("docs in http://a", lambda _: {"p": "hash"})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refused_passages_are_dead_letters_and_the_others_are_stored(endpoint: ScriptedChat, corpus: str) -> None:

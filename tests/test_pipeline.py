@@ -52,6 +52,7 @@ class FakeGenerator:
 
     pace = SLOW
     concurrency = 0
+    journal = None
     sampling = Sampling(1, 1.0, 8)
 
     def __init__(self, before: Callable[[Sequence[Passage]], object] = lambda _: None) -> None:

@@ -37,7 +37,7 @@ from xqg_qdrant.fingerprint import (
     pick_plain,
     refuse_mismatch,
 )
-from xqg_qdrant.generation import INSTANT, SLOW, Generation, Generator, Usage
+from xqg_qdrant.generation import INSTANT, SLOW, Generation, Generator, ReplyJournal, Usage
 from xqg_qdrant.generation.checks import REASONS, Dropped
 from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import (
@@ -84,6 +84,8 @@ class StoredRow(NamedTuple):
 
 class PointStore(Protocol):
     """The part of a store that an ingest uses; `Store` documents the methods."""
+
+    location: str
 
     def read_fingerprint(self, collection: str, /) -> dict[str, Any] | None:
         """Return the collection's fingerprint."""
@@ -215,7 +217,8 @@ class Chunk(NamedTuple):
 class Augmented(NamedTuple):
     """A chunk ready to be written, and the progress to yield once it is.
 
-    `replies` are files to remove then, and `failure` is to be raised then. `before` holds the content hashes of points
+    `replies` are files to remove then, and `failure` is to be raised then. `noted` holds the passage id and the content
+    hash of the point for the replies that belong to one. `before` holds the content hashes of points
     to be replaced; one that has another hash by then is left alone.
     """
 
@@ -224,6 +227,7 @@ class Augmented(NamedTuple):
     replies: tuple[Path, ...] = ()
     failure: XqgError | None = None
     before: Mapping[str, str] = MappingProxyType({})
+    noted: Mapping[Path, tuple[str, str]] = MappingProxyType({})
 
     def settle(self) -> None:
         """Remove the files of a chunk that is stored, and raise its failure."""
@@ -282,12 +286,18 @@ def ingest(
         looked_up = (look_up(chunk, target.stored, collection, recipe, fingerprint) for chunk in chunks)
         work = partial(augment, encoder=encoder, generator=generator, recipe=recipe, fingerprint=fingerprint)
         batches = loading.enter_context(closing(work_in_order(work, looked_up, workers, stop)))
+        journal = None if generator is None else generator.journal
+        target.sweep(journal)
         for done in batches:
+            note = target.note(done, journal)
             # One write for all that wait: each pays for a flush to the disk.
             target.write(done)
             for augmented in done:
                 yield augmented.progress
                 augmented.settle()
+            if note is not None:
+                note.unlink(missing_ok=True)
+        target.sweep(journal)
     if target.stored is not None:
         # A retune may have begun just before the last write.
         check_unchanged(store, collection, fingerprint)
@@ -321,6 +331,20 @@ class _Target:
             create_collection(self._store, self._collection, self._dim, self._fingerprint)
             self._prepare()
         write(done, self._store, self._collection, self._fingerprint)
+
+    def note(self, done: Sequence[Augmented], journal: ReplyJournal | None) -> Path | None:
+        """Note in a journal which passages are about to be stored; return the note."""
+        replies = {path: about for augmented in done for path, about in augmented.noted.items()}
+        return None if journal is None else journal.note(self._name, replies)
+
+    def sweep(self, journal: ReplyJournal | None) -> None:
+        """Remove the replies of passages that an earlier run stored just before it was killed."""
+        if journal is not None and self.stored is not None:
+            journal.sweep(self._name, partial(self.stored.read_content_hashes, self._collection))
+
+    @property
+    def _name(self) -> str:
+        return f"{self._collection} in {self._store.location}"
 
     def _prepare(self) -> None:
         self._loading.enter_context(self._store.bulk_load(self._collection, fast=self._fast))
@@ -537,7 +561,7 @@ def augment(
     vectors = np.split(check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim), ends[:-1])
 
     points, asked, kept, left_out = [], Counter[str](), Counter[str](), 0
-    dropped, before = Counter[Dropped](), {}
+    dropped, before, noted = Counter[Dropped](), dict[str, str](), dict[Path, tuple[str, str]]()
     hashes = hash_recipe(fingerprint), hash_plain(fingerprint)
     settings, plain_settings = recipe.fusion_settings, make_plain(recipe.fusion_settings)
     for (task, generation), vector, queries, encoded in zip(done, plain, queries_of, vectors, strict=True):
@@ -553,6 +577,7 @@ def augment(
             rejects.append(Reject(passage.passage_id, 0, problem, passage.text))
             continue
         left_out += filtered
+        noted.update(dict.fromkeys(generation.replies, (passage.passage_id, task.content_hash)))
         if task.before:
             before[passage.passage_id] = task.before
         points.append(
@@ -569,7 +594,7 @@ def augment(
     bare = sum(not point.generated_queries for point in points)
     counts = (asked, kept, bare, left_out, dropped, usage, chunk.awaited)
     progress = Progress(len(points), chunk.unchanged, tuple(rejects), *counts)
-    return Augmented(points, progress, replies, failure, before)
+    return Augmented(points, progress, replies, failure, before, noted)
 
 
 def _encode_passages(tasks: Sequence[Task], encoder: TextEncoder) -> list[FloatArray]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -56,6 +56,26 @@ class Generation(NamedTuple):
     replies: tuple[Path, ...] = ()
 
 
+class ReplyJournal(Protocol):
+    """Replies whose passages are not stored yet, which survive a kill."""
+
+    def note(self, target: str, replies: Mapping[Path, tuple[str, str]]) -> Path | None:
+        """Note which passages are about to be stored; return the note, to be removed with their replies.
+
+        Args:
+            target: where they are stored.
+            replies: the passage id and the content hash of the point for each reply.
+        """
+
+    def sweep(self, target: str, read_hashes: Callable[[Sequence[str]], Mapping[str, str]]) -> None:
+        """Remove the replies of noted passages that are stored, left by a run that ended in between.
+
+        Args:
+            target: where they are stored.
+            read_hashes: returns the content hashes of stored passages, by id.
+        """
+
+
 class Generator(Protocol):
     """Writes queries for passages; several threads may call it at once."""
 
@@ -82,6 +102,10 @@ class Generator(Protocol):
     @property
     def reading(self) -> Reading | None:
         """Return how much of the prompts was read so far; None if that cannot be found out."""
+
+    @property
+    def journal(self) -> ReplyJournal | None:
+        """Return where replies are kept until their passages are stored; None if they are not."""
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide the queries, for a fingerprint; without `kind` it is an ONNX model."""

@@ -72,6 +72,7 @@ class ParquetFolder:
             sparse: whether the points have terms.
         """
         self._folder = folder
+        self.location = str(folder)
         self._schema = _make_schema(to_arrow(metadata), sparse)
         self._points: list[AugmentedPassage] = []
         self._since = time.monotonic()
