@@ -97,6 +97,9 @@ class FakeStore:
         self.threads.add(threading.get_ident())
         return self._fingerprint
 
+    def read_models(self, collection: str) -> dict[str, Any]:
+        return {}
+
     def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
         self._fingerprint = dict(fingerprint)
 

@@ -10,7 +10,7 @@ writes. So only one thread uses the store, points are written in corpus order, a
 from __future__ import annotations
 
 from collections import Counter, abc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from xqg_qdrant.fingerprint import (
 )
 from xqg_qdrant.generation import INSTANT, SLOW, Generation, Generator, ReplyJournal, Usage
 from xqg_qdrant.generation.checks import REASONS, Dropped
-from xqg_qdrant.inference import TextEncoder
+from xqg_qdrant.inference import ENCODER, TextEncoder
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     XQG_VECTOR,
@@ -89,6 +89,9 @@ class PointStore(Protocol):
 
     def read_fingerprint(self, collection: str, /) -> dict[str, Any] | None:
         """Return the collection's fingerprint."""
+
+    def read_models(self, collection: str, /) -> dict[str, Any]:
+        """Return where the models of a collection were found."""
 
     def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any], /) -> None:
         """Create a collection."""
@@ -281,7 +284,7 @@ def ingest(
         fingerprint = describe(encoder, generator, recipe)
     damage: list[InputError] = []
     with ExitStack() as loading:
-        target = _Target(store, collection, encoder.dim, fingerprint, pace == INSTANT, loading)
+        target = _Target(store, collection, encoder, fingerprint, pace == INSTANT, loading)
         chunks = cut_chunks(until_damage(rows, damage), cheap=pace != SLOW)
         looked_up = (look_up(chunk, target.stored, collection, recipe, fingerprint) for chunk in chunks)
         work = partial(augment, encoder=encoder, generator=generator, recipe=recipe, fingerprint=fingerprint)
@@ -312,17 +315,23 @@ class _Target:
     """
 
     def __init__(
-        self, store: PointStore, collection: str, dim: int, fingerprint: Fingerprint, fast: bool, loading: ExitStack
+        self,
+        store: PointStore,
+        collection: str,
+        encoder: TextEncoder,
+        fingerprint: Fingerprint,
+        fast: bool,
+        loading: ExitStack,
     ) -> None:
         """Open the collection if it exists.
 
         Raises:
             MismatchError: the collection was made with other models or another recipe.
         """
-        self._store, self._collection, self._dim, self._fingerprint = store, collection, dim, fingerprint
+        self._store, self._collection, self._dim, self._fingerprint = store, collection, encoder.dim, fingerprint
         self._fast, self._loading = fast, loading
         self.stored: PointStore | None = None
-        if open_collection(store, collection, fingerprint):
+        if open_collection(store, collection, fingerprint, encoder):
             self._prepare()
 
     def write(self, done: Sequence[Augmented]) -> None:
@@ -364,10 +373,12 @@ def describe(encoder: TextEncoder, generator: Generator | None, recipe: Recipe, 
     return made | ({QUERIES_FIELD: PLAIN} if plain else {})
 
 
-def open_collection(store: PointStore, collection: str, fingerprint: Fingerprint) -> bool:
+def open_collection(
+    store: PointStore, collection: str, fingerprint: Fingerprint, encoder: TextEncoder | None = None
+) -> bool:
     """Return whether the collection exists, after comparing its fingerprint.
 
-    A plain collection takes the fingerprint of the first ingest with queries.
+    A plain collection takes the fingerprint of the first ingest with queries. An error names the encoder, if given.
 
     Raises:
         MismatchError: the collection was made with other models or another recipe.
@@ -375,7 +386,7 @@ def open_collection(store: PointStore, collection: str, fingerprint: Fingerprint
     stored = read_target_fingerprint(cast(Store, store), collection)
     if stored is None:
         return False
-    refuse_change(collection, stored, fingerprint)
+    refuse_change(collection, stored, fingerprint, encoder and partial(name_encoders, store, collection, encoder))
     if is_plain(stored) and not is_plain(fingerprint):
         cast(Store, store).write_fingerprint(collection, fingerprint)
     return True
@@ -406,7 +417,20 @@ def create_collection(store: PointStore, collection: str, dim: int, fingerprint:
         refuse_change(collection, stored, fingerprint)
 
 
-def refuse_change(collection: str, stored: Fingerprint, fingerprint: Fingerprint) -> None:
+def name_encoders(store: PointStore, collection: str, encoder: TextEncoder) -> tuple[str, str]:
+    """Return where a collection's encoder was found, and where this one is."""
+    about = store.read_models(collection).get(ENCODER)
+    about = about if isinstance(about, dict) else {}
+    stored = " in ".join(str(about[name]) for name in ("source", "folder") if about.get(name))
+    return stored or "unknown", f"{encoder.source} in {encoder.folder.path.absolute()}"
+
+
+def refuse_change(
+    collection: str,
+    stored: Fingerprint,
+    fingerprint: Fingerprint,
+    find_encoders: Callable[[], tuple[str, str]] | None = None,
+) -> None:
     """Refuse a collection whose passages an ingest with this fingerprint would make otherwise.
 
     If either is plain, only what decides a passage without queries is compared.
@@ -416,9 +440,8 @@ def refuse_change(collection: str, stored: Fingerprint, fingerprint: Fingerprint
     """
     if is_plain(stored) or is_plain(fingerprint):
         retuning = {name: stored[name] for name in (RETUNING_FIELD,) if name in stored}
-        refuse_mismatch(collection, pick_plain(stored) | retuning, pick_plain(fingerprint))
-    else:
-        refuse_mismatch(collection, stored, fingerprint)
+        stored, fingerprint = pick_plain(stored) | retuning, pick_plain(fingerprint)
+    refuse_mismatch(collection, stored, fingerprint, find_encoders=find_encoders)
 
 
 def write(done: Sequence[Augmented], store: PointStore, collection: str, fingerprint: Fingerprint) -> None:

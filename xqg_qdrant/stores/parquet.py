@@ -98,6 +98,10 @@ class ParquetFolder:
         (self._folder / OURS).mkdir(parents=True, exist_ok=True)
         write_sidecar(self._folder / OURS, Sidecar(dim, dict(fingerprint)))
 
+    def read_models(self, _name: str) -> dict[str, Any]:
+        """Return nothing: the folder does not keep where the models were."""
+        return {}
+
     @contextmanager
     def bulk_load(self, _name: str, fast: bool) -> Iterator[None]:
         """Lock the folder, load what is already written, and flush the last part on exit."""
