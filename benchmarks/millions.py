@@ -69,6 +69,10 @@ class HashStore:
         """Return the fingerprint in the folder."""
         return json.loads(self._fingerprint.read_text()) if self._fingerprint.exists() else None
 
+    def read_models(self, _collection: str) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
     def create_collection(self, _collection: str, _dim: int, fingerprint: Mapping[str, Any]) -> None:
         """Write the fingerprint."""
         self._fingerprint.write_text(json.dumps(fingerprint))

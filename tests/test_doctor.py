@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,24 @@ def test_endpoints_are_asked_and_it_is_told_what_answers_with_which_key(monkeypa
     result = run_doctor(*source)
     assert (result.exit_code, "no answer from" in read_checks(result)["generator"]["detail"]) == (6, True)
     assert [path.name for path in Path().iterdir()] == ["e"]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_model_that_is_still_loading_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch, listed: bool) -> None:
+    monkeypatch.setattr(doctor, "ASKING_SECONDS", 0.2)
+    loading = refused({"message": "Loading model", "code": 503}, 503)
+    with scripted(lambda call, _: embed(call)) as endpoint:
+        describe_endpoint(endpoint.url, Path("e"), "small")
+        endpoint.reset(lambda *_: loading)
+        endpoint.models = endpoint.models if listed else loading
+        started = time.monotonic()
+        result = run_doctor("--json", "--encoder", "e", "--generator", endpoint.url, "--model", "m")
+    assert time.monotonic() - started < 10
+    for name in ("encoder", "generator"):
+        check = read_checks(result)[name]
+        assert check["state"] == "failed"
+        assert "still loading the model (HTTP 503: Loading model)" in check["detail"]
+        assert check["cure"].startswith("wait until the server has loaded it")
 
 
 def test_a_lexicon_is_a_generator_too() -> None:

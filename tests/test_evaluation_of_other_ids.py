@@ -66,7 +66,9 @@ def test_a_collection_without_a_judged_passage_is_refused() -> None:
 
     judged = [Qrel("q", f"d{number}", 1) for number in range(200)]
     check_collection_is_judged(Store(), "docs", judged)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"none of the 1 judged passages, such as 'x', is in the collection 'docs'"):
+    with pytest.raises(
+        InputError, match=r"the only judged passage is not in the collection 'docs': the judgements have 'x'"
+    ):
         check_collection_is_judged(Store(), "docs", [Qrel("q", "x", 1)])  # type: ignore[arg-type]
 
 

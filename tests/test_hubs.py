@@ -115,7 +115,7 @@ def test_every_store_finds_the_same_hubs(place: str, tmp_path: Path, server: Res
 def test_a_collection_that_every_question_finds_whole_is_refused() -> None:
     with open_store(":memory:") as store:
         fill(store, passages=10)
-        with pytest.raises(InputError, match="only 10 passages: every question finds all of them"):
+        with pytest.raises(InputError, match="only 10 passages: every question finds all"):
             find(store)
 
 
@@ -260,6 +260,22 @@ def test_a_vector_that_cannot_be_compared_is_refused(
         fill(store)
         with pytest.raises(InputError, match="no vector 'dense'"):
             next(read_vectors(store, "docs", "dense"))
+
+
+def test_a_collection_is_looked_for_before_the_encoder_is_opened(
+    vectors: FloatArray, server: RestQdrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "load_encoder", lambda *_: pytest.fail("the encoder was opened"))
+    fill_theirs(server, vectors[:1], "dense")
+
+    def fail(*options: str) -> str:
+        result = CliRunner().invoke(main, ["hubs", "--store", server.url, *options])
+        assert result.exit_code in (2, 4, 5), result.output
+        return result.stderr
+
+    assert "there is no collection 'none'" in fail("--collection", "none")
+    assert "no collection 'none'" in fail("--collection", "none", "--vector", "dense")
+    assert "Cure: name the vector to look at (--vector NAME)." in fail("--collection", "theirs")
 
 
 # What is shown

@@ -15,7 +15,7 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.generation import Endpoint
 from xqg_qdrant.inference import Reading, add_readings
 from xqg_qdrant.lifecycle.models import describe_generator, find_encoder, update_models
-from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
+from xqg_qdrant.model_folders import DEMO_ENCODER, read_model_folder, shipped_model
 from xqg_qdrant.stores import Store, open_store
 
 ROWS = [{"id": "1", "text": "The Danube is a river."}, {"id": "2", "text": "The Mekong is one, too. " * 200}]
@@ -60,6 +60,14 @@ def test_the_encoder_is_not_asked_for_again_while_it_is_there(made: Path) -> Non
         refused = xqg("query", "a river", *WORDS)
         assert "encoder.passage_prefix: stored 'p: '" in refused.stderr
         assert "(--encoder)" in refused.stderr
+        folder = shipped_model(DEMO_ENCODER)
+        demo = f"{read_model_folder(folder, 'encoder').description['source']} in {folder}"
+        named = f"encoder: stored me/mine in {made / 'mine'}, now {demo}"
+        assert named in refused.stderr
+        refused = xqg("ingest", "docs.jsonl", *WORDS, "--plain")
+        assert (refused.exit_code, named in refused.stderr) == (4, True)
+        with open_store("store") as store:
+            assert store.read_models("docs")["encoder"]["source"] == "me/mine"
         assert "Longer than" not in xqg("status", *WORDS).stdout
     finally:
         Path("elsewhere").rename("mine")

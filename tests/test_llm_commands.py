@@ -17,11 +17,13 @@ from test_docs import blocks, commands
 from test_foreign import FIELDS, make_collection
 from writing import write_rows
 
+from xqg_qdrant.augmentation import pipeline
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.generation import llm
 from xqg_qdrant.generation.llm import ChatSampling, LanguageModelGenerator
 from xqg_qdrant.records import Passage
+from xqg_qdrant.stores import open_store
 
 KEY = "sk-proj-7f9Zq40xAb"
 PASSAGES = 12
@@ -78,6 +80,38 @@ def test_an_ingest_stops_at_its_limit_resumes_and_leaves_no_journal(endpoint: Sc
     endpoint.models = Answer({"data": [{"id": "another"}]})
     assert "generator.model: stored 'scripted', now 'another'" in ingest(endpoint, corpus, exit_code=4).output
     endpoint.models = Answer({"data": [{"id": "scripted"}]})
+
+
+@pytest.mark.parametrize(("command", "killed_in"), [("ingest", "write"), ("enrich", "settle")])
+def test_replies_left_by_a_kill_around_a_write_are_used_or_removed(
+    endpoint: ScriptedChat, corpus: str, command: str, killed_in: str
+) -> None:
+    endpoint.reset(answer)
+    if command == "enrich":
+        xqg("ingest", corpus, "--collection", "docs", "--plain")
+    source = ("--collection", "docs", "--generator", endpoint.url, "--model", "m", "--languages", "fi,ru")
+    words = ("ingest", corpus, *source) if command == "ingest" else ("enrich", *source)
+    replies = Path("xqg_data.docs.replies")
+    with pytest.MonkeyPatch.context() as patch:
+        owner = pipeline if killed_in == "write" else pipeline.Augmented
+        patch.setattr(owner, killed_in, lambda *_: 1 / 0)
+        xqg(*words, exit_code=1)
+    assert len(list(replies.iterdir())) == PASSAGES + 1
+    assert f"{0 if killed_in == 'settle' else PASSAGES} passages stored" in xqg(*words).output
+    assert not replies.exists()
+    assert len(endpoint.calls) == PASSAGES
+
+
+def test_replies_of_another_collections_run_are_left(tmp_path: Path) -> None:
+    journal = llm.Journal(tmp_path)
+    reply = journal.path_of("a")
+    journal.write(reply, llm.Reply("text"))
+    journal.note("docs in http://a", {reply: ("p", "hash")})
+    journal.sweep("docs in http://b", lambda _: {"p": "hash"})
+    journal.sweep("docs in http://a", lambda _: {"p": "another hash"})
+    assert reply.exists()
+    journal.sweep("docs in http://a", lambda _: {"p": "hash"})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refused_passages_are_dead_letters_and_the_others_are_stored(endpoint: ScriptedChat, corpus: str) -> None:
@@ -148,6 +182,20 @@ def test_a_batch_is_written_and_its_results_are_read_in_any_order(endpoint: Scri
     assert f"0 new, 3 changed, {PASSAGES - 3} unchanged, 0 rejected rows" in synced.output
     assert "results.jsonl: 0 passages without a result, 0 results that failed, 0 of other passages" in synced.output
     assert f"{PASSAGES} unchanged" in xqg("status", "--collection", "docs", "--corpus", corpus, *given).output
+    rows = [json.loads(line) for line in Path(corpus).read_text().splitlines()]
+    rows[6]["metadata"], rows[7]["text"] = {"year": 1858}, f"{rows[7]['text']} It is long."
+    write_rows(Path(corpus), rows)
+    write_rows(Path("results.jsonl"), [results[1], *again[9:]])
+    assert "0 new, 2 changed, 10 unchanged" in xqg("status", "--collection", "docs", "--corpus", corpus, *given).output
+    partly = xqg("ingest", corpus, "--collection", "docs", *given, exit_code=3).output
+    assert "2 passages stored, 10 unchanged" in partly
+    assert "8 passages without a result keep their queries." in partly
+    assert "1 of the stored passages has no query." in partly
+    with open_store("xqg_data") as store:
+        kept = {point.passage.passage_id: len(point.generated_queries) for point in store.scroll("docs")}
+        changed = store.read_points("docs", [rows[6]["id"]])[rows[6]["id"]].passage.metadata
+    assert kept == {row["id"]: 0 if row is rows[7] else 6 for row in rows}
+    assert changed == {"year": 1858}
     refused = xqg("augment", "--collection", "theirs", "--text-field", "text", *given, exit_code=2)
     assert "results.jsonl holds the results of a batch" in refused.output
 

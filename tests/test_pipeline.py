@@ -52,6 +52,7 @@ class FakeGenerator:
 
     pace = SLOW
     concurrency = 0
+    journal = None
     sampling = Sampling(1, 1.0, 8)
 
     def __init__(self, before: Callable[[Sequence[Passage]], object] = lambda _: None) -> None:
@@ -95,6 +96,9 @@ class FakeStore:
     def read_fingerprint(self, collection: str) -> dict[str, Any] | None:
         self.threads.add(threading.get_ident())
         return self._fingerprint
+
+    def read_models(self, collection: str) -> dict[str, Any]:
+        return {}
 
     def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any]) -> None:
         self._fingerprint = dict(fingerprint)

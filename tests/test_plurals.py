@@ -8,13 +8,16 @@ from collections.abc import Callable
 import pytest
 
 from xqg_qdrant.augmentation.pipeline import Totals
+from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation.comparison import Difference
+from xqg_qdrant.evaluation.sweep.bench import halve
 from xqg_qdrant.evaluation.sweep.summary import judge
 from xqg_qdrant.fingerprint import hash_recipe
 from xqg_qdrant.inference import Reading
 from xqg_qdrant.lifecycle.status import Status
 from xqg_qdrant.lifecycle.sync import Comparison
 from xqg_qdrant.printing import format_status, format_totals, format_unread
+from xqg_qdrant.records import Query
 from xqg_qdrant.text import agree, count_of
 
 NO_GAIN = Difference(0.0, 1, 1, 0, (-1.0, 1.0), 0.9)
@@ -58,3 +61,11 @@ def test_plurals_agree(message: str, none: str, one: str, two: str) -> None:
 def test_a_noun_and_its_verb_agree_with_a_number(count: int, noun: str, word: str) -> None:
     assert count_of(count, "query", "queries") == noun
     assert agree(count, "has", "have") == word
+
+
+def test_questions_that_cannot_be_halved_are_counted() -> None:
+    asked = [Query("1", "Missä?", "fi"), Query("2", "Where?", "en")]
+    with pytest.raises(InputError, match=r"^only 1 question can be measured, so there are no two halves"):
+        halve(asked[:1], seed=0)
+    with pytest.raises(InputError, match=r"^the 2 questions that can be measured are all in different languages"):
+        halve(asked, seed=0)

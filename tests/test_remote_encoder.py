@@ -96,7 +96,7 @@ GOOD = [make_vector("a"), make_vector("b")]
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (GOOD[:1], "answers with 1 vectors for 2 texts"),
+        (GOOD[:1], "answers with 1 vector for 2 texts"),
         ([*GOOD, GOOD[0]], "answers with 3 vectors for 2 texts"),
         ([GOOD[0], GOOD[1][:5]], "cannot be read"),
         ([GOOD[0][:5], GOOD[1][:5]], "answers with 5 numbers a text; 8 are described"),

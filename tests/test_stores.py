@@ -32,9 +32,9 @@ from qdrant_client import QdrantClient, models
 from real_server import real_server
 from rest_qdrant import Json, RestQdrant, Script, answer, hang
 
-from xqg_qdrant.errors import InputError, MismatchError, StoreError, XqgError
+from xqg_qdrant.errors import ForeignCollectionError, InputError, MismatchError, StoreError, XqgError
 from xqg_qdrant.records import AugmentedPassage, FloatArray, GeneratedQuery, Passage
-from xqg_qdrant.stores import Store, open_store
+from xqg_qdrant.stores import Store, open_store, read_existing_fingerprint, read_target_fingerprint
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.edge import store as edge_module
 from xqg_qdrant.stores.edge.index import SIDECAR
@@ -444,8 +444,13 @@ def test_a_collection_that_xqg_did_not_create_is_refused(place: Place) -> None:
     store = place.open_with_foreign_collection()
     assert place.collection in store.collections()
     for ask in (store.read_fingerprint, store.count, lambda name: store.upsert(name, make_random_points(1))):
-        with pytest.raises(MismatchError, match=r"was not created by xqg.*Nothing was changed.*Cure: choose another"):
+        with pytest.raises(ForeignCollectionError, match=r"was not created by xqg.*Nothing was changed"):
             ask(place.collection)
+    augment = "" if place.kind == "edge" else "make it searchable by xqg with xqg augment, or "
+    with pytest.raises(ForeignCollectionError, match=f"Cure: {augment}name another collection"):
+        read_existing_fingerprint(store, place.collection)
+    with pytest.raises(ForeignCollectionError, match="Cure: choose another name"):
+        read_target_fingerprint(store, place.collection)
 
 
 def test_an_unknown_collection_is_an_error_that_names_the_known_ones(place: Place) -> None:

@@ -29,7 +29,7 @@ from xqg_qdrant.inference.splitting import choose_splitter
 from xqg_qdrant.lifecycle.status import EXACT_UP_TO
 from xqg_qdrant.records import Passage, Qrel, Query, Reject
 from xqg_qdrant.retrieval import Hit, check_collection, check_rankings, search_hits, search_runs
-from xqg_qdrant.stores import Store
+from xqg_qdrant.stores import Store, read_target_fingerprint
 from xqg_qdrant.streams import count_workers
 from xqg_qdrant.text import show
 
@@ -81,7 +81,7 @@ def ingest(
         StoreError: the database cannot be reached, or refuses.
         ModelError: a model fails.
     """
-    stored = store.read_fingerprint(collection)
+    stored = read_target_fingerprint(store, collection)
     queried = generator is None and not plain
     if split and queried:
         raise InputError("the rows' queries are of whole documents, which are to be split.", "leave out split")

@@ -36,9 +36,10 @@ from xqg_qdrant.inference.remote_encoder import RemoteEncoder
 from xqg_qdrant.inference.session import AUTO, CUDA, Session, are_products_exact, is_cuda_at_hand
 from xqg_qdrant.machine import free_memory, integer_instructions
 from xqg_qdrant.model_folders import ModelFolder
+from xqg_qdrant.model_folders.description import read_endpoint
 from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, Passage
 from xqg_qdrant.retrieval import search_hits
-from xqg_qdrant.stores import Store, find_directory
+from xqg_qdrant.stores import ASKING_SECONDS, Store, find_directory
 from xqg_qdrant.stores.protocol import describe_pause
 from xqg_qdrant.text import count_of
 
@@ -167,7 +168,8 @@ def _attempt(name: str, use: Callable[[], tuple[T, Check]]) -> tuple[T | None, C
 
 
 def _use_encoder(path: Path, device: str, opened: ExitStack) -> tuple[TextEncoder, Check]:
-    encoder = open_encoder(path, device)
+    about = read_endpoint(path)
+    encoder = RemoteEncoder(path, about, patience=ASKING_SECONDS) if about else open_encoder(path, device)
     start = time.perf_counter()
     vectors = np.concatenate([encoder.encode_passages([_passage().text]), encoder.encode_queries(["question?"])])
     seconds = time.perf_counter() - start
@@ -187,7 +189,7 @@ def _use_generator(source: Path | Endpoint, device: str, opened: ExitStack) -> t
     if isinstance(source, Endpoint):
         # Replies that were kept would answer in the place of the model.
         journal = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="xqg-doctor-")))
-        source = source._replace(journal=journal, max_tokens=0, max_cost=0.0)
+        source = source._replace(journal=journal, max_tokens=0, max_cost=0.0, patience=ASKING_SECONDS)
     generator = open_generator(source, device, threads=0)
     if isinstance(generator, LanguageModelGenerator):
         opened.callback(generator.close)

@@ -54,6 +54,10 @@ class MismatchError(XqgError):
     exit_code = 4
 
 
+class ForeignCollectionError(MismatchError):
+    """Xqg did not create the collection; the cure is for reading it."""
+
+
 class StoreError(XqgError):
     """The database cannot be reached, is in use, or refuses the request."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from xqg_qdrant.errors import MismatchError
@@ -176,6 +176,7 @@ def refuse_mismatch(
     wanted: Mapping[str, Any],
     part: str | None = None,
     cure: str | None = None,
+    find_encoders: Callable[[], tuple[str, str]] | None = None,
 ) -> None:
     """Raise an error if two fingerprints differ.
 
@@ -188,6 +189,7 @@ def refuse_mismatch(
         wanted: the fingerprint of the current run.
         part: compare only the fields of this part, such as `"encoder"` for a search.
         cure: replaces the default cure, except for an unfinished retune.
+        find_encoders: returns the names of the stored encoder and the current one, for the message.
 
     Raises:
         MismatchError: names every field that differs, and both values.
@@ -210,6 +212,8 @@ def refuse_mismatch(
     lines = [
         f"  {name}: stored {show_field(stored.get(name))}, now {show_field(wanted.get(name))}" for name in differing
     ]
+    if find_encoders is not None and any(name.startswith("encoder.") for name in differing):
+        lines.insert(0, "  encoder: stored {}, now {}".format(*find_encoders()))
     topic = stored[QUERIES_FIELD] if QUERIES_FIELD in differing else differing[0].split(".")[0]
     topic = "fusion" if set(differing) <= FUSION_FIELDS and not read_layout(stored) else topic
     topic = "split" if set(differing) <= set(SPLIT_FIELDS) else topic

@@ -69,6 +69,9 @@ def format_totals(totals: Totals, seconds: float) -> str:
             f"{one_line(name) or 'of no language'} {count}" for name, count in sorted(totals.kept.items())
         )
         lines.append(f"{totals.kept.total()} given queries encoded: {counts}")
+    if totals.awaited:
+        keep = agree(totals.awaited, "keeps its", "keep their")
+        lines.append(f"{count_of(totals.awaited, 'passage')} without a result {keep} queries.")
     if totals.usage.calls:
         lines.append(f"{format_usage(totals.usage)}.")
     if totals.left_out:

@@ -44,12 +44,14 @@ class QueriedPassage(NamedTuple):
     Attributes:
         vector: The plain vector, float32 of shape `(dim,)`; None if the passage is still to be encoded.
         own_id: The id by which a file of queries names the passage, if it is not the passage's id.
+        awaited: Whether its queries are still to come; until then a stored passage keeps those that it has.
     """
 
     passage: Passage
     queries: tuple[GeneratedQuery, ...] = ()
     vector: FloatArray | None = None
     own_id: str = ""
+    awaited: bool = False
 
 
 class Query(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from xqg_qdrant.augmentation.calibration import (
     read_bank,
     subtract_offsets,
 )
+from xqg_qdrant.augmentation.pipeline import name_encoders
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.fingerprint import refuse_mismatch
 from xqg_qdrant.inference import TextEncoder
@@ -80,7 +81,8 @@ def check_collection(store: Store, collection: str, encoder: TextEncoder) -> Non
     """
     stored = read_existing_fingerprint(store, collection)
     wanted = {f"encoder.{name}": value for name, value in encoder.describe().items()}
-    refuse_mismatch(collection, stored, wanted, part="encoder")
+    find_encoders = partial(name_encoders, store, collection, encoder)
+    refuse_mismatch(collection, stored, wanted, part="encoder", find_encoders=find_encoders)
     if store.is_paused(collection):
         LOGGER.warning("%s; %s.", *describe_pause(collection))
 

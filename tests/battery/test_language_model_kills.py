@@ -89,3 +89,4 @@ def test_twenty_kills_of_an_ingest_ask_no_answered_call_again_and_end_as_no_kill
     assert len(found) == PASSAGES
     assert_same_points(found, wanted)
     assert not (whole / "xqg_data.docs.replies").exists()
+    assert list((killed / "xqg_data.docs.replies").glob("*.json")) == []

@@ -10,7 +10,7 @@ writes. So only one thread uses the store, points are written in corpus order, a
 from __future__ import annotations
 
 from collections import Counter, abc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -37,9 +37,9 @@ from xqg_qdrant.fingerprint import (
     pick_plain,
     refuse_mismatch,
 )
-from xqg_qdrant.generation import INSTANT, SLOW, Generation, Generator, Usage
+from xqg_qdrant.generation import INSTANT, SLOW, Generation, Generator, ReplyJournal, Usage
 from xqg_qdrant.generation.checks import REASONS, Dropped
-from xqg_qdrant.inference import TextEncoder
+from xqg_qdrant.inference import ENCODER, TextEncoder
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     XQG_VECTOR,
@@ -50,7 +50,7 @@ from xqg_qdrant.records import (
     QueriedPassage,
     Reject,
 )
-from xqg_qdrant.stores import Store
+from xqg_qdrant.stores import Store, read_target_fingerprint
 from xqg_qdrant.streams import batched, work_in_order
 from xqg_qdrant.text import find_term_ids
 
@@ -85,8 +85,13 @@ class StoredRow(NamedTuple):
 class PointStore(Protocol):
     """The part of a store that an ingest uses; `Store` documents the methods."""
 
+    location: str
+
     def read_fingerprint(self, collection: str, /) -> dict[str, Any] | None:
         """Return the collection's fingerprint."""
+
+    def read_models(self, collection: str, /) -> dict[str, Any]:
+        """Return where the models of a collection were found."""
 
     def create_collection(self, collection: str, dim: int, fingerprint: Mapping[str, Any], /) -> None:
         """Create a collection."""
@@ -114,6 +119,7 @@ class Progress(NamedTuple):
         left_out: Number of stored queries that the filter excludes from the fusion.
         dropped: Number of generated queries dropped by the checks, by language and reason.
         usage: Calls and tokens that a language model took.
+        awaited: Number of passages whose queries are still to come, and that keep those they have.
     """
 
     stored: int
@@ -125,6 +131,7 @@ class Progress(NamedTuple):
     left_out: int = 0
     dropped: Mapping[Dropped, int] = MappingProxyType({})
     usage: Usage = Usage()
+    awaited: int = 0
 
     @property
     def rows(self) -> int:
@@ -136,7 +143,7 @@ class Totals:
     """The sum of an ingest's progress; rejected rows are counted by their reasons, not kept."""
 
     def __init__(self) -> None:
-        self.stored = self.unchanged = self.rejected = self.bare = self.left_out = 0
+        self.stored = self.unchanged = self.rejected = self.bare = self.left_out = self.awaited = 0
         self.asked: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
         self.dropped: Counter[Dropped] = Counter()
@@ -156,10 +163,11 @@ class Totals:
         for reject in progress.rejects:
             self.reasons.add(reject)
         self.usage = self.usage.plus(progress.usage)
+        self.awaited += progress.awaited
 
     def to_progress(self, rejects: Iterable[Reject]) -> Progress:
         """Return the sum as one chunk, with the rejects of all chunks."""
-        counts = (self.asked, self.kept, self.bare, self.left_out, self.dropped, self.usage)
+        counts = (self.asked, self.kept, self.bare, self.left_out, self.dropped, self.usage, self.awaited)
         return Progress(self.stored, self.unchanged, tuple(rejects), *counts)
 
     def yields(self) -> dict[str, dict[str, int]]:
@@ -206,12 +214,14 @@ class Chunk(NamedTuple):
     missing: list[Task]
     unchanged: int
     rejects: list[Reject]
+    awaited: int = 0
 
 
 class Augmented(NamedTuple):
     """A chunk ready to be written, and the progress to yield once it is.
 
-    `replies` are files to remove then, and `failure` is to be raised then. `before` holds the content hashes of points
+    `replies` are files to remove then, and `failure` is to be raised then. `noted` holds the passage id and the content
+    hash of the point for the replies that belong to one. `before` holds the content hashes of points
     to be replaced; one that has another hash by then is left alone.
     """
 
@@ -220,6 +230,7 @@ class Augmented(NamedTuple):
     replies: tuple[Path, ...] = ()
     failure: XqgError | None = None
     before: Mapping[str, str] = MappingProxyType({})
+    noted: Mapping[Path, tuple[str, str]] = MappingProxyType({})
 
     def settle(self) -> None:
         """Remove the files of a chunk that is stored, and raise its failure."""
@@ -273,17 +284,23 @@ def ingest(
         fingerprint = describe(encoder, generator, recipe)
     damage: list[InputError] = []
     with ExitStack() as loading:
-        target = _Target(store, collection, encoder.dim, fingerprint, pace == INSTANT, loading)
+        target = _Target(store, collection, encoder, fingerprint, pace == INSTANT, loading)
         chunks = cut_chunks(until_damage(rows, damage), cheap=pace != SLOW)
         looked_up = (look_up(chunk, target.stored, collection, recipe, fingerprint) for chunk in chunks)
         work = partial(augment, encoder=encoder, generator=generator, recipe=recipe, fingerprint=fingerprint)
         batches = loading.enter_context(closing(work_in_order(work, looked_up, workers, stop)))
+        journal = None if generator is None else generator.journal
+        target.sweep(journal)
         for done in batches:
+            note = target.note(done, journal)
             # One write for all that wait: each pays for a flush to the disk.
             target.write(done)
             for augmented in done:
                 yield augmented.progress
                 augmented.settle()
+            if note is not None:
+                note.unlink(missing_ok=True)
+        target.sweep(journal)
     if target.stored is not None:
         # A retune may have begun just before the last write.
         check_unchanged(store, collection, fingerprint)
@@ -298,17 +315,23 @@ class _Target:
     """
 
     def __init__(
-        self, store: PointStore, collection: str, dim: int, fingerprint: Fingerprint, fast: bool, loading: ExitStack
+        self,
+        store: PointStore,
+        collection: str,
+        encoder: TextEncoder,
+        fingerprint: Fingerprint,
+        fast: bool,
+        loading: ExitStack,
     ) -> None:
         """Open the collection if it exists.
 
         Raises:
             MismatchError: the collection was made with other models or another recipe.
         """
-        self._store, self._collection, self._dim, self._fingerprint = store, collection, dim, fingerprint
+        self._store, self._collection, self._dim, self._fingerprint = store, collection, encoder.dim, fingerprint
         self._fast, self._loading = fast, loading
         self.stored: PointStore | None = None
-        if open_collection(store, collection, fingerprint):
+        if open_collection(store, collection, fingerprint, encoder):
             self._prepare()
 
     def write(self, done: Sequence[Augmented]) -> None:
@@ -317,6 +340,20 @@ class _Target:
             create_collection(self._store, self._collection, self._dim, self._fingerprint)
             self._prepare()
         write(done, self._store, self._collection, self._fingerprint)
+
+    def note(self, done: Sequence[Augmented], journal: ReplyJournal | None) -> Path | None:
+        """Note in a journal which passages are about to be stored; return the note."""
+        replies = {path: about for augmented in done for path, about in augmented.noted.items()}
+        return None if journal is None else journal.note(self._name, replies)
+
+    def sweep(self, journal: ReplyJournal | None) -> None:
+        """Remove the replies of passages that an earlier run stored just before it was killed."""
+        if journal is not None and self.stored is not None:
+            journal.sweep(self._name, partial(self.stored.read_content_hashes, self._collection))
+
+    @property
+    def _name(self) -> str:
+        return f"{self._collection} in {self._store.location}"
 
     def _prepare(self) -> None:
         self._loading.enter_context(self._store.bulk_load(self._collection, fast=self._fast))
@@ -336,18 +373,20 @@ def describe(encoder: TextEncoder, generator: Generator | None, recipe: Recipe, 
     return made | ({QUERIES_FIELD: PLAIN} if plain else {})
 
 
-def open_collection(store: PointStore, collection: str, fingerprint: Fingerprint) -> bool:
+def open_collection(
+    store: PointStore, collection: str, fingerprint: Fingerprint, encoder: TextEncoder | None = None
+) -> bool:
     """Return whether the collection exists, after comparing its fingerprint.
 
-    A plain collection takes the fingerprint of the first ingest with queries.
+    A plain collection takes the fingerprint of the first ingest with queries. An error names the encoder, if given.
 
     Raises:
         MismatchError: the collection was made with other models or another recipe.
     """
-    stored = store.read_fingerprint(collection)
+    stored = read_target_fingerprint(cast(Store, store), collection)
     if stored is None:
         return False
-    refuse_change(collection, stored, fingerprint)
+    refuse_change(collection, stored, fingerprint, encoder and partial(name_encoders, store, collection, encoder))
     if is_plain(stored) and not is_plain(fingerprint):
         cast(Store, store).write_fingerprint(collection, fingerprint)
     return True
@@ -378,7 +417,20 @@ def create_collection(store: PointStore, collection: str, dim: int, fingerprint:
         refuse_change(collection, stored, fingerprint)
 
 
-def refuse_change(collection: str, stored: Fingerprint, fingerprint: Fingerprint) -> None:
+def name_encoders(store: PointStore, collection: str, encoder: TextEncoder) -> tuple[str, str]:
+    """Return where a collection's encoder was found, and where this one is."""
+    about = store.read_models(collection).get(ENCODER)
+    about = about if isinstance(about, dict) else {}
+    stored = " in ".join(str(about[name]) for name in ("source", "folder") if about.get(name))
+    return stored or "unknown", f"{encoder.source} in {encoder.folder.path.absolute()}"
+
+
+def refuse_change(
+    collection: str,
+    stored: Fingerprint,
+    fingerprint: Fingerprint,
+    find_encoders: Callable[[], tuple[str, str]] | None = None,
+) -> None:
     """Refuse a collection whose passages an ingest with this fingerprint would make otherwise.
 
     If either is plain, only what decides a passage without queries is compared.
@@ -388,9 +440,8 @@ def refuse_change(collection: str, stored: Fingerprint, fingerprint: Fingerprint
     """
     if is_plain(stored) or is_plain(fingerprint):
         retuning = {name: stored[name] for name in (RETUNING_FIELD,) if name in stored}
-        refuse_mismatch(collection, pick_plain(stored) | retuning, pick_plain(fingerprint))
-    else:
-        refuse_mismatch(collection, stored, fingerprint)
+        stored, fingerprint = pick_plain(stored) | retuning, pick_plain(fingerprint)
+    refuse_mismatch(collection, stored, fingerprint, find_encoders=find_encoders)
 
 
 def write(done: Sequence[Augmented], store: PointStore, collection: str, fingerprint: Fingerprint) -> None:
@@ -436,6 +487,7 @@ def look_up(
     recipe_hash, plain_hash, plain = hash_recipe(fingerprint), hash_plain(fingerprint), is_plain(fingerprint)
     rejects: list[Reject] = []
     tasks: list[Task] = []
+    kept = find_awaited(rows, cast(Store, store), collection) if store is not None else {}
     for row in rows:
         if isinstance(row, Reject):
             rejects.append(row)
@@ -447,7 +499,8 @@ def look_up(
             tasks.append(Task(row.point.passage, content, *fields))
             continue
         queried = row if isinstance(row, QueriedPassage) else QueriedPassage(row)
-        passage, queries, vector = queried.passage, queried.queries, queried.vector
+        passage, vector = queried.passage, queried.vector
+        queries = kept.get(passage.passage_id, queried.queries)
         if queries and not recipe.given:
             raise InputError(
                 f"passage {passage.passage_id!r} has queries, but there is a generator to write them.",
@@ -469,7 +522,24 @@ def look_up(
     if plain:
         enriched = _find_enriched(missing, stored, cast(Store, store), collection)
         missing = [task for task in missing if task.passage.passage_id not in enriched]
-    return Chunk(missing, len(tasks) - len(missing), rejects)
+    return Chunk(missing, len(tasks) - len(missing), rejects, len(kept))
+
+
+def find_awaited(
+    rows: Sequence[Row | StoredRow], store: Store, collection: str
+) -> dict[str, tuple[GeneratedQuery, ...]]:
+    """Return the stored queries of passages that await theirs, by id, if title and text are as they were."""
+    awaited = {row.passage.passage_id: row.passage for row in rows if isinstance(row, QueriedPassage) and row.awaited}
+    found = store.read_points(collection, list(awaited)) if awaited else {}
+    return {
+        passage_id: point.generated_queries
+        for passage_id, point in found.items()
+        if point.generated_queries and _is_same_text(point.passage, awaited[passage_id])
+    }
+
+
+def _is_same_text(one: Passage, other: Passage) -> bool:
+    return (one.title, one.text) == (other.title, other.text)
 
 
 def _find_enriched(tasks: Sequence[Task], stored: Mapping[str, str], store: Store, collection: str) -> set[str]:
@@ -492,7 +562,7 @@ def augment(
 ) -> Augmented:
     """Augment a chunk with one call of each model; a worker runs this."""
     if not chunk.missing:
-        return Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}, dropped={}))
+        return Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}, awaited=chunk.awaited))
     written = _find_queries(chunk.missing, generator, recipe)
     usage = Usage(*(sum(counts) for counts in zip(*(generation.usage for generation in written), strict=True)))
     replies = tuple(path for generation in written for path in generation.replies if generation.failure is None)
@@ -505,7 +575,7 @@ def augment(
         elif generation.failure is None:
             done.append((task, generation))
     if not done:
-        progress = Progress(0, chunk.unchanged, tuple(rejects), {}, {}, dropped={}, usage=usage)
+        progress = Progress(0, chunk.unchanged, tuple(rejects), {}, {}, usage=usage, awaited=chunk.awaited)
         return Augmented([], progress, replies, failure)
     plain = _encode_passages([task for task, _ in done], encoder)
     queries_of = [_merge(task, generation.queries, recipe) for task, generation in done]
@@ -514,7 +584,7 @@ def augment(
     vectors = np.split(check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim), ends[:-1])
 
     points, asked, kept, left_out = [], Counter[str](), Counter[str](), 0
-    dropped, before = Counter[Dropped](), {}
+    dropped, before, noted = Counter[Dropped](), dict[str, str](), dict[Path, tuple[str, str]]()
     hashes = hash_recipe(fingerprint), hash_plain(fingerprint)
     settings, plain_settings = recipe.fusion_settings, make_plain(recipe.fusion_settings)
     for (task, generation), vector, queries, encoded in zip(done, plain, queries_of, vectors, strict=True):
@@ -530,6 +600,7 @@ def augment(
             rejects.append(Reject(passage.passage_id, 0, problem, passage.text))
             continue
         left_out += filtered
+        noted.update(dict.fromkeys(generation.replies, (passage.passage_id, task.content_hash)))
         if task.before:
             before[passage.passage_id] = task.before
         points.append(
@@ -544,8 +615,9 @@ def augment(
             )
         )
     bare = sum(not point.generated_queries for point in points)
-    progress = Progress(len(points), chunk.unchanged, tuple(rejects), asked, kept, bare, left_out, dropped, usage)
-    return Augmented(points, progress, replies, failure, before)
+    counts = (asked, kept, bare, left_out, dropped, usage, chunk.awaited)
+    progress = Progress(len(points), chunk.unchanged, tuple(rejects), *counts)
+    return Augmented(points, progress, replies, failure, before, noted)
 
 
 def _encode_passages(tasks: Sequence[Task], encoder: TextEncoder) -> list[FloatArray]:

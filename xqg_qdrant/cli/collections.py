@@ -462,7 +462,7 @@ def reencode(
     from xqg_qdrant.lifecycle.copying import Part, is_complete, plan_reencoding, read_stored_rows
     from xqg_qdrant.lifecycle.status import check_alias
     from xqg_qdrant.records import PayloadLayout
-    from xqg_qdrant.stores import Sharding, is_server, read_existing_fingerprint
+    from xqg_qdrant.stores import Sharding, is_server, read_existing_fingerprint, read_target_fingerprint
     from xqg_qdrant.streams import count_workers
 
     sharding, share = take_sharding(settings), Part(*part)
@@ -490,7 +490,7 @@ def reencode(
         if alias is not None:
             check_alias(target, alias, name)
         encoder = load_encoder(encoder_folder, device, 1)
-        suited, reason = choose_recipe(encoder, None, stored=target.read_fingerprint(name), **settings)
+        suited, reason = choose_recipe(encoder, None, stored=read_target_fingerprint(target, name), **settings)
         plan = plan_reencoding(collection, stored, name, encoder, suited, sparse)
         echo_recipe(plan.recipe, reason, quiet)
         rows = read_stored_rows(points, collection, plan, share)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from xqg_qdrant.cli.shared import (
     opened_store,
 )
 from xqg_qdrant.cli.terminal import echo
+from xqg_qdrant.errors import ForeignCollectionError
 
 if TYPE_CHECKING:
     from xqg_qdrant.evaluation.significance import TestName
@@ -260,6 +262,7 @@ def hubs(
 
     if vector is None:
         with opened_store(location) as store:
+            _check_searchable(store, collection)
             encoder = load_encoder(encoder_folder, device, threads, store, collection)
             check_collection(store, collection, encoder)
             asked, data = ask(encoder)
@@ -267,9 +270,10 @@ def hubs(
                 found = find_hubs(store, collection, encoder, asked, bar.update)
             searched = describe_searched(store, collection, encoder)
     else:
-        encoder = load_encoder(encoder_folder, device, threads)
-        asked, data = ask(encoder)
-        with _opened_vectors(location, collection, vector, title_field, encoder) as (store, rows):
+        with _opened_vectors(location, collection, vector, title_field) as (store, rows, check):
+            encoder = load_encoder(encoder_folder, device, threads)
+            check(encoder)
+            asked, data = ask(encoder)
             with bars(store.count(collection), " passages") as bar:
                 found = find_hubs_before_and_after(rows, collection, encoder, asked, bar.update)
             searched = {"collection": collection, "store": store.location, "device": encoder.device}
@@ -282,21 +286,33 @@ def hubs(
 
 @contextmanager
 def _opened_vectors(
-    location: str, collection: str, vector: str, title_field: str, encoder: TextEncoder
-) -> Iterator[tuple[Store, Iterator[tuple[Passage, FloatArray]]]]:
-    """Open the passages of any program's collection, each with one of its vectors."""
+    location: str, collection: str, vector: str, title_field: str
+) -> Iterator[tuple[Store, Iterator[tuple[Passage, FloatArray]], Callable[[TextEncoder], object]]]:
+    """Open the passages of any program's collection, each with one of its vectors; and a check of the encoder."""
     from xqg_qdrant.augmentation.own_space import check_dim
     from xqg_qdrant.evaluation.hubs import read_vectors
     from xqg_qdrant.records import PayloadLayout, Space
     from xqg_qdrant.retrieval import check_collection
-    from xqg_qdrant.stores import is_embedded
+    from xqg_qdrant.stores import is_embedded, read_existing_fingerprint
 
     if is_embedded(location):
         with opened_store(location) as store:
-            check_collection(store, collection, encoder)
-            yield store, read_vectors(store, collection, vector)
+            read_existing_fingerprint(store, collection)
+            yield store, read_vectors(store, collection, vector), partial(check_collection, store, collection)
         return
     layout = PayloadLayout("", title_field, "passage_id")
     with opened_own_space_store(location, layout, Space(vector)) as theirs:
-        check_dim(encoder, theirs.read_space(collection).dim, vector)
-        yield theirs, theirs.read_vectors(collection)
+        dim = theirs.read_space(collection).dim
+        yield theirs, theirs.read_vectors(collection), lambda encoder: check_dim(encoder, dim, vector)
+
+
+def _check_searchable(store: Store, collection: str) -> None:
+    """Refuse a collection that does not exist, or of which --vector has to name the vector."""
+    from xqg_qdrant.stores import is_embedded, read_existing_fingerprint
+
+    try:
+        read_existing_fingerprint(store, collection)
+    except ForeignCollectionError as error:
+        if is_embedded(store.location):
+            raise
+        raise ForeignCollectionError(error.message, "name the vector to look at (--vector NAME)") from None

@@ -81,6 +81,7 @@ def demo(
     from xqg_qdrant.evaluation.comparison import evaluate_runs
     from xqg_qdrant.evaluation.results import check_folder, describe_asked, make_manifest, save_evaluation
     from xqg_qdrant.evaluation.runs import search_all
+    from xqg_qdrant.stores import read_target_fingerprint
 
     if folder is not None:
         for what, path in write_demo(folder).items():
@@ -96,7 +97,7 @@ def demo(
     if save:
         check_folder(save)
     with opened_store(location) as store:
-        stored = store.read_fingerprint(collection)
+        stored = read_target_fingerprint(store, collection)
         encoder = load_encoder(None, device, 1)
         recipe, reason = choose_recipe(encoder, None, stored=stored)
         tell(

@@ -146,6 +146,7 @@ def ingest(
     from xqg_qdrant.generation import DRAWING
     from xqg_qdrant.generation.questions import open_inputs
     from xqg_qdrant.lifecycle.status import check_alias
+    from xqg_qdrant.stores import read_target_fingerprint
     from xqg_qdrant.stores.points import make_names
 
     if queries is not None and generator_source is not None:
@@ -160,7 +161,7 @@ def ingest(
     if engine == RAY:
         check_ray(files, location, encoder_folder, generator_source)
     with opened_store(location, sharding=sharding) as store:
-        stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
+        stored = read_target_fingerprint(store, collection)  # refuse it before the models are opened
         if alias is not None:
             check_alias(store, alias, collection)
         # With Ray the models are only described here, as its workers open their own. Otherwise the workers are

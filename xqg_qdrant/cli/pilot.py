@@ -44,6 +44,7 @@ from xqg_qdrant.cli.shared import (
     split_inputs,
 )
 from xqg_qdrant.cli.terminal import echo
+from xqg_qdrant.text import count_of, one_line
 
 if TYPE_CHECKING:
     from xqg_qdrant.augmentation.recipe import Recipe
@@ -339,8 +340,6 @@ def _make_ingest(encoder: TextEncoder, generator: Generator, recipe: Recipe, thr
 
 
 def _describe_corpus(file: str, sample: Sample) -> str:
-    from xqg_qdrant.text import count_of
-
     rejected = f", {count_of(sample.rejected, 'row')} rejected" if sample.rejected else ""
     return f"{file}: {count_of(sample.corpus, 'passage')}{rejected}"
 
@@ -351,7 +350,6 @@ def _describe_cost(
     from xqg_qdrant.evaluation.pilot import format_bytes
     from xqg_qdrant.generation import Endpoint
     from xqg_qdrant.printing import format_seconds, format_usage
-    from xqg_qdrant.text import count_of
 
     lines = [
         f"measured: {cost.measured} of them in {format_seconds(cost.seconds)} on this machine ({device}), each with "
@@ -377,7 +375,7 @@ def _echo_pilot(file: str, sample: Sample, found: Pilot) -> None:
 
     sweep, bench = found.sweep, found.bench
     echo(_describe_corpus(file, sample))
-    echo(f"drawn: {len(bench.vectors.passages)} of them, asked {len(bench.queries)} questions. {SMALL}\n")
+    echo(f"drawn: {len(bench.vectors.passages)} of them, asked {count_of(len(bench.queries), 'question')}. {SMALL}\n")
     if found.held_back:
         echo(f"{HELD_BACK}\n")
     echo(format_points(sweep))
@@ -393,7 +391,6 @@ def _echo_rivals(rivals: list[Rival]) -> None:
     from xqg_qdrant.evaluation.pilot import format_bytes
     from xqg_qdrant.evaluation.sweep.summary import compare_encoders, describe
     from xqg_qdrant.printing import format_seconds
-    from xqg_qdrant.text import one_line
 
     measure = rivals[0].pilot.sweep.measure
     names = [one_line(rival.encoder) for rival in rivals]

@@ -21,7 +21,7 @@ from click.core import ParameterSource
 from xqg_qdrant.cli.arguments import Command, dead_letters_path, overwrites
 from xqg_qdrant.cli.options import OPTION_GROUPS, Splitting, add_options
 from xqg_qdrant.cli.terminal import echo, echo_traceback, echo_usage_error, prepare_streams
-from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, ROWS_REJECTED_EXIT_CODE, InputError, XqgError
+from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, ROWS_REJECTED_EXIT_CODE, InputError, MismatchError, XqgError
 from xqg_qdrant.secrets import remember_environment
 from xqg_qdrant.text import count_of
 
@@ -360,6 +360,8 @@ def keeping_models(
         models["generator"] = describe_generator(source)
     try:
         yield
+    except MismatchError:
+        raise
     except BaseException:
         with suppress(XqgError):
             update_models(store, collection, models)

@@ -28,7 +28,7 @@ from xqg_qdrant.records import XQG_VECTOR, Passage, Qrel, Query, ScoredPassage
 from xqg_qdrant.retrieval import search_runs
 from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.streams import Bars
-from xqg_qdrant.text import count_of, show
+from xqg_qdrant.text import agree, count_of, show
 
 SystemRun: TypeAlias = dict[str, list[ScoredPassage]]
 
@@ -113,8 +113,8 @@ def check_judged_passages(runs: Mapping[str, SystemRun], qrels: Iterable[Qrel]) 
     for name, ids in ids_by_run.items():
         if judged and ids and not ids & known:
             raise InputError(
-                f"none of the {len(judged)} judged passages is in the run {name}: it has {show(min(ids))}, the "
-                f"judgements have {show(min(judged))}.",
+                f"{_none_of(len(judged))} in the run {name}: it has {show(min(ids))}, the judgements have "
+                f"{show(min(judged))}.",
                 "check that run and judgements use the same passage ids",
             )
 
@@ -135,11 +135,14 @@ def check_collection_is_judged(store: Store, collection: str, qrels: Iterable[Qr
         return True
     if judged and not holds(judged):
         raise InputError(
-            f"none of the {len(judged)} judged passages, such as {show(judged[0])}, is in the collection "
-            f"{collection!r}.",
+            f"{_none_of(len(judged))} in the collection {collection!r}: the judgements have {show(judged[0])}.",
             "check that corpus and judgements use the same passage ids",
         )
     return False
+
+
+def _none_of(judged: int) -> str:
+    return agree(judged, "the only judged passage is not", f"none of the {judged} judged passages is")
 
 
 def rank_documents(runs: Mapping[str, SystemRun]) -> dict[str, SystemRun]:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -55,6 +56,26 @@ class Generation(NamedTuple):
     replies: tuple[Path, ...] = ()
 
 
+class ReplyJournal(Protocol):
+    """Replies whose passages are not stored yet, which survive a kill."""
+
+    def note(self, target: str, replies: Mapping[Path, tuple[str, str]]) -> Path | None:
+        """Note which passages are about to be stored; return the note, to be removed with their replies.
+
+        Args:
+            target: where they are stored.
+            replies: the passage id and the content hash of the point for each reply.
+        """
+
+    def sweep(self, target: str, read_hashes: Callable[[Sequence[str]], Mapping[str, str]]) -> None:
+        """Remove the replies of noted passages that are stored, left by a run that ended in between.
+
+        Args:
+            target: where they are stored.
+            read_hashes: returns the content hashes of stored passages, by id.
+        """
+
+
 class Generator(Protocol):
     """Writes queries for passages; several threads may call it at once."""
 
@@ -81,6 +102,10 @@ class Generator(Protocol):
     @property
     def reading(self) -> Reading | None:
         """Return how much of the prompts was read so far; None if that cannot be found out."""
+
+    @property
+    def journal(self) -> ReplyJournal | None:
+        """Return where replies are kept until their passages are stored; None if they are not."""
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that decide the queries, for a fingerprint; without `kind` it is an ONNX model."""
@@ -129,6 +154,7 @@ class Endpoint(NamedTuple):
         price_in: Price of a million tokens of prompts, in any currency.
         price_out: Price of a million tokens of replies.
         journal: Folder of replies whose passage is not stored yet; None is in the user's cache.
+        patience: The most seconds to wait for a server that is busy or loads its model; by default as suits an ingest.
     """
 
     url: str
@@ -140,6 +166,7 @@ class Endpoint(NamedTuple):
     price_in: float = 0.0
     price_out: float = 0.0
     journal: Path | None = None
+    patience: float = math.inf
 
     def price(self, usage: Usage) -> float:
         """Return what calls cost."""

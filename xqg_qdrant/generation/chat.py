@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -70,7 +71,7 @@ class Chat:
     What the server does not take (a response format, `max_tokens`, `seed`) is left out from then on.
     """
 
-    def __init__(self, url: str, model: str, api_key: str | None, concurrency: int) -> None:
+    def __init__(self, url: str, model: str, api_key: str | None, concurrency: int, patience: float = math.inf) -> None:
         """Remember the endpoint; nothing is sent.
 
         Args:
@@ -78,12 +79,13 @@ class Chat:
             model: its name.
             api_key: sent to this URL's host alone; None sends none.
             concurrency: how many connections are open at once.
+            patience: the most seconds to wait for a server that is busy or loads its model.
 
         Raises:
             InputError: the URL or the key cannot be used.
         """
         self.model = model
-        self._line = Line(SITE, url, api_key, concurrency)
+        self._line = Line(SITE, url, api_key, concurrency, patience)
         self.shown_url, self._hide = self._line.shown_url, self._line.hide
         self._lock = Lock()
         self._left_out: set[str] = set()

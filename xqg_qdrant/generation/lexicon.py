@@ -39,6 +39,7 @@ class Lexicon:
     pace = INSTANT
     concurrency = 0
     reading = None
+    journal = None
     writes_sentences = False
     sampling = None
 

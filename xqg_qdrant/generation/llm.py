@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.generation import DRAWING, SLOW, Endpoint, Generation, Usage
@@ -40,6 +42,7 @@ from xqg_qdrant.records import GeneratedQuery, Passage
 from xqg_qdrant.text import count_of
 
 LANGUAGE_MODEL = "language-model"
+NOTE_PREFIX = "storing-"
 # For the brackets of the JSON and what a model says around it.
 SPARE_TOKENS = 200
 TOKENS_A_QUERY = 100
@@ -80,6 +83,7 @@ class LanguageModelGenerator:
         price_in: float = 0.0,
         price_out: float = 0.0,
         journal: Path | None = None,
+        patience: float = math.inf,
         *,
         api_key: str | None = None,
     ) -> None:
@@ -97,12 +101,13 @@ class LanguageModelGenerator:
             raise InputError("a cost is limited, but no price is known.", cure)
         if not model:
             raise InputError("no model is named.", "name the server's model with --model")
-        self.endpoint = Endpoint(url, model, prompt, concurrency, max_tokens, max_cost, price_in, price_out, journal)
+        limits = concurrency, max_tokens, max_cost, price_in, price_out
+        self.endpoint = Endpoint(url, model, prompt, *limits, journal, patience)
         self.concurrency = concurrency
         self._template = DEFAULT_PROMPT if prompt is None else check_prompt(prompt, "template")
         self._echoes = find_pieces(self._template, ECHOED_CHARACTERS)
-        self._chat = Chat(url, model, api_key or read_key(), concurrency)
-        self._journal = Journal(journal or find_cache() / "replies")
+        self._chat = Chat(url, model, api_key or read_key(), concurrency, patience)
+        self.journal = Journal(journal or find_cache() / "replies")
         self._pool = ThreadPoolExecutor(concurrency, "xqg-llm")
         self._served = ""
         self._lock = Lock()
@@ -174,7 +179,7 @@ class LanguageModelGenerator:
         self._pool.shutdown()
         self._chat.close()
         with suppress(OSError):
-            self._journal.folder.rmdir()
+            self.journal.folder.rmdir()
 
     def _write(
         self,
@@ -242,9 +247,9 @@ class LanguageModelGenerator:
     def _ask_once(self, call: _Calls, prompt: str, schema: Mapping[str, Any], room: int, seed: int) -> Reply:
         """Return the reply in the journal, else ask for it and keep it there."""
         key = hash_call(self.endpoint.model, prompt, room, call.sampling.temperature, seed)
-        path = self._journal.path_of(key)
+        path = self.journal.path_of(key)
         call.replies.append(path)
-        if (kept := self._journal.read(path)) is not None:
+        if (kept := self.journal.read(path)) is not None:
             return kept
         self._reserve(len(prompt) // CHARACTERS_A_TOKEN + room // 2)
         reply = Reply("")
@@ -255,7 +260,7 @@ class LanguageModelGenerator:
             with self._lock:
                 self._in_flight -= 1
                 self._spent = self._spent.plus(usage)
-        self._journal.write(path, reply)
+        self.journal.write(path, reply)
         call.usage = call.usage.plus(usage)
         return reply
 
@@ -308,7 +313,11 @@ def keep(checked: Checked, count: int) -> Checked:
 
 
 class Journal:
-    """A folder with one file for each reply whose passage is not stored yet; several processes may share it."""
+    """A folder with one file for each reply whose passage is not stored yet; several processes may share it.
+
+    A kill between the writing of a passage and the removal of its replies would leave them for ever. So the passages
+    are noted before they are written, and a later run removes the replies of those that it finds stored.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -331,15 +340,48 @@ class Journal:
         Raises:
             ModelError: the folder cannot be written to.
         """
+        self._put(path, reply._asdict())
+
+    def _put(self, path: Path, value: object) -> Path:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self.folder, delete=False, encoding="ascii") as file:
-                json.dump(reply._asdict(), file)
+                json.dump(value, file)
             os.replace(file.name, path)
+            return path
         except OSError as error:
             raise ModelError(
                 f"cannot keep replies in {self.folder} ({error.strerror or error}).", "free space, or make it writable"
             ) from error
+
+    def note(self, target: str, replies: Mapping[Path, tuple[str, str]]) -> Path | None:
+        """Note which passages are about to be stored; see `ReplyJournal`."""
+        if not replies:
+            return None
+        noted = {path.name: about for path, about in replies.items() if path.parent == self.folder}
+        return self._put(self.folder / f"{NOTE_PREFIX}{uuid4().hex}.json", {"target": target, "replies": noted})
+
+    def sweep(self, target: str, read_hashes: Callable[[Sequence[str]], Mapping[str, str]]) -> None:
+        """Remove the replies of noted passages that are stored; see `ReplyJournal`."""
+        for path in self.folder.glob(f"{NOTE_PREFIX}*.json"):
+            with suppress(OSError, ValueError, TypeError, KeyError):  # a power failure may leave an empty file
+                noted = json.loads(path.read_text(encoding="ascii"))
+                if noted["target"] == target:
+                    self._sweep(path, noted["replies"], read_hashes)
+
+    def _sweep(
+        self,
+        note: Path,
+        replies: Mapping[str, tuple[str, str]],
+        read_hashes: Callable[[Sequence[str]], Mapping[str, str]],
+    ) -> None:
+        kept = {self.folder / name: about for name, about in replies.items() if (self.folder / name).exists()}
+        stored = read_hashes([passage_id for passage_id, _ in kept.values()]) if kept else {}
+        done = [path for path, (passage_id, content) in kept.items() if stored.get(passage_id) == content]
+        for path in done:
+            path.unlink(missing_ok=True)
+        if len(done) == len(kept):
+            note.unlink(missing_ok=True)
 
 
 def find_room(wanted: Mapping[str, int], sampling: ChatSampling) -> int:

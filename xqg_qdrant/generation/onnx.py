@@ -79,6 +79,7 @@ class QueryGenerator:
     """
 
     concurrency = 0
+    journal = None
 
     def __init__(self, folder: str | Path | None = None, device: str = "auto", threads: int = 1) -> None:
         """Load a model folder of kind `generator`, or the demo generator that ships.

@@ -411,7 +411,7 @@ class BatchResults:
         if not queries:
             self.failed += bool(results)
             yield from reasons[:1]
-        yield QueriedPassage(passage, queries)
+        yield QueriedPassage(passage, queries, awaited=not queries)
 
     def __str__(self) -> str:
         return (

@@ -7,6 +7,7 @@ the caller decides. It concerns all (a wrong key, an empty account): a `ModelErr
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -36,6 +37,7 @@ MAX_DELAY_SECONDS = 30.0
 SHOWN_CHARACTERS = 300
 # Pages of a proxy in the place of replies: more of them will not become JSON.
 MAX_UNREADABLE = 3
+LOADING_CURE = "wait until the server has loaded it, and run the same command again"
 # In the place of a status: the answer was cut off.
 OVERSIZED = 0
 
@@ -106,7 +108,7 @@ class _Passing(NamedTuple):
 class Line:
     """The connections to an endpoint; several threads may use them."""
 
-    def __init__(self, site: Site, url: str, api_key: str | None, concurrency: int) -> None:
+    def __init__(self, site: Site, url: str, api_key: str | None, concurrency: int, patience: float = math.inf) -> None:
         """Remember the endpoint; nothing is sent.
 
         Args:
@@ -114,11 +116,13 @@ class Line:
             url: with or without the site's path; a query, such as `?api-version=…`, is kept.
             api_key: sent to this URL's host alone; None sends none.
             concurrency: how many connections are open at once.
+            patience: the most seconds to wait for a server that is busy or loads its model.
 
         Raises:
             InputError: the URL or the key cannot be used.
         """
         self._site = site
+        self._patience = patience
         self._url = site.find_url(url)
         self.shown_url = _hide_query(self._url)
         self._key = check_key(api_key, site.key_variable)
@@ -165,7 +169,7 @@ class Line:
                 return found
             unreadable += found.what.startswith(_UNREADABLE)
             wait = found.after + delay * random.uniform(0.5, 1.0)
-            patience = found.patience if self._reached else min(found.patience, FIRST_PATIENCE_SECONDS)
+            patience = min(found.patience, self._patience, math.inf if self._reached else FIRST_PATIENCE_SECONDS)
             if time.monotonic() - started + wait > patience or unreadable >= MAX_UNREADABLE:
                 asks = f" The server asks to wait {found.after:.0f} s." if found.after else ""
                 lost = ModelError(f"no answer from {self.shown_url}: {found.what}.{asks}", found.cure)
@@ -190,7 +194,11 @@ class Line:
         while True:
             try:
                 status, _, content = self._send(self._open(), url, LISTING_SECONDS, None)
-                if status != 503 or time.monotonic() - started > LOADING_SECONDS:
+                waited = time.monotonic() - started
+                if status == 503 and waited > self._patience:
+                    what = f"HTTP {status}: {self.hide(read_error(content or b'')[0])}"
+                    raise ModelError(f"{self.shown_url} is still loading the model ({what}).", LOADING_CURE)
+                if status != 503 or waited > LOADING_SECONDS:
                     return _find_model(content or b"", model) if status == 200 else model
                 delay = MAX_DELAY_SECONDS / 10
             except httpx.ConnectError as error:
@@ -309,8 +317,10 @@ class Line:
             )
         if status == 429 or status == 408 or (status >= 500 and status not in (501, 505)):
             loading = status == 503 and "load" in message.casefold()
+            if loading:
+                return _Passing(f"it is still loading the model ({what})", LOADING_CURE, after, LOADING_SECONDS)
             cure = "run the same command again later, or with a smaller --concurrency"
-            return _Passing(what, cure, after, LOADING_SECONDS if loading else PATIENCE_SECONDS)
+            return _Passing(what, cure, after)
         if 300 <= status < 400:
             place = self.hide(headers.get("location", ""))
             raise ModelError(

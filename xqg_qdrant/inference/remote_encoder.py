@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from xqg_qdrant.inference.endpoint import OVERSIZED, Line, Refusal, Site, find_k
 from xqg_qdrant.model_folders import ModelFolder
 from xqg_qdrant.model_folders.description import DESCRIPTION_FILE, ENDPOINT, FORMAT
 from xqg_qdrant.records import FloatArray
+from xqg_qdrant.text import count_of
 
 KEY_VARIABLES = ("XQG_EMBEDDING_API_KEY", "OPENAI_API_KEY")
 SITE = Site("encoder", "/embeddings", KEY_VARIABLES[0], 256 << 20, "data")
@@ -70,7 +72,15 @@ class RemoteEncoder:
     device = DEVICE
     reading = None
 
-    def __init__(self, path: Path, about: Mapping[str, Any], *, api_key: str | None = None, check: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        about: Mapping[str, Any],
+        *,
+        api_key: str | None = None,
+        check: bool = True,
+        patience: float = math.inf,
+    ) -> None:
         """Open an endpoint, and compare the vectors of the probes.
 
         The key is taken from the environment (`XQG_EMBEDDING_API_KEY`, else `OPENAI_API_KEY`) if there is no `api_key`.
@@ -80,6 +90,7 @@ class RemoteEncoder:
             about: the description, from `read_endpoint`.
             api_key: sent to the URL's host alone.
             check: whether to compare the probes.
+            patience: the most seconds to wait for a server that is busy or loads its model.
 
         Raises:
             InputError: the URL or the key cannot be used.
@@ -91,7 +102,7 @@ class RemoteEncoder:
         self._about = about
         self.dim: int = about["dim"]
         self.tokens = self.truncated = 0
-        self._line = Line(SITE, about["url"], api_key or read_key(), CONCURRENCY)
+        self._line = Line(SITE, about["url"], api_key or read_key(), CONCURRENCY, patience)
         self._pool = ThreadPoolExecutor(CONCURRENCY, "xqg-encoder")
         self._lock = Lock()
         self._known: dict[tuple[bool, str], FloatArray] = {}
@@ -267,8 +278,8 @@ def read_vectors(answer: Mapping[str, Any], count: int, where: str) -> FloatArra
     data = answer.get("data")
     cure = "check that it serves a model of embeddings, and its log"
     if not isinstance(data, list) or len(data) != count or not all(isinstance(row, dict) for row in data):
-        found = len(data) if isinstance(data, list) else "no"
-        raise ModelError(f"{where} answers with {found} vectors for {count} texts.", cure)
+        found = count_of(len(data), "vector") if isinstance(data, list) else "no vectors"
+        raise ModelError(f"{where} answers with {found} for {count_of(count, 'text')}.", cure)
     places = [row.get("index", place) for place, row in enumerate(data)]
     if sorted(map(str, places)) != sorted(map(str, range(count))):
         raise ModelError(f"{where} answers with vectors numbered {places[:10]}.", cure)

@@ -21,10 +21,11 @@ from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import Fingerprint, hash_plain, hash_recipe, refuse_mismatch, without_progress
 from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import XQG_VECTOR, AugmentedPassage, Reject
-from xqg_qdrant.stores import read_existing_fingerprint
+from xqg_qdrant.stores import read_existing_fingerprint, read_target_fingerprint
 from xqg_qdrant.stores.points import make_names, make_payload, make_point_id
 from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.streams import batched
+from xqg_qdrant.text import count_of
 
 BATCH = 256
 EXAMPLES = 5  # passages listed in a message
@@ -81,7 +82,7 @@ def copy_collection(
         raise InputError(f"{collection!r} in {source.location} would be copied to itself.", "choose another name")
     fingerprint = read_existing_fingerprint(source, collection)
     dim = source.read_dim(collection)
-    stored = target.read_fingerprint(name)
+    stored = read_target_fingerprint(target, name)
     if stored is None:
         target.create_collection(name, dim, fingerprint)
     else:
@@ -150,7 +151,7 @@ def _verify(
         named = (_list(different[:EXAMPLES]) or "none") + (" …" if len(different) > EXAMPLES else "")
         raise StoreError(
             f"the copy {name!r} in {target.location} is not equal to {collection!r} in {source.location}: "
-            f"{count} points for {expected.count}; passages that differ: {len(different)} ({named}).",
+            f"{count_of(count, 'point')} for {expected.count}; passages that differ: {len(different)} ({named}).",
             "stop all writes to both, and run the copy again",
         )
     yield Copying(rounded=rounded)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from xqg_qdrant.augmentation.pipeline import Row, Totals
+from xqg_qdrant.augmentation.pipeline import Row, Totals, find_awaited
 from xqg_qdrant.augmentation.recipe import Recipe, read_recipe
 from xqg_qdrant.corpus.files import corpus_files, is_remote
 from xqg_qdrant.corpus.inputs import CORPUS, Inputs, document_of
@@ -293,10 +293,12 @@ def _add(
     tell: Callable[[str, str], object] | None,
 ) -> Comparison:
     wanted = {}
+    kept = find_awaited(rows, store, collection)
     for row in rows:
         if not isinstance(row, Reject):
             passage = _passage_of(row)
             queries = row.queries if given and isinstance(row, QueriedPassage) else None
+            queries = kept.get(passage.passage_id, queries)
             wanted[passage.passage_id] = hash_content(passage, recipe_hash, queries)
     stored = store.read_content_hashes(collection, list(wanted))
     differing = [passage_id for passage_id, content_hash in wanted.items() if stored.get(passage_id) != content_hash]

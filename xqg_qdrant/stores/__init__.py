@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from xqg_qdrant.atomic import find_home
-from xqg_qdrant.errors import InputError
+from xqg_qdrant.errors import ForeignCollectionError, InputError
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.records import PayloadLayout, Space
 from xqg_qdrant.stores.protocol import Sharding, Store
@@ -33,6 +33,7 @@ __all__ = [
     "open_own_space_store",
     "open_store",
     "read_existing_fingerprint",
+    "read_target_fingerprint",
     "sends_key_in_clear",
 ]
 
@@ -169,6 +170,18 @@ def _normalise(location: str) -> tuple[object, ...]:
             return ("no URL", location)  # opening it tells what is wrong
     directory = find_directory(location)
     return location.startswith(LOCAL), None if directory is None else directory.resolve()
+
+
+def read_target_fingerprint(store: Store, collection: str) -> Fingerprint | None:
+    """Return the fingerprint of a collection to write passages to, None if it is to be created.
+
+    Raises:
+        ForeignCollectionError: xqg did not create it.
+    """
+    try:
+        return store.read_fingerprint(collection)
+    except ForeignCollectionError as error:
+        raise ForeignCollectionError(error.message, "choose another name") from None
 
 
 def read_existing_fingerprint(store: Store, collection: str) -> Fingerprint:

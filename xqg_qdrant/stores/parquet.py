@@ -72,6 +72,7 @@ class ParquetFolder:
             sparse: whether the points have terms.
         """
         self._folder = folder
+        self.location = str(folder)
         self._schema = _make_schema(to_arrow(metadata), sparse)
         self._points: list[AugmentedPassage] = []
         self._since = time.monotonic()
@@ -96,6 +97,10 @@ class ParquetFolder:
         """Create the folder with its sidecar."""
         (self._folder / OURS).mkdir(parents=True, exist_ok=True)
         write_sidecar(self._folder / OURS, Sidecar(dim, dict(fingerprint)))
+
+    def read_models(self, _name: str) -> dict[str, Any]:
+        """Return nothing: the folder does not keep where the models were."""
+        return {}
 
     @contextmanager
     def bulk_load(self, _name: str, fast: bool) -> Iterator[None]:

@@ -20,6 +20,7 @@ from xqg_qdrant.evaluation.measures import per_query_values
 from xqg_qdrant.evaluation.sweep.vectors import StoredVectors
 from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.records import FloatArray, Passage, Qrel, Query, ScoredPassage
+from xqg_qdrant.text import agree
 
 # A block of scores that fits the processor's cache is ranked faster, and bounds the memory for a large corpus.
 SCORES_AT_ONCE = 1 << 22
@@ -246,8 +247,12 @@ def halve(queries: Sequence[Query], seed: int) -> tuple[list[str], list[str]]:
         second += shuffled[middle:]
     if not second:
         raise InputError(
-            f"the {len(queries)} questions that can be measured are all in different languages, so they cannot be "
-            "split into two halves.",
+            f"{_no_two_of(len(queries))}, so there are no two halves.",
             "give at least two questions in one language",
         )
     return first, second
+
+
+def _no_two_of(questions: int) -> str:
+    several = f"the {questions} questions that can be measured are all in different languages"
+    return agree(questions, "only 1 question can be measured", several)

@@ -28,6 +28,7 @@ from xqg_qdrant.retrieval import check_collection
 from xqg_qdrant.stores import read_existing_fingerprint
 from xqg_qdrant.stores.protocol import Store
 from xqg_qdrant.streams import Bars, batched, count_workers, work_in_order
+from xqg_qdrant.text import count_of
 
 TEXTS_AT_ONCE = 1024
 POINTS_AT_ONCE = 256
@@ -116,8 +117,8 @@ class StoredVectors:
         needed, free = 4 * shape[0] * shape[1], shutil.disk_usage(self._directory).free
         if needed > free:
             raise InputError(
-                f"the vectors of {shape[0]} queries need {needed >> 20} MiB, but only {free >> 20} MiB are free "
-                f"({self._directory}).",
+                f"the vectors of {count_of(shape[0], 'query', 'queries')} need {needed >> 20} MiB, but only "
+                f"{free >> 20} MiB are free ({self._directory}).",
                 "set TMPDIR to a folder on a larger disk, or try a sample of the corpus with xqg pilot",
             )
         self._vectors = np.memmap(self._directory / "queries", dtype=np.float32, mode="w+", shape=shape)

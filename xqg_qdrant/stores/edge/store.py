@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import qdrant_edge as engine
 
 from xqg_qdrant.atomic import find_home, sync
-from xqg_qdrant.errors import MismatchError, StoreError
+from xqg_qdrant.errors import ForeignCollectionError, StoreError
 from xqg_qdrant.fingerprint import is_sparse
 from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
 from xqg_qdrant.stores import points as layout
@@ -389,8 +389,10 @@ class EdgeStore:
         if not self._exists(path):
             return None
         if not (path / SIDECAR).exists():
-            cure = "choose another collection name"
-            raise MismatchError(f"{path} was not created by xqg: it has no {SIDECAR}. Nothing was changed.", cure)
+            cure = "name another collection"
+            raise ForeignCollectionError(
+                f"{path} was not created by xqg: it has no {SIDECAR}. Nothing was changed.", cure
+            )
         return read_sidecar(path)
 
     def _open(self, collection: str) -> OpenCollection:

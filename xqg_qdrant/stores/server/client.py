@@ -14,7 +14,7 @@ from typing import Any
 
 from qdrant_client import QdrantClient, models
 
-from xqg_qdrant.errors import InputError, MismatchError, StoreError, XqgError
+from xqg_qdrant.errors import ForeignCollectionError, InputError, MismatchError, StoreError, XqgError
 from xqg_qdrant.fingerprint import is_sparse
 from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage, FloatArray, ScoredPassage, StoredPassage
 from xqg_qdrant.secrets import check_key
@@ -470,7 +470,8 @@ class ClientStore:
         """
         where, ours = f"collection {collection!r} in {self.location}", limits.read_ours(info)
         if ours is None:
-            raise MismatchError(f"{where} was not created by xqg. Nothing was changed.", "choose another name")
+            cure = "make it searchable by xqg with xqg augment, or name another collection"
+            raise ForeignCollectionError(f"{where} was not created by xqg. Nothing was changed.", cure)
         check_sharding(where, info, self._sharding)
         return ours
 
