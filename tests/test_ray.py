@@ -135,6 +135,18 @@ def test_an_ingest_on_ray_gives_the_points_the_rejects_and_the_account_of_any_ot
     assert "recipe.alpha: stored 0.4, now 0.5" in other.stderr
 
 
+def test_documents_are_split_on_ray_as_elsewhere(cluster: str, folder: Path, server: RestQdrant) -> None:
+    text = " ".join(f"The river number {number} rises in the north." for number in range(60))
+    write_rows(folder / "long.jsonl", [{"id": "long", "text": text}, {"id": "short", "text": "A river."}])
+    split = ["long.jsonl", "--plain", "--split", "--split-tokens", "64"]
+    for collection, engine in (("whole", []), ("parts", RAY)):
+        result = ingest(server, collection, *split, *engine, settings=())
+        assert result.exit_code == 0, result.stderr
+    assert read_raw(server, "parts") == read_raw(server, "whole")
+    assert "short#1" in read_points(server, "parts")
+    assert len(read_points(server, "parts")) > 5
+
+
 def test_what_all_workers_have_read_is_added() -> None:
     """Each worker tells its sum so far; the models of all are counted together."""
     ledger, passages = Ledger(), Reading("encoder", "passage", 512)

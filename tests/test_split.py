@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_chat import Answer, Call, said, scripted
 from tokenizers import Tokenizer, models
 
 from xqg_qdrant import Encoder, Qrel, Query, evaluate, ingest, open_store
@@ -282,6 +283,21 @@ def test_a_document_that_became_shorter_loses_its_surplus(made: Path) -> None:
     assert "0 changed" in run("sync", "shorter.jsonl", "--collection", "docs").stdout
     deleted = run("delete", "--collection", "docs", "long", "short#1", "other")
     assert "5 passages deleted, 1 id not stored" in deleted.stdout
+
+
+def test_a_pilot_draws_from_the_passages_of_documents(made: Path) -> None:
+    def ask(call: Call, number: int) -> Answer:
+        return said({code: [f"Missä joki {number}.{each} on?" for each in range(3)] for code in call.languages})
+
+    with scripted(ask) as chat:
+        source = ("--generator", chat.url, "--model", "m", "--languages", "fi", "--passages", "12")
+        words = ("pilot", "docs.jsonl", "--split", "--split-tokens", "64", *source)
+        done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert "docs.jsonl: 17 passages" in done.stdout
+    assert "drawn: 12 of them" in done.stdout
+    assert len(chat.calls) == 12
+    assert all(len(call.prompt) < 3000 for call in chat.calls), "a prompt holds a passage, not a document"
 
 
 def test_python_splits_as_the_command_does(made: Path, demo_encoder: Encoder) -> None:

@@ -17,7 +17,7 @@ import re
 import warnings
 from collections import abc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from threading import Event, Thread
 from types import MappingProxyType
@@ -313,12 +313,19 @@ def _run(job: Job, plan: Plan, ledger: Any, failed: list[BaseException]) -> None
     try:
         # Expected for a corpus with fewer chunks than workers.
         warnings.filterwarnings("ignore", "The (minimum|maximum) number of concurrent")
+        # Of a tokenizer that splits; it is sent once.
+        warnings.filterwarnings("ignore", "The serialized size of your read function")
         context = DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         # One block for each chunk: by default Ray gathers 128 MiB of chunks before any is augmented.
         context.target_max_block_size = 1
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        read = partial(_read, job, plan, ledger)
+
+        def read() -> Iterator[
+            pyarrow.Table
+        ]:  # no partial: Ray asks a large function, such as with a tokenizer, its name
+            return _read(job, plan, ledger)
+
         chunks = ray.data.read_datasource(CorpusSource(read), num_cpus=0, override_num_blocks=1)
         augmented = chunks.map_batches(
             AugmentChunk,
