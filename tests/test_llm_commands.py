@@ -21,6 +21,7 @@ from xqg_qdrant.augmentation import pipeline
 from xqg_qdrant.cli import main
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.generation import llm
+from xqg_qdrant.generation.chat import Reply
 from xqg_qdrant.generation.llm import ChatSampling, LanguageModelGenerator
 from xqg_qdrant.records import Passage
 from xqg_qdrant.stores import open_store
@@ -105,7 +106,7 @@ def test_replies_left_by_a_kill_around_a_write_are_used_or_removed(
 def test_replies_of_another_collections_run_are_left(tmp_path: Path) -> None:
     journal = llm.Journal(tmp_path)
     reply = journal.path_of("a")
-    journal.write(reply, llm.Reply("text"))
+    journal.write(reply, Reply("text"))
     journal.note("docs in http://a", {reply: ("p", "hash")})
     journal.sweep("docs in http://b", lambda _: {"p": "hash"})
     journal.sweep("docs in http://a", lambda _: {"p": "another hash"})

@@ -386,7 +386,8 @@ def open_collection(
     stored = read_target_fingerprint(cast(Store, store), collection)
     if stored is None:
         return False
-    refuse_change(collection, stored, fingerprint, encoder and partial(name_encoders, store, collection, encoder))
+    find_encoders = None if encoder is None else partial(name_encoders, store, collection, encoder)
+    refuse_change(collection, stored, fingerprint, find_encoders)
     if is_plain(stored) and not is_plain(fingerprint):
         cast(Store, store).write_fingerprint(collection, fingerprint)
     return True
