@@ -529,6 +529,14 @@ def test_a_number_that_is_none_is_refused(option: str, value: str) -> None:
     assert (result.exit_code, f"{option} must " in result.output) == (2, True), result.output
 
 
+def test_a_prompt_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("{text}" * 200_000)
+    for path in (str(tmp_path / "prompt.txt"), "/dev/zero"):
+        model = ["--generator", "http://localhost:1", "--model", "m", "--prompt", path]
+        result = CliRunner().invoke(main, ["ingest", "c.jsonl", "--collection", "c", *model])
+        assert (result.exit_code, "more than 1,000,000 characters" in result.output) == (2, True), result.output
+
+
 def test_a_setting_that_a_language_model_lacks_is_refused() -> None:
     generator = LanguageModelGenerator("http://127.0.0.1:9/v1", "m")
     with pytest.raises(InputError, match="top_k is no setting of a language model"):
