@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from scripted_chat import Answer, Call, Script, ScriptedChat, in_order, refused, said
 
+from xqg_qdrant.cli import main
 from xqg_qdrant.errors import InputError, ModelError, XqgError
 from xqg_qdrant.generation import Generation, chat, llm
 from xqg_qdrant.generation.llm import ChatSampling, LanguageModelGenerator
-from xqg_qdrant.generation.questions import DEFAULT_PROMPT
+from xqg_qdrant.generation.questions import DEFAULT_PROMPT, read_reply
 from xqg_qdrant.inference import endpoint as endpoints
 from xqg_qdrant.records import Passage
 
@@ -382,7 +384,11 @@ def test_every_form_of_a_base_url_works(writing: Writing, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:11434", "http://", "http://me:secret@host/v1", "ftp://host", "http://host:0"]
+    "url",
+    [
+        *("localhost:11434", "http://", "http://me:secret@host/v1", "ftp://host", "http://host:0"),
+        *("http://a..b/v1", f"http://{'a' * 70}.b/v1", "http://\u200d.b/v1"),
+    ],
 )
 def test_a_url_that_cannot_be_used_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -488,6 +494,47 @@ def test_no_answered_call_is_asked_again_until_its_passage_is_stored(writing: Wr
     assert not list(writing.journal.glob("tmp*"))
     writing.write(said(GOOD), passages=passages)
     assert len(writing.endpoint.calls) == 1
+
+
+def test_a_reply_of_a_hundred_thousand_questions_is_read_in_a_second(writing: Writing) -> None:
+    """A broken server cannot hold a run, and its reply in the journal cannot hold the next one."""
+    many = [f"Mihin joki {number} virtaa?" for number in range(100_000)]
+    for content in (json.dumps({"fi": many}), "```" * 1_000_000):
+        started = time.process_time()
+        read_reply(content, {"fi": 1}, Passage("p", "Rivers."), set())
+        assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("name", ["m" * 10_000, "\ud800", "\x1b[2J", "sk-of-the-environment"])
+def test_the_fingerprint_does_not_name_the_model_as_no_model_is_called(
+    name: str, writing: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing.endpoint, "models", Answer({"data": [{"id": name}]}))
+    assert writing.open(in_order(said(GOOD)), api_key="sk-of-the-environment").describe()["model"] == "m"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--max-cost", value) for value in ("nan", "inf", "1e400")),
+        *((option, "nan") for option in ("--price-per-million-input", "--temperature", "--alpha")),
+        *((option, "9" * 400) for option in ("--max-new-tokens", "--queries-per-language", "--seed", "--max-tokens")),
+    ],
+)
+def test_a_number_that_is_none_is_refused(option: str, value: str) -> None:
+    """`nan` is above no limit, so a limit of nan is none; no store holds a number of more than 64 bits."""
+    model = ["--generator", "http://localhost:1", "--model", "m", "--price-per-million-output", "1"]
+    command = ["ingest", "c.jsonl", "--collection", "c", *model, option, value]
+    result = CliRunner().invoke(main, command)
+    assert (result.exit_code, f"{option} must " in result.output) == (2, True), result.output
+
+
+def test_a_prompt_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("{text}" * 200_000)
+    for path in (str(tmp_path / "prompt.txt"), "/dev/zero"):
+        model = ["--generator", "http://localhost:1", "--model", "m", "--prompt", path]
+        result = CliRunner().invoke(main, ["ingest", "c.jsonl", "--collection", "c", *model])
+        assert (result.exit_code, "more than 1,000,000 characters" in result.output) == (2, True), result.output
 
 
 def test_a_setting_that_a_language_model_lacks_is_refused() -> None:

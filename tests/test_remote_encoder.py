@@ -104,6 +104,7 @@ GOOD = [make_vector("a"), make_vector("b")]
         ([GOOD[0], [0.0] * 8], "a vector of zeros"),
         ([GOOD[0], "???"], "cannot be read"),
         ([GOOD[0], None], "cannot be read|not finite"),
+        ([GOOD[0], [10**400] * 8], "cannot be read"),
     ],
 )
 def test_answers_without_a_usable_vector_for_each_text_are_refused(
@@ -166,7 +167,14 @@ def test_another_model_under_the_same_name_is_refused(server: ScriptedChat, tmp_
 def test_damaged_descriptions_are_refused_with_their_field(server: ScriptedChat, tmp_path: Path) -> None:
     server.reset(embed)
     about = describe_endpoint(server.url, tmp_path / "e", "m")
-    for field, value in {"dim": 0, "url": 5, "probes": [1], "query_fields": [], "normalise": 1}.items():
+    for field, value in {
+        "dim": 0,
+        "url": 5,
+        "probes": [1],
+        "query_fields": [],
+        "passage_fields": {"input": []},
+        "normalise": 1,
+    }.items():
         (tmp_path / "e/xqg.json").write_text(json.dumps({**about, field: value}))
         with pytest.raises(ModelError, match=f"has {field} = "):
             open_encoder(tmp_path / "e")
@@ -185,6 +193,31 @@ def test_a_limit_of_tokens_or_money_ends_the_run(limits: dict[str, Any], server:
     with pytest.raises(ModelError, match=r"the limit is reached: 110 tokens were encoded, which cost 0\.00022\."):
         encoder.encode_queries(["b"])
     encoder.close()
+
+
+@pytest.mark.parametrize("tokens", [10**400, -(10**9), True, "5", float("nan"), None])
+def test_a_number_of_tokens_that_cannot_be_true_is_estimated(
+    tokens: object, server: ScriptedChat, encoder: RemoteEncoder
+) -> None:
+    server.reset(lambda call, _: Answer({**embed(call).body, "usage": {"total_tokens": tokens}}))
+    before = encoder.tokens
+    encoder.encode_queries([f"{tokens} is no number"[-40:]])
+    assert 0 <= encoder.tokens - before <= 12
+    assert encoder.cost < 1
+
+
+@pytest.mark.parametrize(
+    "fields", ['{"a": 1e400}', '{"a": NaN}', '{"a": "\\ud800"}', '{"input": []}', '{"model": "n"}', "[" * 100_000, "[]"]
+)
+def test_fields_that_cannot_be_sent_are_refused_before_anything_is_asked(
+    fields: str, server: ScriptedChat, tmp_path: Path
+) -> None:
+    server.reset(embed)
+    for option in ("--query-fields", "--passage-fields"):
+        command = ["describe", server.url, "--model", "m", "--out", str(tmp_path / "e"), option, fields]
+        result = CliRunner().invoke(main, command)
+        assert (result.exit_code, "JSON object" in result.stderr) == (2, True), result.output
+    assert (server.calls, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_a_limit_of_money_needs_a_price_and_none_holds_for_several_workers(

@@ -99,7 +99,7 @@ def refuse_secret(url: str, what: str) -> None:
     Raises:
         InputError: shows no part of the URL.
     """
-    if not holds_secret(url):
+    if not holds_secret(url) and (":/" not in url or hide(url) == url):
         return
     remember_user(url)
     raise InputError(

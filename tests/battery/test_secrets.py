@@ -380,12 +380,27 @@ def test_a_secret_in_the_url_of_any_file_is_refused_and_nothing_is_written(
         ("evaluate", "--questions", "q", "--qrels", given, *at),
         ("score", "--run", f"name={given}", "--questions", "q"),
         ("query", "a", "--encoder", given, *at),
+        ("describe", given, "--model", "m", "--out", "out"),
     ):
         result = CliRunner().invoke(main, ["-v", *command])
         assert result.exit_code == 2, result.output
         assert "holds a user name, a password or a key" in result.output, (command, result.output)
         assert_silent(result.output, key)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_of_the_environment_gets_into_no_description(key: str, tmp_path: Path) -> None:
+    """Neither as a part of the URL nor in a field: the description is a file that people pass on."""
+    key = "Super" + "".join(char for char in key if char.isalnum())
+    out = ("--model", "m", "--out", str(tmp_path / "out"))
+    for command in (
+        (f"http://localhost:1/{key}/v1", *out),
+        ("http://localhost:1/v1", *out, "--passage-fields", json.dumps({"auth": key})),
+    ):
+        result = CliRunner().invoke(main, ["-v", "describe", *command], env={"XQG_EMBEDDING_API_KEY": key})
+        assert result.exit_code == 2, result.output
+        assert_silent(result.output, key)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/a@b.jsonl", "abfs://container@account.dfs.core.windows.net/c.jsonl"])

@@ -47,6 +47,7 @@ CASES = [
     ("queries.jsonl", (*INGEST, "c.jsonl", "--queries", "queries.jsonl", "--dead-letters", "queries.jsonl")),
     ("store/docs/collection.json", (*INGEST, "c.jsonl", "--dead-letters", "store/docs/collection.json")),
     ("store/docs/new", (*INGEST, "c.jsonl", "--dead-letters", "store/docs/new")),
+    ("store/docs", ("describe", "http://localhost:1", "--model", "m", "--out", "store/docs")),
     ("local/new", (*INGEST, "c.jsonl", "--store", "local:local", "--dead-letters", "local/new")),
     ("beir/corpus.jsonl", ("generate", "beir", "--out", "new", "--dead-letters", "beir/corpus.jsonl")),
     ("beir/corpus.jsonl", ("generate", "beir/corpus.jsonl", "--out", "beir")),

@@ -5,6 +5,7 @@ A command line is checked by the names of its parameters: `INPUTS` are read, `OU
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ INPUTS = (
         "restrict_vocabulary",
     ),
     *("questions", "qrels", "gold", "run_files", "prediction_files", "pairs", "first", "second", "folders"),
-    *("checkpoint", "changes", "prompt", "encoder_folders"),
+    *("checkpoint", "changes", "prompt", "encoder_folders", "source"),
 )
 OUTPUTS = ("dead_letters", "write_run", "write_predictions", "output", "save", "out", "batch_out", "folder")
 # Parameters of these commands that hold text although another command reads files by that name.
@@ -50,6 +51,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         """Check the arguments, then run."""
         check_texts(ctx)
+        check_numbers(ctx)
         check_urls(ctx)
         check_outputs(ctx)
         return super().invoke(ctx)
@@ -70,6 +72,19 @@ def check_texts(ctx: click.Context) -> None:
         if any("\ud800" <= char <= "\udfff" for char in value):
             cure = "rename the file or write the text in UTF-8, and set a UTF-8 locale, such as LC_ALL=C.UTF-8"
             raise InputError(f"{_title(ctx, name)} holds bytes that are not UTF-8: {value!r}.", cure)
+
+
+def check_numbers(ctx: click.Context) -> None:
+    """Refuse `nan` and `inf`, which pass every comparison with a limit or none, and what 64 bits do not hold.
+
+    Raises:
+        UsageError: names the parameter.
+    """
+    for name, value in ctx.params.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise click.UsageError(f"{_title(ctx, name)} must be a finite number, was: {value}.")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise click.UsageError(f"{_title(ctx, name)} must fit into 64 bits.")
 
 
 def check_urls(ctx: click.Context) -> None:
@@ -155,7 +170,8 @@ def _find_store(ctx: click.Context, path: Path) -> str | None:
     """Return the store that a path is in: any embedded collection, or the directory of a given local: store."""
     from xqg_qdrant.stores import LOCAL, find_directory
 
-    parents = list(Path(os.path.realpath(path)).parents)
+    real = Path(os.path.realpath(path))
+    parents = [real, *real.parents]
     for parent in parents:
         if (parent / "collection.json").is_file() and (parent / "edge_config.json").is_file():
             return str(parent)

@@ -235,16 +235,23 @@ def _describe_endpoint(url: str, remote: dict[str, Any], settings: dict[str, Any
     for name in ("query_fields", "passage_fields"):
         if name in given:
             given[name] = _parse_object(name, given[name])
+    if not model.strip():
+        raise click.UsageError("--model is empty.")
     about = describe_endpoint(url, out, model, **given)
     shown = {name: value for name, value in about.items() if name not in ("format", "kind", "probes", "url")}
     echo(f"{out / 'xqg.json'}: {json.dumps(shown, ensure_ascii=False)}")
 
 
 def _parse_object(name: str, text: str) -> dict[str, Any]:
+    from xqg_qdrant.secrets import hide
+
+    option = f"--{name.replace('_', '-')}"
+    if hide(text) != text:
+        raise click.UsageError(f"{option} holds a key, and the description is a file that people pass on.")
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise click.UsageError(f"--{name.replace('_', '-')} is not a JSON object.")
+        raise click.UsageError(f"{option} is not a JSON object.")
     return value

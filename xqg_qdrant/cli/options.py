@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_STORE = "./xqg_data"
+# In characters; a device such as /dev/zero has no end.
+LONGEST_PROMPT = 1_000_000
 
 # Heading in the help → the parameters below it, for `GroupedCommand`.
 OPTION_GROUPS: dict[str, tuple[str, ...]] = {
@@ -176,9 +178,12 @@ def make_source(generator: str | None, settings: Mapping[str, Any]) -> Path | En
     renamed = {"price_per_million_input": "price_in", "price_per_million_output": "price_out"}
     if "prompt" in given:
         try:
-            given["prompt"] = given["prompt"].read_text(encoding="utf-8")
+            with given["prompt"].open(encoding="utf-8") as file:
+                given["prompt"] = file.read(LONGEST_PROMPT + 1)
         except (OSError, UnicodeDecodeError) as error:
             raise click.UsageError(f"The --prompt cannot be read: {error}.") from error
+        if len(given["prompt"]) > LONGEST_PROMPT:
+            raise click.UsageError(f"The --prompt has more than {LONGEST_PROMPT:,} characters.")
     return Endpoint(generator, **{renamed.get(name, name): value for name, value in given.items()})
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from xqg_qdrant.errors import ModelError, XqgError
 from xqg_qdrant.generation import Usage
-from xqg_qdrant.inference.endpoint import OVERSIZED, Line, Refusal, Site, read_error
+from xqg_qdrant.inference.endpoint import OVERSIZED, Line, Refusal, Site, read_count, read_error
 
 KEY_VARIABLES = ("XQG_LLM_API_KEY", "OPENAI_API_KEY")
 MAX_REPLY_BYTES = 4 << 20
@@ -254,9 +254,7 @@ def _read_content(content: Any) -> str:  # noqa: ANN401
 
 def _read_usage(answer: Mapping[str, Any]) -> Usage:
     usage = answer.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    found = [counts.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    return Usage(1, *(count if isinstance(count, int) and count > 0 else 0 for count in found))
+    return Usage(1, *(read_count(usage, name) for name in ("prompt_tokens", "completion_tokens")))
 
 
 def judge_prompt(message: str, code: str) -> str:

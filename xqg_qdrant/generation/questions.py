@@ -18,6 +18,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -139,6 +140,9 @@ def name_languages(codes: Sequence[str]) -> dict[str, str]:
 
 
 LONGEST_QUESTION = 400
+# Of a reply; a server that sends more is broken, and each takes time to check.
+MOST_LINES = 10_000
+MOST_FENCES = 100
 # People leave the question mark out of short questions.
 LONGEST_WITHOUT_MARK = 80
 ECHOED_CHARACTERS = 24
@@ -180,7 +184,7 @@ def read_reply(content: str, wanted: Mapping[str, int], passage: Passage, echoes
 
     Args:
         content: the text of the reply.
-        wanted: number of questions by language code; more are cut off.
+        wanted: number of questions by language code; may be exceeded.
         passage: what was asked about.
         echoes: from `find_pieces`, of `ECHOED_CHARACTERS`.
     """
@@ -188,19 +192,19 @@ def read_reply(content: str, wanted: Mapping[str, int], passage: Passage, echoes
     text = strip_reasoning(content)
     value = _find_json(text)
     found = list(_read_lines(text, names)) if value is None else list(_walk(value, names, ""))
-    questions: dict[str, list[str]] = {code: [] for code in wanted}
+    questions: dict[str, dict[str, None]] = {code: {} for code in wanted}
     dropped = Counter[tuple[str, str]]()
-    for code, line in found:
+    for code, line in found[:MOST_LINES]:
         question = clean_question(line[: 2 * LONGEST_QUESTION])
         if not question:
             continue
         if fault := find_fault(question, code, passage, echoes):
             dropped[code, fault] += 1
         elif question not in questions[code]:
-            questions[code].append(question)
+            questions[code][question] = None
         else:
             dropped[code, "duplicate"] += 1
-    return Read(questions, dropped, isinstance(value, dict | list))
+    return Read({code: list(texts) for code, texts in questions.items()}, dropped, isinstance(value, dict | list))
 
 
 def strip_reasoning(content: str) -> str:
@@ -257,7 +261,7 @@ def _unescape(text: str) -> str:
 
 def _find_json(text: str) -> Any:  # noqa: ANN401
     """Return the JSON of a reply, None if there is none; a string of JSON is opened."""
-    for candidate in (text, *_FENCE.findall(text), *_objects(text)):
+    for candidate in (text, *islice(_find_fences(text), MOST_FENCES), *_objects(text)):
         try:
             value = json.loads(candidate, strict=False)
         except (ValueError, RecursionError):
@@ -267,6 +271,10 @@ def _find_json(text: str) -> Any:  # noqa: ANN401
         if isinstance(value, dict | list):
             return value
     return None
+
+
+def _find_fences(text: str) -> Iterator[str]:
+    return (found[1] for found in _FENCE.finditer(text))
 
 
 def _objects(text: str) -> Iterator[str]:

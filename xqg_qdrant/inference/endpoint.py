@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from xqg_qdrant.errors import InputError, ModelError, XqgError
-from xqg_qdrant.secrets import HIDDEN, check_key, make_redactor, remember
+from xqg_qdrant.secrets import HIDDEN, check_key, hide, make_redactor, remember
 from xqg_qdrant.streams import begin_body, bound_answers
 from xqg_qdrant.text import one_line, read_retry_after
 
@@ -40,6 +40,9 @@ MAX_UNREADABLE = 3
 LOADING_CURE = "wait until the server has loaded it, and run the same command again"
 # In the place of a status: the answer was cut off.
 OVERSIZED = 0
+# Of one answer; a server that counts more counts wrongly.
+MOST_TOKENS = 10**9
+LONGEST_NAME = 300
 
 _UNREADABLE = "the answer is not a reply:"
 _PURSE = re.compile(r"insufficient_quota|billing|insufficient.{0,20}(balance|credit|fund)|payment|out of credits", re.I)
@@ -72,10 +75,14 @@ class Site(NamedTuple):
         Raises:
             InputError: the URL has no host, or holds a user name or password.
         """
+        import httpx
+
         try:
             parts = urlsplit(url.strip())
             usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
+            if usable:
+                httpx.URL(url.strip()).raw_host.decode("ascii").encode("idna")
+        except (ValueError, httpx.InvalidURL):
             usable = False
         if not usable or "@" in parts.netloc or parts.fragment:
             # No part of it is shown: it may hold a secret.
@@ -341,12 +348,13 @@ def find_key(variables: Sequence[str]) -> tuple[str, str | None]:
 
 
 def _find_model(content: bytes, wanted: str) -> str:
-    """Return the wanted name if it is listed, or the only one listed."""
+    """Return the wanted name if it is listed, or the only one listed if it is fit to be kept."""
     try:
         names = [str(model["id"]) for model in json.loads(content)["data"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         return wanted
-    return names[0] if len(names) == 1 and wanted not in names else wanted
+    only = names[0] if len(names) == 1 and wanted not in names else wanted
+    return only if len(only) <= LONGEST_NAME and only.isprintable() and hide(only) == only else wanted
 
 
 def _hide_query(url: str) -> str:
@@ -370,6 +378,12 @@ def read_error(content: bytes) -> tuple[str, str]:
     message = error.get("message") or error.get("detail") or text
     code = " ".join(str(error[name]) for name in ("code", "type", "status") if error.get(name))
     return str(message), code
+
+
+def read_count(usage: object, name: str) -> int:
+    """Return a number of tokens that a server counted; 0 if there is none, or none that can be true."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and 0 < count <= MOST_TOKENS else 0
 
 
 def is_empty_purse(message: str, code: str, waits: bool) -> bool:

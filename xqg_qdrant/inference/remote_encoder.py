@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.inference.endpoint import OVERSIZED, Line, Refusal, Site, find_key
+from xqg_qdrant.inference.endpoint import OVERSIZED, Line, Refusal, Site, find_key, read_count
 from xqg_qdrant.model_folders import ModelFolder
-from xqg_qdrant.model_folders.description import DESCRIPTION_FILE, ENDPOINT, FORMAT
+from xqg_qdrant.model_folders.description import DESCRIPTION_FILE, ENDPOINT, FIELDS_RULE, FORMAT
 from xqg_qdrant.records import FloatArray
 from xqg_qdrant.text import count_of
 
@@ -217,9 +217,9 @@ class RemoteEncoder:
 
     def _read(self, answer: dict[str, Any], body: Mapping[str, Any]) -> list[FloatArray]:
         usage = answer.get("usage")
-        counted = usage.get("total_tokens") if isinstance(usage, dict) else None
+        counted = read_count(usage, "total_tokens")
         with self._lock:
-            self.tokens += counted if isinstance(counted, int) else sum(map(len, body["input"])) // 4
+            self.tokens += counted or sum(map(len, body["input"])) // 4
         vectors = read_vectors(answer, len(body["input"]), self._line.shown_url)
         if vectors.shape[1] != self.dim:
             raise ModelError(
@@ -286,7 +286,7 @@ def read_vectors(answer: Mapping[str, Any], count: int, where: str) -> FloatArra
     try:
         by_place = {int(place): _read_vector(row.get("embedding")) for place, row in zip(places, data, strict=True)}
         vectors = np.stack([by_place[place] for place in range(count)])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ModelError(f"{where} answers with a vector that cannot be read ({error}).", cure) from error
     if vectors.ndim != 2 or not vectors.size or not np.isfinite(vectors).all():
         raise ModelError(f"{where} answers with a vector that is not finite or not flat.", cure)
@@ -324,12 +324,15 @@ def describe_endpoint(url: str, folder: Path, model: str, **given: Any) -> dict[
         given: fields of the description that a probe cannot find out, or that it is not to decide (`normalise`).
 
     Raises:
-        InputError: the folder holds a model already, or the URL cannot be used.
+        InputError: the folder holds a model already, or the URL or a field cannot be used.
         ModelError: the endpoint does not answer as it should.
     """
     path = folder / DESCRIPTION_FILE
     if path.exists():
         raise InputError(f"{path} exists.", "choose another folder (--out), or remove it")
+    for name in ("query_fields", "passage_fields"):
+        if not FIELDS_RULE.is_met(given.get(name, {})):
+            raise InputError(f"{name} is not {FIELDS_RULE.wanted}.", 'write it like {"input_type": "query"}')
     defaults = {
         "query_prefix": "", "passage_prefix": "", "query_fields": {}, "passage_fields": {}, "max_characters": 0,
         "price_per_million": 0, "max_tokens": 0, "max_cost": 0,

@@ -6,6 +6,7 @@ its field, instead of surfacing later as an unrelated exception.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -122,6 +123,16 @@ def read_endpoint(folder: Path) -> dict[str, Any] | None:
         cure = f"describe it again: xqg describe URL --model NAME --out {folder}"
         raise ModelError(f"{path} {error}.", cure) from error
     return about
+
+
+def _can_be_sent(fields: object) -> bool:
+    if not isinstance(fields, dict) or {"input", "model"} & fields.keys():
+        return False
+    try:
+        json.dumps(fields, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def wrong_kind(folder: Path, found: object, wanted: str) -> ModelError:
@@ -359,14 +370,14 @@ FOREIGN_RULES: dict[str, dict[str, _Rule]] = {
         "restricted_languages": _Rule(lambda value: value == [], "an empty list"),
     },
 }
-_OBJECT = _Rule(lambda value: isinstance(value, dict), "an object")
+FIELDS_RULE = _Rule(_can_be_sent, "a JSON object of finite numbers and whole characters, without input and model")
 _AMOUNT = _Rule(lambda value: type(value) in (int, float) and 0 <= value < float("inf"), "a number of at least 0")
 ENDPOINT_RULES: dict[str, _Rule] = {
     "format": _is_whole(FORMAT, FORMAT),
     "url": _TEXT,
     "model": _TEXT,
-    "query_fields": _OBJECT,
-    "passage_fields": _OBJECT,
+    "query_fields": FIELDS_RULE,
+    "passage_fields": FIELDS_RULE,
     # Of a text, in characters; 0 is no limit.
     "max_characters": _is_whole(0, LARGEST_COUNT),
     "price_per_million": _AMOUNT,
