@@ -117,7 +117,6 @@ def check_points(
     """
     checked = {}
     for point in points:
-        payload = make_payload(point)
         where = f"passage {point.passage.passage_id!r}"
         if set(point.vectors) != set(VECTOR_NAMES):
             cure = f"pass {' and '.join(VECTOR_NAMES)}"
@@ -129,6 +128,7 @@ def check_points(
             raise StoreError(f"{where} {what}.", "ingest with the recipe of the collection")
         for name, vector in point.vectors.items():
             check_vector(vector, (dim,), f"vector {name!r} of {where}")
+        payload = make_payload(point)
         if names:
             point, payload = replace(point, vectors=rename(point.vectors, names)), rename(payload, names)
         checked[make_point_id(point.passage.passage_id)] = (point, payload)
