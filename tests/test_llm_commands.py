@@ -25,6 +25,7 @@ from xqg_qdrant.generation.chat import Reply
 from xqg_qdrant.generation.llm import ChatSampling, LanguageModelGenerator
 from xqg_qdrant.records import Passage
 from xqg_qdrant.stores import open_store
+from xqg_qdrant.stores.parquet import ParquetFolder
 
 KEY = "sk-proj-7f9Zq40xAb"
 PASSAGES = 12
@@ -94,13 +95,26 @@ def test_replies_left_by_a_kill_around_a_write_are_used_or_removed(
     words = ("ingest", corpus, *source) if command == "ingest" else ("enrich", *source)
     replies = Path("xqg_data.docs.replies")
     with pytest.MonkeyPatch.context() as patch:
-        owner = pipeline if killed_in == "write" else pipeline.Augmented
+        owner = pipeline if killed_in == "write" else pipeline._Target
         patch.setattr(owner, killed_in, lambda *_: 1 / 0)
         xqg(*words, exit_code=1)
     assert len(list(replies.iterdir())) == PASSAGES + 1
     assert f"{0 if killed_in == 'settle' else PASSAGES} passages stored" in xqg(*words).output
     assert not replies.exists()
     assert len(endpoint.calls) == PASSAGES
+
+
+def test_replies_are_kept_until_a_folder_of_parquet_files_has_their_passages(
+    endpoint: ScriptedChat, corpus: str
+) -> None:
+    endpoint.reset(answer)
+    words = ("generate", corpus, "--out", "points", "--generator", endpoint.url, "--model", "m", "--languages", "fi,ru")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ParquetFolder, "_write_part", lambda _: 1 / 0)
+        xqg(*words, exit_code=1)
+    assert f"{PASSAGES} passages" in xqg(*words).output
+    assert len(endpoint.calls) == PASSAGES
+    assert not Path("points.queries.replies").exists()
 
 
 def test_replies_of_another_collections_run_are_left(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def refuse_mismatch(
     wanted: Mapping[str, Any],
     part: str | None = None,
     cure: str | None = None,
-    find_encoders: Callable[[], tuple[str, str]] | None = None,
+    find_encoders: Callable[[], tuple[str, str] | None] | None = None,
 ) -> None:
     """Raise an error if two fingerprints differ.
 
@@ -189,7 +189,7 @@ def refuse_mismatch(
         wanted: the fingerprint of the current run.
         part: compare only the fields of this part, such as `"encoder"` for a search.
         cure: replaces the default cure, except for an unfinished retune.
-        find_encoders: returns the names of the stored encoder and the current one, for the message.
+        find_encoders: returns the names of the stored encoder and the current one, None if unknown.
 
     Raises:
         MismatchError: names every field that differs, and both values.
@@ -212,8 +212,9 @@ def refuse_mismatch(
     lines = [
         f"  {name}: stored {show_field(stored.get(name))}, now {show_field(wanted.get(name))}" for name in differing
     ]
-    if find_encoders is not None and any(name.startswith("encoder.") for name in differing):
-        lines.insert(0, "  encoder: stored {}, now {}".format(*find_encoders()))
+    others = any(name.startswith("encoder.") for name in differing)
+    if others and find_encoders is not None and (encoders := find_encoders()):
+        lines.insert(0, "  encoder: stored {}, now {}".format(*encoders))
     topic = stored[QUERIES_FIELD] if QUERIES_FIELD in differing else differing[0].split(".")[0]
     topic = "fusion" if set(differing) <= FUSION_FIELDS and not read_layout(stored) else topic
     topic = "split" if set(differing) <= set(SPLIT_FIELDS) else topic

@@ -157,7 +157,8 @@ def assert_settings(rest: RestQdrant) -> None:
     """Make sure that the payload index is there, and that vectors are indexed again after the load."""
     settings = rest.settings["docs"]
     assert (settings.indexing_threshold, set(settings.indexes)) == (10_000, {"passage_id"})
-    assert set(rest.client.get_collection("docs").config.metadata or {}) == {"xqg_fingerprint"}
+    kept = rest.client.get_collection("docs").config.metadata or {}
+    assert set(kept) == {"xqg_fingerprint", "xqg_models", "xqg_recorded"}
 
 
 @pytest.mark.usefixtures("models_at_hand")

@@ -9,7 +9,7 @@ writes. So only one thread uses the store, points are written in corpus order, a
 
 from __future__ import annotations
 
-from collections import Counter, abc
+from collections import Counter, abc, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
@@ -292,15 +292,17 @@ def ingest(
         journal = None if generator is None else generator.journal
         target.sweep(journal)
         for done in batches:
-            note = target.note(done, journal)
+            target.note(done, journal)
             # One write for all that wait: each pays for a flush to the disk.
             target.write(done)
             for augmented in done:
                 yield augmented.progress
-                augmented.settle()
-            if note is not None:
-                note.unlink(missing_ok=True)
-        target.sweep(journal)
+            target.settle()
+            for augmented in done:
+                if augmented.failure is not None:
+                    raise augmented.failure
+    target.settle()
+    target.sweep(journal)
     if target.stored is not None:
         # A retune may have begun just before the last write.
         check_unchanged(store, collection, fingerprint)
@@ -331,6 +333,7 @@ class _Target:
         self._store, self._collection, self._dim, self._fingerprint = store, collection, encoder.dim, fingerprint
         self._fast, self._loading = fast, loading
         self.stored: PointStore | None = None
+        self._unsettled: deque[tuple[list[Path], str | None]] = deque()
         if open_collection(store, collection, fingerprint, encoder):
             self._prepare()
 
@@ -341,10 +344,25 @@ class _Target:
             self._prepare()
         write(done, self._store, self._collection, self._fingerprint)
 
-    def note(self, done: Sequence[Augmented], journal: ReplyJournal | None) -> Path | None:
-        """Note in a journal which passages are about to be stored; return the note."""
-        replies = {path: about for augmented in done for path, about in augmented.noted.items()}
-        return None if journal is None else journal.note(self._name, replies)
+    def note(self, done: Sequence[Augmented], journal: ReplyJournal | None) -> None:
+        """Note in a journal which passages are about to be stored."""
+        files = [path for augmented in done for path in augmented.replies]
+        noted = {path: about for augmented in done for path, about in augmented.noted.items()}
+        if journal is not None and (note := journal.note(self._name, noted)):
+            files.append(note)
+        if files:
+            self._unsettled.append((files, next((passage_id for passage_id, _ in noted.values()), None)))
+
+    def settle(self) -> None:
+        """Remove the replies and notes of what is stored by now: a folder of Parquet files collects points first."""
+        while self._unsettled and self._has(self._unsettled[0][1]):
+            for path in self._unsettled.popleft()[0]:
+                path.unlink(missing_ok=True)
+
+    def _has(self, passage_id: str | None) -> bool:
+        if passage_id is None:
+            return True
+        return self.stored is not None and bool(self.stored.read_content_hashes(self._collection, [passage_id]))
 
     def sweep(self, journal: ReplyJournal | None) -> None:
         """Remove the replies of passages that an earlier run stored just before it was killed."""
@@ -418,19 +436,19 @@ def create_collection(store: PointStore, collection: str, dim: int, fingerprint:
         refuse_change(collection, stored, fingerprint)
 
 
-def name_encoders(store: PointStore, collection: str, encoder: TextEncoder) -> tuple[str, str]:
-    """Return where a collection's encoder was found, and where this one is."""
+def name_encoders(store: PointStore, collection: str, encoder: TextEncoder) -> tuple[str, str] | None:
+    """Return where a collection's encoder was found and where this one is, None if the former is not kept."""
     about = store.read_models(collection).get(ENCODER)
     about = about if isinstance(about, dict) else {}
     stored = " in ".join(str(about[name]) for name in ("source", "folder") if about.get(name))
-    return stored or "unknown", f"{encoder.source} in {encoder.folder.path.absolute()}"
+    return (stored, f"{encoder.source} in {encoder.folder.path.absolute()}") if stored else None
 
 
 def refuse_change(
     collection: str,
     stored: Fingerprint,
     fingerprint: Fingerprint,
-    find_encoders: Callable[[], tuple[str, str]] | None = None,
+    find_encoders: Callable[[], tuple[str, str] | None] | None = None,
 ) -> None:
     """Refuse a collection whose passages an ingest with this fingerprint would make otherwise.
 

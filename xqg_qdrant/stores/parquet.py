@@ -161,6 +161,8 @@ class ParquetFolder:
             os.fsync(file.fileno())
         unfinished.replace(self._folder / f"part-{number:05}.parquet")
         sync(self._folder)
+        hashes = [(point.passage.passage_id, point.content_hash) for point in points]
+        self._written.executemany("INSERT OR REPLACE INTO points VALUES (?, ?)", hashes)
 
     def _make_rows(self, points: Sequence[AugmentedPassage]) -> Iterator[Mapping[str, Any]]:
         dim = len(points[0].vectors[VECTOR_NAMES[0]])
