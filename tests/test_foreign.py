@@ -101,6 +101,11 @@ def assert_theirs_is_kept(before: Mapping[str, models.Record], after: Mapping[st
         assert vectors[0] == vectors[1]
 
 
+def share(store: ClientStore, client: QdrantClient) -> None:
+    """Let a store in memory use the client of another one."""
+    store._client = store._load._client = client
+
+
 @pytest.fixture
 def recipe(demo_generator: QueryGenerator) -> Recipe:
     return make_recipe(demo_generator, ["fi", "ru"], queries_per_language=2, max_new_tokens=8)
@@ -197,7 +202,7 @@ def test_a_search_finds_through_our_vector_and_shows_their_fields(
     demo.augment(store)
     plain = ClientStore(store.location)
     if store.location == ":memory:":
-        plain._client = client
+        share(plain, client)
     assert plain.count("theirs") == 5
     payload = make_payload(2)
     [[hit]] = search_hits(plain, "theirs", demo.encoder, [payload["document"]], 1, "xqg")
@@ -367,7 +372,7 @@ def test_other_fields_another_recipe_and_a_collection_of_ours_are_refused_each_w
     demo.augment(memory)
     before = read_all(client)
     other = ForeignStore(":memory:", None, PayloadLayout("body", "heading"))
-    other._client = client
+    share(other, client)
     with pytest.raises(MismatchError) as caught:
         demo.augment(other)
     assert "layout.text: stored 'document', now 'body'\n  layout.id: stored 'meta.doc_id', now ''" in str(caught.value)
@@ -377,7 +382,7 @@ def test_other_fields_another_recipe_and_a_collection_of_ours_are_refused_each_w
     ):
         Models(demo.encoder, demo.generator, demo.recipe._replace(alpha=0.5)).augment(memory)
     ours = ClientStore(":memory:")
-    ours._client = client
+    share(ours, client)
     with pytest.raises(MismatchError) as caught:
         list(ingest([Passage("a", "b")], ours, "theirs", demo.encoder, demo.generator, demo.recipe))
     assert "layout.text: stored 'document', now None" in str(caught.value)
@@ -401,7 +406,7 @@ def test_nothing_but_searching_counting_and_augmenting_is_done_to_theirs(memory:
     make_collection(memory._client)
     demo.augment(memory)
     plain = ClientStore(":memory:")
-    plain._client = memory._client
+    share(plain, memory._client)
     before = read_all(plain._client)
     fingerprint = plain.read_fingerprint("theirs") or {}
     asks: list[Callable[[ClientStore], object]] = [

@@ -29,7 +29,7 @@ from xqg_qdrant.records import AugmentedPassage, FloatArray, Passage, Reject
 from xqg_qdrant.stores import Store, open_store
 
 CLI = Path(__file__).parent.parent / "cli.py"
-KILLS = 10
+KILLS = 4
 
 
 @pytest.fixture
@@ -270,7 +270,8 @@ def test_settings_out_of_range_are_refused_with_their_value(
 
 
 def write_corpus(path: Path, count: int) -> Path:
-    rows = ({"id": p.passage_id, "title": p.title, "text": p.text} for p in read_demo_passages()[:count])
+    """Write passages of one sentence."""
+    rows = ({"id": p.passage_id, "title": p.title, "text": p.text.split(". ")[0]} for p in read_demo_passages()[:count])
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

@@ -253,9 +253,9 @@ class ClientStore:
 
     def delete(self, collection: str, passage_ids: Sequence[str]) -> None:
         """Delete points in requests within the server's limits and wait until each is applied."""
+        size = fit(READ_BATCH, self._open(collection).strict.write_rate_limit)
         # First: a kill in between must not look like a loss.
         lowered = self._load.lower_recorded(collection, len(passage_ids))
-        size = fit(READ_BATCH, self._open(collection).strict.write_rate_limit)
         for ids in batched(map(layout.make_point_id, passage_ids), size):
             result = self._wire.ask(
                 f"delete from collection {collection!r}",
