@@ -48,7 +48,6 @@ def endpoint() -> Iterator[ScriptedChat]:
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoints, "FIRST_DELAY_SECONDS", 0.01)
-    monkeypatch.setattr(endpoints, "PATIENCE_SECONDS", 1.0)
     for name in chat.KEY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
@@ -63,7 +62,9 @@ class Writing:
     def open(self, script: Script, **settings: Any) -> LanguageModelGenerator:
         self.endpoint.reset(script)
         url = settings.pop("url", self.endpoint.url)
-        self.opened.append(LanguageModelGenerator(url, "m", **{"journal": self.journal, "concurrency": 1, **settings}))
+        self.opened.append(
+            LanguageModelGenerator(url, "m", **{"journal": self.journal, "concurrency": 1, "patience": 1.0, **settings})
+        )
         return self.opened[-1]
 
     def write(self, *answers: Answer, passages: tuple[Passage, ...] = (DANUBE,), **settings: Any) -> list[Generation]:
