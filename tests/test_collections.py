@@ -157,7 +157,7 @@ def test_status_counts_passages_of_another_recipe() -> None:
     store.write_fingerprint("docs", {**fingerprint, "recipe.alpha": 0.9})
     store.close()
     shown = xqg("status", "--collection", "docs").stdout
-    assert "  3 of them were made by another recipe than this one:\n" in shown
+    assert "  3 passages were made by another recipe than this one:\n" in shown
 
 
 def test_status_without_a_collection_lists_them() -> None:

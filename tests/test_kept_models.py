@@ -43,10 +43,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_status_names_the_models_and_counts_what_is_not_read(made: Path) -> None:
     lines = xqg("status", *WORDS).stdout.splitlines()
-    assert lines[1] == f"  encoder: me/mine ({made / 'mine'})"
+    assert lines[2] == f"  encoder: me/mine ({made / 'mine'})"
     longest = json.loads(Path("mine/xqg.json").read_text())["max_passage_tokens"]
-    assert lines[2].startswith(f"  Longer than the {longest} tokens that the encoder reads: 1 of 2 passages. ")
-    assert lines[2].endswith("% of their text is not read. Ingest with --split, which makes passages of them.")
+    assert lines[3].startswith(f"  Longer than the {longest} tokens that the encoder reads: 1 of 2 passages. ")
+    assert lines[3].endswith("% of their text is not read. Ingest with --split, which makes passages of them.")
     found = json.loads(xqg("status", *WORDS, "--json").stdout)
     assert found["models"] == {"encoder": {"source": "me/mine", "folder": str(made / "mine")}}
     assert (found["reading"]["texts"], found["reading"]["cut"]) == (2, 1)

@@ -46,7 +46,7 @@ COMMANDS = {
     "enrich": (["--collection", "bare", "--generator", "URL", "--model", "m", "--languages", "fi"], "24 passages"),
     "reencode": (["--collection", "docs", "--to", "copy"], "passages stored, 0 unchanged"),
 }
-ELSEWHERE = {"ingest", "serve", "augment", "doctor"}
+ELSEWHERE = {"ingest", "serve", "augment", "doctor", "status"}
 
 
 @pytest.fixture(scope="module")

@@ -151,9 +151,6 @@ def format_status(status: Status) -> str:
     else:
         counted = count_of(status.passages, "passage")
     lines = [f"collection {status.collection!r} in {status.store}: {counted}"]
-    lines += [f"  {kind}: {one_line(_name_model(about))}" for kind, about in status.models.items()]
-    if unread := format_unread(status.reading, sampled=status.passages > SAMPLED_PASSAGES):
-        lines.append(f"  {unread}")
     lines += [f"  alias {alias!r} names {named!r}" for alias, named in status.aliases.items()]
     if status.missing:
         lines.append(f"  {format_missing(status.collection, status.missing)}")
@@ -168,9 +165,12 @@ def format_status(status: Status) -> str:
     if status.plain:
         verb = agree(status.plain, "has", "have")
         lines.append(f"  {status.plain} of them {verb} no queries yet; write them: {enrich}")
+    lines += [f"  {kind}: {one_line(_name_model(about))}" for kind, about in status.models.items()]
+    if unread := format_unread(status.reading, sampled=status.passages > SAMPLED_PASSAGES):
+        lines.append(f"  {unread}")
     if status.earlier:
         verb = agree(status.earlier, "was", "were")
-        lines.append(f"  {status.earlier} of them {verb} made by another recipe than this one:")
+        lines.append(f"  {count_of(status.earlier, 'passage')} {verb} made by another recipe than this one:")
     lines += [
         f"  {name}: {one_line(value if isinstance(value, str) and len(value) <= LONGEST_SHOWN else show_field(value))}"
         for name, value in status.fingerprint.items()
