@@ -385,7 +385,8 @@ def test_the_halves_are_alike_in_their_languages_and_a_question_is_in_one_of_the
     assert halve(queries[::-1], 0) == (first, second)
     assert len({tuple(halve(queries, seed)[0]) for seed in range(10)}) > 1
     with pytest.raises(
-        InputError, match=r"the 2 questions .* cannot be split into two halves\. Cure: give at least two questions"
+        InputError,
+        match=r"the 2 questions .* so there are no two halves\. Cure: give at least two questions in one language",
     ):
         halve([queries[0], queries[-1]], 0)
 
