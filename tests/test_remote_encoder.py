@@ -26,7 +26,6 @@ KEY = "sk-proj-7f+a/9Zq%40x"
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "FIRST_DELAY_SECONDS", 0.01)
-    monkeypatch.setattr(endpoint, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setenv("XQG_EMBEDDING_API_KEY", KEY)
 
 

@@ -33,18 +33,19 @@ from xqg_qdrant.records import FloatArray
 from xqg_qdrant.stores.server import client, foreign, own_space
 
 PASSAGES = read_demo_passages()[:12]
-KILLED = """
-import itertools, os, signal, sys
+# Small steps, and a kill at a request, before or after the server has it.
+STEPS = """
+import itertools, json, os, signal, sys
+from pathlib import Path
 import httpx
 from xqg_qdrant.augmentation import pipeline
-from xqg_qdrant.cli import main
 from xqg_qdrant.stores.server import client, foreign, own_space
-pipeline.CHEAP_CHUNK_SIZE = own_space.SCROLL_BATCH = 4
-client.SCROLL_BATCH = client.READ_BATCH = foreign.SCROLL_BATCH = foreign.READ_BATCH = 4
-last, when = int(sys.argv[1]), sys.argv[2]
+pipeline.CHEAP_CHUNK_SIZE = own_space.SCROLL_BATCH = {size}
+client.SCROLL_BATCH = client.READ_BATCH = foreign.SCROLL_BATCH = foreign.READ_BATCH = {size}
 send, passed = httpx.Client.send, itertools.count(1)
 def counting(self, request, **settings):
-    number = next(passed)
+    last, when = {last_and_when}
+    number = next(passed) if "{counted}" in request.url.path else 0
     if number == last and when == "before":
         os.kill(os.getpid(), signal.SIGKILL)
     response = send(self, request, **settings)
@@ -52,6 +53,10 @@ def counting(self, request, **settings):
         os.kill(os.getpid(), signal.SIGKILL)
     return response
 httpx.Client.send = counting
+"""
+KILLED = f"""
+{STEPS.format(size=4, last_and_when="int(sys.argv[1]), sys.argv[2]", counted="/")}
+from xqg_qdrant.cli import main
 main(sys.argv[3:])
 """
 
@@ -131,27 +136,7 @@ def test_a_run_that_is_killed_ends_as_any_other_and_undo_gives_back_every_bit(
 
 
 KILLS, KILLS_OF_UNDO, POINTS = 14, 6, 60
-SMALL_STEPS = """
-from xqg_qdrant.augmentation import pipeline
-from xqg_qdrant.stores.server import client, foreign, own_space
-pipeline.CHEAP_CHUNK_SIZE = own_space.SCROLL_BATCH = 2
-client.SCROLL_BATCH = client.READ_BATCH = foreign.SCROLL_BATCH = foreign.READ_BATCH = 2
-
-import itertools, json, os, signal
-from pathlib import Path
-import httpx
-send, passed = httpx.Client.send, itertools.count(1)
-def counting(self, request, **settings):
-    last, when = json.loads(Path("kill.json").read_text())
-    number = next(passed) if "/collections" in request.url.path else 0
-    if number == last and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    response = send(self, request, **settings)
-    if number == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return response
-httpx.Client.send = counting
-"""
+SMALL_STEPS = STEPS.format(size=2, last_and_when='json.loads(Path("kill.json").read_text())', counted="/collections")
 
 
 def test_twenty_kills_lose_no_bit(seed: int, tmp_path: Path) -> None:

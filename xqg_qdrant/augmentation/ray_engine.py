@@ -321,9 +321,8 @@ def _run(job: Job, plan: Plan, ledger: Any, failed: list[BaseException]) -> None
         context.target_max_block_size = 1
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
-        def read() -> Iterator[
-            pyarrow.Table
-        ]:  # no partial: Ray asks a large function, such as with a tokenizer, its name
+        # No partial: Ray asks a large function, such as one with a tokenizer, for its name.
+        def read() -> Iterator[pyarrow.Table]:
             return _read(job, plan, ledger)
 
         chunks = ray.data.read_datasource(CorpusSource(read), num_cpus=0, override_num_blocks=1)

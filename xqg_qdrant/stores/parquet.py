@@ -146,8 +146,11 @@ class ParquetFolder:
                 if not file.schema_arrow.equals(self._schema):
                     raise InputError(f"the columns differ from those of these passages ({path}).", "name a new folder")
                 for batch in file.iter_batches(columns=["passage_id", "content_hash"]):
-                    rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
-                    self._written.executemany("INSERT OR REPLACE INTO points VALUES (?, ?)", rows)
+                    self._remember(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+    def _remember(self, hashes: Iterable[tuple[str, str]]) -> None:
+        """Remember which passages are on the disk, with their content hashes."""
+        self._written.executemany("INSERT OR REPLACE INTO points VALUES (?, ?)", hashes)
 
     def _write_part(self) -> None:
         points, self._points, self._since = self._points, [], time.monotonic()
@@ -161,8 +164,7 @@ class ParquetFolder:
             os.fsync(file.fileno())
         unfinished.replace(self._folder / f"part-{number:05}.parquet")
         sync(self._folder)
-        hashes = [(point.passage.passage_id, point.content_hash) for point in points]
-        self._written.executemany("INSERT OR REPLACE INTO points VALUES (?, ?)", hashes)
+        self._remember((point.passage.passage_id, point.content_hash) for point in points)
 
     def _make_rows(self, points: Sequence[AugmentedPassage]) -> Iterator[Mapping[str, Any]]:
         dim = len(points[0].vectors[VECTOR_NAMES[0]])
