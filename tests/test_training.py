@@ -53,18 +53,20 @@ def test_the_demo_encoder_keeps_single_characters_special_pieces_and_what_the_la
 ) -> None:
     monkeypatch.syspath_prepend(str(TRAINING))
     import cut_demo_encoder
+    import vocabulary
 
-    monkeypatch.setattr(cut_demo_encoder, "KEPT", 1)
-    monkeypatch.setattr(cut_demo_encoder, "BATCH", 3)
+    monkeypatch.setattr(vocabulary, "BATCH", 3)
     tokenizer = make_checkpoint(tmp_path / "whole")
     # English counts three times: ▁aa 3·1, ▁bb 0.7 + 1, however many texts there are.
     finnish = [*3 * ["cc"], *7 * ["bb"]]
     texts = {"en": ["aa"], "fi": finnish, "ja": ["bb"]}
-    kept = cut_demo_encoder.choose_pieces(tokenizer, texts)
+    kept = vocabulary.choose_pieces(tokenizer, texts, 1, 3)
     # all but ▁bb and ▁cc; ▁c is one character, too
     assert kept == [1, 2, 3, 5, 6, 7, 8, 9, 10]
     # without English ▁bb leads with 0.7 + 0.5
-    assert cut_demo_encoder.choose_pieces(tokenizer, {"fi": finnish, "ja": ["bb", "cc"]})[0] == 0
+    assert vocabulary.choose_pieces(tokenizer, {"fi": finnish, "ja": ["bb", "cc"]}, 1, 3)[0] == 0
+    # of the single characters only those asked for, and the space that begins a word
+    assert vocabulary.choose_pieces(tokenizer, texts, 1, 3, ["a", "x"]) == [1, 2, 3, 5, 6, 7]
 
     cut_demo_encoder.cut_checkpoint(tmp_path / "whole", tmp_path / "cut", kept)
     cut = Tokenizer.from_file(str(tmp_path / "cut" / "tokenizer.json"))
@@ -86,11 +88,11 @@ def test_a_text_whose_pieces_are_all_kept_has_the_same_vector_as_before(
 ) -> None:
     monkeypatch.syspath_prepend(str(TRAINING))
     import cut_demo_encoder
+    import vocabulary
 
-    monkeypatch.setattr(cut_demo_encoder, "KEPT", 300)
     whole, cut, texts = encoder_checkpoint("minilm"), tmp_path / "cut", list(corpus()[:20])
     before = Tokenizer.from_file(str(whole / "tokenizer.json"))
-    kept = cut_demo_encoder.choose_pieces(before, {"en": texts[:10], "fi": texts[10:]})
+    kept = vocabulary.choose_pieces(before, {"en": texts[:10], "fi": texts[10:]}, 300, 3)
     cut_demo_encoder.cut_checkpoint(whole, cut, kept)
     after = Tokenizer.from_file(str(cut / "tokenizer.json"))
     assert after.get_vocab_size() == len(kept) < before.get_vocab_size()

