@@ -13,6 +13,7 @@ from collections import Counter, abc, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from threading import Event
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 
-from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, find_fault, make_plain
+from xqg_qdrant.augmentation.fusion import augment_passages, check_vectors, find_faults, make_plain
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.corpus.dead_letters import Reasons
 from xqg_qdrant.errors import InputError, StoreError, XqgError
@@ -599,26 +600,24 @@ def augment(
     plain = _encode_passages([task for task, _ in done], encoder)
     queries_of = [_merge(task, generation.queries, recipe) for task, generation in done]
     texts = [query.text for queries in queries_of for query in queries]
-    ends = np.cumsum([len(queries) for queries in queries_of])
-    vectors = np.split(check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim), ends[:-1])
+    encoded = check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim)
+    ends = accumulate(map(len, queries_of))
+    vectors = [encoded[end - len(queries) : end] for queries, end in zip(queries_of, ends, strict=True)]
 
     points, asked, kept, left_out = [], Counter[str](), Counter[str](), 0
     dropped, before, noted = Counter[Dropped](), dict[str, str](), dict[Path, tuple[str, str]]()
     hashes = hash_recipe(fingerprint), hash_plain(fingerprint)
-    settings, plain_settings = recipe.fusion_settings, make_plain(recipe.fusion_settings)
-    for (task, generation), vector, queries, encoded in zip(done, plain, queries_of, vectors, strict=True):
+    fusings = _fuse([task for task, _ in done], plain, vectors, recipe)
+    for (task, generation), vector, queries, fusing in zip(done, plain, queries_of, fusings, strict=True):
         passage = task.passage
-        asked.update(dict.fromkeys(task.languages, generation.asked))
-        kept.update(query.language for query in generation.queries)
-        dropped.update(generation.dropped)
-        problem = find_fault("a vector of the encoder", np.vstack([vector, encoded]))
-        if not problem:
-            fused, filtered = augment_passage(vector, encoded, plain_settings if task.plain else settings)
-            problem = find_fault("the augmented vector", fused[None])
-        if problem:
-            rejects.append(Reject(passage.passage_id, 0, problem, passage.text))
+        if task.languages or generation.queries:
+            asked.update(dict.fromkeys(task.languages, generation.asked))
+            kept.update(query.language for query in generation.queries)
+            dropped.update(generation.dropped)
+        if fusing.problem:
+            rejects.append(Reject(passage.passage_id, 0, fusing.problem, passage.text))
             continue
-        left_out += filtered
+        left_out += fusing.filtered
         noted.update(dict.fromkeys(generation.replies, (passage.passage_id, task.content_hash)))
         if task.before:
             before[passage.passage_id] = task.before
@@ -626,7 +625,7 @@ def augment(
             AugmentedPassage(
                 passage,
                 queries,
-                {XQG_VECTOR: fused, PASSAGE_VECTOR: vector},
+                {XQG_VECTOR: fusing.vector, PASSAGE_VECTOR: vector},
                 task.content_hash,
                 hashes[task.plain],
                 task.other_fields,
@@ -637,6 +636,37 @@ def augment(
     counts = (asked, kept, bare, left_out, dropped, usage, chunk.awaited)
     progress = Progress(len(points), chunk.unchanged, tuple(rejects), *counts)
     return Augmented(points, progress, replies, failure, before, noted)
+
+
+class _Fusing(NamedTuple):
+    """The augmented vector of a passage, how many of its queries were filtered out, and why it cannot be stored."""
+
+    vector: FloatArray
+    filtered: int
+    problem: str
+
+
+def _fuse(
+    tasks: Sequence[Task], plain: Sequence[FloatArray], queries: Sequence[FloatArray], recipe: Recipe
+) -> list[_Fusing]:
+    """Fuse the vectors of passages, each of shape `(dim,)`, with those of their queries, each of shape `(n, dim)`."""
+    name, rows = "a vector of the encoder", np.stack(plain)
+    problems = find_faults(name, rows)
+    for place, own in enumerate(queries):
+        if len(own):
+            # Something not finite outweighs zeros.
+            problems[place] = max(problems[place], *find_faults(name, own))
+    fusings = [_Fusing(vector, 0, problem) for vector, problem in zip(plain, problems, strict=True)]
+    settings = recipe.fusion_settings
+    for is_plain_task in (False, True):
+        places = [place for place, task in enumerate(tasks) if task.plain == is_plain_task and not problems[place]]
+        if places:
+            chosen = make_plain(settings) if is_plain_task else settings
+            fused, filtered = augment_passages(rows[places], [queries[place] for place in places], chosen)
+            made = map(_Fusing, fused, filtered, find_faults("the augmented vector", fused))
+            for place, fusing in zip(places, made, strict=True):
+                fusings[place] = fusing
+    return fusings
 
 
 def _encode_passages(tasks: Sequence[Task], encoder: TextEncoder) -> list[FloatArray]:
