@@ -52,7 +52,7 @@ from xqg_qdrant.records import (
     Reject,
 )
 from xqg_qdrant.stores import Store, read_target_fingerprint
-from xqg_qdrant.streams import batched, work_in_order
+from xqg_qdrant.streams import work_in_order
 from xqg_qdrant.text import find_term_ids
 
 Row: TypeAlias = Passage | QueriedPassage | Reject
@@ -61,6 +61,8 @@ Row: TypeAlias = Passage | QueriedPassage | Reject
 CHUNK_SIZE = 16
 # For cheap passages: no model generates queries, or a GPU does.
 CHEAP_CHUNK_SIZE = 128
+# For passages that need no model: a page of a server's points, and one request to write it.
+READY_CHUNK_SIZE = 256
 
 
 class StoredRow(NamedTuple):
@@ -286,7 +288,7 @@ def ingest(
     damage: list[InputError] = []
     with ExitStack() as loading:
         target = _Target(store, collection, encoder, fingerprint, pace == INSTANT, loading)
-        chunks = cut_chunks(until_damage(rows, damage), cheap=pace != SLOW)
+        chunks = cut_chunks(until_damage(rows, damage), cheap=pace != SLOW, generates=generator is not None)
         looked_up = (look_up(chunk, target.stored, collection, recipe, fingerprint) for chunk in chunks)
         work = partial(augment, encoder=encoder, generator=generator, recipe=recipe, fingerprint=fingerprint)
         batches = loading.enter_context(closing(work_in_order(work, looked_up, workers, stop)))
@@ -420,9 +422,30 @@ def until_damage(rows: Iterable[Row | StoredRow], damage: list[InputError]) -> I
         damage.append(error)
 
 
-def cut_chunks(rows: Iterable[Row | StoredRow], cheap: bool) -> Iterator[list[Row | StoredRow]]:
-    """Cut rows into chunks by position; larger ones if passages are `cheap`."""
-    return batched(rows, CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
+def cut_chunks(rows: Iterable[Row | StoredRow], cheap: bool, generates: bool = True) -> Iterator[list[Row | StoredRow]]:
+    """Cut rows into chunks by position; larger ones if passages are `cheap`, or if no model is needed at all.
+
+    Args:
+        rows: of a corpus.
+        cheap: whether no model generates queries, or a GPU does.
+        generates: whether a model generates queries.
+    """
+    most = CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE
+    chunk: list[Row | StoredRow] = []
+    waiting = 0
+    for row in rows:
+        chunk.append(row)
+        waiting += generates or not _is_ready(row)
+        if waiting == most or len(chunk) == READY_CHUNK_SIZE:
+            yield chunk
+            chunk, waiting = [], 0
+    if chunk:
+        yield chunk
+
+
+def _is_ready(row: Row | StoredRow) -> bool:
+    """Return whether a row has its vector and no queries to encode."""
+    return isinstance(row, QueriedPassage) and row.vector is not None and not row.queries
 
 
 def create_collection(store: PointStore, collection: str, dim: int, fingerprint: Fingerprint) -> None:
