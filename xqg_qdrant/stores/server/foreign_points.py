@@ -125,10 +125,13 @@ def shorten(vector: FloatArray) -> FloatArray:
 def is_written(vector: FloatArray, payload: Mapping[str, Any]) -> bool:
     """Return whether xqg wrote a vector, by the marks in the payload."""
     marks = get_ours(payload, WRITTEN)
-    if not isinstance(marks, list):
-        return False
+    return isinstance(marks, list) and has_mark(vector, marks)
+
+
+def has_mark(vector: FloatArray, marks: Sequence[Sequence[float] | FloatArray]) -> bool:
+    """Return whether a vector has one of the marks that `shorten` makes."""
     start = vector[:MARK_LENGTH].tolist()
-    most = 2 * MARK_TOLERANCE * max(map(abs, start))
+    most = MARK_TOLERANCE * max(map(abs, start))
     return any(len(mark) == len(start) and max(map(abs, map(sub, start, mark))) <= most for mark in marks)
 
 

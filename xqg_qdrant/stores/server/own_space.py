@@ -47,6 +47,7 @@ from xqg_qdrant.stores.server.foreign_points import (
     find_plain,
     find_problem,
     get_ours,
+    has_mark,
     is_written,
     parse_point_id,
     read_foreign_payload,
@@ -222,14 +223,15 @@ class OwnSpaceStore(ForeignStore):
             written[addition.id] = {name: fused}
             if self._space.replaced:
                 kept[addition.id] = {PASSAGE_VECTOR: plain}
-                ours = {**ours, WRITTEN: [shorten(fused)]}
-                if is_written(np.asarray(vectors[name], np.float32), payload):
-                    marks = [*get_ours(payload, WRITTEN), *ours[WRITTEN]]
-                    before.append(set_ours(addition.id, {**ours, "content_hash": "", WRITTEN: marks}))
-                else:
+                mark, present = shorten(fused), np.asarray(vectors[name], np.float32)
+                ours = {**ours, WRITTEN: [mark]}
+                is_ours = is_written(present, payload)
+                if not is_ours and not has_mark(present, [mark]):
                     # The mark alone tells that the vector is still to be written.
                     before.append(set_ours(addition.id, ours))
                     continue
+                marks = [*get_ours(payload, WRITTEN), mark] if is_ours else [mark]
+                before.append(set_ours(addition.id, {**ours, "content_hash": "", WRITTEN: marks}))
             after.append(set_ours(addition.id, ours))
         self._apply(collection, [*update_vectors(kept), *before, *update_vectors(written), *after])
 
