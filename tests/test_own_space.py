@@ -370,8 +370,10 @@ def count_requests(rest: RestQdrant) -> Counter[str]:
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("distance", [COSINE, DOT])
 def test_a_page_of_points_costs_one_request_to_read_and_one_to_write(
-    distance: models.Distance, replaced: bool, rest: RestQdrant, many: FloatArray, demo_encoder: Encoder
-) -> None:
+    distance: models.Distance, replaced: bool, rest: RestQdrant, many: FloatArray, demo_encoder: Encoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(own_space_module, "RECENT_SECONDS", 300.0)  # on a busy machine
     fill_many(rest.client, many, distance)
     before = read_all(rest.client)
     with closing(open_rest(rest, replaced)) as store:
@@ -395,8 +397,9 @@ def test_a_page_of_points_costs_one_request_to_read_and_one_to_write(
 
 
 def test_points_that_are_deleted_while_their_page_waits_hold_up_no_other(
-    rest: RestQdrant, many: FloatArray, demo_encoder: Encoder
+    rest: RestQdrant, many: FloatArray, demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(own_space_module, "RECENT_SECONDS", 300.0)  # on a busy machine
     fill_many(rest.client, many[:20], DOT)
     with closing(open_rest(rest)) as store:
         rows = list(store.read_passages("theirs"))
