@@ -138,7 +138,8 @@ def fuse(passage: FloatArray, queries: FloatArray, settings: Fusion) -> FloatArr
         InputError: the settings cannot be used.
     """
     if settings.fusion == "mean" and len(queries) == 0:
-        return calibrate(passage[None], settings)[0]
+        [calibrated] = calibrate(passage[None], settings)
+        return calibrated
     check_fusion(settings)
     total = queries.astype(np.float64).sum(axis=0)
     weighted = total if settings.fusion == "sum" else total / len(queries)

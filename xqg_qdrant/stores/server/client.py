@@ -547,4 +547,7 @@ class ClientStore:
 
 def list_records(records: Sequence[models.Record]) -> list[Record]:
     """Return the points of the client's models."""
-    return [Record(record.id, record.payload, record.vector) for record in records]
+    return [
+        Record(record.id if isinstance(record.id, int) else str(record.id), record.payload, record.vector)
+        for record in records
+    ]
