@@ -55,6 +55,7 @@ OWNERS: dict[str, set[str]] = {
     "optimum": {"export"},
     "qdrant_edge": {"stores/edge"},
     "qdrant_client": {"stores/server"},
+    "orjson": {"stores/server"},
     "httpx": {"inference/endpoint", "stores/server"},
     "pytrec_eval": {"evaluation/measures"},
     "nltk": {"evaluation/xor_retrieve"},

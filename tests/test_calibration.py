@@ -24,7 +24,7 @@ from xqg_qdrant.augmentation.calibration import (
     subtract_offsets,
     unpack_mean,
 )
-from xqg_qdrant.augmentation.fusion import Fusion, check_fusion, fuse
+from xqg_qdrant.augmentation.fusion import Fusion, calibrate, check_fusion, fuse
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import FloatArray
@@ -92,6 +92,20 @@ def test_a_passage_without_queries_is_calibrated_too(dtype: type[np.floating], f
     # (1, 0) + 0.5·(0, 1) is (2, 1)/2, whose length is √5/2
     assert fused.dtype == np.float32
     np.testing.assert_allclose(fused, [6 / sqrt(5), 3 / sqrt(5)], rtol=1e-7)
+
+
+def test_a_passage_is_calibrated_to_the_same_bits_whatever_others_are() -> None:
+    passages = np.random.default_rng(5).standard_normal((200, 384)).astype(np.float32)
+    passages[7] = 0
+    settings = CALIBRATED._replace(bank_mean=pack_mean(passages[0]))
+    together = calibrate(passages, settings)
+    for number in (0, 7, 199):
+        np.testing.assert_array_equal(together[number], fuse(passages[number], passages[:0], settings))
+    unit = passages[3].astype(np.float64) / np.linalg.norm(passages[3].astype(np.float64))
+    moved = unit + settings.gamma * passages[0]
+    expected = moved * np.linalg.norm(passages[3].astype(np.float64)) / np.linalg.norm(moved)
+    np.testing.assert_allclose(together[3], expected, rtol=1e-6)
+    assert not together[7].any()
 
 
 def test_gamma_0_ignores_the_bank() -> None:

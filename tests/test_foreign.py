@@ -504,9 +504,9 @@ def finish(folder: Path, command: list[str]) -> dict[str, models.Record]:
         ("update_collection-after", 1),
         ("create_vector_name-before", 2),
         ("create_vector_name-after", 2),
-        ("update_vectors-before", 1),
-        ("update_vectors-after", 1),
+        ("batch_update_points-before", 1),
         ("batch_update_points-after", 1),
+        ("batch_update_points-after", 2),
     ],
 )
 def test_a_run_that_is_killed_and_run_again_ends_with_the_same_points(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from rest_qdrant import RestQdrant
 from stored_points import assert_same_points, read_points
 from writing import write_rows
 
+from xqg_qdrant.augmentation.calibration import pack_mean
 from xqg_qdrant.augmentation.fusion import Fusion, fuse
 from xqg_qdrant.augmentation.pipeline import ingest
 from xqg_qdrant.augmentation.recipe import Recipe
@@ -23,6 +26,8 @@ from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import FloatArray, GeneratedQuery, PayloadLayout, QueriedPassage, Space
 from xqg_qdrant.stores import open_own_space_store, open_store
+from xqg_qdrant.stores.server import own_space as own_space_module
+from xqg_qdrant.stores.server.client import SCROLL_BATCH
 from xqg_qdrant.stores.server.own_space import OwnSpaceStore
 
 PASSAGES = read_demo_passages()[:8]
@@ -212,13 +217,13 @@ def open_memory(vectors: FloatArray) -> OwnSpaceStore:
     return store
 
 
-def run(store: OwnSpaceStore, encoder: Encoder) -> None:
+def run(store: OwnSpaceStore, encoder: Encoder, recipe: Recipe = MEAN) -> None:
     query = GeneratedQuery("", "Where does the Danube end?")
     rows = (
         row._replace(queries=(query,)) if isinstance(row, QueriedPassage) else row
         for row in store.read_passages("theirs")
     )
-    list(ingest(rows, store, "theirs", encoder, None, MEAN))
+    list(ingest(rows, store, "theirs", encoder, None, recipe))
 
 
 def undo(store: OwnSpaceStore) -> None:
@@ -259,6 +264,19 @@ def test_a_server_that_ends_within_a_write_loses_no_plain_vector(
     after = read_all(undone._client)
     assert [vectors for _, vectors in after.values()] == [vectors for _, vectors in before.values()]
     assert all("xqg" not in (payload or {}) for payload, _ in after.values())
+
+
+def test_a_vector_that_hardly_changes_is_written_by_the_next_run_too(plain: FloatArray, demo_encoder: Encoder) -> None:
+    whole, store = open_memory(plain), open_memory(plain)
+    recipe = MEAN._replace(alpha=1e-4)
+    cut(store, 8)  # all before the vectors themselves
+    with pytest.raises(Exception, match="CutError"):
+        run(store, demo_encoder, recipe)
+    for each in (whole, store):
+        run(each, demo_encoder, recipe)
+    after = read_all(store._client)
+    assert after == read_all(whole._client)
+    assert after[0][1]["dense"] != after[0][1]["passage"]
 
 
 def test_a_vector_that_its_program_writes_anew_is_the_plain_one_from_then_on(
@@ -303,6 +321,109 @@ def test_a_point_that_changes_between_reading_and_writing_is_left_to_the_next_ru
     assert 2 not in after
     run(store, demo_encoder)
     assert read_all(store._client)[3][1]["passage"] == anew[1]["dense"]
+
+
+# --- pages of points, which wait for no model
+
+
+CALIBRATED = Recipe(fusion="mean", renormalise=True, gamma=0.5, bank_mean=pack_mean(np.full(384, 0.05, np.float32)))
+PAGES = 2 * SCROLL_BATCH + 5
+
+
+@pytest.fixture(scope="module")
+def many() -> FloatArray:
+    """Return vectors of lengths between 1 and 3."""
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((PAGES, 384))
+    lengths = rng.uniform(1, 3, (PAGES, 1))
+    return np.float32(lengths * vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def fill_many(client: QdrantClient, vectors: FloatArray, distance: models.Distance) -> None:
+    client.create_collection("theirs", {"dense": models.VectorParams(size=384, distance=distance)})
+    points = [
+        models.PointStruct(
+            id=number, vector={"dense": vector.tolist()}, payload={"id": number, "text": f"Text {number}."}
+        )
+        for number, vector in enumerate(vectors)
+    ]
+    client.upsert("theirs", points)
+
+
+def open_rest(rest: RestQdrant, replaced: bool = True) -> OwnSpaceStore:
+    return open_own_space_store(rest.url, None, LAYOUT, Space("dense", replaced))
+
+
+def calibrate_all(store: OwnSpaceStore, encoder: Encoder) -> int:
+    """Calibrate the collection; return how many points were written."""
+    rows = store.read_passages("theirs")
+    return sum(progress.stored for progress in ingest(rows, store, "theirs", encoder, None, CALIBRATED))
+
+
+def count_requests(rest: RestQdrant) -> Counter[str]:
+    """Return the requests on points since the last call, by path."""
+    paths = Counter(path.partition("?")[0] for _, path, _ in rest.requests)
+    rest.requests.clear()
+    return Counter({path.rpartition("theirs/")[2]: paths[path] for path in paths if "/points" in path})
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("distance", [COSINE, DOT])
+def test_a_page_of_points_costs_one_request_to_read_and_one_to_write(
+    distance: models.Distance, replaced: bool, rest: RestQdrant, many: FloatArray, demo_encoder: Encoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(own_space_module, "RECENT_SECONDS", 300.0)  # on a busy machine
+    fill_many(rest.client, many, distance)
+    before = read_all(rest.client)
+    with closing(open_rest(rest, replaced)) as store:
+        assert calibrate_all(store, demo_encoder) == PAGES
+        assert count_requests(rest) == {"points/scroll": 3, "points/batch": 3}
+        after = read_all(rest.client)
+        augmented, kept = ("dense", "passage") if replaced else ("xqg", "dense")
+        stored = np.array([after[number][1][augmented] for number in range(PAGES)], np.float64)
+        plain = np.array([before[number][1]["dense"] for number in range(PAGES)], np.float64)
+        lengths = np.linalg.norm(plain, axis=1, keepdims=True)
+        expected = plain / lengths + 0.5 * np.float64(np.float32(0.05))
+        expected *= lengths / np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(stored, expected, rtol=1e-5, atol=1e-6)
+        assert [after[number][1][kept] for number in range(PAGES)] == [
+            before[number][1]["dense"] for number in range(PAGES)
+        ]
+        assert calibrate_all(store, demo_encoder) == 0
+        assert count_requests(rest)["points/batch"] == 0
+        store.remove_added("theirs")
+    assert read_all(rest.client) == before
+
+
+def test_points_that_are_deleted_while_their_page_waits_hold_up_no_other(
+    rest: RestQdrant, many: FloatArray, demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_space_module, "RECENT_SECONDS", 300.0)  # on a busy machine
+    fill_many(rest.client, many[:20], DOT)
+    with closing(open_rest(rest)) as store:
+        rows = list(store.read_passages("theirs"))
+        rest.client.delete("theirs", models.PointIdsList(points=[3, 4]))
+        done = ingest(rows, store, "theirs", demo_encoder, None, CALIBRATED)
+        assert sum(progress.stored for progress in done) == 20
+        after = read_all(rest.client)
+    assert after.keys() == set(range(20)) - {3, 4}
+    assert all(vectors.keys() == {"dense", "passage"} for _, vectors in after.values())
+
+
+def test_points_are_read_again_if_their_page_has_waited(
+    rest: RestQdrant, many: FloatArray, demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_space_module, "RECENT_SECONDS", 0.0)
+    fill_many(rest.client, many[:20], DOT)
+    with closing(open_rest(rest)) as store:
+        rows = list(store.read_passages("theirs"))
+        rest.client.update_vectors("theirs", [models.PointVectors(id=3, vector={"dense": many[30].tolist()})])
+        list(ingest(rows, store, "theirs", demo_encoder, None, CALIBRATED))
+        assert count_requests(rest)["points"] == 1
+        assert read_all(rest.client)[3][1] == {"dense": many[30].tolist()}
+        assert calibrate_all(store, demo_encoder) == 1
+        assert read_all(rest.client)[3][1]["passage"] == many[30].tolist()
 
 
 @pytest.mark.parametrize("options", [(), ("--vector", "dense"), ("--vector", "dense", "--replace")])

@@ -23,6 +23,7 @@ from xqg_qdrant.errors import StoreError
 from xqg_qdrant.records import AugmentedPassage, Passage, PayloadLayout
 from xqg_qdrant.stores import Store, open_foreign_store, open_store
 from xqg_qdrant.stores.server import requests as wire_module
+from xqg_qdrant.stores.server.answers import ask_for_gzip
 
 DIM = 8
 FINGERPRINT = {"recipe.alpha": 0.01}
@@ -255,6 +256,48 @@ def test_a_connection_is_waited_for_less_long_than_an_answer(rest: RestQdrant) -
         request = httpx.Request("GET", rest.url, extensions={"timeout": httpx.Timeout(60).as_dict()})
         wire_module.limit_waiting(patience, request, remember)
     assert [(limit["connect"], limit["read"]) for limit in limits] == [(5, 60), (2, 2)]
+
+
+# --- pages of points
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[]", '{"result": null}', '{"result": {"points": null}}', '{"result": {"points": [7]}}',
+        '{"result": {"points": [{"vector": null}]}}', '{"result": {"points": [], "next_page_offset": [1]}}',
+        '{"result": {"points": [{"id": 1, "payload": []}]}}', '{"result": {"points": [{"id": 1, "vector": ["a"]}]}}',
+        '{"result": {"points": [{"id": 1, "vector": {"terms": {"indices": "none"}}}]}}',
+    ],
+)  # fmt: skip
+def test_a_page_of_another_kind_is_told_at_once(rest: RestQdrant, store: Store, body: str) -> None:
+    store.count("docs")
+    rest.script = [lambda _: (200, {}, body.encode())]
+    before = len(rest.requests)
+    with pytest.raises(StoreError, match=r"cannot read collection 'docs' .* cannot read the answer.*Cure: upgrade"):
+        list(store.scroll("docs"))
+    assert len(rest.requests) == before + 1
+
+
+def test_a_vector_of_any_float32_comes_back_bit_by_bit_in_as_few_digits_as_it_needs(
+    rest: RestQdrant, store: Store
+) -> None:
+    bits = np.random.default_rng(11).integers(0, 2**32, 40 * DIM, np.uint32).view(np.float32)
+    drawn = bits[np.isfinite(bits)][: 30 * DIM].reshape(-1, DIM)
+    points = [
+        replace(point, vectors={"xqg": row, "passage": -row}) for point, row in zip(make_points(30), drawn, strict=True)
+    ]
+    store.upsert("docs", points)
+    found = {point.passage.passage_id: point.vectors["xqg"] for point in store.scroll("docs")}
+    for number, row in enumerate(drawn):
+        assert found[f"p{number}"].tobytes() == row.tobytes()
+
+
+def test_pages_of_vectors_are_asked_for_uncompressed_and_everything_else_is_not() -> None:
+    for given, asked in (("identity", "identity"), ("gzip, deflate, br", "gzip")):
+        request = httpx.Request("POST", "http://host", headers={"Accept-Encoding": given})
+        ask_for_gzip(request)
+        assert request.headers["Accept-Encoding"] == asked
 
 
 # --- names

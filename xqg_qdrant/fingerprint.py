@@ -43,6 +43,8 @@ LAYOUT_PREFIX = "layout."
 SPACE_PREFIX = "space."
 FOREIGN, OWN, OTHER_FIELDS = "another program's", "xqg's own", "other fields"
 
+CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
 LONGEST_SHOWN, SHOWN_OF_LONG = 400, 24
 
 CURES = {
@@ -115,8 +117,7 @@ def is_calibrated(fingerprint: Mapping[str, Any]) -> bool:
 
 def hash_json(value: object) -> str:
     """Return the first 32 hex digits of the SHA-256 of a value's canonical JSON."""
-    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256(CANONICAL.encode(value).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def hash_recipe(fingerprint: Mapping[str, Any]) -> str:
@@ -160,7 +161,7 @@ def hash_content(
     """
     content: list[Any] = [passage.passage_id, passage.title, passage.text, dict(passage.metadata), recipe_hash]
     content += [] if given is None else [given]
-    content += [] if vector is None else [hashlib.sha256(vector.astype("<f4").tobytes()).hexdigest()]
+    content += [] if vector is None else [hashlib.sha256(vector.astype("<f4", copy=False).tobytes()).hexdigest()]
     return hash_json(content)
 
 

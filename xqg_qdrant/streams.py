@@ -21,6 +21,8 @@ ITEMS_IN_FLIGHT = 4
 CUDA_WORKERS = 2
 # Bytes of an answer before its body: its headers, and answers that announce another one (100 Continue).
 MAX_HEAD_BYTES = 2**17
+# Read from a connection at once, of a body: each piece takes httpx 0.1 ms.
+BODY_BYTES = 2**18
 
 
 class Bar(Protocol):
@@ -132,7 +134,7 @@ class BoundedConnection:
         if self._bytes and seconds is not None and time.monotonic() - self._since > seconds:
             part = "answer's headers were" if self._in_head else "answer was"
             raise self._fail(f"the {part} not complete after {seconds:.0f} s")
-        received: bytes = self._stream.read(max_bytes, timeout)
+        received: bytes = self._stream.read(max_bytes if self._in_head else max(max_bytes, BODY_BYTES), timeout)
         self._since = self._since if self._bytes else time.monotonic()
         self._bytes += len(received)
         return received

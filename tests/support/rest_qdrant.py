@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
 
 import numpy as np
+import orjson
 from pydantic import TypeAdapter
 from qdrant_client import QdrantClient, models
 
@@ -45,6 +46,25 @@ def hang(rest: RestQdrant) -> tuple[int, dict[str, str], bytes]:
     """Answer only when the server closes."""
     rest.closing.wait(30)
     return 503, {}, b""
+
+
+def dump(value: Json) -> bytes:
+    """Return JSON in which the vectors of points are as short as a server writes them: in digits of a float32."""
+    result = value.get("result")
+    points = result.get("points") if isinstance(result, dict) else result
+    for point in points if isinstance(points, list) else ():
+        if isinstance(point, dict) and "vector" in point:
+            vector = point["vector"]
+            named = isinstance(vector, dict)
+            point["vector"] = {name: shorten(vector[name]) for name in vector} if named else shorten(vector)
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:  # half a surrogate pair, which no server stores
+        return json.dumps(value, default=np.ndarray.tolist).encode()
+
+
+def shorten(vector: Json) -> Json:
+    return np.asarray(vector, np.float32) if isinstance(vector, list) else vector
 
 
 def read_aliases(client: QdrantClient) -> dict[str, str]:
@@ -416,7 +436,7 @@ class RestHandler(BaseHTTPRequestHandler):
                 if self.command != "GET" and rest.lose_answers:
                     rest.lose_answers -= 1
                     status, value = 503, {"status": {"error": "lost on the way"}}
-            content = json.dumps(value).encode()
+            content = dump(value)
         self.send_response(status)
         for name, header in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, header)

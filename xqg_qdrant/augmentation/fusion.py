@@ -9,6 +9,7 @@ judges which queries are relevant to their passage; here the encoder does.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,6 +99,30 @@ def augment_passage(passage: FloatArray, queries: FloatArray, settings: Fusion) 
     return fuse(passage, relevant, settings), len(queries) - len(relevant)
 
 
+def augment_passages(
+    passages: FloatArray, queries: Sequence[FloatArray], settings: Fusion
+) -> tuple[FloatArray, list[int]]:
+    """Do with each passage what `augment_passage` does; those without queries take one computation.
+
+    Args:
+        passages: the passages' vectors, shape `(n, dim)`.
+        queries: of each passage, the vectors of its generated queries, shape `(m, dim)`.
+        settings: as in `augment_passage`.
+
+    Returns:
+        The augmented vectors, float32 of shape `(n, dim)`, and how many queries of each were filtered out.
+
+    Raises:
+        InputError: the settings cannot be used.
+    """
+    augmented, filtered = np.empty(passages.shape, np.float32), [0] * len(passages)
+    alone = [place for place, own in enumerate(queries) if len(own) == 0 and settings.fusion == "mean"]
+    augmented[alone] = calibrate(passages[alone], settings)
+    for place in sorted(set(range(len(passages))).difference(alone)):
+        augmented[place], filtered[place] = augment_passage(passages[place], queries[place], settings)
+    return augmented, filtered
+
+
 def fuse(passage: FloatArray, queries: FloatArray, settings: Fusion) -> FloatArray:
     """Fuse a passage with all of these queries.
 
@@ -112,21 +137,50 @@ def fuse(passage: FloatArray, queries: FloatArray, settings: Fusion) -> FloatArr
     Raises:
         InputError: the settings cannot be used.
     """
-    check_fusion(settings)
     if settings.fusion == "mean" and len(queries) == 0:
-        return _to_float32(_calibrate(passage.astype(np.float64), settings)) if settings.gamma else passage
+        [calibrated] = calibrate(passage[None], settings)
+        return calibrated
+    check_fusion(settings)
     total = queries.astype(np.float64).sum(axis=0)
     weighted = total if settings.fusion == "sum" else total / len(queries)
     fused = (1 - settings.alpha) * passage.astype(np.float64) + settings.alpha * weighted
     if settings.renormalise:
         fused = _scale(fused, float(np.linalg.norm(passage.astype(np.float64))))
-    return _to_float32(_calibrate(fused, settings) if settings.gamma else fused)
+    return _to_float32(_calibrate(fused[None], settings)[0] if settings.gamma else fused)
+
+
+def calibrate(passages: FloatArray, settings: Fusion) -> FloatArray:
+    """Return what the fusion `mean` makes of passages without queries; no row depends on the others.
+
+    Args:
+        passages: the vectors of passages, shape `(n, dim)`.
+        settings: as for `fuse`; without `gamma` the vectors stay as they are.
+
+    Returns:
+        float32 array of shape `(n, dim)`, computed in float64.
+
+    Raises:
+        InputError: the settings cannot be used.
+    """
+    check_fusion(settings)
+    return _to_float32(_calibrate(passages.astype(np.float64), settings)) if settings.gamma else passages
 
 
 def _calibrate(fused: npt.NDArray[np.float64], settings: Fusion) -> npt.NDArray[np.float64]:
-    """Add the bank's mean to the unit vector, and return the sum with the length that the vector had."""
-    length = float(np.linalg.norm(fused))
-    return _scale(_scale(fused, 1.0) + settings.gamma * unpack_mean(settings.bank_mean), length)
+    """Add the bank's mean to the unit vectors, and return the sums with the lengths that the vectors had."""
+    lengths = _measure(fused)
+    moved = fused / np.where(lengths > 0, lengths, 1.0)
+    moved += settings.gamma * unpack_mean(settings.bank_mean)
+    present = _measure(moved)
+    moved *= lengths / np.where(present > 0, present, 1.0)
+    return moved
+
+
+def _measure(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the lengths of vectors, shape `(n, 1)`."""
+    # Not a product of matrices, as in `score_queries`.
+    lengths: npt.NDArray[np.float64] = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
+    return lengths
 
 
 def _scale(vector: npt.NDArray[np.float64], length: float) -> npt.NDArray[np.float64]:
@@ -180,8 +234,11 @@ def check_vectors(vectors: FloatArray, texts: int, dim: int) -> FloatArray:
     return vectors
 
 
-def find_fault(name: str, vectors: FloatArray) -> str:
-    """Return why one of these vectors, shape `(n, dim)`, cannot be stored; empty if all can."""
-    if not np.isfinite(vectors).all():
-        return f"{name} is not finite"
-    return "" if vectors.any(axis=1).all() else f"{name} is all zeros"
+def find_faults(name: str, vectors: FloatArray) -> list[str]:
+    """Return why each of these vectors, shape `(n, dim)`, cannot be stored; empty if it can."""
+    finite, filled = np.isfinite(vectors).all(axis=1), vectors.any(axis=1)
+    if finite.all() and filled.all():
+        return [""] * len(vectors)
+    faults = np.where(finite, np.where(filled, "", f"{name} is all zeros"), f"{name} is not finite")
+    found: list[str] = faults.tolist()
+    return found

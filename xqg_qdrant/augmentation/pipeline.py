@@ -13,6 +13,7 @@ from collections import Counter, abc, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from threading import Event
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 
-from xqg_qdrant.augmentation.fusion import augment_passage, check_vectors, find_fault, make_plain
+from xqg_qdrant.augmentation.fusion import augment_passages, check_vectors, find_faults, make_plain
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.corpus.dead_letters import Reasons
 from xqg_qdrant.errors import InputError, StoreError, XqgError
@@ -51,7 +52,7 @@ from xqg_qdrant.records import (
     Reject,
 )
 from xqg_qdrant.stores import Store, read_target_fingerprint
-from xqg_qdrant.streams import batched, work_in_order
+from xqg_qdrant.streams import work_in_order
 from xqg_qdrant.text import find_term_ids
 
 Row: TypeAlias = Passage | QueriedPassage | Reject
@@ -60,6 +61,8 @@ Row: TypeAlias = Passage | QueriedPassage | Reject
 CHUNK_SIZE = 16
 # For cheap passages: no model generates queries, or a GPU does.
 CHEAP_CHUNK_SIZE = 128
+# For passages that need no model: a page of a server's points, and one request to write it.
+READY_CHUNK_SIZE = 256
 
 
 class StoredRow(NamedTuple):
@@ -285,7 +288,7 @@ def ingest(
     damage: list[InputError] = []
     with ExitStack() as loading:
         target = _Target(store, collection, encoder, fingerprint, pace == INSTANT, loading)
-        chunks = cut_chunks(until_damage(rows, damage), cheap=pace != SLOW)
+        chunks = cut_chunks(until_damage(rows, damage), cheap=pace != SLOW, generates=generator is not None)
         looked_up = (look_up(chunk, target.stored, collection, recipe, fingerprint) for chunk in chunks)
         work = partial(augment, encoder=encoder, generator=generator, recipe=recipe, fingerprint=fingerprint)
         batches = loading.enter_context(closing(work_in_order(work, looked_up, workers, stop)))
@@ -419,9 +422,30 @@ def until_damage(rows: Iterable[Row | StoredRow], damage: list[InputError]) -> I
         damage.append(error)
 
 
-def cut_chunks(rows: Iterable[Row | StoredRow], cheap: bool) -> Iterator[list[Row | StoredRow]]:
-    """Cut rows into chunks by position; larger ones if passages are `cheap`."""
-    return batched(rows, CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE)
+def cut_chunks(rows: Iterable[Row | StoredRow], cheap: bool, generates: bool = True) -> Iterator[list[Row | StoredRow]]:
+    """Cut rows into chunks by position; larger ones if passages are `cheap`, or if no model is needed at all.
+
+    Args:
+        rows: of a corpus.
+        cheap: whether no model generates queries, or a GPU does.
+        generates: whether a model generates queries.
+    """
+    most = CHEAP_CHUNK_SIZE if cheap else CHUNK_SIZE
+    chunk: list[Row | StoredRow] = []
+    waiting = 0
+    for row in rows:
+        chunk.append(row)
+        waiting += generates or not _is_ready(row)
+        if waiting == most or len(chunk) == READY_CHUNK_SIZE:
+            yield chunk
+            chunk, waiting = [], 0
+    if chunk:
+        yield chunk
+
+
+def _is_ready(row: Row | StoredRow) -> bool:
+    """Return whether a row has its vector and no queries to encode."""
+    return isinstance(row, QueriedPassage) and row.vector is not None and not row.queries
 
 
 def create_collection(store: PointStore, collection: str, dim: int, fingerprint: Fingerprint) -> None:
@@ -599,26 +623,24 @@ def augment(
     plain = _encode_passages([task for task, _ in done], encoder)
     queries_of = [_merge(task, generation.queries, recipe) for task, generation in done]
     texts = [query.text for queries in queries_of for query in queries]
-    ends = np.cumsum([len(queries) for queries in queries_of])
-    vectors = np.split(check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim), ends[:-1])
+    encoded = check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim)
+    ends = accumulate(map(len, queries_of))
+    vectors = [encoded[end - len(queries) : end] for queries, end in zip(queries_of, ends, strict=True)]
 
     points, asked, kept, left_out = [], Counter[str](), Counter[str](), 0
     dropped, before, noted = Counter[Dropped](), dict[str, str](), dict[Path, tuple[str, str]]()
     hashes = hash_recipe(fingerprint), hash_plain(fingerprint)
-    settings, plain_settings = recipe.fusion_settings, make_plain(recipe.fusion_settings)
-    for (task, generation), vector, queries, encoded in zip(done, plain, queries_of, vectors, strict=True):
+    fusings = _fuse([task for task, _ in done], plain, vectors, recipe)
+    for (task, generation), vector, queries, fusing in zip(done, plain, queries_of, fusings, strict=True):
         passage = task.passage
-        asked.update(dict.fromkeys(task.languages, generation.asked))
-        kept.update(query.language for query in generation.queries)
-        dropped.update(generation.dropped)
-        problem = find_fault("a vector of the encoder", np.vstack([vector, encoded]))
-        if not problem:
-            fused, filtered = augment_passage(vector, encoded, plain_settings if task.plain else settings)
-            problem = find_fault("the augmented vector", fused[None])
-        if problem:
-            rejects.append(Reject(passage.passage_id, 0, problem, passage.text))
+        if task.languages or generation.queries:
+            asked.update(dict.fromkeys(task.languages, generation.asked))
+            kept.update(query.language for query in generation.queries)
+            dropped.update(generation.dropped)
+        if fusing.problem:
+            rejects.append(Reject(passage.passage_id, 0, fusing.problem, passage.text))
             continue
-        left_out += filtered
+        left_out += fusing.filtered
         noted.update(dict.fromkeys(generation.replies, (passage.passage_id, task.content_hash)))
         if task.before:
             before[passage.passage_id] = task.before
@@ -626,7 +648,7 @@ def augment(
             AugmentedPassage(
                 passage,
                 queries,
-                {XQG_VECTOR: fused, PASSAGE_VECTOR: vector},
+                {XQG_VECTOR: fusing.vector, PASSAGE_VECTOR: vector},
                 task.content_hash,
                 hashes[task.plain],
                 task.other_fields,
@@ -637,6 +659,37 @@ def augment(
     counts = (asked, kept, bare, left_out, dropped, usage, chunk.awaited)
     progress = Progress(len(points), chunk.unchanged, tuple(rejects), *counts)
     return Augmented(points, progress, replies, failure, before, noted)
+
+
+class _Fusing(NamedTuple):
+    """The augmented vector of a passage, how many of its queries were filtered out, and why it cannot be stored."""
+
+    vector: FloatArray
+    filtered: int
+    problem: str
+
+
+def _fuse(
+    tasks: Sequence[Task], plain: Sequence[FloatArray], queries: Sequence[FloatArray], recipe: Recipe
+) -> list[_Fusing]:
+    """Fuse the vectors of passages, each of shape `(dim,)`, with those of their queries, each of shape `(n, dim)`."""
+    name, rows = "a vector of the encoder", np.stack(plain)
+    problems = find_faults(name, rows)
+    for place, own in enumerate(queries):
+        if len(own):
+            # Something not finite outweighs zeros.
+            problems[place] = max(problems[place], *find_faults(name, own))
+    fusings = [_Fusing(vector, 0, problem) for vector, problem in zip(plain, problems, strict=True)]
+    settings = recipe.fusion_settings
+    for is_plain_task in (False, True):
+        places = [place for place, task in enumerate(tasks) if task.plain == is_plain_task and not problems[place]]
+        if places:
+            chosen = make_plain(settings) if is_plain_task else settings
+            fused, filtered = augment_passages(rows[places], [queries[place] for place in places], chosen)
+            made = map(_Fusing, fused, filtered, find_faults("the augmented vector", fused))
+            for place, fusing in zip(places, made, strict=True):
+                fusings[place] = fusing
+    return fusings
 
 
 def _encode_passages(tasks: Sequence[Task], encoder: TextEncoder) -> list[FloatArray]:

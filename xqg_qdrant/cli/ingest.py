@@ -392,7 +392,9 @@ def augment(
         rejected = open_dead_letters(dead_letters, collection)
         joined = rows if index is None else index.join(rows)
         with keeping_models(store, collection, encoder, generator_source, generated=generates):
-            totals = run_ingest(joined, total, store, collection, encoder, generator, recipe, threads, rejected, quiet)
+            # Without a model, more workers would only read further ahead.
+            workers = 1 if no_queries else threads
+            totals = run_ingest(joined, total, store, collection, encoder, generator, recipe, workers, rejected, quiet)
         echo_cost(generator_source, totals, quiet)
         if index is not None and index.left_over:
             echo(f"Queries of {queries} that belong to no point: {index.left_over}", err=True)

@@ -85,7 +85,7 @@ def to_json(value: object, where: str, depth: int = MAX_DEPTH) -> Json:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        if not value.isascii() and _has_surrogate(value):
+        if not value.isascii() and has_surrogate(value):
             cure = "read the file as UTF-8, or replace the character"
             raise StoreError(f"{_shorten(where)} holds a lone surrogate, half a character.", cure)
         return value
@@ -114,7 +114,8 @@ def _shorten(where: str) -> str:
     return where if len(where) <= LONGEST_PATH else f"{where[:LONGEST_PATH]}…"
 
 
-def _has_surrogate(text: str) -> bool:
+def has_surrogate(text: str) -> bool:
+    """Return whether a text holds half of a surrogate pair, which UTF-8 does not have."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -29,6 +29,7 @@ from xqg_qdrant.records import (
 from xqg_qdrant.stores.checksums import CHECKSUM_FIELD, EDITED, differs, sum_payload, sum_vectors
 
 VECTOR_NAMES = (XQG_VECTOR, PASSAGE_VECTOR)
+NAMES_OF_VECTORS = frozenset(VECTOR_NAMES)
 PAYLOAD_FIELDS = frozenset(
     {"passage_id", "text", "title", "metadata", "generated_queries", "content_hash", "recipe", CHECKSUM_FIELD}
 )
@@ -116,23 +117,46 @@ def check_points(
         StoreError: a point cannot be stored; names the passage.
     """
     checked = {}
-    for point in points:
-        where = f"passage {point.passage.passage_id!r}"
-        if set(point.vectors) != set(VECTOR_NAMES):
-            cure = f"pass {' and '.join(VECTOR_NAMES)}"
-            raise StoreError(f"{where} has the vectors {sorted(point.vectors)}.", cure)
-        if (point.terms is not None) != sparse:
-            what = (
-                "has a sparse vector, the collection has none" if not sparse else "lacks the collection's sparse vector"
-            )
-            raise StoreError(f"{where} {what}.", "ingest with the recipe of the collection")
-        for name, vector in point.vectors.items():
-            check_vector(vector, (dim,), f"vector {name!r} of {where}")
+    for point in check_vectors(points, dim, sparse):
         payload = make_payload(point)
         if names:
             point, payload = replace(point, vectors=rename(point.vectors, names)), rename(payload, names)
         checked[make_point_id(point.passage.passage_id)] = (point, payload)
     return checked
+
+
+def check_vectors(points: Iterable[AugmentedPassage], dim: int, sparse: bool = False) -> list[AugmentedPassage]:
+    """Return points after checking their vectors.
+
+    Raises:
+        StoreError: a vector cannot be stored, is missing or too many; names the passage.
+    """
+    points = list(points)
+    for point in points:
+        if point.vectors.keys() != NAMES_OF_VECTORS:
+            where = f"passage {point.passage.passage_id!r}"
+            cure = f"pass {' and '.join(VECTOR_NAMES)}"
+            raise StoreError(f"{where} has the vectors {sorted(point.vectors)}.", cure)
+        if (point.terms is not None) != sparse:
+            where = f"passage {point.passage.passage_id!r}"
+            what = (
+                "has a sparse vector, the collection has none" if not sparse else "lacks the collection's sparse vector"
+            )
+            raise StoreError(f"{where} {what}.", "ingest with the recipe of the collection")
+    for name in VECTOR_NAMES:
+        vectors = [point.vectors[name] for point in points]
+        if not _are_usable(vectors, dim):
+            for point, vector in zip(points, vectors, strict=True):
+                check_vector(vector, (dim,), f"vector {name!r} of passage {point.passage.passage_id!r}")
+    return points
+
+
+def _are_usable(vectors: Sequence[FloatArray], dim: int) -> bool:
+    """Return whether `check_vector` would accept all of these, which takes longer one by one."""
+    if not all(vector.dtype == np.float32 and vector.shape == (dim,) for vector in vectors):
+        return False
+    rows = np.stack(vectors) if vectors else np.ones((1, dim), np.float32)
+    return bool(np.isfinite(rows).all() and rows.any(axis=1).all())
 
 
 def check_vector(vector: FloatArray, shape: tuple[int, ...], where: str) -> None:
@@ -173,17 +197,40 @@ def make_payload(point: AugmentedPassage) -> dict[str, Any]:
     where = f"passage {passage.passage_id!r}: "
     others = {name: to_json(value, where + name) for name, value in point.other_fields.items()}
     texts = [passage.passage_id, passage.text, passage.title, point.content_hash, point.recipe]
-    queries = chain.from_iterable((query.language, query.text) for query in point.generated_queries)
-    try:
-        # All texts at once: checking each of a hundred took a fifth of an upsert's time.
-        "".join(chain(texts, queries)).encode()
-    except (TypeError, UnicodeEncodeError):
+    if not _are_storable(texts, point):
         return others | {field: to_json(value, where + field) for field, value in payload.items()}
     payload["metadata"] = to_json(passage.metadata, where + "metadata")
     hashes = point.content_hash, point.recipe
     sum_of_payload = EDITED if point.edited else sum_payload(passage, point.generated_queries, *hashes)
     payload[CHECKSUM_FIELD] = sum_of_payload + sum_vectors(point.vectors, point.terms)
     return others | payload
+
+
+def make_added(point: AugmentedPassage) -> dict[str, Any]:
+    """Return the fields of `make_payload` that xqg adds to another program's point.
+
+    Raises:
+        StoreError: a value cannot be stored; names the passage and the field.
+    """
+    added: dict[str, Any] = {
+        "generated_queries": [query._asdict() for query in point.generated_queries],
+        "content_hash": point.content_hash,
+        "recipe": point.recipe,
+    }
+    if _are_storable((point.content_hash, point.recipe), point):
+        return added
+    return {field: to_json(value, f"passage {point.passage.passage_id!r}: {field}") for field, value in added.items()}
+
+
+def _are_storable(texts: Iterable[str], point: AugmentedPassage) -> bool:
+    """Return whether these texts and those of the queries are texts, without halves of surrogate pairs."""
+    queries = chain.from_iterable(query[:2] for query in point.generated_queries)
+    try:
+        # All texts at once: checking each of a hundred took a fifth of an upsert's time.
+        "".join([*texts, *queries]).encode()
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def read_payload(payload: Mapping[str, Any]) -> tuple[Passage, tuple[GeneratedQuery, ...]]:

@@ -1,15 +1,21 @@
-"""Bound what a server can make this process do: the bytes and the seconds of an answer, its numbers and its order."""
+"""Read answers, and bound what a server can do with them: their bytes, their seconds, their numbers and their order."""
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import httpx
+import numpy as np
+import orjson
+from qdrant_client import models
+from qdrant_client.http.exceptions import ResponseHandlingException
 
 from xqg_qdrant.errors import StoreError
+from xqg_qdrant.records import FloatArray
 from xqg_qdrant.streams import begin_body
 from xqg_qdrant.text import agree, count_of
 
@@ -59,8 +65,9 @@ class BoundedStream(httpx.SyncByteStream):
 
 
 def ask_for_gzip(request: httpx.Request) -> None:
-    """Ask for the only compression that `bound_answer` unpacks."""
-    request.headers["Accept-Encoding"] = "gzip"
+    """Ask for the only compression that `bound_answer` unpacks, unless the request asks for none."""
+    if request.headers.get("Accept-Encoding") != "identity":
+        request.headers["Accept-Encoding"] = "gzip"
 
 
 def bound_answer(response: httpx.Response) -> None:
@@ -72,6 +79,81 @@ def bound_answer(response: httpx.Response) -> None:
     assert isinstance(response.stream, httpx.SyncByteStream)
     response.headers.pop("Content-Encoding", None)
     response.stream = BoundedStream(response.stream, encoding == "gzip")
+
+
+class Record(NamedTuple):
+    """A stored point; dense vectors are float32 arrays of shape `(dim,)`, or lists in the client's local mode."""
+
+    id: int | str
+    payload: dict[str, Any] | None
+    vector: object
+
+
+def read_json(content: bytes) -> Any:  # noqa: ANN401
+    """Return the JSON value of an answer.
+
+    Raises:
+        ValueError: it is not JSON.
+        RecursionError: it is nested too deep.
+    """
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:  # stricter than Python's: it reads no NaN and no lone surrogate
+        return json.loads(content)
+
+
+def read_page(result: Any) -> tuple[list[Record], int | str | None]:  # noqa: ANN401
+    """Return the points of a page and the offset of the next one.
+
+    Raises:
+        ResponseHandlingException: it is no page.
+    """
+    following = result.get("next_page_offset") if isinstance(result, dict) else False
+    if isinstance(following, bool) or not isinstance(following, int | str | None):
+        raise ResponseHandlingException(TypeError("no page"))
+    return read_records(result.get("points")), following
+
+
+def read_records(points: Any) -> list[Record]:  # noqa: ANN401
+    """Return points of an answer.
+
+    Raises:
+        ResponseHandlingException: they are none.
+    """
+    try:
+        return [*map(_read_record, points)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ResponseHandlingException(TypeError("no points")) from error
+
+
+def read_results(results: Any) -> list[models.UpdateResult]:  # noqa: ANN401
+    """Return how far a server is with the changes of a batch: each answer once.
+
+    Raises:
+        ResponseHandlingException: it does not say.
+    """
+    try:
+        return [models.UpdateResult(status=status) for status in {result["status"] for result in results}]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResponseHandlingException(TypeError("no results")) from error
+
+
+def _read_record(fields: Mapping[str, Any]) -> Record:
+    vector: Any = fields.get("vector")
+    if isinstance(vector, dict):
+        vector = {name: _read_vector(values) for name, values in vector.items()}
+    elif vector is not None:
+        vector = _read_vector(vector)
+    record = Record(fields["id"], fields.get("payload"), vector)
+    if not isinstance(record.id, int | str) or not isinstance(record.payload, dict | None):
+        raise TypeError("an id or a payload of another type")
+    return record
+
+
+def _read_vector(values: Any) -> FloatArray | models.SparseVector:  # noqa: ANN401
+    if isinstance(values, list):
+        return np.fromiter(values, np.float32, len(values))
+    return models.SparseVector(**values)
 
 
 def check_count(count: object, where: str) -> int:

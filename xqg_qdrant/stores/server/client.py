@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import orjson
 from qdrant_client import QdrantClient, models
 
 from xqg_qdrant.errors import ForeignCollectionError, InputError, MismatchError, StoreError, XqgError
@@ -33,11 +34,20 @@ from xqg_qdrant.stores.protocol import (
     search_terms_in_batches,
 )
 from xqg_qdrant.stores.server import limits
-from xqg_qdrant.stores.server.answers import check_answers, check_asked, check_count, check_page
+from xqg_qdrant.stores.server.answers import (
+    Record,
+    check_answers,
+    check_asked,
+    check_count,
+    check_page,
+    read_page,
+    read_records,
+    read_results,
+)
 from xqg_qdrant.stores.server.foreign_points import FOREIGN_KEY, inspect_added, read_foreign_hit
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, MODELS_KEY, OpenCollection, describe_collection, fit
 from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, find_sharding, is_paused, read_recorded
-from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_url, connect
+from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_url, connect, post
 from xqg_qdrant.streams import batched
 
 SCROLL_BATCH = 256
@@ -239,7 +249,7 @@ class ClientStore:
         if opened.layout:
             payload, names = [FOREIGN_KEY], limits.list_kept(self._require_info(collection))
 
-        def look(record: models.Record) -> Inspected:
+        def look(record: Record) -> Inspected:
             found = str(record.id), record.payload or {}, record.vector
             return inspect_added(*found, names) if opened.layout else inspect(*found, opened.sparse, opened.names)
 
@@ -350,6 +360,15 @@ class ClientStore:
         """Close the connections, or unlock the directory."""
         self._client.close()
 
+    def _update(self, collection: str, operations: Sequence[Mapping[str, Any]]) -> list[models.UpdateResult]:
+        """Send changes of points, which hold JSON values and float32 arrays, in one request."""
+        changes = {"operations": operations}
+        if self._remote:
+            return read_results(post(self._client, collection, "points/batch?wait=true", changes))
+        content = orjson.dumps(changes, option=orjson.OPT_SERIALIZE_NUMPY)
+        parsed = models.UpdateOperations.model_validate_json(content).operations
+        return self._client.batch_update_points(collection, parsed, wait=True)
+
     def _check_applied(self, result: models.UpdateResult, collection: str) -> None:
         if result.status != models.UpdateStatus.COMPLETED:
             cure = "run the same command again later; repeated writes are harmless"
@@ -412,37 +431,61 @@ class ClientStore:
         ids: Sequence[models.ExtendedPointId],
         payload: bool | list[str],
         vectors: bool | list[str],
-    ) -> list[models.Record]:
-        records = self._wire.ask(
-            f"read collection {collection!r}",
-            self._client.retrieve,
-            collection_name=collection,
-            ids=ids,
-            with_payload=payload,
-            with_vectors=vectors,
-        )
+    ) -> list[Record]:
+        def retrieve() -> list[Record]:
+            if not self._remote:
+                return list_records(self._client.retrieve(collection, ids, payload, vectors))
+            body = {"ids": [*ids], "with_payload": payload, "with_vector": vectors}
+            return read_records(post(self._client, collection, "points", body))
+
+        records = self._wire.ask(f"read collection {collection!r}", retrieve)
         check_asked((record.id for record in records), ids, self.location)
         return records
 
     def _scroll(
-        self, collection: str, limit: int, payload: models.WithPayloadInterface, vectors: bool | list[str]
-    ) -> Iterator[models.Record]:
+        self, collection: str, limit: int, payload: bool | list[str] | dict[str, Any], vectors: bool | list[str]
+    ) -> Iterator[Record]:
+        for records in self._scroll_pages(collection, limit, payload, vectors):
+            yield from records
+
+    def _scroll_pages(
+        self, collection: str, limit: int, payload: bool | list[str] | dict[str, Any], vectors: bool | list[str]
+    ) -> Iterator[list[Record]]:
         limit = fit(limit, self._open(collection, also_foreign=True).strict.max_query_limit)
         offset, before = None, set[object]()
+        read = self._read_page if self._remote else self._read_local_page
         while True:
-            records, offset = self._wire.ask(
-                f"read collection {collection!r}",
-                self._client.scroll,
-                collection_name=collection,
-                limit=limit,
-                offset=offset,
-                with_payload=payload,
-                with_vectors=vectors,
-            )
-            yield from records
+            action = f"read collection {collection!r}"
+            records, offset = self._wire.ask(action, read, collection, limit, offset, payload, vectors)
+            yield records
             if offset is None:
                 return
             check_page(len(records), offset, before, self.location)
+
+    def _read_page(
+        self,
+        collection: str,
+        limit: int,
+        offset: models.ExtendedPointId | None,
+        payload: bool | list[str] | dict[str, Any],
+        vectors: bool | list[str],
+    ) -> tuple[list[Record], models.ExtendedPointId | None]:
+        body: dict[str, Any] = {"limit": limit, "with_payload": payload, "with_vector": vectors}
+        body |= {} if offset is None else {"offset": offset}
+        return read_page(post(self._client, collection, "points/scroll", body))
+
+    def _read_local_page(
+        self,
+        collection: str,
+        limit: int,
+        offset: models.ExtendedPointId | None,
+        payload: bool | list[str] | dict[str, Any],
+        vectors: bool | list[str],
+    ) -> tuple[list[Record], models.ExtendedPointId | None]:
+        wanted = models.PayloadSelectorExclude(**payload) if isinstance(payload, dict) else payload
+        options: dict[str, Any] = {"limit": limit, "offset": offset}
+        records, following = self._client.scroll(collection, with_payload=wanted, with_vectors=vectors, **options)
+        return list_records(records), following
 
     def _connect(self) -> QdrantClient:
         return connect(self.location, self._api_key, REQUEST_SECONDS, self._patience)
@@ -500,3 +543,11 @@ class ClientStore:
             cure = "check the name, or ingest first"
             raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}.", cure)
         return info
+
+
+def list_records(records: Sequence[models.Record]) -> list[Record]:
+    """Return the points of the client's models."""
+    return [
+        Record(record.id if isinstance(record.id, int) else str(record.id), record.payload, record.vector)
+        for record in records
+    ]

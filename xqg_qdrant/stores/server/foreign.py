@@ -11,10 +11,10 @@ the id that users see from its payload field.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from qdrant_client import models
@@ -33,6 +33,7 @@ from xqg_qdrant.fingerprint import (
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     AugmentedPassage,
+    FloatArray,
     Passage,
     PayloadLayout,
     QueriedPassage,
@@ -42,8 +43,8 @@ from xqg_qdrant.records import (
 from xqg_qdrant.stores import points as layout
 from xqg_qdrant.stores.checksums import CHECKSUM_FIELD
 from xqg_qdrant.stores.points import VECTOR_NAMES
-from xqg_qdrant.stores.server.answers import check_asked
-from xqg_qdrant.stores.server.client import READ_BATCH, SCROLL_BATCH, ClientStore
+from xqg_qdrant.stores.server.answers import Record, check_asked
+from xqg_qdrant.stores.server.client import READ_BATCH, SCROLL_BATCH, ClientStore, list_records
 from xqg_qdrant.stores.server.foreign_points import (
     FOREIGN_KEY,
     WRITTEN,
@@ -51,6 +52,7 @@ from xqg_qdrant.stores.server.foreign_points import (
     find_plain,
     find_problem,
     get_field,
+    get_ours,
     parse_point_id,
     read_foreign_payload,
     read_own_id,
@@ -62,15 +64,25 @@ from xqg_qdrant.stores.server.limits import (
     MODELS_KEY,
     describe_collection,
     fit,
-    list_kept,
     list_params,
-    split_points,
+    measure_point,
+    split,
 )
 from xqg_qdrant.streams import batched
 
 FIRST_VERSION = (1, 18)  # of the server, for adding vectors to an existing collection
 CONDITIONS = 1 + len(VECTOR_NAMES)  # of the filter for points that have our vectors
+# A change of points, as in a request.
+Operation: TypeAlias = dict[str, Any]
 OUR_FIELDS = ("generated_queries", "content_hash", "recipe")
+
+
+class Addition(NamedTuple):
+    """What is to be added to a point: our vectors by our names, and our payload field."""
+
+    id: int | str
+    vectors: Mapping[str, FloatArray]
+    ours: dict[str, Any]
 
 
 class ForeignStore(ClientStore):
@@ -84,7 +96,7 @@ class ForeignStore(ClientStore):
 
     def read_passages(self, collection: str) -> Iterator[Passage | QueriedPassage | Reject]:
         """Yield the passage of each point, or a `Reject` if the point holds none."""
-        payload = models.PayloadSelectorExclude(exclude=[f"{FOREIGN_KEY}.generated_queries"])
+        payload = {"exclude": [f"{FOREIGN_KEY}.generated_queries"]}
         for record in self._scroll(collection, SCROLL_BATCH, payload, False):
             fields = record.payload or {}
             if problem := find_problem(fields, self._payload_layout):
@@ -117,7 +129,7 @@ class ForeignStore(ClientStore):
                 yield Reject(source, 0, problem, json.dumps(fields))
                 continue
             passage, queries = read_foreign_payload(str(record.id), fields, self._payload_layout)
-            content, recipe = (str(get_field(fields, f"{FOREIGN_KEY}.{name}") or "") for name in OUR_FIELDS[1:])
+            content, recipe = (str(get_ours(fields, name) or "") for name in OUR_FIELDS[1:])
             augmented = replace(passage, passage_id=str(record.id), metadata={})
             plain = find_plain(as_named(record.vector), fields, space) if space else None
             known = content in [hash_content(augmented, recipe, given, plain) for given in (None, queries)]
@@ -203,9 +215,7 @@ class ForeignStore(ClientStore):
             self._restore(collection, space)
         # The owner may have a field of the same name: only a point with our content hash holds ours.
         hashes = self._scroll(collection, SCROLL_BATCH, [f"{FOREIGN_KEY}.content_hash"], False)
-        ours = (
-            record.id for record in hashes if get_field(record.payload or {}, f"{FOREIGN_KEY}.content_hash") is not None
-        )
+        ours = (record.id for record in hashes if get_ours(record.payload or {}, "content_hash") is not None)
         count = 0
         for ids in batched(ours, READ_BATCH):
             result = self._wire.ask(
@@ -247,9 +257,7 @@ class ForeignStore(ClientStore):
             hashes |= {str(record.id): str(get_field(record.payload or {}, field)) for record in records}
         return hashes
 
-    def _filter_augmented(
-        self, collection: str, ids: Sequence[models.ExtendedPointId], field: str
-    ) -> list[models.Record]:
+    def _filter_augmented(self, collection: str, ids: Sequence[models.ExtendedPointId], field: str) -> list[Record]:
         """Return those of the points that have our vectors, with one field."""
         vectors = [models.HasVectorCondition(has_vector=name) for name in self._added]
         records, _ = self._wire.ask(
@@ -261,11 +269,9 @@ class ForeignStore(ClientStore):
             with_payload=[field],
             with_vectors=False,
         )
-        return records
+        return list_records(records)
 
-    def _retrieve_augmented(
-        self, collection: str, ids: Sequence[models.ExtendedPointId], field: str
-    ) -> list[models.Record]:
+    def _retrieve_augmented(self, collection: str, ids: Sequence[models.ExtendedPointId], field: str) -> list[Record]:
         """Do the same where no filter may have so many conditions; this transfers the vectors."""
         records = self._retrieve(collection, ids, [field], [*self._added])
         return [
@@ -283,49 +289,35 @@ class ForeignStore(ClientStore):
         The payload comes last: its content hash marks a point as done.
         """
         opened = self._open(collection, also_foreign=True)
-        kept = list_kept(self._require_info(collection))
-        ours = {}
-        for point, payload in layout.check_points(points, opened.dim).values():
-            fields = {name: payload[name] for name in OUR_FIELDS}
-            fields[CHECKSUM_FIELD] = sum_added(fields, {name: point.vectors[name] for name in kept})
-            ours[parse_point_id(point.passage.passage_id)] = point, {FOREIGN_KEY: fields}
-        for batch in split_points(ours, opened.dim, opened.strict):
+        additions = {}
+        for point in layout.check_vectors(points, opened.dim):
+            fields = layout.make_added(point)
+            fields[CHECKSUM_FIELD] = sum_added(fields, {name: point.vectors[name] for name in opened.kept})
+            point_id = parse_point_id(point.passage.passage_id)
+            addition = Addition(point_id, point.vectors, fields)
+            additions[point_id] = addition, measure_point(point.vectors, fields, opened.dim)
+        for batch in split(additions.values(), opened.strict):
             self._write(collection, batch)
 
     def _configure(self, collection: str, dim: int) -> dict[str, models.DenseVectorConfig]:
         """Return the vectors to add to a collection."""
         return dict.fromkeys(self._added, models.DenseVectorConfig(size=dim, distance=models.Distance.DOT))
 
-    def _write(self, collection: str, points: Sequence[models.PointStruct]) -> None:
+    def _write(self, collection: str, additions: Sequence[Addition]) -> None:
         """Add vectors and fields to those points that still exist."""
-        action = f"write to collection {collection!r}"
 
-        def send(part: Sequence[models.PointStruct]) -> list[models.UpdateResult]:
-            written = self._wire.ask(
-                action,
-                self._client.update_vectors,
-                collection_name=collection,
-                points=[models.PointVectors(id=point.id, vector=point.vector) for point in part],
-                wait=True,
-            )
-            changes = [models.SetPayload(payload=point.payload or {}, points=[point.id]) for point in part]
-            return [
-                written,
-                *self._wire.ask(
-                    action,
-                    self._client.batch_update_points,
-                    collection_name=collection,
-                    update_operations=[models.SetPayloadOperation(set_payload=change) for change in changes],
-                    wait=True,
-                ),
-            ]
+        def send(part: Sequence[Addition]) -> None:
+            self._apply(collection, update_vectors({each.id: each.vectors for each in part}))
+            self._apply(collection, [set_ours(each.id, each.ours) for each in part])
 
-        alive = self._retrieve(collection, [point.id for point in points], False, False)
+        alive = self._retrieve(collection, [addition.id for addition in additions], False, False)
         ids = {str(record.id) for record in alive}
-        kept = [point for point in points if str(point.id) in ids]
-        for results in self._writes.send(kept, send, lambda point: f"point {point.id}") if kept else ():
-            for result in results:
-                self._check_applied(result, collection)
+        self._send([addition for addition in additions if str(addition.id) in ids], send)
+
+    def _send(self, additions: Sequence[Addition], send: Callable[[Sequence[Addition]], None]) -> None:
+        """Send additions in requests that the server accepts."""
+        for _ in self._writes.send(additions, send, lambda addition: f"point {addition.id}"):
+            pass
 
     def _restore(self, collection: str, space: Space) -> None:
         """Give the points their plain vectors back where these were replaced."""
@@ -333,33 +325,36 @@ class ForeignStore(ClientStore):
         records = self._scroll(collection, SCROLL_BATCH, [f"{FOREIGN_KEY}.{WRITTEN}"], names)
         strict = self._open(collection, also_foreign=True).strict
         for batch in batched(records, fit(SCROLL_BATCH, strict.upsert_max_batchsize, strict.write_rate_limit)):
-            plain = []
+            plain = {}
             for record in batch:
                 vectors = as_named(record.vector)
                 vector = find_plain(vectors, record.payload or {}, space)
                 if vector is not None and not np.array_equal(vector, np.float32(vectors[space.vector])):
-                    plain.append(models.PointVectors(id=record.id, vector={space.vector: vector.tolist()}))
-            changes = models.UpdateVectors(points=plain)
-            self._apply(collection, [models.UpdateVectorsOperation(update_vectors=changes)] if plain else [])
+                    plain[record.id] = {space.vector: vector}
+            self._apply(collection, update_vectors(plain))
 
-    def _apply(self, collection: str, operations: Sequence[models.UpdateOperation]) -> None:
+    def _apply(self, collection: str, operations: Sequence[Operation]) -> None:
         """Send changes of points in one request, which the server applies in order."""
-        if not operations:
-            return
-        results = self._wire.ask(
-            f"write to collection {collection!r}",
-            self._client.batch_update_points,
-            collection_name=collection,
-            update_operations=list(operations),
-            wait=True,
-        )
-        for result in results:
-            self._check_applied(result, collection)
+        if operations:
+            results = self._wire.ask(f"write to collection {collection!r}", self._update, collection, operations)
+            for result in results:
+                self._check_applied(result, collection)
 
     def _read_ours(self, collection: str, info: models.CollectionInfo) -> tuple[dict[str, Any], int]:
         """Return our marks as the fingerprint, so that inherited methods see a foreign collection."""
         params = list_params(info).get(self._added[0])
         return self._marks, params.size if params else 0
+
+
+def update_vectors(vectors: Mapping[int | str, Mapping[str, FloatArray]]) -> list[Operation]:
+    """Return what writes vectors, given by the points' ids and by name; nothing if there are none."""
+    points = [{"id": point_id, "vector": named} for point_id, named in vectors.items()]
+    return [{"update_vectors": {"points": points}}] if points else []
+
+
+def set_ours(point_id: int | str, ours: Mapping[str, Any]) -> Operation:
+    """Return what writes our payload field of a point."""
+    return {"set_payload": {"payload": {FOREIGN_KEY: ours}, "points": [point_id]}}
 
 
 def _vector_names(info: models.CollectionInfo) -> set[str]:

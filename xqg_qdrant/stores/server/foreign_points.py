@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from operator import sub
 from typing import Any, Protocol
 from uuid import UUID
 
 import numpy as np
 
-from xqg_qdrant.corpus.fields import Json
+from xqg_qdrant.corpus.fields import Json, has_surrogate
 from xqg_qdrant.records import (
     PASSAGE_VECTOR,
     FloatArray,
@@ -32,6 +33,7 @@ WRITTEN = "written"
 MARK_LENGTH = 16
 # Vectors may be stored in 16 bits.
 MARK_TOLERANCE = 2e-3
+NO_PASSAGE = Passage("", "")
 
 
 class RawForeignHit(RawHit, Protocol):
@@ -52,12 +54,13 @@ def get_field(payload: Mapping[str, Any], name: str) -> Json:
 
     A path also leads into an object that is stored as JSON text, such as LlamaIndex's `_node_content`.
     """
-    if not name or name in payload:
-        return payload[name] if name else None
-    value: Json = payload
-    for part in name.split("."):
+    if name in payload or "." not in name:
+        return payload.get(name) if name else None
+    first, *others = name.split(".")
+    value: Json = payload.get(first)
+    for part in others:
         fields = _parse_object(value) if isinstance(value, str) else value
-        value = fields.get(part) if isinstance(fields, Mapping) else None
+        value = fields.get(part) if isinstance(fields, dict) else None
     return value
 
 
@@ -86,9 +89,7 @@ def read_foreign_payload(
         metadata,
     )
     try:
-        queries = tuple(
-            map(MAKE_QUERY, map(QUERY_FIELDS, get_field(payload, f"{FOREIGN_KEY}.generated_queries") or ()))
-        )
+        queries = tuple(map(MAKE_QUERY, map(QUERY_FIELDS, get_ours(payload, "generated_queries") or ())))
     except (KeyError, TypeError):  # not ours, or no longer
         queries = ()
     return passage, queries
@@ -96,8 +97,14 @@ def read_foreign_payload(
 
 def read_passage(point_id: object, fields: Mapping[str, Any], layout: PayloadLayout) -> Passage:
     """Return the passage of a payload in which `find_problem` finds none, with the point's id."""
-    text, title = (get_field(fields, name) for name in (layout.text, layout.title))
+    text, title = get_field(fields, layout.text), get_field(fields, layout.title)
     return Passage(str(point_id), str(text), str(title or ""))
+
+
+def get_ours(payload: Mapping[str, Any], name: str) -> Json:
+    """Return a field of those that xqg added to a payload, None if it is missing."""
+    ours = payload.get(FOREIGN_KEY)
+    return ours.get(name) if isinstance(ours, dict) else None
 
 
 def read_own_id(fields: Mapping[str, Any], layout: PayloadLayout) -> str:
@@ -107,22 +114,25 @@ def read_own_id(fields: Mapping[str, Any], layout: PayloadLayout) -> str:
 
 def as_named(vector: object) -> Mapping[str, Any]:
     """Return a record's vectors by name; an unnamed one has the name ""."""
-    return vector if isinstance(vector, Mapping) else {} if vector is None else {"": vector}
+    return vector if isinstance(vector, dict) else {} if vector is None else {"": vector}
 
 
-def shorten(vector: Sequence[float]) -> list[float]:
+def shorten(vector: FloatArray) -> FloatArray:
     """Return what marks a vector as written by us: its first numbers."""
-    return [float(f"{number:.6g}") for number in vector[:MARK_LENGTH]]
+    return vector[:MARK_LENGTH]
 
 
 def is_written(vector: FloatArray, payload: Mapping[str, Any]) -> bool:
     """Return whether xqg wrote a vector, by the marks in the payload."""
-    marks = get_field(payload, f"{FOREIGN_KEY}.{WRITTEN}")
-    start = vector[:MARK_LENGTH]
-    return isinstance(marks, list) and any(
-        len(mark) == len(start) and np.allclose(start, mark, MARK_TOLERANCE, MARK_TOLERANCE * np.abs(start).max())
-        for mark in marks
-    )
+    marks = get_ours(payload, WRITTEN)
+    return isinstance(marks, list) and has_mark(vector, marks)
+
+
+def has_mark(vector: FloatArray, marks: Sequence[Sequence[float] | FloatArray]) -> bool:
+    """Return whether a vector has one of the marks that `shorten` makes."""
+    start = vector[:MARK_LENGTH].tolist()
+    most = MARK_TOLERANCE * max(map(abs, start))
+    return any(len(mark) == len(start) and max(map(abs, map(sub, start, mark))) <= most for mark in marks)
 
 
 def find_plain(vectors: Mapping[str, Any], payload: Mapping[str, Any], space: Space) -> FloatArray | None:
@@ -132,7 +142,7 @@ def find_plain(vectors: Mapping[str, Any], payload: Mapping[str, Any], space: Sp
     """
     if space.vector not in vectors:
         return None
-    present = np.asarray(vectors[space.vector], dtype=np.float32)
+    present: FloatArray = np.asarray(vectors[space.vector], dtype=np.float32)
     if space.replaced and PASSAGE_VECTOR in vectors and is_written(present, payload):
         return np.asarray(vectors[PASSAGE_VECTOR], dtype=np.float32)
     return present
@@ -147,7 +157,7 @@ def read_foreign_hit(hit: RawForeignHit, layout: PayloadLayout) -> ScoredPassage
 def sum_added(fields: Mapping[str, Any], vectors: Mapping[str, FloatArray]) -> str:
     """Return the checksum of what xqg added to a point: of its fields, and of the vectors that come back bit by bit."""
     queries = tuple(map(MAKE_QUERY, map(QUERY_FIELDS, fields["generated_queries"])))
-    return sum_payload(Passage("", ""), queries, fields["content_hash"], fields["recipe"]) + sum_vectors(vectors, None)
+    return sum_payload(NO_PASSAGE, queries, fields["content_hash"], fields["recipe"]) + sum_vectors(vectors, None)
 
 
 def inspect_added(point_id: str, payload: Mapping[str, Any], vectors: object, kept: Sequence[str]) -> Inspected:
@@ -177,7 +187,7 @@ def inspect_added(point_id: str, payload: Mapping[str, Any], vectors: object, ke
 
 def find_problem(fields: Mapping[str, Any], payload_layout: PayloadLayout) -> str:
     """Return why a point holds no passage, empty if it holds one."""
-    text, title = (get_field(fields, name) for name in (payload_layout.text, payload_layout.title))
+    text, title = get_field(fields, payload_layout.text), get_field(fields, payload_layout.title)
     if text is None:
         return f"no field {payload_layout.text}"
     if not isinstance(text, str):
@@ -186,12 +196,12 @@ def find_problem(fields: Mapping[str, Any], payload_layout: PayloadLayout) -> st
         return f"{payload_layout.text} is empty"
     if title is not None and not isinstance(title, str):
         return f"{payload_layout.title} is not a string"
-    if any("\ud800" <= char <= "\udfff" for char in text + (title or "")):
+    if has_surrogate(text) or has_surrogate(title or ""):
         return "the text or the title holds a lone surrogate, half a character"
     if payload_layout.id:
         own_id = get_field(fields, payload_layout.id)
         if isinstance(own_id, bool) or not isinstance(own_id, str | int) or not str(own_id).strip():
             return f"{payload_layout.id} is neither a string nor a whole number"
-    if FOREIGN_KEY in fields and get_field(fields, f"{FOREIGN_KEY}.content_hash") is None:
+    if FOREIGN_KEY in fields and get_ours(fields, "content_hash") is None:
         return f"the field {FOREIGN_KEY} is taken: xqg did not write it"
     return ""

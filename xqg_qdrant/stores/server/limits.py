@@ -5,15 +5,15 @@ A request must fit the server's own limits and those of the collection's strict 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
+import orjson
 from qdrant_client import models
 
 from xqg_qdrant.errors import StoreError
 from xqg_qdrant.fingerprint import is_sparse, read_layout, read_space
-from xqg_qdrant.records import TERMS_VECTOR, XQG_VECTOR, AugmentedPassage, PayloadLayout
+from xqg_qdrant.records import TERMS_VECTOR, XQG_VECTOR, AugmentedPassage, FloatArray, PayloadLayout
 from xqg_qdrant.stores.points import OVERSAMPLING, VECTOR_NAMES, Names, read_names, rename
 from xqg_qdrant.stores.protocol import SearchLimitError
 
@@ -27,15 +27,21 @@ FLOAT_BYTES = 24  # the longest float32 in JSON, with its comma
 TERM_BYTES = 15  # the longest term index and its value 1.0 in JSON, with commas
 STORED_FLOAT_BYTES = 4
 
+T = TypeVar("T")
+
 
 class OpenCollection(NamedTuple):
-    """A collection as it was when first used; `layout` is None unless another program made the collection."""
+    """A collection as it was when first used.
+
+    `layout` is None unless another program made the collection, and `kept` is what `list_kept` returns for it.
+    """
 
     dim: int
     sparse: bool
     names: Names
     layout: PayloadLayout | None
     strict: models.StrictModeConfigOutput
+    kept: tuple[str, ...]
 
 
 def read_ours(info: models.CollectionInfo) -> tuple[dict[str, Any], int] | None:
@@ -69,7 +75,7 @@ def list_kept(info: models.CollectionInfo) -> list[str]:
 def describe_collection(info: models.CollectionInfo, fingerprint: Mapping[str, Any], dim: int) -> OpenCollection:
     """Return the record of a collection with this fingerprint and vector dimension."""
     own = is_sparse(fingerprint), read_names(fingerprint), read_layout(fingerprint)
-    return OpenCollection(dim, *own, read_strict_mode(info))
+    return OpenCollection(dim, *own, read_strict_mode(info), tuple(list_kept(info)))
 
 
 def read_strict_mode(info: models.CollectionInfo) -> models.StrictModeConfigOutput:
@@ -141,19 +147,37 @@ def split_points(
     points: Mapping[Any, tuple[AugmentedPassage, dict[str, Any]]], dim: int, strict: models.StrictModeConfigOutput
 ) -> Iterator[list[models.PointStruct]]:
     """Yield points, keyed by id, in lists that each fit one request."""
+    sized = (
+        (item, measure_point(point.vectors, payload, dim) + len(point.terms or ()) * TERM_BYTES)
+        for item in points.items()
+        for point, payload in [item[1]]
+    )
+    for batch in split(sized, strict):
+        yield [_make_struct(point_id, *made) for point_id, made in batch]
+
+
+def split(sized: Iterable[tuple[T, int]], strict: models.StrictModeConfigOutput) -> Iterator[list[T]]:
+    """Yield what is to be written, given with its bytes, in lists that each fit one request."""
     length = fit(UPSERT_BATCH, strict.upsert_max_batchsize, strict.write_rate_limit)
-    batch: list[models.PointStruct] = []
+    batch: list[T] = []
     filled = 0
-    for point_id, (point, payload) in points.items():
-        terms = point.terms or ()
-        size = len(json.dumps(payload)) + len(point.vectors) * dim * FLOAT_BYTES + len(terms) * TERM_BYTES
+    for item, size in sized:
         if batch and (len(batch) == length or filled + size > UPSERT_BYTES):
             yield batch
             batch, filled = [], 0
-        vectors: dict[str, models.Vector] = {name: values.tolist() for name, values in point.vectors.items()}
-        if point.terms is not None:
-            vectors[TERMS_VECTOR] = models.SparseVector(indices=list(terms), values=[1.0] * len(terms))
-        batch.append(models.PointStruct(id=point_id, vector=vectors, payload=payload))
+        batch.append(item)
         filled += size
     if batch:
         yield batch
+
+
+def measure_point(vectors: Mapping[str, FloatArray], payload: Mapping[str, Any], dim: int) -> int:
+    """Return how many bytes vectors and a payload have at most in a request."""
+    return len(orjson.dumps(payload)) + len(vectors) * dim * FLOAT_BYTES
+
+
+def _make_struct(point_id: Any, point: AugmentedPassage, payload: dict[str, Any]) -> models.PointStruct:  # noqa: ANN401
+    vectors: dict[str, models.Vector] = {name: values.tolist() for name, values in point.vectors.items()}
+    if point.terms is not None:
+        vectors[TERMS_VECTOR] = models.SparseVector(indices=list(point.terms), values=[1.0] * len(point.terms))
+    return models.PointStruct(id=point_id, vector=vectors, payload=payload)

@@ -6,15 +6,21 @@
 No passage is encoded again. When a vector is replaced, each step leaves enough to tell a plain vector from one of ours:
 the plain one is kept, then the payload says what will be written, then it is written. So a run that is killed and run
 again, or undone, finds every plain vector, bit for bit.
+
+A point that has changed since it was read is not written. Points that wait for a model are read a second time for that;
+those of a page that came within the last `RECENT_SECONDS` are not, so a page without model calls costs one request to
+read it and one to write it.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from qdrant_client import models
@@ -31,15 +37,17 @@ from xqg_qdrant.records import (
     Reject,
     Space,
 )
+from xqg_qdrant.stores.server.answers import Record
 from xqg_qdrant.stores.server.client import SCROLL_BATCH
-from xqg_qdrant.stores.server.foreign import ForeignStore
+from xqg_qdrant.stores.server.foreign import Addition, ForeignStore, set_ours, update_vectors
 from xqg_qdrant.stores.server.foreign_points import (
     FOREIGN_KEY,
     WRITTEN,
     as_named,
     find_plain,
     find_problem,
-    get_field,
+    get_ours,
+    has_mark,
     is_written,
     parse_point_id,
     read_foreign_payload,
@@ -48,8 +56,12 @@ from xqg_qdrant.stores.server.foreign_points import (
     shorten,
 )
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, list_params
+from xqg_qdrant.stores.server.requests import NotFoundError
 
 COMPARABLE = (models.Distance.COSINE, models.Distance.DOT)
+# Another program that writes a point within this time, as within that of a request, may lose its change.
+RECENT_SECONDS = 2.0
+RECENT_PAGES = 16
 
 
 class VectorSpace(NamedTuple):
@@ -66,6 +78,7 @@ class OwnSpaceStore(ForeignStore):
         super().__init__(location, api_key, payload_layout)
         self._space = space
         self._added = (space.added,)
+        self._recent = RecentPages()
         self._marks = {**self._marks, **describe_space(space)}
 
     def read_space(self, collection: str) -> VectorSpace:
@@ -100,21 +113,25 @@ class OwnSpaceStore(ForeignStore):
 
     def read_passages(self, collection: str) -> Iterator[QueriedPassage | Reject]:
         """Yield the passage of each point with its plain vector, or a `Reject` if the point lacks either."""
-        payload = models.PayloadSelectorExclude(exclude=[f"{FOREIGN_KEY}.generated_queries"])
+        payload = {"exclude": [f"{FOREIGN_KEY}.generated_queries"]}
         kept = self._space.replaced and PASSAGE_VECTOR in list_params(self._require_info(collection))
         names = [self._space.vector, PASSAGE_VECTOR] if kept else [self._space.vector]
-        for record in self._scroll(collection, SCROLL_BATCH, payload, names):
-            fields = record.payload or {}
-            vector = find_plain(as_named(record.vector), fields, self._space)
-            problem = find_problem(fields, self._payload_layout)
-            if vector is None and not problem:
-                problem = f"no vector {self._space.vector!r}"
-            if problem or vector is None:
-                source = f"{self.location}, collection {collection!r}, point {record.id}"
-                yield Reject(source, 0, problem, json.dumps(fields))
-            else:
-                passage = read_passage(record.id, fields, self._payload_layout)
-                yield QueriedPassage(passage, (), vector, read_own_id(fields, self._payload_layout))
+        for records in self._scroll_pages(collection, SCROLL_BATCH, payload, names):
+            if self._remote:
+                self._recent.add(collection, records)
+            for record in records:
+                yield self._read_row(collection, record)
+
+    def _read_row(self, collection: str, record: Record) -> QueriedPassage | Reject:
+        fields = record.payload or {}
+        vector = find_plain(as_named(record.vector), fields, self._space)
+        problem = find_problem(fields, self._payload_layout)
+        if problem or vector is None:
+            problem = problem or f"no vector {self._space.vector!r}"
+            source = f"{self.location}, collection {collection!r}, point {record.id}"
+            return Reject(source, 0, problem, json.dumps(fields))
+        passage = read_passage(record.id, fields, self._payload_layout)
+        return QueriedPassage(passage, (), vector, read_own_id(fields, self._payload_layout))
 
     def read_vectors(self, collection: str) -> Iterator[tuple[Passage, FloatArray]]:
         """Yield the plain vector of each point that has one, with its title and id; read no text.
@@ -136,17 +153,27 @@ class OwnSpaceStore(ForeignStore):
 
     def read_content_hashes(self, collection: str, passage_ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each point that is augmented, and whose vector is the one that xqg wrote."""
-        hashes = super().read_content_hashes(collection, passage_ids)
+        point_ids = {parse_point_id(passage_id): passage_id for passage_id in passage_ids}
+        recent = self._recent.find(collection, point_ids)
+        bare = {point_id for point_id, record in recent.items() if not _get_content_hash(record)}
+        read = {
+            point_id: record
+            for point_id, record in recent.items()
+            if self._space.replaced and point_id not in bare and PASSAGE_VECTOR in as_named(record.vector)
+        }
+        known = bare | read.keys()
+        asked = [passage_id for point_id, passage_id in point_ids.items() if point_id not in known]
+        hashes = super().read_content_hashes(collection, asked) if asked else {}
         if not self._space.replaced:
             return hashes
-        ours = set()
-        for record in self._retrieve(
-            collection, [*map(parse_point_id, hashes)], [f"{FOREIGN_KEY}.{WRITTEN}"], [self._space.vector]
-        ):
-            vector = as_named(record.vector).get(self._space.vector)
-            if vector is not None and is_written(np.asarray(vector, np.float32), record.payload or {}):
-                ours.add(str(record.id))
+        again = self._read_again(collection, [*map(parse_point_id, hashes)])
+        hashes |= {str(point_id): _get_content_hash(record) for point_id, record in read.items()}
+        ours = {str(point_id) for point_id, record in (read | again).items() if self._is_ours(record)}
         return {point_id: content for point_id, content in hashes.items() if point_id in ours}
+
+    def _is_ours(self, record: Record) -> bool:
+        vector = as_named(record.vector).get(self._space.vector)
+        return vector is not None and is_written(np.asarray(vector, np.float32), record.payload or {})
 
     def _configure(self, collection: str, dim: int) -> dict[str, models.DenseVectorConfig]:
         space = self.read_space(collection)
@@ -155,47 +182,85 @@ class OwnSpaceStore(ForeignStore):
         distance = models.Distance.COSINE if cosine else models.Distance.DOT
         return {self._space.added: models.DenseVectorConfig(size=dim, distance=distance)}
 
-    def _write(self, collection: str, points: Sequence[models.PointStruct]) -> None:
-        """Add the vectors and fields, in parts that the server takes."""
-        for _ in self._writes.send(points, partial(self._write_part, collection), lambda point: f"point {point.id}"):
-            pass
+    def _write(self, collection: str, additions: Sequence[Addition]) -> None:
+        """Add vectors and fields, in parts that the server takes."""
+        self._send(additions, partial(self._write_part, collection))
 
-    def _write_part(self, collection: str, points: Sequence[models.PointStruct]) -> None:
-        """Add the vectors and fields; leave a point that changed since it was read to another run."""
+    def _write_part(self, collection: str, additions: Sequence[Addition]) -> None:
+        """Add vectors and fields; leave a point that changed since it was read to another run."""
+        ids = [addition.id for addition in additions]
+        records = self._recent.find(collection, ids)
+        try:
+            self._add(collection, additions, records | self._read_again(collection, set(ids) - records.keys()))
+        except NotFoundError:
+            if not records:
+                raise
+            # A point was deleted since its page was read.
+            self._add(collection, additions, self._read_again(collection, ids))
+        finally:
+            self._recent.forget(collection, ids)
+
+    def _read_again(self, collection: str, ids: Collection[int | str]) -> dict[int | str, Record]:
         names = [self._space.vector, PASSAGE_VECTOR] if self._space.replaced else [self._space.vector]
-        ids = [point.id for point in points]
-        records = self._retrieve(collection, ids, [f"{FOREIGN_KEY}.{WRITTEN}"], names)
-        found = {str(record.id): record for record in records}
-        kept: dict[Any, models.PointVectors] = {}
-        written: dict[Any, models.PointVectors] = {}
+        records = self._retrieve(collection, [*ids], [f"{FOREIGN_KEY}.{WRITTEN}"], names) if ids else []
+        return {record.id: record for record in records}
+
+    def _add(self, collection: str, additions: Sequence[Addition], records: Mapping[int | str, Record]) -> None:
+        """Add to those points whose plain vector is still the one that was read."""
+        name = self._space.vector if self._space.replaced else XQG_VECTOR
+        kept: dict[int | str, Mapping[str, FloatArray]] = {}
+        written: dict[int | str, Mapping[str, FloatArray]] = {}
         before, after = [], []
-        for point in points:
-            record = found.get(str(point.id))
-            if record is None or not isinstance(point.vector, Mapping):
+        for addition in additions:
+            record = records.get(addition.id)
+            if record is None:
                 continue
-            vectors: Mapping[str, Any] = point.vector
-            plain, fused = vectors[PASSAGE_VECTOR], vectors[XQG_VECTOR]
-            stored = find_plain(as_named(record.vector), record.payload or {}, self._space)
-            if stored is None or not np.array_equal(stored, np.float32(plain)):
+            vectors, payload, ours = as_named(record.vector), record.payload or {}, addition.ours
+            plain, fused = addition.vectors[PASSAGE_VECTOR], addition.vectors[XQG_VECTOR]
+            stored = find_plain(vectors, payload, self._space)
+            if stored is None or not (stored is plain or np.array_equal(stored, plain)):
                 continue
-            name = self._space.vector if self._space.replaced else XQG_VECTOR
-            written[point.id] = models.PointVectors(id=point.id, vector={name: fused})
-            ours = dict((point.payload or {})[FOREIGN_KEY])
+            written[addition.id] = {name: fused}
             if self._space.replaced:
-                kept[point.id] = models.PointVectors(id=point.id, vector={PASSAGE_VECTOR: plain})
-                marks = get_field(record.payload or {}, f"{FOREIGN_KEY}.{WRITTEN}") or []
-                pending = {**ours, "content_hash": "", WRITTEN: [*marks, shorten(fused)]}
-                before.append(_set_payload(point.id, pending))
-                ours[WRITTEN] = [shorten(fused)]
-            after.append(_set_payload(point.id, ours))
-        self._apply(collection, [*_update_vectors(kept), *before, *_update_vectors(written), *after])
+                kept[addition.id] = {PASSAGE_VECTOR: plain}
+                mark, present = shorten(fused), np.asarray(vectors[name], np.float32)
+                ours = {**ours, WRITTEN: [mark]}
+                is_ours = is_written(present, payload)
+                if not is_ours and not has_mark(present, [mark]):
+                    # The mark alone tells that the vector is still to be written.
+                    before.append(set_ours(addition.id, ours))
+                    continue
+                marks = [*get_ours(payload, WRITTEN), mark] if is_ours else [mark]
+                before.append(set_ours(addition.id, {**ours, "content_hash": "", WRITTEN: marks}))
+            after.append(set_ours(addition.id, ours))
+        self._apply(collection, [*update_vectors(kept), *before, *update_vectors(written), *after])
 
 
-def _set_payload(point_id: Any, ours: Mapping[str, Any]) -> models.SetPayloadOperation:  # noqa: ANN401
-    return models.SetPayloadOperation(set_payload=models.SetPayload(payload={FOREIGN_KEY: ours}, points=[point_id]))
+class RecentPages:
+    """The points of the last pages, for as long as they need not be read again before they are written."""
+
+    def __init__(self) -> None:
+        self._pages: deque[tuple[float, str, dict[int | str, Record]]] = deque(maxlen=RECENT_PAGES)
+
+    def add(self, collection: str, records: Sequence[Record]) -> None:
+        """Remember the points of a page that was read just now."""
+        self._pages.append((time.monotonic(), collection, {record.id: record for record in records}))
+
+    def find(self, collection: str, ids: Collection[int | str]) -> dict[int | str, Record]:
+        """Return those of the points that were read within `RECENT_SECONDS`, as they were read last."""
+        oldest, wanted, found = time.monotonic() - RECENT_SECONDS, set(ids), dict[int | str, Record]()
+        for read, of, page in self._pages:
+            if of == collection and read > oldest:
+                found |= {point_id: page[point_id] for point_id in page.keys() & wanted}
+        return found
+
+    def forget(self, collection: str, ids: Collection[int | str]) -> None:
+        """Forget points that were written."""
+        for _, of, page in self._pages:
+            if of == collection:
+                for point_id in page.keys() & ids:
+                    del page[point_id]
 
 
-def _update_vectors(points: Mapping[Any, models.PointVectors]) -> list[models.UpdateOperation]:
-    """Return what writes vectors; nothing if there are none."""
-    changes = models.UpdateVectors(points=list(points.values()))
-    return [models.UpdateVectorsOperation(update_vectors=changes)] if points else []
+def _get_content_hash(record: Record) -> str:
+    return str(get_ours(record.payload or {}, "content_hash") or "")
