@@ -14,6 +14,7 @@ from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.records import AugmentedPassage
 from xqg_qdrant.stores import open_store
 
+pytestmark = pytest.mark.usefixtures("opened_once")
 FEW_QUERIES = ["--languages", "fi,ru", "--queries-per-language", "2", "--max-new-tokens", "8", "--threads", "1"]
 RECIPE = ["--alpha", "0.2", "--fusion", "mean", "--renormalise", "--seed", "3", *FEW_QUERIES]
 

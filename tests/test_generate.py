@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 from qdrant_client import models
 from rest_qdrant import RestQdrant
+from short_passages import short_passages
 from writing import write_rows
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.records import Passage
 from xqg_qdrant.stores import open_store
@@ -30,7 +30,7 @@ PASSAGES = 20
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("generate")
-    passages = read_demo_passages()[:PASSAGES]
+    passages = short_passages(PASSAGES)
     write_rows(
         folder / "corpus.jsonl",
         [

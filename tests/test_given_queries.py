@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from short_passages import short_passages
 
 from xqg_qdrant.augmentation.pipeline import ingest
 from xqg_qdrant.augmentation.recipe import Recipe, make_recipe
 from xqg_qdrant.cli import main
 from xqg_qdrant.corpus.inputs import QueryIndex
 from xqg_qdrant.corpus.passages import read_generated_queries, read_passages, read_queried_passages
-from xqg_qdrant.demo import read_demo_passages, read_demo_queries
+from xqg_qdrant.demo import read_demo_queries
 from xqg_qdrant.errors import InputError, MismatchError
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
@@ -26,6 +27,7 @@ from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, Querie
 from xqg_qdrant.retrieval import Hit
 from xqg_qdrant.stores import Store, open_store
 
+pytestmark = pytest.mark.usefixtures("opened_once")
 FI, RU = GeneratedQuery("fi", "Missä Tonava alkaa?"), GeneratedQuery("ru", "Где начинается Дунай?")
 NO_LANGUAGE = GeneratedQuery("", "Where does it begin?")
 
@@ -182,7 +184,7 @@ def demo_rows(count: int) -> list[QueriedPassage]:
     questions = [GeneratedQuery(query.language, query.text) for query in read_demo_queries()]
     return [
         QueriedPassage(passage, tuple(questions[5 * number : 5 * number + number % 5]))
-        for number, passage in enumerate(read_demo_passages()[:count])
+        for number, passage in enumerate(short_passages(count))
     ]
 
 

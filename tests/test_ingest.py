@@ -29,7 +29,6 @@ from xqg_qdrant.records import AugmentedPassage, FloatArray, Passage, Reject
 from xqg_qdrant.stores import Store, open_store
 
 CLI = Path(__file__).parent.parent / "cli.py"
-KILLS = 4
 
 
 @pytest.fixture
@@ -113,7 +112,8 @@ def test_a_filter_is_in_the_fingerprint_and_none_leaves_it_as_it_was(
 def test_any_number_of_workers_gives_the_same_points(
     demo_encoder: Encoder, demo_generator: QueryGenerator, recipe: Recipe, tmp_path: Path
 ) -> None:
-    passages, results = read_demo_passages()[: 5 * CHUNK_SIZE + 3], []
+    passages = [replace(p, text=p.text.split(". ")[0]) for p in read_demo_passages()[: 5 * CHUNK_SIZE + 3]]
+    results = []
     for workers in (1, 4):
         store = open_store(str(tmp_path / str(workers)))
         steps = list(ingest(passages, store, "docs", demo_encoder, demo_generator, recipe, workers))
@@ -333,13 +333,13 @@ def kill_now_and_then(corpus: Path, store: Path, threads: int, seconds: float, k
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float, dict[str, AugmentedPassage]]:
     """A corpus, how long its ingest takes, and the points that it gives."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    corpus = write_corpus(folder / "corpus.jsonl", 8 * CHUNK_SIZE)
+    corpus = write_corpus(folder / "corpus.jsonl", 6 * CHUNK_SIZE)
     start = time.monotonic()
     finish_ingest(corpus, folder / "store")
     return corpus, time.monotonic() - start, read_all(folder / "store")
 
 
-@pytest.mark.parametrize(("threads", "kills"), [(1, KILLS), (3, KILLS // 2)])
+@pytest.mark.parametrize(("threads", "kills"), [(1, 3), (3, 2)])
 def test_an_ingest_that_is_killed_again_and_again_ends_with_the_same_points(
     uninterrupted: tuple[Path, float, dict[str, AugmentedPassage]], tmp_path: Path, threads: int, kills: int
 ) -> None:

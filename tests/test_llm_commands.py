@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from llama import NEEDS_LLAMA, running_llama
 from qdrant_client import QdrantClient
 from scripted_chat import Answer, Call, ScriptedChat, said
+from short_passages import short_passages
 from test_architecture import CHECKOUT
 from test_docs import blocks, commands
 from test_foreign import FIELDS, make_collection
@@ -19,7 +20,6 @@ from writing import write_rows
 
 from xqg_qdrant.augmentation import pipeline
 from xqg_qdrant.cli import main
-from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.generation import llm
 from xqg_qdrant.generation.chat import Reply
 from xqg_qdrant.generation.llm import ChatSampling, LanguageModelGenerator
@@ -27,6 +27,7 @@ from xqg_qdrant.records import Passage
 from xqg_qdrant.stores import open_store
 from xqg_qdrant.stores.parquet import ParquetFolder
 
+pytestmark = pytest.mark.usefixtures("opened_once")
 KEY = "sk-proj-7f9Zq40xAb"
 PASSAGES = 12
 ASKED = {"fi": "Mikä on joen {} pituus?", "ru": "Сколько километров от истока до устья реки {}?"}
@@ -48,7 +49,7 @@ def endpoint() -> Iterator[ScriptedChat]:
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XQG_LLM_API_KEY", KEY)
-    rows = [{"id": p.passage_id, "title": p.title, "text": p.text} for p in read_demo_passages()[:PASSAGES]]
+    rows = [{"id": p.passage_id, "title": p.title, "text": p.text} for p in short_passages(PASSAGES)]
     write_rows(tmp_path / "c.jsonl", rows)
     return "c.jsonl"
 
@@ -232,7 +233,7 @@ def test_another_programs_collection_is_augmented(endpoint: ScriptedChat, corpus
 def test_the_commands_of_the_page_run(endpoint: ScriptedChat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus").mkdir()
-    rows = [{"id": p.passage_id, "title": p.title, "text": p.text} for p in read_demo_passages()[:6]]
+    rows = [{"id": p.passage_id, "title": p.title, "text": p.text} for p in short_passages(6)]
     write_rows(tmp_path / "corpus" / "passages.jsonl", rows)
     endpoint.reset(lambda call, number: said({code: three_questions(code, number) for code in call.languages}))
     page = CHECKOUT / "docs" / "how-to" / "language-model.md"

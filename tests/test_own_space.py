@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from qdrant_client import QdrantClient, models
 from rest_qdrant import RestQdrant
+from short_passages import short_passages
 from stored_points import assert_same_points, read_points
 from writing import write_rows
 
@@ -22,7 +23,6 @@ from xqg_qdrant.augmentation.fusion import Fusion, fuse
 from xqg_qdrant.augmentation.pipeline import ingest
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.cli import main
-from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import FloatArray, GeneratedQuery, PayloadLayout, QueriedPassage, Space
 from xqg_qdrant.stores import open_own_space_store, open_store
@@ -30,7 +30,7 @@ from xqg_qdrant.stores.server import own_space as own_space_module
 from xqg_qdrant.stores.server.client import SCROLL_BATCH
 from xqg_qdrant.stores.server.own_space import OwnSpaceStore
 
-PASSAGES = read_demo_passages()[:8]
+PASSAGES = short_passages(8)
 COSINE, DOT = models.Distance.COSINE, models.Distance.DOT
 LAYOUT = PayloadLayout("text", "title", "id")
 FIELDS = ("--text-field", "text", "--title-field", "title", "--id-field", "id")

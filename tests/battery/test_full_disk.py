@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from test_kill_9 import SCENARIOS, read_state
+from test_kill_9 import SCENARIOS, read_state, write_corpus
 
 SOURCE = Path(__file__).parents[1] / "support/faulty_disk.c"
 CLI = Path(__file__).parents[2] / "cli.py"
@@ -53,7 +53,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
     before, after = made / "before", made / "after"
     before.mkdir()
-    SCENARIOS["ingest"].prepare(before)
+    write_corpus(before)
     shutil.copytree(before, after)
     disk = Disk(library, before, {}, 0)
     code, said = disk.run(after, count=str(made / "count"))

@@ -24,6 +24,7 @@ from hostile_rows import ESCAPES, KINDS, TURNS, Line, as_json, good, stored
 from xqg_qdrant.cli import main
 from xqg_qdrant.stores import open_store
 
+pytestmark = pytest.mark.usefixtures("opened_once")
 VARIANTS = 6
 GOOD = 200
 KEPT = 10_000

@@ -10,23 +10,21 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pytest
+from forked import Forks, forks
 
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.records import AugmentedPassage, Passage
 from xqg_qdrant.stores import Store, open_store
 
-KILLED = Path(__file__).parents[1] / "support/killed.py"
 FEW_QUERIES = ["--languages", "fi,ru", "--queries-per-language", "1", "--max-new-tokens", "4"]
-PASSAGES = 40
+PASSAGES = 24
 INDEX_DIM, INDEX_POINTS = 4096, 700
 
 EDGE = "xqg_qdrant.stores.edge.store"
@@ -55,13 +53,17 @@ FINGERPRINT = ("before the fingerprint", "before the fingerprint has its name")
 NAMES = ("before a collection has its name", "after a collection has its name")
 
 
+# Runs a command in a folder; returns its exit code and what it said.
+Run: TypeAlias = Callable[[Path, tuple[str, ...]], tuple[int, str]]
+
+
 class Scenario(NamedTuple):
     """What lies in the folder beforehand, the command, where it is killed, and its exit code when it is not.
 
     `done_code` is that of the command once there is nothing left to do.
     """
 
-    prepare: Callable[[Path], None]
+    prepare: Callable[[Path, Run], None]
     arguments: tuple[str, ...]
     points: tuple[str, ...]
     exit_code: int = 0
@@ -72,39 +74,39 @@ def to_row(passage: Passage, **changes: Any) -> str:
     return json.dumps({"id": passage.passage_id, "title": passage.title, "text": passage.text, **changes}) + "\n"
 
 
-def write_corpus(folder: Path) -> None:
+def write_corpus(folder: Path, _: Run | None = None) -> None:
     """Write passages of one sentence and a few rows that are rejected."""
     rows = [to_row(p, text=p.text.split(". ")[0]) for p in read_demo_passages()[:PASSAGES]]
-    for place in (3, 20, 33):
+    for place in (3, 10, 20):
         rows.insert(place, '{"id": "no text"}\n')
     (folder / "corpus.jsonl").write_text("".join(rows))
 
 
-def write_edited_corpus(folder: Path) -> None:
+def write_edited_corpus(folder: Path, run: Run) -> None:
     """Store a corpus, then take passages out of it, change some, and add others."""
     passages = read_demo_passages()
     text = {p.passage_id: p.text.split(". ")[0] for p in passages}
     old = [to_row(p, text=text[p.passage_id]) for p in passages[:PASSAGES]]
     (folder / "corpus.jsonl").write_text("".join(old))
-    run_xqg(folder, ("ingest", "corpus.jsonl", "--collection", "docs", *FEW_QUERIES))
-    changed = [to_row(p, text=f"{text[p.passage_id]}, so they say") for p in passages[10:25]]
-    new = [to_row(p, text=text[p.passage_id]) for p in passages[PASSAGES : PASSAGES + 20]]
-    (folder / "corpus.jsonl").write_text("".join([*changed, *old[25:], *new]))
+    run(folder, ("ingest", "corpus.jsonl", "--collection", "docs", *FEW_QUERIES))
+    changed = [to_row(p, text=f"{text[p.passage_id]}, so they say") for p in passages[6:15]]
+    new = [to_row(p, text=text[p.passage_id]) for p in passages[PASSAGES : PASSAGES + 12]]
+    (folder / "corpus.jsonl").write_text("".join([*changed, *old[15:], *new]))
 
 
-def store_corpus(folder: Path) -> None:
+def store_corpus(folder: Path, run: Run) -> None:
     write_corpus(folder)
-    run_xqg(folder, ("ingest", "corpus.jsonl", "--collection", "docs", *FEW_QUERIES))
+    run(folder, ("ingest", "corpus.jsonl", "--collection", "docs", *FEW_QUERIES))
     (folder / "docs.rejected.jsonl").unlink()
 
 
-def store_plain(folder: Path) -> None:
+def store_plain(folder: Path, run: Run) -> None:
     write_corpus(folder)
-    run_xqg(folder, ("ingest", "corpus.jsonl", "--collection", "docs", "--plain"))
+    run(folder, ("ingest", "corpus.jsonl", "--collection", "docs", "--plain"))
     (folder / "docs.rejected.jsonl").unlink()
 
 
-def store_unindexed(folder: Path) -> None:
+def store_unindexed(folder: Path, _: Run) -> None:
     store = open_store(str(folder / "xqg_data"))
     store.create_collection("docs", INDEX_DIM, {})
     vectors = np.random.default_rng(0).standard_normal((INDEX_POINTS, INDEX_DIM)).astype(np.float32)
@@ -118,7 +120,7 @@ def store_unindexed(folder: Path) -> None:
     store.close()
 
 
-def save_checkpoint(folder: Path) -> None:
+def save_checkpoint(folder: Path, _: Run) -> None:
     from checkpoints import save_encoder  # it needs torch, which takes its time
 
     save_encoder(folder / "checkpoint", "minilm")
@@ -166,11 +168,18 @@ SCENARIOS = {
 }
 
 
-def run_xqg(folder: Path, arguments: tuple[str, ...], point: str = "", call: int = 0) -> tuple[int, str]:
-    """Run the command in a folder; return its exit code and what it said on stderr."""
-    command = [sys.executable, str(KILLED), json.dumps(POINTS), point, str(call), *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
-    return done.returncode, done.stderr
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Forks]:
+    with forks(program="killed") as commands:
+        yield commands
+
+
+def run_xqg(
+    commands: Forks, folder: Path, arguments: tuple[str, ...], point: str = "", call: int = 0
+) -> tuple[int, str]:
+    """Run the command in a folder; return its exit code and what it said."""
+    commands.start(folder, json.dumps(POINTS), point, str(call), *arguments)
+    return commands.wait(), commands.output
 
 
 def read_points(store: Store, collection: str) -> dict[str, Any]:
@@ -209,15 +218,15 @@ class Reference(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def reference_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reference]:
+def reference_of(commands: Forks, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reference]:
     @cache
     def make(name: str) -> Reference:
         scenario = SCENARIOS[name]
         before = tmp_path_factory.mktemp("before")
-        scenario.prepare(before)
+        scenario.prepare(before, partial(run_xqg, commands))
         folder = tmp_path_factory.mktemp("after") / "folder"
         shutil.copytree(before, folder)
-        code, said = run_xqg(folder, (*scenario.arguments, *threads_of(name, 0)))
+        code, said = run_xqg(commands, folder, (*scenario.arguments, *threads_of(name, 0)))
         assert code == scenario.exit_code, said
         return Reference(before, read_state(folder), json.loads(said.splitlines()[-1]))
 
@@ -239,7 +248,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_a_command_that_is_killed_and_run_again_ends_where_an_uninterrupted_one_does(
-    name: str, point: str, seed: int, reference_of: Callable[[str], Reference], tmp_path: Path
+    name: str, point: str, seed: int, commands: Forks, reference_of: Callable[[str], Reference], tmp_path: Path
 ) -> None:
     scenario, reference = SCENARIOS[name], reference_of(name)
     calls = reference.calls[point]
@@ -252,14 +261,14 @@ def test_a_command_that_is_killed_and_run_again_ends_where_an_uninterrupted_one_
     # A later run may have less to do than the call that was drawn.
     for call in range(draw.randint(1, calls), 0, -1):
         shutil.copytree(reference.before, folder)
-        code, said = run_xqg(folder, arguments, point, call)
+        code, said = run_xqg(commands, folder, arguments, point, call)
         if code == -signal.SIGKILL or point != "indexing":
             break
         shutil.rmtree(folder)
     assert code == -signal.SIGKILL, said
     for _ in range(draw.randint(0, 2) if seed else 0):
-        code, said = run_xqg(folder, arguments, point, draw.randint(1, calls))
+        code, said = run_xqg(commands, folder, arguments, point, draw.randint(1, calls))
         assert code in (-signal.SIGKILL, scenario.exit_code, scenario.done_code), said
-    code, said = run_xqg(folder, arguments)
+    code, said = run_xqg(commands, folder, arguments)
     assert code in (scenario.exit_code, scenario.done_code), said
     assert read_state(folder) == reference.state

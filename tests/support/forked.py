@@ -1,11 +1,14 @@
 """Run xqg commands in processes that may be killed, forked from one that has imported everything, so in no time.
 
+Another program takes the place of `xqg` if its module has a function `main`, which gets the arguments.
+
 Run as a script, it is that process: for each line on standard input, JSON of a folder and arguments, it prints the
 number of the process that runs the command, and its exit code once it has ended.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -53,9 +56,9 @@ class Forks:
 
 
 @contextmanager
-def forks(setup: str = "") -> Iterator[Forks]:
-    """Open what commands are started from; `setup` is Python that it runs first."""
-    command = [sys.executable, __file__, setup]
+def forks(setup: str = "", program: str = "xqg_qdrant.cli") -> Iterator[Forks]:
+    """Open what commands are started from; `setup` is Python that it runs first, `program` the module to run."""
+    command = [sys.executable, __file__, setup, program]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield Forks(server)
@@ -63,9 +66,8 @@ def forks(setup: str = "") -> Iterator[Forks]:
         server.communicate("")
 
 
-def run(folder: str, arguments: list[str]) -> None:
-    from xqg_qdrant.cli import main
-
+def run(program: str, folder: str, arguments: list[str]) -> None:
+    main = importlib.import_module(program).main
     os.chdir(folder)
     output = os.open(OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
@@ -78,11 +80,13 @@ def tell(number: int) -> None:
     sys.stdout.flush()
 
 
-def serve(setup: str) -> None:
+def serve(setup: str, program: str) -> None:
     import httpx  # noqa: F401
 
     import xqg_qdrant.api
     import xqg_qdrant.cli
+    import xqg_qdrant.generation.onnx
+    import xqg_qdrant.inference.encoder
     import xqg_qdrant.stores.edge.store  # noqa: F401
     from xqg_qdrant.languages import can_identify, identify
 
@@ -92,7 +96,7 @@ def serve(setup: str) -> None:
     for line in sys.stdin:
         process = os.fork()
         if not process:
-            run(*json.loads(line))
+            run(program, *json.loads(line))
         tell(process)
         tell(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
 

@@ -1,10 +1,8 @@
 """Runs the xqg command in this process, which ends itself with SIGKILL at a named point.
 
-    python killed.py POINTS NAME CALL ARGUMENT…
-
-POINTS is JSON, {name: [module, function, "before" or "after"]}. The process ends before or after the work of the
-function that NAME stands for, when it is called for the CALLth time; never for 0. At a regular end it tells on stderr
-how often each was called.
+The arguments are POINTS NAME CALL ARGUMENT…; POINTS is JSON, {name: [module, function, "before" or "after"]}. The
+process ends before or after the work of the function that NAME stands for, when it is called for the CALLth time; never
+for 0. At a regular end it tells on stderr how often each was called.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,20 +63,18 @@ def cut_writes() -> None:
     engine.UpdateOperation = SimpleNamespace(**operations)  # type: ignore[assignment, misc]
 
 
-def main(points: str, name: str, call: str, *arguments: str) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the command; see the module."""
     from xqg_qdrant.cli import main as xqg
 
+    points, name, call, *words = arguments
     cut_writes()
     passed = {
         known: arm(module, function, when, int(call) if known == name else 0)
         for known, (module, function, when) in json.loads(points).items()
     }
     try:
-        xqg(list(arguments))
+        xqg(words)
     finally:
+        sys.stdout.flush()
         sys.stderr.write("\n" + json.dumps({known: next(count) for known, count in passed.items()}))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
