@@ -36,6 +36,7 @@ from xqg_qdrant.stores import open_store
 from xqg_qdrant.stores.edge.store import EdgeStore
 from xqg_qdrant.stores.protocol import Indexing
 
+pytestmark = pytest.mark.usefixtures("opened_once")
 CLI = Path(__file__).parent.parent / "cli.py"
 FEW_QUERIES = ["--languages", "fi,ru", "--queries-per-language", "2", "--max-new-tokens", "8", "--threads", "1"]
 PASSAGES = 20
@@ -422,7 +423,7 @@ def test_verbose_adds_the_traceback() -> None:
 @pytest.fixture
 def smaller_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave two thirds of the questions and most passages out of the demo corpus."""
-    folder = write_part_of_demo(tmp_path / "demo", questions=40, distractors=110)
+    folder = write_part_of_demo(tmp_path / "demo", questions=40, distractors=50)
     monkeypatch.setattr(demo, "DEMO_FOLDER", folder)
     monkeypatch.setattr(demo, "DEMO_QUERIES", folder / "generated_queries.jsonl.gz")
 
@@ -431,7 +432,7 @@ def smaller_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_demo_shows_a_gain_over_plain_vectors_and_over_the_control_and_says_what_to_try_next() -> None:
     result = xqg("demo", "--threads", 2)
     assert result.exit_code == 0, result.stderr
-    assert "Ingesting 150 English passages into 'xqg_demo' (edge:xqg_data)" in result.stdout
+    assert "Ingesting 90 English passages into 'xqg_demo' (edge:xqg_data)" in result.stdout
     # three questions that are answered now, and one that is not, each in another language and about something else
     asked = [line for line in result.stdout.splitlines() if "  (answer: " in line]
     assert len({line[:2] for line in asked}) == len({line.split("(answer: ")[1] for line in asked}) == 4

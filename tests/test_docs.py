@@ -66,8 +66,10 @@ case "$1 $2" in "demo --write") '{python}' '{program}' "$3";; esac
 CUT = """
 import json, pathlib, sys
 folder = pathlib.Path(sys.argv[1])
-passages = (folder / "passages.jsonl").read_text(encoding="utf-8").splitlines(True)[:12]
-ids = {json.loads(line)["_id"] for line in passages}
+rows = map(json.loads, (folder / "passages.jsonl").read_text(encoding="utf-8").splitlines()[:12])
+short = [{**row, "text": row["text"].split(". ")[0]} for row in rows]
+passages = [json.dumps(row, ensure_ascii=False) + "\\n" for row in short]
+ids = {row["_id"] for row in short}
 header, *judged = (folder / "qrels.tsv").read_text(encoding="utf-8").splitlines(True)
 judged = [line for line in judged if line.split("\\t")[1] in ids]
 asked = {line.split("\\t")[0] for line in judged}

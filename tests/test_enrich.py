@@ -35,7 +35,7 @@ from xqg_qdrant.lifecycle.status import Status, read_status
 from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, QueriedPassage
 from xqg_qdrant.stores import Store, open_store
 
-pytestmark = pytest.mark.usefixtures("remembered")
+pytestmark = pytest.mark.usefixtures("opened_once", "remembered")
 CLI = Path(__file__).parent.parent / "cli.py"
 COUNT = 6
 FEW: dict[str, Any] = {"queries_per_language": 2, "max_new_tokens": 6}

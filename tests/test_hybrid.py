@@ -32,6 +32,7 @@ from xqg_qdrant.retrieval import Ranker, fuse_scores
 from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.text import find_term_ids, split_terms
 
+pytestmark = pytest.mark.usefixtures("opened_once")
 QUERIES = (GeneratedQuery("ru", "Где исток Нила?"), GeneratedQuery("ja", "ナイル川"))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from checkpoints import exported_generator, passages
-from on_a_cpu_without_vnni import FORMS, measure
+from on_a_cpu_without_vnni import FORMS, measure, write_products
 from test_generator import SAMPLING
 
 from xqg_qdrant.doctor import check_integers
@@ -127,11 +127,11 @@ def test_doctor_names_the_kernel_either_way() -> None:
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="emulating a CPU without VNNI needs valgrind")
 def test_on_a_cpu_without_vnni_products_are_exact_and_queries_the_same(tmp_path: Path) -> None:
-    result = tmp_path / "result.json"
+    write_products(tmp_path)
     script = Path(__file__).parent / "support/on_a_cpu_without_vnni.py"
-    command = ["valgrind", "--tool=none", "-q", sys.executable, str(script), str(result)]
+    command = ["valgrind", "--tool=none", "-q", sys.executable, str(script), str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
-    there, here = json.loads(result.read_text()), measure()
+    there, here = json.loads((tmp_path / "result.json").read_text()), measure(tmp_path)
     assert there["exact"] is False
     assert there["errors"] == pytest.approx(dict.fromkeys(FORMS, 0), abs=1e-6)
     assert there["queries"] == here["queries"]

@@ -30,6 +30,7 @@ from xqg_qdrant.stores import Store, open_store
 from xqg_qdrant.stores.points import LAYOUTS, make_names, make_point_id
 from xqg_qdrant.text import find_term_ids
 
+pytestmark = pytest.mark.usefixtures("opened_once")
 ROWS = [
     row._replace(passage=replace(row.passage, metadata={"year": 1900 + number}), queries=row.queries[:2])
     for number, row in enumerate(demo_rows(4))

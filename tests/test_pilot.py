@@ -47,6 +47,7 @@ from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
 from xqg_qdrant.records import GeneratedQuery, Passage, Qrel, Query, Reject
 from xqg_qdrant.stores import open_store
 
+pytestmark = pytest.mark.usefixtures("opened_once")
 PASSAGES = [Passage(f"p{number}", f"text {number}") for number in range(100)]
 REJECT = Reject("file", 3, "no text", "{}")
 FEW = ("--languages", "fi,ru", "--queries-per-language", 2, "--threads", 1)

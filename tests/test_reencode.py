@@ -29,7 +29,7 @@ from xqg_qdrant.model_folders import DEMO_ENCODER, shipped_model
 from xqg_qdrant.records import GeneratedQuery, Passage, QueriedPassage
 from xqg_qdrant.stores import Sharding, Store, open_store
 
-pytestmark = pytest.mark.usefixtures("remembered")
+pytestmark = pytest.mark.usefixtures("opened_once", "remembered")
 COUNT = 5
 METADATA = {"year": 1984, "nested": {"名": None}}
 

@@ -35,7 +35,7 @@ from xqg_qdrant.stores import Store, open_store
 
 LANGUAGES, QUERIES_PER_LANGUAGE, PASSAGES = ["fi", "ja", "ru"], 3, 5
 # Between the scores of the demo passages' queries.
-pytestmark = pytest.mark.usefixtures("remembered")
+pytestmark = pytest.mark.usefixtures("opened_once", "remembered")
 
 MIN_SCORE = 0.76
 CHANGES: list[dict[str, Any]] = [

@@ -47,7 +47,7 @@ from xqg_qdrant.retrieval import search
 from xqg_qdrant.stores import Store, open_store
 
 LANGUAGES, QUERIES_PER_LANGUAGE, PASSAGES = ("fi", "ja", "ru"), 3, 12
-pytestmark = pytest.mark.usefixtures("remembered")
+pytestmark = pytest.mark.usefixtures("opened_once", "remembered")
 
 BASE = Setting("sum", 0.01, queries_per_language=QUERIES_PER_LANGUAGE, languages=LANGUAGES)
 SETTINGS = [

@@ -22,7 +22,7 @@ from xqg_qdrant.stores import Store, open_store
 CLOCK = Path(__file__).parents[1] / "support/shifted_clock.py"
 CLI = Path(__file__).parents[2] / "cli.py"
 FEW_QUERIES = ["--languages", "fi", "--queries-per-language", "1", "--max-new-tokens", "4", "--threads", "1"]
-PASSAGES = 40
+PASSAGES = 24
 DAY = 24 * 3600
 OK, ROWS_REJECTED, MISMATCH, IN_USE = 0, 3, 4, 5
 

@@ -33,9 +33,10 @@ from faulty_proxy import (
 )
 from qdrant_client import QdrantClient
 from rest_qdrant import RestQdrant
+from short_passages import short_passages
 
 from xqg_qdrant.cli import main
-from xqg_qdrant.demo import read_demo_passages, read_demo_queries
+from xqg_qdrant.demo import read_demo_queries
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.stores.server.client import ClientStore
 
@@ -112,7 +113,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     rows = [
         {"id": p.passage_id, "title": p.title, "text": p.text, "generated_queries": questions[2 * i : 2 * i + i % 3]}
-        for i, p in enumerate(read_demo_passages()[:PASSAGES])
+        for i, p in enumerate(short_passages(PASSAGES))
     ]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -22,17 +22,17 @@ from forked import forks
 from qdrant_client import models
 from rest_qdrant import RestQdrant
 from scripted_chat import embed, make_vector, scripted
+from short_passages import short_passages
 from writing import write_rows
 
 from xqg_qdrant.augmentation import pipeline
 from xqg_qdrant.cli import main
-from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.inference.remote_encoder import describe_endpoint
 from xqg_qdrant.records import FloatArray
 from xqg_qdrant.stores.server import client, foreign, own_space
 
-PASSAGES = read_demo_passages()[:12]
+PASSAGES = short_passages(12)
 # Small steps, and a kill at a request, before or after the server has it.
 STEPS = """
 import itertools, json, os, signal, sys

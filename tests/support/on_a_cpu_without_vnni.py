@@ -1,29 +1,41 @@
-"""Run on a CPU whose integer products saturate; writes what the shipped models and foreign operators give as JSON."""
+"""Run on a CPU whose integer products saturate; writes what the shipped models and foreign operators give as JSON.
+
+    python on_a_cpu_without_vnni.py FOLDER     reads what `write_products` has written there; writes result.json
+
+There every import takes seconds, so it has only those it needs.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.generation.onnx import QueryGenerator, Sampling
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.inference.session import Session, are_products_exact
+from xqg_qdrant.records import Passage
 
+PASSAGE = Passage("danube", "The Danube rises in the Black Forest and flows through ten countries.", "Danube")
+FORMS = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QDQ")
 DEPTH, WIDTH = 64, 48
 LANGUAGES = ("fi", "ja")
 GREEDY = Sampling(top_k=1, temperature=1.0, max_new_tokens=12)
 
 
-def product_error(form: str) -> float:
-    """Return how far a product by constant int8 weights is from float64, relative to the largest value."""
+def write_products(folder: Path) -> None:
+    """Write products by constant int8 weights, each with its operand and what it is in float64."""
+    for form in FORMS:
+        write_product(folder, form)
+
+
+def write_product(folder: Path, form: str) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
     rng = np.random.default_rng(0)
     weights = np.clip(np.rint(rng.normal(0, 45, (DEPTH, WIDTH))), -127, 127).astype(np.int8)
     rows = rng.integers(0, 256, (32, DEPTH), dtype=np.uint8)
@@ -59,27 +71,28 @@ def product_error(form: str) -> float:
     stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items() if name in used]
     graph = helper.make_graph(nodes, "product", taken, given, stored)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(of_ours, 1)]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "product.onnx"
-        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
-        [found] = Session(path, "cpu", 1).run({"x": feed})
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / f"{form}.onnx")
+    np.savez(folder / f"{form}.npz", operand=feed, expected=expected)
 
 
-FORMS = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QDQ")
+def product_error(folder: Path, form: str) -> float:
+    """Return how far a product is from float64, relative to the largest value."""
+    known = np.load(folder / f"{form}.npz")
+    [found] = Session(folder / f"{form}.onnx", "cpu", 1).run({"x": known["operand"]})
+    return float(np.abs(found - known["expected"]).max() / np.abs(known["expected"]).max())
 
 
-def measure() -> dict[str, Any]:
+def measure(folder: Path) -> dict[str, Any]:
     """Return the verdict of the probe, each error, a vector of the demo encoder and greedy queries of the generator."""
-    passage = read_demo_passages()[2]
-    generated = QueryGenerator(None, "cpu", threads=1).generate([passage], LANGUAGES, 1, 0, GREEDY)
+    generated = QueryGenerator(None, "cpu", threads=1).generate([PASSAGE], LANGUAGES, 1, 0, GREEDY)
     return {
         "exact": are_products_exact(),
-        "errors": {form: product_error(form) for form in FORMS},
-        "vector": Encoder(None, "cpu", threads=1).encode_passages([passage.text])[0].tolist(),
+        "errors": {form: product_error(folder, form) for form in FORMS},
+        "vector": Encoder(None, "cpu", threads=1).encode_passages([PASSAGE.text])[0].tolist(),
         "queries": [query.text for query in generated[0].queries],
     }
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(measure()))
+    place = Path(sys.argv[1])
+    (place / "result.json").write_text(json.dumps(measure(place)))

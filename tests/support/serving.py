@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
+from short_passages import short_passages
+
 from xqg_qdrant.augmentation.pipeline import ingest
 from xqg_qdrant.augmentation.recipe import make_recipe
-from xqg_qdrant.demo import read_demo_passages, read_demo_qrels, read_demo_queries
+from xqg_qdrant.demo import read_demo_qrels, read_demo_queries
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.pages.search import Finder
 from xqg_qdrant.pages.server import listen, make_app, make_server
@@ -71,12 +73,12 @@ def serving(finder: Finder, names: Iterable[str] = ()) -> Iterator[Served]:
 
 
 def demo_rows(passages: int) -> list[QueriedPassage]:
-    """Return the first passages of the demo corpus, each with the questions that it answers, in seven languages."""
+    """Return the first passages that answer questions, short, each with those questions in seven languages."""
     texts = {query.query_id: GeneratedQuery(query.language, query.text) for query in read_demo_queries()}
     asked = defaultdict(list)
     for qrel in read_demo_qrels():
         asked[qrel.passage_id].append(texts[qrel.query_id])
-    rows = [QueriedPassage(passage, tuple(asked[passage.passage_id])) for passage in read_demo_passages()]
+    rows = [QueriedPassage(passage, tuple(asked[passage.passage_id])) for passage in short_passages()]
     return [row for row in rows if row.queries][:passages]
 
 
