@@ -270,6 +270,48 @@ def save_t5(
     return folder
 
 
+def save_bert2bert(
+    folder: Path,
+    model_type: str = "bert",
+    seed: int = 11,
+    generation: dict[str, Any] | None = None,
+    encoder: dict[str, Any] | None = None,
+    decoder: dict[str, Any] | None = None,
+) -> Path:
+    """Write a BERT encoder with a BERT decoder, whose greedy outputs differ by input and sometimes end early.
+
+    `encoder` and `decoder` are settings of the halves.
+    """
+    kinds: dict[str, Any] = {
+        "bert": (transformers.BertConfig, transformers.BertModel, transformers.BertLMHeadModel),
+        "bert-generation": (
+            transformers.BertGenerationConfig, transformers.BertGenerationEncoder, transformers.BertGenerationDecoder,
+        ),
+    }  # fmt: skip
+    config_class, encoder_class, decoder_class = kinds[model_type]
+    shape = {"vocab_size": TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 48, "max_position_embeddings": LONGEST_PROMPT, "layer_norm_eps": 1e-5}  # fmt: skip
+    own = {"is_decoder": True, "add_cross_attention": True, "num_attention_heads": 2, "max_position_embeddings": 16}
+    model = transformers.EncoderDecoderModel(
+        encoder=encoder_class(config_class(**{**shape, **(encoder or {})})),
+        decoder=decoder_class(config_class(**{**shape, **own, **(decoder or {})})),
+    )
+    _randomise(model, seed)
+    output = model.get_output_embeddings()
+    with torch.no_grad():
+        for layer in model.decoder.bert.encoder.layer:
+            layer.crossattention.output.dense.weight *= 4
+        model.decoder.bert.embeddings.position_embeddings.weight *= 2
+        output.bias[T5_END] += 9
+    model.save_pretrained(folder)
+    edit_json(folder / "config.json", {"eos_token_id": T5_END, "decoder_start_token_id": 0})
+    edit_json(folder / "generation_config.json", {"eos_token_id": T5_END, "pad_token_id": 0, **(generation or {})})
+    tokenizer = make_unigram(*T5_SPECIALS)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", T5_END)])
+    _save_tokenizer(tokenizer, folder, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return folder
+
+
 def save_traced_encoder(folder: Path, model_type: str) -> Path:
     """Write an encoder of `TRACED_ENCODERS`."""
     settings, tokenizer = TRACED_ENCODERS[model_type]

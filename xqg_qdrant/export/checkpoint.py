@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from xqg_qdrant.errors import InputError, ModelError
 from xqg_qdrant.export import bert, decoder_encoder
 from xqg_qdrant.export import rotary as gte
+from xqg_qdrant.export.bert2bert import MODEL_TYPE, is_bert2bert
 from xqg_qdrant.export.graph import Array, Graph
 from xqg_qdrant.export.pooling import DENSE_ACTIVATIONS, Dense, Head
 from xqg_qdrant.export.quantise import Sample
@@ -44,6 +45,7 @@ DOWNLOADED = [WEIGHTS, "*.json", "*.txt", "*.model", "README.md"]
 ELSEWHERE = ["onnx/*", "openvino/*"]
 ENCODER_TYPES = (*bert.MODEL_TYPES, *gte.MODEL_TYPES, *decoder_encoder.MODEL_TYPES)
 OWN_TYPES = (*ENCODER_TYPES, *generator_settings.MODEL_TYPES)
+NAMES_OF_OWN = (*OWN_TYPES, f"{MODEL_TYPE} (BERT to BERT)")
 LONGEST_DEFAULT = 512
 TASK = "{task}"
 
@@ -64,14 +66,19 @@ class Checkpoint(NamedTuple):
     @property
     def kind(self) -> str:
         """Return `encoder` or `generator`."""
-        if not self.is_traced:
+        if self.config.get("model_type") in OWN_TYPES:
             return "generator" if self.config["model_type"] in generator_settings.MODEL_TYPES else "encoder"
-        return "generator" if self.config.get("is_encoder_decoder") else "encoder"
+        return "generator" if self.is_bert2bert or self.config.get("is_encoder_decoder") else "encoder"
+
+    @property
+    def is_bert2bert(self) -> bool:
+        """Return whether it is a BERT encoder with a BERT decoder."""
+        return is_bert2bert(self.config)
 
     @property
     def is_traced(self) -> bool:
         """Return whether optimum writes the graphs, because xqg has none of its own for the architecture."""
-        return self.config.get("model_type") not in OWN_TYPES
+        return self.config.get("model_type") not in OWN_TYPES and not self.is_bert2bert
 
 
 class EncoderSettings(NamedTuple):
@@ -109,7 +116,7 @@ def fetch_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         )
     checkpoint = Checkpoint(path, path.name if Path(source).is_dir() else source, revision or "", config)
     if checkpoint.is_traced:
-        check_traceable(config.get("model_type"), checkpoint.kind, source, OWN_TYPES)
+        check_traceable(config.get("model_type"), checkpoint.kind, source, NAMES_OF_OWN)
     if not any(path.glob(WEIGHTS)) and not any(path.glob(PICKLES)):
         refuse_weights(source, path)
     return checkpoint

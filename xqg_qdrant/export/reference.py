@@ -20,7 +20,7 @@ from tokenizers.models import WordPiece
 from transformers.utils.logging import disable_progress_bar
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.export import bert, decoder_encoder
+from xqg_qdrant.export import bert, bert2bert, decoder_encoder
 from xqg_qdrant.export.checkpoint import Checkpoint, read_licence, read_tokenizer_changes
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.pooling import Head
@@ -37,6 +37,7 @@ from xqg_qdrant.records import FloatArray
 LEAST_TORCH = (2, 6)
 # Earlier releases lack GTE, and describe rotary positions otherwise.
 NEED_TRANSFORMERS_5 = (*MODEL_TYPES, *decoder_encoder.MODEL_TYPES)
+POOLERS = ("pooler.", "encoder.pooler.")
 # What a published summariser sets for its own output. xqg draws plain samples.
 PLAIN_DECODING = {
     "forced_bos_token_id": None, "forced_eos_token_id": None, "min_length": 0, "no_repeat_ngram_size": 0,
@@ -64,11 +65,13 @@ class Reference:
         trace(self._model, self._kind, folder, dtype)
 
     def weights(self) -> dict[str, Array]:
-        """Return every weight by name; a generator's output projection is `lm_head.weight`."""
+        """Return every weight by name; a generator's output projection is `lm_head.weight`, its bias `lm_head.bias`."""
         weights = {name: value.numpy() for name, value in self._model.state_dict().items()}
         head = self._model.get_output_embeddings()
         if head is not None:
             weights["lm_head.weight"] = head.weight.detach().numpy()
+            if head.bias is not None:
+                weights["lm_head.bias"] = head.bias.detach().numpy()
         return weights
 
     def scales_head(self) -> bool:
@@ -119,11 +122,13 @@ class Reference:
         return found
 
     def sample_generator(
-        self, prompts: Sequence[str], start_ids: Sequence[int], max_input_tokens: int, max_new_tokens: int
+        self, prompts: Sequence[str], start_ids: Sequence[int], max_input_tokens: int, max_new_tokens: int, end_id: int
     ) -> dict[str, Sample]:
         """Decode greedily and return statistics of each input, by the name of its first product."""
-        with self._watched("Attention.q", "EncDecAttention.k", "Attention.o", "wi", "wi_0", "wo") as found:
-            self.decode_greedily(prompts, start_ids, max_input_tokens, max_new_tokens)
+        is_bert = self.config["model_type"] == bert2bert.MODEL_TYPE
+        t5 = ("Attention.q", "EncDecAttention.k", "Attention.o", "wi", "wi_0", "wo")
+        with self._watched(*(bert2bert.SAMPLED if is_bert else t5), products=is_bert) as found:
+            self.decode_greedily(prompts, start_ids, max_input_tokens, max_new_tokens, end_id)
         return found
 
     @contextmanager
@@ -166,6 +171,7 @@ class Reference:
         start_ids: Sequence[int],
         max_input_tokens: int,
         max_new_tokens: int,
+        end_id: int,
         prefix: Sequence[int] = (),
     ) -> list[list[int]]:
         """Return the greedy ids of each prompt, without the prefix, start and end tokens."""
@@ -177,13 +183,13 @@ class Reference:
                     **self._tokenise(prompt, max_input_tokens),
                     decoder_input_ids=torch.tensor([begun]),
                     decoder_start_token_id=begun[0],
+                    eos_token_id=end_id,
                     **PLAIN_DECODING,
                     do_sample=False,
                     num_beams=1,
                     max_new_tokens=max_new_tokens,
                 )
             row = ids[0, len(begun) :].tolist()
-            [end_id] = np.ravel(self.config["eos_token_id"]).tolist()
             outputs.append(row[: row.index(end_id)] if end_id in row else row)
         return outputs
 
@@ -299,7 +305,7 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
     if checkpoint.is_pickled:
         _save_beside(checkpoint.path, model)
     # transformers initialises missing weights at random. The pooler's are not used.
-    missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith(POOLERS))
     if missing:
         raise InputError(
             f"{checkpoint.source} lacks {len(missing)} of the weights of a {checkpoint.config['model_type']}, such as "
