@@ -274,13 +274,14 @@ def save_bert2bert(
     folder: Path,
     model_type: str = "bert",
     seed: int = 11,
+    end: float = 10.0,
     generation: dict[str, Any] | None = None,
     encoder: dict[str, Any] | None = None,
     decoder: dict[str, Any] | None = None,
 ) -> Path:
     """Write a BERT encoder with a BERT decoder, whose greedy outputs differ by input and sometimes end early.
 
-    `encoder` and `decoder` are settings of the halves.
+    `end` is added to the score of the last token; `encoder` and `decoder` are settings of the halves.
     """
     kinds: dict[str, Any] = {
         "bert": (transformers.BertConfig, transformers.BertModel, transformers.BertLMHeadModel),
@@ -297,12 +298,18 @@ def save_bert2bert(
         decoder=decoder_class(config_class(**{**shape, **own, **(decoder or {})})),
     )
     _randomise(model, seed)
-    output = model.get_output_embeddings()
+    output, words = model.get_output_embeddings(), model.decoder.get_input_embeddings()
     with torch.no_grad():
+        # Norms follow the sums, so attention as strong as `_randomise` makes it would drown the newest token.
+        for half, share in ((model.encoder, 0.25), (model.decoder.bert, 0.1)):
+            for layer in half.encoder.layer:
+                layer.attention.output.dense.weight *= share
         for layer in model.decoder.bert.encoder.layer:
-            layer.crossattention.output.dense.weight *= 4
-        model.decoder.bert.embeddings.position_embeddings.weight *= 2
-        output.bias[T5_END] += 9
+            layer.crossattention.output.dense.weight *= 0.3
+        if model_type == "bert":
+            model.decoder.cls.predictions.transform.dense.weight *= 0.5
+        words.weight /= words.weight.norm(dim=1, keepdim=True) * words.weight.shape[1] ** -0.5
+        output.bias[T5_END] += end
     model.save_pretrained(folder)
     edit_json(folder / "config.json", {"eos_token_id": T5_END, "decoder_start_token_id": 0})
     edit_json(folder / "generation_config.json", {"eos_token_id": T5_END, "pad_token_id": 0, **(generation or {})})
