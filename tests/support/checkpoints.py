@@ -119,6 +119,16 @@ GENERATORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"prompt": "{language}, please: {text}", "languages": ("ru", "fi")},
     ),
+    "bert2bert": ({"model_type": "bert", "generation": {"lang_to_id": LANGUAGE_TOKENS}}, {}),
+    # halves of different widths, and an output projection of its own
+    "bert2bert-prompted": (
+        {
+            "model_type": "bert-generation", "end": 2.6, "encoder": {"hidden_size": 24},
+            "decoder": {"tie_word_embeddings": False},
+            "generation": {"lang_to_id": LANGUAGE_TOKENS, "suppress_tokens": list(SUPPRESSED)},
+        },
+        {"prompt": "{language}, please: {text}", "languages": ("ru", "fi")},
+    ),
 }  # fmt: skip
 
 
@@ -483,7 +493,8 @@ def encoder_checkpoint(name: str) -> Path:
 
 def generator_checkpoint(form: str) -> Path:
     """Return the checkpoint of a form in `GENERATORS`."""
-    return _make_once(form, lambda folder: save_t5(folder, **GENERATORS[form][0]))
+    save: Callable[..., Path] = save_bert2bert if form.startswith("bert2bert") else save_t5
+    return _make_once(form, lambda folder: save(folder, **GENERATORS[form][0]))
 
 
 def exported_encoder(name: str, dtype: str = "float32", **options: Any) -> Path:
