@@ -123,7 +123,7 @@ GENERATORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # halves of different widths, and an output projection of its own
     "bert2bert-prompted": (
         {
-            "model_type": "bert-generation", "end": 2.6, "encoder": {"hidden_size": 24},
+            "model_type": "bert-generation", "seed": 6, "end": 4.6, "encoder": {"hidden_size": 24},
             "decoder": {"tie_word_embeddings": False},
             "generation": {"lang_to_id": LANGUAGE_TOKENS, "suppress_tokens": list(SUPPRESSED)},
         },
