@@ -37,6 +37,7 @@ from xqg_qdrant.records import FloatArray
 LEAST_TORCH = (2, 6)
 # Earlier releases lack GTE, and describe rotary positions otherwise.
 NEED_TRANSFORMERS_5 = (*MODEL_TYPES, *decoder_encoder.MODEL_TYPES)
+WATCHED_ROWS = 64
 POOLERS = ("pooler.", "encoder.pooler.")
 # What a published summariser sets for its own output. xqg draws plain samples.
 PLAIN_DECODING = {
@@ -137,11 +138,18 @@ class Reference:
 
         The mean products of channels, a matrix for each input, are empty unless `products` is true.
         """
+        waiting: dict[str, list[torch.Tensor]] = {}
         counts: dict[str, int] = {}
         seen: dict[str, list[torch.Tensor]] = {}
 
         def watch(name: str, rows: torch.Tensor) -> None:
-            rows = rows.reshape(-1, rows.shape[-1])
+            waiting.setdefault(name, []).append(rows.reshape(-1, rows.shape[-1]))
+            # A decoder's rows come one by one, and each product of channels costs as much as a layer.
+            if sum(map(len, waiting[name])) >= WATCHED_ROWS:
+                add(name)
+
+        def add(name: str) -> None:
+            rows = torch.cat(waiting.pop(name))
             together = rows.T @ rows if products else torch.empty((0, 0))
             new = [rows.amin(dim=0), rows.amax(dim=0), rows.sum(dim=0), together]
             counts[name] = counts.get(name, 0) + len(rows)
@@ -161,6 +169,8 @@ class Reference:
         finally:
             for hook in hooks:
                 hook.remove()
+        for name in list(waiting):
+            add(name)
         for name, (low, high, total, together) in seen.items():
             mean, mean_products = total / counts[name], together / counts[name]
             found[name] = Sample(low.numpy(), high.numpy(), mean.numpy(), mean_products.numpy())
