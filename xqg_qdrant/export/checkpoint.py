@@ -15,9 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 from safetensors.numpy import load_file
 
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.export import bert, decoder_encoder
-from xqg_qdrant.export import rotary as gte
-from xqg_qdrant.export.bert2bert import MODEL_TYPE, is_bert2bert
+from xqg_qdrant.export import bert, rotary
 from xqg_qdrant.export.graph import Array, Graph
 from xqg_qdrant.export.pooling import DENSE_ACTIVATIONS, Dense, Head
 from xqg_qdrant.export.quantise import Sample
@@ -43,9 +41,9 @@ PICKLES = "pytorch_model*.bin"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 DOWNLOADED = [WEIGHTS, "*.json", "*.txt", "*.model", "README.md"]
 ELSEWHERE = ["onnx/*", "openvino/*"]
-ENCODER_TYPES = (*bert.MODEL_TYPES, *gte.MODEL_TYPES, *decoder_encoder.MODEL_TYPES)
+ENCODER_TYPES = (*bert.MODEL_TYPES, *rotary.MODEL_TYPES)
 OWN_TYPES = (*ENCODER_TYPES, *generator_settings.MODEL_TYPES)
-NAMES_OF_OWN = (*OWN_TYPES, f"{MODEL_TYPE} (BERT to BERT)")
+NAMES_OF_OWN = (*OWN_TYPES, f"{bert.PAIR_TYPE} (BERT to BERT)")
 LONGEST_DEFAULT = 512
 TASK = "{task}"
 
@@ -73,7 +71,7 @@ class Checkpoint(NamedTuple):
     @property
     def is_bert2bert(self) -> bool:
         """Return whether it is a BERT encoder with a BERT decoder."""
-        return is_bert2bert(self.config)
+        return bert.is_bert2bert(self.config)
 
     @property
     def is_traced(self) -> bool:
@@ -236,10 +234,10 @@ def build_encoder(
     Raises:
         InputError: the checkpoint has a part that its graph does not support.
     """
-    if config["model_type"] in gte.MODEL_TYPES:
-        return gte.build_gte(weights, config, head, dtype, samples)
-    if config["model_type"] in decoder_encoder.MODEL_TYPES:
-        return decoder_encoder.build_decoder_encoder(weights, config, head, dtype, samples)
+    if config["model_type"] in rotary.GTE_TYPES:
+        return rotary.build_gte(weights, config, head, dtype, samples)
+    if config["model_type"] in rotary.DECODER_TYPES:
+        return rotary.build_decoder_encoder(weights, config, head, dtype, samples)
     return bert.build_bert(weights, config, head, max_tokens, dtype, samples)
 
 

@@ -20,12 +20,11 @@ from tokenizers.models import WordPiece
 from transformers.utils.logging import disable_progress_bar
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.export import bert, bert2bert, decoder_encoder
+from xqg_qdrant.export import bert, rotary
 from xqg_qdrant.export.checkpoint import Checkpoint, read_licence, read_tokenizer_changes
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
-from xqg_qdrant.export.rotary import MODEL_TYPES, translate_config
 from xqg_qdrant.export.traced import trace
 from xqg_qdrant.inference.session import is_cuda_at_hand, runtime_version
 from xqg_qdrant.inference.tokenizer import LONGEST, apply_settings
@@ -35,8 +34,6 @@ from xqg_qdrant.records import FloatArray
 
 # Earlier releases' weights-only loader could be made to run code (CVE-2025-32434).
 LEAST_TORCH = (2, 6)
-# Earlier releases lack GTE, and describe rotary positions otherwise.
-NEED_TRANSFORMERS_5 = (*MODEL_TYPES, *decoder_encoder.MODEL_TYPES)
 WATCHED_ROWS = 64
 POOLERS = ("pooler.", "encoder.pooler.")
 # What a published summariser sets for its own output. xqg draws plain samples.
@@ -126,9 +123,9 @@ class Reference:
         self, prompts: Sequence[str], start_ids: Sequence[int], max_input_tokens: int, max_new_tokens: int, end_id: int
     ) -> dict[str, Sample]:
         """Decode greedily and return statistics of each input, by the name of its first product."""
-        is_bert = self.config["model_type"] == bert2bert.MODEL_TYPE
+        is_bert = self.config["model_type"] == bert.PAIR_TYPE
         t5 = ("Attention.q", "EncDecAttention.k", "Attention.o", "wi", "wi_0", "wo")
-        with self._watched(*(bert2bert.SAMPLED if is_bert else t5), products=is_bert) as found:
+        with self._watched(*(bert.SAMPLED if is_bert else t5), products=is_bert) as found:
             self.decode_greedily(prompts, start_ids, max_input_tokens, max_new_tokens, end_id)
         return found
 
@@ -298,14 +295,15 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
         # Others decide by the size of a batch, which a trace would freeze.
         given["attn_implementation"] = "eager"
     loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
-    if checkpoint.config["model_type"] in NEED_TRANSFORMERS_5 and not hasattr(transformers, "GteModel"):
+    # Earlier releases lack GTE, and describe rotary positions otherwise.
+    if checkpoint.config["model_type"] in rotary.MODEL_TYPES and not hasattr(transformers, "GteModel"):
         raise InputError(
             f"transformers {transformers.__version__} lacks the architecture of {checkpoint.source}.",
             "upgrade it: pip install --upgrade transformers",
         )
     if checkpoint.config["model_type"] == "new":
         loader = transformers.GteModel
-        given["config"] = transformers.GteConfig(**translate_config(checkpoint.config))
+        given["config"] = transformers.GteConfig(**rotary.translate_config(checkpoint.config))
     try:
         model, found = loader.from_pretrained(checkpoint.path, output_loading_info=True, **given)
     except Exception as error:  # the library raises nothing narrower
