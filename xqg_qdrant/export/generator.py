@@ -25,7 +25,7 @@ TOP_K_CHUNKS = (256, 128, 64)
 class Heads(NamedTuple):
     """The attention of a decoder: the number of its heads, their size, and whether its graph is in int8."""
 
-    count: int
+    number: int
     dim: int
     int8: bool
 
@@ -83,7 +83,7 @@ class DecoderStep:
         self._places = graph.input("places", np.int64, ["groups", "width"])
         self._row_places = graph.input("row_places", np.int64, ["rows"])
         mask = graph.input("attention_mask", np.int64, ["groups", "tokens"])
-        self._caches: list[int | str] = ["rows", heads.count, "capacity", heads.dim]
+        self._caches: list[int | str] = ["rows", heads.number, "capacity", heads.dim]
         self._pasts = {
             f"{part}_{layer}": graph.input(f"past_{part}_{layer}", np.float32, self._caches)
             for layer in range(layers)
@@ -92,7 +92,7 @@ class DecoderStep:
         self._here = graph.node("Expand", self.step, graph.node("Shape", self.ids))
         self._past_bias = self._write_bias(bias, graph.node("Shape", self._pasts["key_0"], start=2, end=3))
         self._cross_bias = additive_mask(graph, mask)
-        size = graph.ints(heads.count, heads.dim)
+        size = graph.ints(heads.number, heads.dim)
         self._by_place = graph.node("Concat", graph.node("Shape", self._places), size, axis=0)
 
     def _write_bias(self, bias: Array, capacity: str) -> str:
