@@ -303,7 +303,7 @@ def save_bert2bert(
     shape = {"vocab_size": TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
              "intermediate_size": 48, "max_position_embeddings": LONGEST_PROMPT, "layer_norm_eps": 1e-5}  # fmt: skip
     own = {"is_decoder": True, "add_cross_attention": True, "num_attention_heads": 2, "max_position_embeddings": 16}
-    model = transformers.EncoderDecoderModel(
+    model: Any = transformers.EncoderDecoderModel(
         encoder=encoder_class(config_class(**{**shape, **(encoder or {})})),
         decoder=decoder_class(config_class(**{**shape, **own, **(decoder or {})})),
     )
