@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,26 @@ import pytest
 import sentencepiece
 import torch
 import transformers
-from checkpoints import NEW_TOKENS, T5_END, corpus, edit_json, generator_checkpoint, passages, save_t5
+from checkpoints import (
+    LANGUAGE_TOKENS,
+    NEW_TOKENS,
+    T5_END,
+    corpus,
+    edit_json,
+    exported_generator,
+    generator_checkpoint,
+    passages,
+    read_parity,
+    save_t5,
+)
 
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export import export_checkpoint
+from xqg_qdrant.export.bert import Bert2Bert
+from xqg_qdrant.export.checkpoint import fetch_checkpoint
+from xqg_qdrant.export.reference import Reference
 from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.session import Session
 from xqg_qdrant.inference.tokenizer import open_tokenizer
 from xqg_qdrant.model_folders import read_model_folder
 
@@ -88,3 +104,107 @@ def test_a_generator_without_a_language_in_its_prompt_writes_one(tmp_path: Path)
     folder = export_checkpoint(checkpoint, tmp_path / "out", preset="doc2query-14langs", languages=("de",)).folder
     about = read_model_folder(folder, "generator").description
     assert (about["prompt"], about["languages"], about["max_input_tokens"]) == ("{text}", ["de"], 320)
+
+
+def read_passage(folder: Path) -> dict[str, Any]:
+    """Return what the encoder of a folder makes of one passage, as float32."""
+    encoder = Session(folder / "encoder.onnx", "cpu", threads=1)
+    ids = np.array([[11, 200, 35, 900, 41, 1300, 77, T5_END]], dtype=np.int64)
+    found = dict(
+        zip(encoder.output_names, encoder.run({"input_ids": ids, "attention_mask": np.ones_like(ids)}), strict=True)
+    )
+    for name in [name for name in found if "_scale_" in name]:
+        scale = found.pop(name)
+        part = name.replace("_scale", "")
+        found[part] = found[part] * (scale.swapaxes(2, 3) if "key" in part else scale)
+    return found
+
+
+def test_int8_keeps_what_a_bert_decoder_reads_of_a_passage() -> None:
+    expected, found = (
+        read_passage(exported_generator("bert2bert")),
+        read_passage(exported_generator("bert2bert", "int8")),
+    )
+    assert sorted(expected) == sorted(found) == ["cross_key_0", "cross_key_1", "cross_value_0", "cross_value_1"]
+    for name, value in expected.items():
+        cosine = (value * found[name]).sum() / np.linalg.norm(value) / np.linalg.norm(found[name])
+        assert 0.999 < cosine < 0.9999999, name
+    parity = read_parity(exported_generator("bert2bert", "int8"))
+    # random weights leave the best tokens close together
+    assert parity["int8"]["identical_greedy_queries"] > 0.5 * parity["inputs"]
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_equal_tables_of_a_bert_encoder_and_its_decoder_are_written_once(equal: bool, tmp_path: Path) -> None:
+    reference = Reference(fetch_checkpoint(str(generator_checkpoint("bert2bert"))))
+    weights = reference.weights()
+    table = weights["decoder.bert.embeddings.word_embeddings.weight"]
+    own = "encoder.embeddings.word_embeddings.weight"
+    assert not np.array_equal(weights[own], table)
+    if equal:
+        weights[own] = table.copy()
+    pair = Bert2Bert(weights, reference.config)
+    pair.build_encoder(20).save(tmp_path / "encoder.onnx")
+    pair.build_decoder().save(tmp_path / "decoder.onnx")
+    pair.build_head().save(tmp_path / "head.onnx")
+    sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    assert sizes["embedding.data"] == table.nbytes
+    assert (sizes["encoder.onnx"] < table.nbytes) == equal
+    assert max(sizes["decoder.onnx"], sizes["head.onnx"]) < table.nbytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"encoder": {"position_embedding_type": "relative_key"}},
+            r"unsupported position embeddings 'relative_key'\. Cure: export a checkpoint with absolute",
+        ),
+        (
+            {"decoder": {"hidden_act": "relu"}},
+            r"unsupported activation 'relu'\. Cure: export a checkpoint with activation",
+        ),
+        (
+            {"decoder": {"add_cross_attention": False}},
+            r"does not set add_cross_attention\. Cure: export a checkpoint that",
+        ),
+        ({"decoder": {"is_decoder": False}}, r"does not set is_decoder\. Cure: export a checkpoint that was trained"),
+        ({"eos_token_id": [1, 2]}, r"has eos_token_id = \[1, 2\]; it must be one id"),
+        ({"decoder": {"model_type": "gpt2"}}, "no graph of its own for the model type 'encoder-decoder'"),
+    ],
+)
+def test_a_pair_of_berts_that_cannot_be_obeyed_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    config = json.loads((generator_checkpoint("bert2bert") / "config.json").read_text(encoding="utf-8"))
+    for name, value in changes.items():
+        config[name] = {**config[name], **value} if isinstance(value, dict) else value
+    edit_json(folder / "config.json", config)
+    edit_json(folder / "generation_config.json", {"lang_to_id": LANGUAGE_TOKENS})
+    (folder / "model.safetensors").touch()
+    with pytest.raises(InputError, match=message):
+        export_checkpoint(str(folder), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("decoder_start_token_id", "names no decoder_start_token_id"), ("eos_token_id", "has eos_token_id = None")],
+)
+def test_a_pair_of_berts_needs_a_token_to_begin_and_one_to_end_with(name: str, message: str, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(generator_checkpoint("bert2bert"), tmp_path / "in")
+    for file in ("config.json", "generation_config.json"):
+        edit_json(checkpoint / file, {name: None, "lang_to_id": None})
+    with pytest.raises(InputError, match=message):
+        export_checkpoint(str(checkpoint), tmp_path / "out", prompt="{text}", languages=("fi",))
+
+
+def test_the_lengths_of_a_pair_of_berts_are_limited_by_its_positions() -> None:
+    about = read_model_folder(exported_generator("bert2bert"), "generator").description
+    assert about["max_output_tokens"] == 16
+    generator = QueryGenerator(exported_generator("bert2bert"), "cpu", threads=1)
+    noise = np.zeros((3, 17, 1), dtype=np.float32)
+    with pytest.raises(InputError, match=r"max_new_tokens is 17, more than the 16 of .* Cure: set --max-new-tokens"):
+        generator.generate_ids(passages()[:1], generator.languages, noise)
+    # the last of all positions
+    assert max(map(len, generator.generate_ids(passages()[:1], generator.languages, noise[:, :16]))) <= 16

@@ -40,7 +40,15 @@ from xqg_qdrant.records import GeneratedQuery, Passage
 
 SAMPLING = Sampling(top_k=8, temperature=0.9, max_new_tokens=NEW_TOKENS)
 COUNT = 4
-FORMS = [("t5", "float32"), ("t5", "int8"), ("t5-1.1", "float32"), ("mt5", "float32"), ("mt5", "int8")]
+FORMS = [
+    ("t5", "float32"),
+    ("t5", "int8"),
+    ("t5-1.1", "float32"),
+    ("mt5", "float32"),
+    ("mt5", "int8"),
+    ("bert2bert", "float32"),
+    ("bert2bert", "int8"),
+]
 Rows = dict[tuple[str, int], list[int]]
 
 

@@ -86,7 +86,7 @@ def test_what_is_no_model_is_refused() -> None:
         with_unsigned_operands(b"\x3a\x7f")
 
 
-@pytest.mark.parametrize("form", ["t5", "mt5"])
+@pytest.mark.parametrize("form", ["t5", "mt5", "bert2bert"])
 def test_queries_are_the_same_with_the_cross_attention_in_uint8(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def write() -> tuple[Any, bool]:
         generator = QueryGenerator(exported_generator(form, "int8"), "cpu", threads=1)

@@ -19,6 +19,7 @@ from checkpoints import (
 from xqg_qdrant.demo import DEMO_FOLDER, read_demo_queries
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.export import LARGEST, MULTIPLE, export_checkpoint, restrict_vocabulary
+from xqg_qdrant.export.bert import Bert2Bert
 from xqg_qdrant.export.checkpoint import fetch_checkpoint
 from xqg_qdrant.export.reference import Reference
 from xqg_qdrant.export.t5 import Model, build_t5_head
@@ -69,11 +70,11 @@ def test_suppressed_ids_are_in_no_vocabulary() -> None:
     assert not {tokenizer.id_to_token(token) for token in banned} & set(kept)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize(("form", "dtype"), [("mt5", "float32"), ("mt5", "int8"), ("bert2bert", "float32")])
 def test_a_restricted_vocabulary_samples_as_the_full_one_does_with_the_others_suppressed(
-    dtype: str, tmp_path: Path
+    form: str, dtype: str, tmp_path: Path
 ) -> None:
-    restricted = QueryGenerator(exported_generator("mt5", dtype, SAMPLE), device="cpu", threads=1)
+    restricted = QueryGenerator(exported_generator(form, dtype, SAMPLE), device="cpu", threads=1)
     assert restricted.restricted_languages == restricted.languages
     assert restricted.sampling.vocabulary == "restricted"
     keys = [number.to_bytes(32, "little") for number in range(len(passages()) * COUNT)]
@@ -88,8 +89,10 @@ def test_a_restricted_vocabulary_samples_as_the_full_one_does_with_the_others_su
     # the same model with a full output projection that suppresses all others
     folder = tmp_path / "masked"
     shutil.copytree(restricted.folder.path, folder)
-    reference = Reference(fetch_checkpoint(str(generator_checkpoint("mt5"))))
-    build_t5_head(Model(reference.weights(), reference.config, dtype), others).save(folder / "head.onnx")
+    reference = Reference(fetch_checkpoint(str(generator_checkpoint(form))))
+    given = reference.weights(), reference.config, dtype
+    head = Bert2Bert(*given).build_head(others) if form == "bert2bert" else build_t5_head(Model(*given), others)
+    head.save(folder / "head.onnx")
     about = dict(restricted.folder.description)
     write_description(folder, "generator", {name: about[name] for name in about.keys() - {"format", "kind", "files"}})
     full = QueryGenerator(folder, device="cpu", threads=1)

@@ -119,6 +119,16 @@ GENERATORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"prompt": "{language}, please: {text}", "languages": ("ru", "fi")},
     ),
+    "bert2bert": ({"model_type": "bert", "generation": {"lang_to_id": LANGUAGE_TOKENS}}, {}),
+    # halves of different widths, and an output projection of its own
+    "bert2bert-prompted": (
+        {
+            "model_type": "bert-generation", "seed": 6, "end": 4.6, "encoder": {"hidden_size": 24},
+            "decoder": {"tie_word_embeddings": False},
+            "generation": {"lang_to_id": LANGUAGE_TOKENS, "suppress_tokens": list(SUPPRESSED)},
+        },
+        {"prompt": "{language}, please: {text}", "languages": ("ru", "fi")},
+    ),
 }  # fmt: skip
 
 
@@ -264,6 +274,55 @@ def save_t5(
     # As in the released checkpoints; transformers saves derived values instead.
     edit_json(folder / "config.json", {"tie_word_embeddings": tied, "scale_decoder_outputs": None})
     edit_json(folder / "generation_config.json", generation or {})
+    tokenizer = make_unigram(*T5_SPECIALS)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", T5_END)])
+    _save_tokenizer(tokenizer, folder, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return folder
+
+
+def save_bert2bert(
+    folder: Path,
+    model_type: str = "bert",
+    seed: int = 11,
+    end: float = 10.0,
+    generation: dict[str, Any] | None = None,
+    encoder: dict[str, Any] | None = None,
+    decoder: dict[str, Any] | None = None,
+) -> Path:
+    """Write a BERT encoder with a BERT decoder, whose greedy outputs differ by input and sometimes end early.
+
+    `end` is added to the score of the last token; `encoder` and `decoder` are settings of the halves.
+    """
+    kinds: dict[str, Any] = {
+        "bert": (transformers.BertConfig, transformers.BertModel, transformers.BertLMHeadModel),
+        "bert-generation": (
+            transformers.BertGenerationConfig, transformers.BertGenerationEncoder, transformers.BertGenerationDecoder,
+        ),
+    }  # fmt: skip
+    config_class, encoder_class, decoder_class = kinds[model_type]
+    shape = {"vocab_size": TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 48, "max_position_embeddings": LONGEST_PROMPT, "layer_norm_eps": 1e-5}  # fmt: skip
+    own = {"is_decoder": True, "add_cross_attention": True, "num_attention_heads": 2, "max_position_embeddings": 16}
+    model: Any = transformers.EncoderDecoderModel(
+        encoder=encoder_class(config_class(**{**shape, **(encoder or {})})),
+        decoder=decoder_class(config_class(**{**shape, **own, **(decoder or {})})),
+    )
+    _randomise(model, seed)
+    output, words = model.get_output_embeddings(), model.decoder.get_input_embeddings()
+    with torch.no_grad():
+        # Norms follow the sums, so attention as strong as `_randomise` makes it would drown the newest token.
+        for half, share in ((model.encoder, 0.25), (model.decoder.bert, 0.1)):
+            for layer in half.encoder.layer:
+                layer.attention.output.dense.weight *= share
+        for layer in model.decoder.bert.encoder.layer:
+            layer.crossattention.output.dense.weight *= 0.3
+        if model_type == "bert":
+            model.decoder.cls.predictions.transform.dense.weight *= 0.5
+        words.weight /= words.weight.norm(dim=1, keepdim=True) * words.weight.shape[1] ** -0.5
+        output.bias[T5_END] += end
+    model.save_pretrained(folder)
+    edit_json(folder / "config.json", {"eos_token_id": T5_END, "decoder_start_token_id": 0})
+    edit_json(folder / "generation_config.json", {"eos_token_id": T5_END, "pad_token_id": 0, **(generation or {})})
     tokenizer = make_unigram(*T5_SPECIALS)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", T5_END)])
     _save_tokenizer(tokenizer, folder, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
@@ -434,7 +493,8 @@ def encoder_checkpoint(name: str) -> Path:
 
 def generator_checkpoint(form: str) -> Path:
     """Return the checkpoint of a form in `GENERATORS`."""
-    return _make_once(form, lambda folder: save_t5(folder, **GENERATORS[form][0]))
+    save: Callable[..., Path] = save_bert2bert if form.startswith("bert2bert") else save_t5
+    return _make_once(form, lambda folder: save(folder, **GENERATORS[form][0]))
 
 
 def exported_encoder(name: str, dtype: str = "float32", **options: Any) -> Path:

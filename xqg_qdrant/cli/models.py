@@ -95,8 +95,9 @@ def export(
     """Export a Hugging Face CHECKPOINT (local folder or hub id) to a model FOLDER, by default onnx/NAME.
 
     Encoders: BERT, MiniLM, XLM-R, GTE, Qwen3 and Gemma 3, with the layers that sentence-transformers adds. Generators:
-    T5, mT5. With --preset, CHECKPOINT is optional. The result is checked against transformers; a model that computes
-    something else leaves no folder behind. Needs: pip install 'xqg-qdrant[export]'
+    T5, mT5, and a BERT encoder with a BERT decoder (BERT-to-BERT). With --preset, CHECKPOINT is optional. The result is
+    checked against transformers; a model that computes something else leaves no folder behind. Needs: pip install
+    'xqg-qdrant[export]'
 
     Other architectures, such as ModernBERT, MPNet, DeBERTa and BART, are traced by optimum, in float32 or int8. Needs
     an environment with: pip install 'xqg-qdrant[optimum]'

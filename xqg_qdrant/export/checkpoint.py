@@ -15,8 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 from safetensors.numpy import load_file
 
 from xqg_qdrant.errors import InputError, ModelError
-from xqg_qdrant.export import bert, decoder_encoder
-from xqg_qdrant.export import rotary as gte
+from xqg_qdrant.export import bert, rotary
 from xqg_qdrant.export.graph import Array, Graph
 from xqg_qdrant.export.pooling import DENSE_ACTIVATIONS, Dense, Head
 from xqg_qdrant.export.quantise import Sample
@@ -42,8 +41,9 @@ PICKLES = "pytorch_model*.bin"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 DOWNLOADED = [WEIGHTS, "*.json", "*.txt", "*.model", "README.md"]
 ELSEWHERE = ["onnx/*", "openvino/*"]
-ENCODER_TYPES = (*bert.MODEL_TYPES, *gte.MODEL_TYPES, *decoder_encoder.MODEL_TYPES)
+ENCODER_TYPES = (*bert.MODEL_TYPES, *rotary.MODEL_TYPES)
 OWN_TYPES = (*ENCODER_TYPES, *generator_settings.MODEL_TYPES)
+NAMES_OF_OWN = (*OWN_TYPES, f"{bert.PAIR_TYPE} (BERT to BERT)")
 LONGEST_DEFAULT = 512
 TASK = "{task}"
 
@@ -64,14 +64,19 @@ class Checkpoint(NamedTuple):
     @property
     def kind(self) -> str:
         """Return `encoder` or `generator`."""
-        if not self.is_traced:
+        if self.config.get("model_type") in OWN_TYPES:
             return "generator" if self.config["model_type"] in generator_settings.MODEL_TYPES else "encoder"
-        return "generator" if self.config.get("is_encoder_decoder") else "encoder"
+        return "generator" if self.is_bert2bert or self.config.get("is_encoder_decoder") else "encoder"
+
+    @property
+    def is_bert2bert(self) -> bool:
+        """Return whether it is a BERT encoder with a BERT decoder."""
+        return bert.is_bert2bert(self.config)
 
     @property
     def is_traced(self) -> bool:
         """Return whether optimum writes the graphs, because xqg has none of its own for the architecture."""
-        return self.config.get("model_type") not in OWN_TYPES
+        return self.config.get("model_type") not in OWN_TYPES and not self.is_bert2bert
 
 
 class EncoderSettings(NamedTuple):
@@ -109,7 +114,7 @@ def fetch_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         )
     checkpoint = Checkpoint(path, path.name if Path(source).is_dir() else source, revision or "", config)
     if checkpoint.is_traced:
-        check_traceable(config.get("model_type"), checkpoint.kind, source, OWN_TYPES)
+        check_traceable(config.get("model_type"), checkpoint.kind, source, NAMES_OF_OWN)
     if not any(path.glob(WEIGHTS)) and not any(path.glob(PICKLES)):
         refuse_weights(source, path)
     return checkpoint
@@ -229,10 +234,10 @@ def build_encoder(
     Raises:
         InputError: the checkpoint has a part that its graph does not support.
     """
-    if config["model_type"] in gte.MODEL_TYPES:
-        return gte.build_gte(weights, config, head, dtype, samples)
-    if config["model_type"] in decoder_encoder.MODEL_TYPES:
-        return decoder_encoder.build_decoder_encoder(weights, config, head, dtype, samples)
+    if config["model_type"] in rotary.GTE_TYPES:
+        return rotary.build_gte(weights, config, head, dtype, samples)
+    if config["model_type"] in rotary.DECODER_TYPES:
+        return rotary.build_decoder_encoder(weights, config, head, dtype, samples)
     return bert.build_bert(weights, config, head, max_tokens, dtype, samples)
 
 

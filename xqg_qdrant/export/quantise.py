@@ -98,6 +98,13 @@ def plan_plain(seen: Sample) -> Channels:
     return Channels(np.zeros(width, np.float32), np.ones(width, np.float32), reach / 127)
 
 
+def plan_centred(seen: Sample) -> Channels:
+    """Centre each channel and choose one step for all, without scaling."""
+    reach = max(float((seen.high - seen.low).max()) / 2, 1e-4)
+    centre = ((seen.high + seen.low) / 2).astype(np.float32)
+    return Channels(centre, np.ones(len(centre), np.float32), reach / 127)
+
+
 def fold_weight(weight: Array, bias: Array, channels: Channels) -> tuple[Array, Array]:
     """Return the equivalent weight and bias for centred and scaled rows."""
     return weight * channels.scale, bias + weight @ channels.centre

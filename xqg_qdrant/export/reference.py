@@ -20,12 +20,11 @@ from tokenizers.models import WordPiece
 from transformers.utils.logging import disable_progress_bar
 
 from xqg_qdrant.errors import InputError
-from xqg_qdrant.export import bert, decoder_encoder
+from xqg_qdrant.export import bert, rotary
 from xqg_qdrant.export.checkpoint import Checkpoint, read_licence, read_tokenizer_changes
 from xqg_qdrant.export.graph import Array
 from xqg_qdrant.export.pooling import Head
 from xqg_qdrant.export.quantise import Sample
-from xqg_qdrant.export.rotary import MODEL_TYPES, translate_config
 from xqg_qdrant.export.traced import trace
 from xqg_qdrant.inference.session import is_cuda_at_hand, runtime_version
 from xqg_qdrant.inference.tokenizer import LONGEST, apply_settings
@@ -35,8 +34,8 @@ from xqg_qdrant.records import FloatArray
 
 # Earlier releases' weights-only loader could be made to run code (CVE-2025-32434).
 LEAST_TORCH = (2, 6)
-# Earlier releases lack GTE, and describe rotary positions otherwise.
-NEED_TRANSFORMERS_5 = (*MODEL_TYPES, *decoder_encoder.MODEL_TYPES)
+WATCHED_ROWS = 64
+POOLERS = ("pooler.", "encoder.pooler.")
 # What a published summariser sets for its own output. xqg draws plain samples.
 PLAIN_DECODING = {
     "forced_bos_token_id": None, "forced_eos_token_id": None, "min_length": 0, "no_repeat_ngram_size": 0,
@@ -64,11 +63,13 @@ class Reference:
         trace(self._model, self._kind, folder, dtype)
 
     def weights(self) -> dict[str, Array]:
-        """Return every weight by name; a generator's output projection is `lm_head.weight`."""
+        """Return every weight by name; a generator's output projection is `lm_head.weight`, its bias `lm_head.bias`."""
         weights = {name: value.numpy() for name, value in self._model.state_dict().items()}
         head = self._model.get_output_embeddings()
         if head is not None:
             weights["lm_head.weight"] = head.weight.detach().numpy()
+            if head.bias is not None:
+                weights["lm_head.bias"] = head.bias.detach().numpy()
         return weights
 
     def scales_head(self) -> bool:
@@ -119,11 +120,13 @@ class Reference:
         return found
 
     def sample_generator(
-        self, prompts: Sequence[str], start_ids: Sequence[int], max_input_tokens: int, max_new_tokens: int
+        self, prompts: Sequence[str], start_ids: Sequence[int], max_input_tokens: int, max_new_tokens: int, end_id: int
     ) -> dict[str, Sample]:
         """Decode greedily and return statistics of each input, by the name of its first product."""
-        with self._watched("Attention.q", "EncDecAttention.k", "Attention.o", "wi", "wi_0", "wo") as found:
-            self.decode_greedily(prompts, start_ids, max_input_tokens, max_new_tokens)
+        is_bert = self.config["model_type"] == bert.PAIR_TYPE
+        t5 = ("Attention.q", "EncDecAttention.k", "Attention.o", "wi", "wi_0", "wo")
+        with self._watched(*(bert.SAMPLED if is_bert else t5), products=is_bert) as found:
+            self.decode_greedily(prompts, start_ids, max_input_tokens, max_new_tokens, end_id)
         return found
 
     @contextmanager
@@ -132,11 +135,18 @@ class Reference:
 
         The mean products of channels, a matrix for each input, are empty unless `products` is true.
         """
+        waiting: dict[str, list[torch.Tensor]] = {}
         counts: dict[str, int] = {}
         seen: dict[str, list[torch.Tensor]] = {}
 
         def watch(name: str, rows: torch.Tensor) -> None:
-            rows = rows.reshape(-1, rows.shape[-1])
+            waiting.setdefault(name, []).append(rows.reshape(-1, rows.shape[-1]))
+            # A decoder's rows come one by one, and each product of channels costs as much as a layer.
+            if sum(map(len, waiting[name])) >= WATCHED_ROWS:
+                add(name)
+
+        def add(name: str) -> None:
+            rows = torch.cat(waiting.pop(name))
             together = rows.T @ rows if products else torch.empty((0, 0))
             new = [rows.amin(dim=0), rows.amax(dim=0), rows.sum(dim=0), together]
             counts[name] = counts.get(name, 0) + len(rows)
@@ -156,6 +166,8 @@ class Reference:
         finally:
             for hook in hooks:
                 hook.remove()
+        for name in list(waiting):
+            add(name)
         for name, (low, high, total, together) in seen.items():
             mean, mean_products = total / counts[name], together / counts[name]
             found[name] = Sample(low.numpy(), high.numpy(), mean.numpy(), mean_products.numpy())
@@ -166,6 +178,7 @@ class Reference:
         start_ids: Sequence[int],
         max_input_tokens: int,
         max_new_tokens: int,
+        end_id: int,
         prefix: Sequence[int] = (),
     ) -> list[list[int]]:
         """Return the greedy ids of each prompt, without the prefix, start and end tokens."""
@@ -177,13 +190,13 @@ class Reference:
                     **self._tokenise(prompt, max_input_tokens),
                     decoder_input_ids=torch.tensor([begun]),
                     decoder_start_token_id=begun[0],
+                    eos_token_id=end_id,
                     **PLAIN_DECODING,
                     do_sample=False,
                     num_beams=1,
                     max_new_tokens=max_new_tokens,
                 )
             row = ids[0, len(begun) :].tolist()
-            [end_id] = np.ravel(self.config["eos_token_id"]).tolist()
             outputs.append(row[: row.index(end_id)] if end_id in row else row)
         return outputs
 
@@ -282,14 +295,15 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
         # Others decide by the size of a batch, which a trace would freeze.
         given["attn_implementation"] = "eager"
     loader: Any = transformers.AutoModelForSeq2SeqLM if checkpoint.kind == "generator" else transformers.AutoModel
-    if checkpoint.config["model_type"] in NEED_TRANSFORMERS_5 and not hasattr(transformers, "GteModel"):
+    # Earlier releases lack GTE, and describe rotary positions otherwise.
+    if checkpoint.config["model_type"] in rotary.MODEL_TYPES and not hasattr(transformers, "GteModel"):
         raise InputError(
             f"transformers {transformers.__version__} lacks the architecture of {checkpoint.source}.",
             "upgrade it: pip install --upgrade transformers",
         )
     if checkpoint.config["model_type"] == "new":
         loader = transformers.GteModel
-        given["config"] = transformers.GteConfig(**translate_config(checkpoint.config))
+        given["config"] = transformers.GteConfig(**rotary.translate_config(checkpoint.config))
     try:
         model, found = loader.from_pretrained(checkpoint.path, output_loading_info=True, **given)
     except Exception as error:  # the library raises nothing narrower
@@ -299,7 +313,7 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401
     if checkpoint.is_pickled:
         _save_beside(checkpoint.path, model)
     # transformers initialises missing weights at random. The pooler's are not used.
-    missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith(POOLERS))
     if missing:
         raise InputError(
             f"{checkpoint.source} lacks {len(missing)} of the weights of a {checkpoint.config['model_type']}, such as "

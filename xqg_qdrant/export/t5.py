@@ -1,9 +1,4 @@
-"""Write the graphs of a generator (T5, T5 1.1, mT5), which share one file with the embedding table.
-
-The encoder graph also computes the keys and values of every decoder layer's cross-attention, once a passage. The
-decoder graph is one step: ids and caches → hidden states. All samples of a passage are folded into the query axis of
-the cross-attention (it has no causal mask), so its keys and values are never copied. The head graph samples the next
-ids from hidden states; there is one for the whole vocabulary, and one for each restricted vocabulary.
+"""Write the graphs of a T5, T5 1.1 or mT5, which share one file with the embedding table.
 
 Architecture: Raffel et al. 2020 (arXiv 1910.10683), Xue et al. 2021 (2010.11934).
 """
@@ -17,13 +12,19 @@ import numpy as np
 from onnx import TensorProto
 
 from xqg_qdrant.errors import InputError
+from xqg_qdrant.export.generator import (
+    EMBEDDING_FILE,
+    DecoderStep,
+    Heads,
+    Projection,
+    additive_mask,
+    write_cross,
+    write_head,
+)
 from xqg_qdrant.export.graph import Array, Graph, QuantisedRows, Table
 from xqg_qdrant.export.quantise import Sample
 from xqg_qdrant.model_folders.generator_settings import LONGEST_INPUT, LONGEST_OUTPUT
 
-EMBEDDING_FILE = "embedding.data"
-MASKED = np.float32(-1e9)
-TOP_K_CHUNKS = (256, 128, 64)
 # Which operand gets channels of even width: 1 the input, 0 the weights.
 SMOOTHING = 0.5
 # How far other texts may exceed the sample's range before a channel is clipped.
@@ -42,14 +43,16 @@ class Model(NamedTuple):
         """Begin a graph with products in the model's dtype."""
         return Graph(name, self.dtype)
 
+    def heads(self) -> Heads:
+        """Return the heads of its attention."""
+        return Heads(self.config["num_heads"], self.config["d_kv"], self.dtype == "int8")
+
 
 def build_t5_encoder(model: Model) -> Graph:
     """Write the encoder's graph.
 
-    Inputs `input_ids` and `attention_mask` are int64 of shape `(batch, tokens)`. Outputs for every decoder layer `i`
-    are `cross_key_i` of shape `(batch, heads, head_dim, tokens)` and `cross_value_i` of shape
-    `(batch, heads, tokens, head_dim)`. Both are float32. In an int8 model they are int8, with a scale for each channel
-    of a text: `cross_key_scale_i` and `cross_value_scale_i`, float32 of shape `(batch, heads, 1, head_dim)`.
+    Inputs `input_ids` and `attention_mask` are int64 of shape `(batch, tokens)`. Outputs for every decoder layer are
+    those of `write_cross`.
     """
     graph, weights, config = model.graph("encoder"), model.weights, model.config
     heads, head_dim = config["num_heads"], config["d_kv"]
@@ -58,7 +61,7 @@ def build_t5_encoder(model: Model) -> Graph:
     hidden = graph.look_up(graph.reshape(ids, -1), _shared_table(graph, weights))
     by_text = graph.node("Concat", graph.node("Shape", ids), graph.ints(-1), axis=0)
     tokens = graph.node("Shape", ids, start=1, end=2)
-    bias = graph.node("Add", _encoder_bias(graph, weights, config, tokens), _additive_mask(graph, mask))
+    bias = graph.node("Add", _encoder_bias(graph, weights, config, tokens), additive_mask(graph, mask))
 
     blocks = [f"encoder.block.{layer}.layer" for layer in range(config["num_layers"])]
     norms = [weights[f"{name}.0.layer_norm.weight"] for name in blocks] + [weights["encoder.final_layer_norm.weight"]]
@@ -84,7 +87,7 @@ def build_t5_encoder(model: Model) -> Graph:
         for part in ("key", "value"):
             weight = weights[f"decoder.block.{layer}.layer.1.EncDecAttention.{part[0]}.weight"]
             projected = graph.node("Reshape", graph.linear(rows, weight), by_text)
-            _write_cross(graph, projected, f"cross_{part}", layer, model, tokens)
+            write_cross(graph, projected, f"cross_{part}", layer, model.heads(), tokens)
     return graph
 
 
@@ -108,61 +111,17 @@ def _encoder_bias(graph: Graph, weights: Mapping[str, Array], config: Mapping[st
     return graph.node("Slice", rows, graph.ints(0), tokens, graph.ints(3))
 
 
-def _write_cross(graph: Graph, projected: str, label: str, layer: int, model: Model, tokens: str) -> None:
-    """Write the keys or values of one layer's cross-attention, from `(batch, tokens, heads * head_dim)`."""
-    heads, head_dim = model.config["num_heads"], model.config["d_kv"]
-    int8 = model.dtype == "int8"
-    turned = graph.node("Transpose", projected, perm=(0, 2, 1))
-    if int8:
-        by_channel = graph.node("Reshape", turned, graph.node("Concat", graph.ints(-1), tokens, axis=0))
-        scales = graph.row_scales(by_channel)
-        turned = graph.node("QuantizeLinear", by_channel, scales, axis=0, output_dtype=TensorProto.INT8)
-        shape: list[int | str] = ["batch", heads, 1, head_dim]
-        graph.output(graph.reshape(scales, -1, heads, 1, head_dim), f"{label}_scale_{layer}", np.float32, shape)
-    by_head = graph.node("Concat", graph.ints(-1, heads, head_dim), tokens, axis=0)
-    cross = graph.node("Reshape", turned, by_head)
-    shape = ["batch", heads, head_dim, "tokens"]
-    if label == "cross_value":
-        cross, shape = graph.node("Transpose", cross, perm=(0, 1, 3, 2)), ["batch", heads, "tokens", head_dim]
-    graph.output(cross, f"{label}_{layer}", np.int8 if int8 else np.float32, shape)
-
-
 def build_t5_decoder(model: Model, scaled_head: bool) -> Graph:
     """Write the graph of one decoder step up to the output projection.
 
-    A group is one encoder input with any number of rows. Inputs:
-
-    - `ids`, int64 of shape `(rows,)`;
-    - `step`, int64 of shape `(1,)`, counted from 0;
-    - `places`, int64 of shape `(groups, width)`: the rows of each group, padded with any row;
-    - `row_places`, int64 of shape `(rows,)`: the index of each row in `places`, flattened;
-    - `attention_mask`, int64 of shape `(groups, tokens)`;
-    - the encoder's outputs;
-    - `past_key_i` and `past_value_i`, float32 of shape `(rows, heads, capacity, head_dim)`, the first `step` entries
-      in use.
-
-    Outputs are `hidden`, float32 of shape `(rows, d_model)`, and `present_key_i` and `present_value_i`: the past ones
-    with one more entry. Bound to the same memory they cost no copy.
+    Inputs and further outputs are those of `DecoderStep`. Output `hidden` is float32 of shape `(rows, d_model)`.
     """
     graph, weights, config = model.graph("decoder"), model.weights, model.config
-    heads, head_dim, layers = config["num_heads"], config["d_kv"], config["num_decoder_layers"]
-    ids = graph.input("ids", np.int64, ["rows"])
-    step = graph.input("step", np.int64, [1])
-    places = graph.input("places", np.int64, ["groups", "width"])
-    row_places = graph.input("row_places", np.int64, ["rows"])
-    mask = graph.input("attention_mask", np.int64, ["groups", "tokens"])
-    caches: list[int | str] = ["rows", heads, "capacity", head_dim]
-    pasts = {
-        f"{part}_{layer}": graph.input(f"past_{part}_{layer}", np.float32, caches)
-        for layer in range(layers)
-        for part in ("key", "value")
-    }
-    here = graph.node("Expand", step, graph.node("Shape", ids))
-    self_bias = _decoder_bias(graph, weights, config, step, graph.node("Shape", pasts["key_0"], start=2, end=3))
-    cross_bias = _additive_mask(graph, mask)
-    by_place = graph.node("Concat", graph.node("Shape", places), graph.ints(heads, head_dim), axis=0)
+    layers = config["num_decoder_layers"]
+    distances = np.arange(1 - LONGEST_OUTPUT, 1)
+    step = DecoderStep(graph, model.heads(), layers, _relative_bias(weights, config, "decoder", distances, False))
 
-    hidden = graph.look_up(ids, _shared_table(graph, weights))
+    hidden = graph.look_up(step.ids, _shared_table(graph, weights))
     blocks = [f"decoder.block.{layer}.layer" for layer in range(layers)]
     norms = [weights[f"{name}.0.layer_norm.weight"] for name in blocks]
     # Fold the scale of a tied output projection into the last norm, where it costs nothing.
@@ -172,29 +131,13 @@ def build_t5_decoder(model: Model, scaled_head: bool) -> Graph:
     normed = _rms_norm(graph, hidden, norms[0], config)
     for layer, name in enumerate(blocks):
         rows = _quantise(graph, model, normed, f"{name}.0.SelfAttention.q.weight")
-        query, key, value = (
-            graph.reshape(graph.linear(rows, weights[f"{name}.0.SelfAttention.{part}.weight"]), -1, heads, 1, head_dim)
-            for part in "qkv"
-        )
-        keys, values = (
-            graph.output(
-                graph.node("TensorScatter", pasts[f"{part}_{layer}"], new, here, axis=2),
-                f"present_{part}_{layer}", np.float32, caches,
-            )
-            for part, new in (("key", key), ("value", value))
-        )  # fmt: skip
-        scores = graph.node("MatMul", query, graph.node("Transpose", keys, perm=(0, 1, 3, 2)))
-        attention = graph.node("Softmax", graph.node("Add", scores, self_bias), axis=-1)
-        attended = graph.reshape(graph.node("MatMul", attention, values), -1, heads * head_dim)
+        parts = (graph.linear(rows, weights[f"{name}.0.SelfAttention.{part}.weight"]) for part in "qkv")
+        attended = step.attend_past(layer, *parts)
         update = _linear(graph, model, attended, f"{name}.0.SelfAttention.o.weight")
         normed, hidden = _add_and_norm(graph, hidden, update, weights[f"{name}.1.layer_norm.weight"], config)
 
         query = _linear(graph, model, normed, f"{name}.1.EncDecAttention.q.weight")
-        query = graph.node("Reshape", graph.node("Gather", query, places, axis=0), by_place)
-        query = graph.node("Transpose", query, perm=(0, 2, 1, 3))
-        attend = _attend_int8 if model.dtype == "int8" else _attend
-        attended = graph.node("Transpose", attend(graph, query, cross_bias, layer, config), perm=(0, 2, 1, 3))
-        attended = graph.node("Gather", graph.reshape(attended, -1, heads * head_dim), row_places, axis=0)
+        attended = step.attend_passage(layer, query)
         update = _linear(graph, model, attended, f"{name}.1.EncDecAttention.o.weight")
         normed, hidden = _add_and_norm(graph, hidden, update, weights[f"{name}.2.layer_norm.weight"], config)
 
@@ -204,110 +147,11 @@ def build_t5_decoder(model: Model, scaled_head: bool) -> Graph:
     return graph
 
 
-def _decoder_bias(graph: Graph, weights: Mapping[str, Array], config: Mapping[str, Any], step: str, keys: str) -> str:
-    """Return the position bias of the newest token and each cache entry, `(1, heads, 1, capacity)`."""
-    distances = np.arange(-(LONGEST_OUTPUT - 1), LONGEST_OUTPUT)
-    table = _relative_bias(weights, config, "decoder", distances, bidirectional=False)
-    table[:, distances > 0] = MASKED
-    first = graph.node("Sub", graph.ints(LONGEST_OUTPUT - 1), step)
-    return graph.node(
-        "Slice", graph.constant(table[None, :, None, :]), first, graph.node("Add", first, keys), graph.ints(3)
-    )
-
-
-def _attend(graph: Graph, query: str, bias: str, layer: int, config: Mapping[str, Any]) -> str:
-    """Write the cross-attention of `(groups, heads, width, head_dim)`."""
-    heads, head_dim = config["num_heads"], config["d_kv"]
-    key = graph.input(f"cross_key_{layer}", np.float32, ["groups", heads, head_dim, "tokens"])
-    value = graph.input(f"cross_value_{layer}", np.float32, ["groups", heads, "tokens", head_dim])
-    scores = graph.node("Add", graph.node("MatMul", query, key), bias)
-    return graph.node("MatMul", graph.node("Softmax", scores, axis=-1), value)
-
-
-def _attend_int8(graph: Graph, query: str, bias: str, layer: int, config: Mapping[str, Any]) -> str:
-    """Write the cross-attention with keys and values in int8, a quarter of what a step has to read.
-
-    The weights of the attention are rounded to whole 255ths of the largest, and divided by the sum of the rounded ones.
-    """
-    heads, head_dim = config["num_heads"], config["d_kv"]
-    key = graph.input(f"cross_key_{layer}", np.int8, ["groups", heads, head_dim, "tokens"])
-    value = graph.input(f"cross_value_{layer}", np.int8, ["groups", heads, "tokens", head_dim])
-    key_scale, value_scale = (
-        graph.input(f"cross_{part}_scale_{layer}", np.float32, ["groups", heads, 1, head_dim])
-        for part in ("key", "value")
-    )
-    middle = graph.constant(np.uint8(128), np.uint8)
-    query = graph.node("Mul", query, key_scale)
-    shape = graph.node("Shape", query)
-    rows = graph.quantise(graph.reshape(query, -1, head_dim))
-    scores = graph.node("MatMulInteger", graph.node("Reshape", rows.values, shape), key, middle)
-    by_row = graph.node("Concat", graph.node("Slice", shape, graph.ints(0), graph.ints(3)), graph.ints(1), axis=0)
-    scores = graph.node(
-        "Mul", graph.node("Cast", scores, to=TensorProto.FLOAT), graph.node("Reshape", rows.scales, by_row)
-    )
-    scores = graph.node("Add", scores, bias)
-    weights = graph.node("Exp", graph.node("Sub", scores, graph.node("ReduceMax", scores, graph.ints(3), keepdims=1)))
-    whole = graph.node("QuantizeLinear", weights, graph.constant(1 / 255.0), graph.constant(np.uint8(0), np.uint8))
-    total = graph.node("ReduceSum", graph.node("Cast", whole, to=TensorProto.FLOAT), graph.ints(3), keepdims=1)
-    attended = graph.node("Cast", graph.node("MatMulInteger", whole, value), to=TensorProto.FLOAT)
-    return graph.node("Mul", graph.node("Div", attended, total), value_scale)
-
-
 def build_t5_head(model: Model, suppressed_ids: Sequence[int] = (), only_ids: Array | None = None) -> Graph:
-    """Write the graph of the output projection and of the choice of the next ids.
-
-    Inputs: `hidden`, float32 of shape `(all_rows, d_model)`; `chosen_rows`, int64 of shape `(rows,)`, the rows to
-    choose ids for; `temperature`, a float32 scalar; `noise`, float32 of shape `(rows, top_k)`. Output: `next_ids`,
-    int64 of shape `(rows,)`. With Gumbel noise, the best of the `top_k` best logits is a sample from their softmax
-    (Gumbel-max). Zeros and `top_k` 1 decode greedily.
-
-    Ids in `suppressed_ids` are never chosen. With `only_ids`, sorted, all others are suppressed and not computed.
-    """
-    graph = model.graph("head")
+    """Write the graph of the output projection and of the choice of the next ids, see `write_head`."""
     head = model.weights["lm_head.weight"]
-    hidden = graph.input("hidden", np.float32, ["all_rows", head.shape[1]])
-    chosen_rows = graph.input("chosen_rows", np.int64, ["rows"])
-    temperature = graph.input("temperature", np.float32, [])
-    noise = graph.input("noise", np.float32, ["rows", "top_k"])
-    rows = graph.quantise(graph.node("Gather", hidden, chosen_rows, axis=0))
-    if only_ids is None:
-        tied = np.shares_memory(model.weights["shared.weight"], head)
-        # A row's scale does not change the order of its logits: apply it when few are left.
-        logits = graph.product(rows, graph.transpose(_shared_table(graph, model.weights)) if tied else head)
-        if suppressed_ids:
-            bias = np.zeros(len(head), dtype=np.float32)
-            bias[list(suppressed_ids)] = MASKED
-            logits = graph.node("Add", logits, graph.constant(bias))
-    else:
-        logits = graph.product(rows, head[only_ids])
-    top_k = graph.node("Shape", noise, start=1, end=2)
-    best, places = _top_k(graph, logits, len(head) if only_ids is None else len(only_ids), top_k)
-    noisy = graph.node("Add", graph.node("Div", graph.scale(best, rows.scales), temperature), noise)
-    next_ids = graph.node("GatherElements", places, graph.node("ArgMax", noisy, axis=1, keepdims=1), axis=1)
-    next_ids = graph.reshape(next_ids, -1)
-    if only_ids is not None:
-        next_ids = graph.node("Gather", graph.constant(only_ids, np.int64), next_ids)
-    graph.output(next_ids, "next_ids", np.int64, ["rows"])
-    return graph
-
-
-def _top_k(graph: Graph, values: str, count: int, top_k: str) -> list[str]:
-    """Return the `top_k` best of each row of `count` values, and their indices.
-
-    They lie in the `top_k` chunks with the largest maxima; finding those takes one fast pass over all values.
-    """
-    chunk = next((size for size in TOP_K_CHUNKS if count % size == 0), 0)
-    if not chunk:
-        return graph.nodes("TopK", values, top_k, outputs=2, axis=1)
-    chunks = graph.reshape(values, -1, count // chunk, chunk)
-    largest = graph.node("ReduceMax", chunks, graph.ints(2), keepdims=0)
-    kept = graph.node("Min", top_k, graph.ints(count // chunk))
-    _, chunk_places = graph.nodes("TopK", largest, kept, outputs=2, axis=1)
-    few = graph.node("GatherND", chunks, graph.node("Unsqueeze", chunk_places, graph.ints(2)), batch_dims=1)
-    best, places = graph.nodes("TopK", graph.node("Flatten", few, axis=1), top_k, outputs=2, axis=1)
-    size = graph.constant(np.int64(chunk), np.int64)
-    start = graph.node("GatherElements", chunk_places, graph.node("Div", places, size), axis=1)
-    return [best, graph.node("Add", graph.node("Mul", start, size), graph.node("Mod", places, size))]
+    tied = np.shares_memory(model.weights["shared.weight"], head)
+    return write_head(model.graph("head"), Projection(head, tied), suppressed_ids, only_ids)
 
 
 def _shared_table(graph: Graph, weights: Mapping[str, Array]) -> Table:
@@ -325,12 +169,6 @@ def _add_and_norm(graph: Graph, hidden: str, update: str, weight: Array, config:
     # Two nodes: on a CPU the runtime's fused node takes twice as long.
     hidden = graph.node("Add", hidden, update)
     return _rms_norm(graph, hidden, weight, config), hidden
-
-
-def _additive_mask(graph: Graph, mask: str) -> str:
-    """Return the additive mask of padding for scores, shape `(batch, 1, 1, tokens)`."""
-    hidden = graph.node("Sub", graph.constant(np.float32(1)), graph.node("Cast", mask, to=TensorProto.FLOAT))
-    return graph.node("Unsqueeze", graph.node("Mul", hidden, graph.constant(MASKED)), graph.ints(1, 2))
 
 
 def _feed_forward(graph: Graph, model: Model, value: str, name: str) -> str:

@@ -76,7 +76,10 @@ def check_options(dtype: str, settings: Mapping[str, Any]) -> None:
             f"a graph that optimum traces is not exported in {dtype}.", f"choose --dtype {' or '.join(DTYPES)}"
         )
     if settings.get("restrict_vocabulary"):
-        raise InputError("only a T5 or mT5 has restricted vocabularies.", "leave out --restrict-vocabulary")
+        raise InputError(
+            "only a T5, an mT5 or a BERT-to-BERT generator has restricted vocabularies.",
+            "leave out --restrict-vocabulary",
+        )
 
 
 def trace(model: Any, kind: str, folder: Path, dtype: str) -> None:  # noqa: ANN401

@@ -1,6 +1,7 @@
 """Write the questions that speakers of other languages would ask about a passage: the protocol, and who follows it.
 
-`onnx` runs a T5 or mT5 model, `llm` asks a language model at an HTTP endpoint, `lexicon` translates words.
+`onnx` runs a T5, mT5 or BERT-to-BERT model, `llm` asks a language model at an HTTP endpoint, `lexicon` translates
+words.
 """
 
 from __future__ import annotations
