@@ -336,7 +336,7 @@ def many() -> FloatArray:
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((PAGES, 384))
     lengths = rng.uniform(1, 3, (PAGES, 1))
-    return np.float32(lengths * vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    return (lengths * vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 def fill_many(client: QdrantClient, vectors: FloatArray, distance: models.Distance) -> None:

@@ -138,7 +138,7 @@ def fuse(passage: FloatArray, queries: FloatArray, settings: Fusion) -> FloatArr
         InputError: the settings cannot be used.
     """
     if settings.fusion == "mean" and len(queries) == 0:
-        [calibrated] = calibrate(passage[None], settings)
+        calibrated: FloatArray = calibrate(passage[None], settings)[0]
         return calibrated
     check_fusion(settings)
     total = queries.astype(np.float64).sum(axis=0)
