@@ -336,7 +336,8 @@ def many() -> FloatArray:
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((PAGES, 384))
     lengths = rng.uniform(1, 3, (PAGES, 1))
-    return (lengths * vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    scaled: FloatArray = (lengths * vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
 
 
 def fill_many(client: QdrantClient, vectors: FloatArray, distance: models.Distance) -> None:
