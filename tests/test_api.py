@@ -20,6 +20,7 @@ from xqg_qdrant import (
     Encoder,
     InputError,
     MismatchError,
+    Passage,
     Qrel,
     Query,
     QueryGenerator,
@@ -34,6 +35,7 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.corpus.questions import read_queries
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.evaluation.files import read_qrels
+from xqg_qdrant.generation.questions import make_custom_id
 
 ROWS = [
     {"id": passage.passage_id, "title": passage.title, "text": passage.text, "topic": {"number": place}}
@@ -67,6 +69,27 @@ def xqg(*arguments: object) -> str:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.stderr
     return result.stdout
+
+
+def test_ingest_takes_a_file_of_queries_and_the_results_of_a_batch(
+    tmp_path: Path, corpus: Path, demo_encoder: Encoder
+) -> None:
+    first = ROWS[0]
+    name = make_custom_id(Passage(first["id"], first["text"], first["title"]))
+    body = {"choices": [{"message": {"content": json.dumps({"ru": [QUESTION]})}, "finish_reason": "stop"}]}
+    result = {"custom_id": name, "response": {"status_code": 200, "body": body}, "error": None}
+    query = {"id": first["id"], "language": "ru", "text": QUESTION}
+    with open_store(":memory:") as store:
+        for kind, row in (("batch", result), ("queries", query)):
+            (tmp_path / f"{kind}.jsonl").write_text(json.dumps(row), encoding="utf-8")
+            done = ingest(corpus, store, kind, demo_encoder, None, queries=tmp_path / f"{kind}.jsonl")
+            assert (done.stored, done.bare, done.rejects) == (6, 5, ())
+            [point] = [point for point in store.scroll(kind) if point.generated_queries]
+            assert [(query.language, query.text) for query in point.generated_queries] == [("ru", QUESTION)]
+        with pytest.raises(InputError, match="the corpus is rows"):
+            ingest(ROWS, store, "docs", demo_encoder, None, queries="queries.jsonl")
+        with pytest.raises(InputError, match="and a generator or plain"):
+            ingest(corpus, store, "docs", demo_encoder, None, queries="queries.jsonl", plain=True)
 
 
 def test_ingest_stores_the_points_that_the_command_stores(

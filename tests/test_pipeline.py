@@ -8,6 +8,7 @@ from collections import abc, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -55,8 +56,10 @@ class FakeGenerator:
     journal = None
     sampling = Sampling(1, 1.0, 8)
 
-    def __init__(self, before: Callable[[Sequence[Passage]], object] = lambda _: None) -> None:
-        self._before = before
+    def __init__(
+        self, before: Callable[[Sequence[Passage]], object] = lambda _: None, replies: Path | None = None
+    ) -> None:
+        self._before, self.replies = before, replies
 
     def describe(self) -> dict[str, Any]:
         return {"sha256": "g"}
@@ -76,6 +79,7 @@ class FakeGenerator:
                 tuple(GeneratedQuery(code, f"{code} {passage.text}") for code in languages),
                 count,
                 {Dropped(languages[0], "wrong_script"): 1},
+                replies=() if self.replies is None else (self.replies / passage.passage_id,),
             )
             for passage in passages
         ]
@@ -449,3 +453,14 @@ def test_chunks_are_larger_where_passages_are_cheap() -> None:
     generator.pace = FAST
     steps = run([row.passage for row in rows], FakeStore(), generator)
     assert [step.rows for step in steps] == [CHEAP_CHUNK_SIZE, 1]
+
+
+def test_a_passage_that_another_client_deletes_does_not_keep_the_replies_of_later_ones(tmp_path: Path) -> None:
+    store = FakeStore()
+    for passage in passages(40):
+        (tmp_path / passage.passage_id).touch()
+    for number, _ in enumerate(run(passages(40), store, FakeGenerator(replies=tmp_path))):
+        if number == 0:
+            del store.points[0]
+    assert store.points[0].passage.passage_id == "p1"
+    assert {path.name for path in tmp_path.iterdir()} <= {f"p{number}" for number in range(16)}

@@ -6,6 +6,7 @@ The endpoint gives each text a direction of its own, so a passage is found by th
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from writing import write_rows
 
 from xqg_qdrant import open_encoder, open_store, search
 from xqg_qdrant.cli import main
+from xqg_qdrant.errors import InputError
 from xqg_qdrant.inference.remote_encoder import RemoteEncoder, describe_endpoint
 
 CLI = Path(__file__).parent.parent / "cli.py"
@@ -130,3 +132,28 @@ def test_the_search_page_and_python_find_by_it_what_the_command_finds(folder: Pa
         found = search(question(5), store, "docs", encoder, limit=3)
     encoder.close()
     assert [hit.passage.passage_id for hit in found] == wanted
+
+
+@pytest.mark.parametrize("stranger", ["owns the file", "may write to the folder"])
+def test_nothing_is_sent_to_a_host_that_another_user_can_name(
+    stranger: str, folder: Path, endpoint: ScriptedChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collection remembers the folder; texts and key go to the URL in it."""
+    words = ["query", "--collection", "docs", question(3)]
+    try:
+        if stranger == "may write to the folder":
+            (folder / "encoder").chmod(0o777)
+        elif os.getuid() == 0:
+            os.chown(folder / "encoder" / "xqg.json", 12345, -1)
+        else:
+            monkeypatch.setattr(os, "getuid", lambda: 12345)
+        endpoint.reset(answer)
+        refused = CliRunner().invoke(main, words)
+        assert (refused.exit_code, endpoint.calls) == (InputError.exit_code, [])
+        assert "is at '127.0.0.1', as " in refused.stderr
+        assert "name the folder: --encoder " in refused.stderr
+        assert "[k3]" in run(endpoint, words[0], words[1:])[0], "it is named"
+    finally:
+        (folder / "encoder").chmod(0o755)
+        os.chown(folder / "encoder" / "xqg.json", -1 if os.getuid() else 0, -1)
+    assert "[k3]" in CliRunner().invoke(main, words).stdout, "it is remembered"

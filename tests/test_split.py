@@ -285,6 +285,16 @@ def test_a_document_that_became_shorter_loses_its_surplus(made: Path) -> None:
     assert "5 passages deleted, 1 id not stored" in deleted.stdout
 
 
+def test_an_id_of_both_a_document_and_a_passage_means_the_document(made: Path) -> None:
+    """Document `a#1` is named like the first passage of document `a`."""
+    write("named.jsonl", **{"a": "The Danube is a river.", "a#1": "The Mekong is one, too.", "b": "The Rhine as well."})
+    assert xqg("ingest", "named.jsonl", "--collection", "named", "--plain", "--split").exit_code == 0
+    for left in (["a#1", "b#1"], ["b#1"]):
+        deleted = xqg("delete", "--collection", "named", "a#1").stdout
+        assert "1 passage deleted, 0 ids not stored" in deleted
+        assert ids("named") == left
+
+
 def test_a_pilot_draws_from_the_passages_of_documents(made: Path) -> None:
     def ask(call: Call, number: int) -> Answer:
         return said({code: [f"Missä joki {number}.{each} on?" for each in range(3)] for code in call.languages})

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from xqg_qdrant.augmentation.pipeline import Progress, Row, Totals, describe
 from xqg_qdrant.augmentation.pipeline import ingest as ingest_chunks
 from xqg_qdrant.augmentation.recipe import choose_recipe
-from xqg_qdrant.corpus.inputs import CORPUS, Inputs, split_documents
+from xqg_qdrant.corpus.inputs import CORPUS, split_documents
 from xqg_qdrant.corpus.passages import check_passages
 from xqg_qdrant.errors import InputError
 from xqg_qdrant.evaluation import EVALUATION_DEPTH
@@ -24,6 +24,7 @@ from xqg_qdrant.evaluation.files import read_judged_questions, read_qrels
 from xqg_qdrant.evaluation.runs import check_collection_is_judged, note_documents, rank_documents
 from xqg_qdrant.evaluation.significance import TestName
 from xqg_qdrant.generation import Generator
+from xqg_qdrant.generation.questions import open_inputs
 from xqg_qdrant.inference import TextEncoder
 from xqg_qdrant.inference.splitting import choose_splitter
 from xqg_qdrant.lifecycle.status import EXACT_UP_TO
@@ -44,6 +45,7 @@ def ingest(
     generator: Generator | None,
     *,
     languages: Sequence[str] = (),
+    queries: str | Path | None = None,
     id_field: str | None = None,
     plain: bool = False,
     split: bool = False,
@@ -61,8 +63,11 @@ def ingest(
         store: the store of the collection, which is created if missing.
         collection: its name.
         encoder: of passages and queries.
-        generator: writes the queries. None if each row has its own, in the field `generated_queries`, or if `plain`.
+        generator: writes the queries. None with `queries`, with `plain`, or if each row has its own, in the field
+            `generated_queries`.
         languages: of the queries, such as `("ja", "ru")`; by default all of the generator's.
+        queries: a file of the corpus's queries, or of the results of a language model's batch, as
+            `xqg ingest --queries` takes it.
         id_field: the field of the passage id, if not `id`, `_id`, `passage_id`, `pid` or `docid`.
         plain: store passages without queries, to be searched at once; another ingest adds them.
         split: split long documents into passages `ID#1`, `ID#2`, … that the encoder reads in full.
@@ -81,8 +86,12 @@ def ingest(
         StoreError: the database cannot be reached, or refuses.
         ModelError: a model fails.
     """
+    if queries is not None and (generator is not None or plain):
+        raise InputError("there are queries, and a generator or plain.", "pass only one of them")
+    if queries is not None and not isinstance(corpus, str | Path):
+        raise InputError("queries are in a file, but the corpus is rows.", "pass both as files")
     stored = read_target_fingerprint(store, collection)
-    queried = generator is None and not plain
+    queried = generator is None and not plain and queries is None
     if split and queried:
         raise InputError("the rows' queries are of whole documents, which are to be split.", "leave out split")
     splitter = choose_splitter(encoder.folder, stored, split_tokens, split_overlap) if split else None
@@ -91,10 +100,10 @@ def ingest(
     chosen = choose_recipe(encoder, generator, languages, stored=stored, **settings).recipe
     rows: Iterable[Row]
     total = None
-    queries = CORPUS if queried else None
+    source = CORPUS if queried else None if queries is None else str(queries)
     fingerprint = describe(encoder, generator, chosen, plain)
     if isinstance(corpus, str | Path):
-        inputs = Inputs([str(corpus)], queries, id_field)
+        inputs = open_inputs([str(corpus)], source, id_field)
         inputs.splitter = splitter
         rows, total = inputs.read(), inputs.count()
     else:

@@ -357,15 +357,22 @@ class _Target:
             self._unsettled.append((files, next((passage_id for passage_id, _ in noted.values()), None)))
 
     def settle(self) -> None:
-        """Remove the replies and notes of what is stored by now: a folder of Parquet files collects points first."""
-        while self._unsettled and self._has(self._unsettled[0][1]):
+        """Remove the replies and notes of what is stored by now: a folder of Parquet files collects points first.
+
+        Points are stored in order. So what came before a stored passage was stored too, even if another client has
+        deleted it since.
+        """
+        ends = range(len(self._unsettled), 0, -1)
+        settled = next((end for end in ends if self._has(self._unsettled[end - 1][1])), 0)
+        while self._unsettled and (settled > 0 or self._unsettled[0][1] is None):
+            settled -= 1
             for path in self._unsettled.popleft()[0]:
                 path.unlink(missing_ok=True)
 
     def _has(self, passage_id: str | None) -> bool:
-        if passage_id is None:
-            return True
-        return self.stored is not None and bool(self.stored.read_content_hashes(self._collection, [passage_id]))
+        if passage_id is None or self.stored is None:
+            return False
+        return bool(self.stored.read_content_hashes(self._collection, [passage_id]))
 
     def sweep(self, journal: ReplyJournal | None) -> None:
         """Remove the replies of passages that an earlier run stored just before it was killed."""

@@ -247,7 +247,8 @@ def delete(
 ) -> None:
     """Delete passages by id, or without ids the whole collection.
 
-    If documents were split, the id of a document deletes all its passages.
+    If documents were split, the id of a document deletes all its passages. An id that both a document and a passage
+    of another document have means the document.
 
     With - as the only id, ids are read from standard input, one a line.
     """

@@ -339,10 +339,11 @@ def load_encoder(
     Without a folder, it is the one that made the collection, if it is still where it was.
     """
     from xqg_qdrant.inference import open_encoder
-    from xqg_qdrant.lifecycle.models import find_encoder
+    from xqg_qdrant.lifecycle.models import check_owner, find_encoder
 
-    known = find_encoder(store, collection) if folder is None and store is not None else None
-    encoder = open_encoder(known or folder, device, threads)
+    if folder is None and store is not None and (known := find_encoder(store, collection)):
+        folder = check_owner(known, collection)
+    encoder = open_encoder(folder, device, threads)
     if encoder.device == "remote":
         click.get_current_context().call_on_close(partial(close_encoder, encoder))
     return encoder

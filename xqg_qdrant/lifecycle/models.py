@@ -1,16 +1,19 @@
 """Where the models of a collection are: kept beside its fingerprint, never part of it.
 
 The fingerprint identifies models by their checksums. For people a collection also keeps their names, and for later
-commands the encoder's folder. Elsewhere the folder may be missing or hold another model; then it is asked for.
+commands the encoder's folder. Elsewhere the folder may be missing or hold another model; then it is asked for. So it is
+if it describes an endpoint and another user can change it: texts and the key go to the URL that stands there.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from xqg_qdrant.errors import XqgError
+from xqg_qdrant.errors import InputError, XqgError
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.generation import Endpoint
 from xqg_qdrant.inference import DESCRIBED, ENCODER, TextEncoder
@@ -18,6 +21,7 @@ from xqg_qdrant.model_folders import DEMO_ENCODER, ModelFolder, read_model_folde
 from xqg_qdrant.model_folders.description import DESCRIPTION_FILE, ENDPOINT, read_description, read_endpoint
 from xqg_qdrant.model_folders.sentence_transformers import is_foreign_folder
 from xqg_qdrant.stores import Store
+from xqg_qdrant.text import show
 
 DEMO_NAME = "the demo generator"
 
@@ -67,6 +71,31 @@ def find_encoder(store: Store, collection: str, demo: bool = False) -> Path | No
     known = [Path(kept)] if isinstance(kept, str) and Path(kept).is_absolute() and Path(kept).is_dir() else []
     folders = [*known, *([shipped_model(DEMO_ENCODER)] if demo else [])]
     return next((folder for folder in folders if _made(folder, stored)), None)
+
+
+def check_owner(folder: Path, collection: str) -> Path:
+    """Return the folder of a collection's encoder, without links if it describes an endpoint.
+
+    Raises:
+        InputError: it describes an endpoint, and another user can change the description.
+    """
+    about = read_endpoint(folder)
+    if about is None or os.name != "posix":
+        return folder
+    path = (folder / DESCRIPTION_FILE).resolve()
+    if not all(map(_is_ours, (path, *path.parents))):
+        raise InputError(
+            f"the encoder of {collection!r} is at {show(urlsplit(about['url']).hostname)}, as {path} says, which "
+            "another user can change; so nothing was sent there.",
+            f"if that host may see the texts and your key, name the folder: --encoder {folder}",
+        )
+    return path.parent
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether only this user or root can change a file, or what a folder holds of theirs."""
+    at = path.stat()
+    return at.st_uid in (0, os.getuid()) and (not at.st_mode & stat.S_IWOTH or bool(at.st_mode & stat.S_ISVTX))
 
 
 def _made(folder: Path, fingerprint: Fingerprint) -> bool:

@@ -201,6 +201,8 @@ def delete_passages(
 ) -> Deleted:
     """Delete passages by their ids; if documents were split, also all passages of a document by its id.
 
+    An id that a document has does not mean a passage of another document.
+
     Args:
         store: where the collection is.
         collection: its name.
@@ -224,13 +226,19 @@ def delete_passages(
 
 
 def _delete_documents(store: Store, collection: str, ids: set[str], before_first: Callable[[], object]) -> Deleted:
-    """Look at every stored id, because numbers may be missing: passages without a usable vector are not stored."""
-    found, deleted = set[str](), 0
+    """Look at every stored id, because numbers may be missing: passages without a usable vector are not stored.
+
+    A document may be named like a passage of another one. Then the id means the document.
+    """
+    named = (document_of(passage.passage_id) for passage in store.scroll_stored(collection))
+    documents = {document for document in named if document in ids}
+    found, passages, deleted = set(documents), ids - documents, 0
     stored = (passage.passage_id for passage in store.scroll_stored(collection))
-    for batch in batched((one for one in stored if ids & {one, document_of(one)}), BATCH):
+    meant = (one for one in stored if one in passages or document_of(one) in documents)
+    for batch in batched(meant, BATCH):
         if not deleted:
             before_first()
-        found |= {name for passage_id in batch for name in (passage_id, document_of(passage_id))}
+        found |= passages & set(batch)
         store.delete(collection, batch)
         deleted += len(batch)
     return Deleted(deleted, len(ids - found))
