@@ -179,6 +179,26 @@ def test_every_answer_has_the_headers_that_keep_strangers_out(served: Served) ->
 
 
 @pytest.mark.parametrize(
+    ("site", "wanted", "status"),
+    [
+        ("cross-site", "empty", 403),
+        ("cross-site", "image", 403),
+        ("cross-site", "iframe", 403),
+        ("same-site", "empty", 403),
+        ("cross-site", "document", 200),
+        ("same-origin", "empty", 200),
+        ("none", "document", 200),
+    ],
+)
+def test_a_page_of_another_origin_asks_no_question_unseen(served: Served, site: str, wanted: str, status: int) -> None:
+    """A question may cost money at an endpoint, also if the page cannot read the answer."""
+    answer = served.get("/api/search", q="Nile", fetch=(site, wanted))
+    assert answer.status == status
+    if status == 403:
+        assert error_of(answer)["where"] == "the Sec-Fetch-Site header"
+
+
+@pytest.mark.parametrize(
     ("host", "status"),
     [
         ("localhost", 200),

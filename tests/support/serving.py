@@ -43,14 +43,25 @@ class Served:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
 
-    def get(self, path: str, method: str = "GET", host: str | None = None, **parameters: object) -> Answer:
+    def get(
+        self,
+        path: str,
+        method: str = "GET",
+        host: str | None = None,
+        fetch: tuple[str, str] | None = None,
+        **parameters: object,
+    ) -> Answer:
+        """Ask for a path; `fetch` is what a browser says: whose page asks, and for what."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         query = f"?{urlencode(parameters)}" if parameters else ""
-        connection.request(method, path + query, headers={} if host is None else {"Host": host})
+        headers = {} if host is None else {"Host": host}
+        if fetch is not None:
+            headers |= {"Sec-Fetch-Site": fetch[0], "Sec-Fetch-Dest": fetch[1]}
+        connection.request(method, path + query, headers=headers)
         response = connection.getresponse()
-        headers = {name.lower(): value for name, value in response.getheaders()}
+        answered = {name.lower(): value for name, value in response.getheaders()}
         try:
-            return Answer(response.status, headers, response.read().decode("utf-8"))
+            return Answer(response.status, answered, response.read().decode("utf-8"))
         finally:
             connection.close()
 

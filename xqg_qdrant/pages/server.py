@@ -5,8 +5,9 @@
     GET /api/search?q=…&limit=… the hits as JSON; errors are JSON too, with what, where and cure
     GET /style.css
 
-Pages of other origins cannot read the answers (no CORS). DNS rebinding is prevented by checking the Host header against
-the allowed names. No response may be framed or run scripts.
+Pages of other origins cannot read the answers (no CORS). They cannot ask in secret either, as a question may cost money
+at an endpoint: a browser says where a request comes from. DNS rebinding is prevented by checking the Host header
+against the allowed names. No response may be framed or run scripts.
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ class Problem(NamedTuple):
 
 
 class Guard:
-    """Refuse requests with another Host header than the allowed names, and add `HEADERS` to every response."""
+    """Refuse requests with another Host header than the allowed names, or made by a page of another origin.
+
+    Add `HEADERS` to every response. A link from another origin is followed.
+    """
 
     def __init__(self, app: ASGIApp, names: Iterable[str]) -> None:
         self._app = app
@@ -92,16 +96,27 @@ class Guard:
             await send(message)
 
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-        if len(hosts) == 1 and self._is_named(hosts[0]):
-            await self._app(scope, receive, send_guarded)
-        else:
+        if not (len(hosts) == 1 and self._is_named(hosts[0])):
             cure = "open it as http://localhost:PORT/, or allow the name: xqg serve --allow-host NAME"
             refused = Problem(421, "the page is not served under this name", "the Host header", cure)
-            await _json(refused.status, {"error": refused.to_json()})(scope, receive, send_guarded)
+        elif _is_made_elsewhere(scope):
+            cure = "ask from the search page, or from a program that is no browser"
+            refused = Problem(403, "a page of another origin asks", "the Sec-Fetch-Site header", cure)
+        else:
+            await self._app(scope, receive, send_guarded)
+            return
+        await _json(refused.status, {"error": refused.to_json()})(scope, receive, send_guarded)
 
     def _is_named(self, host: str) -> bool:
         name, colon, port = host.lower().partition(":")
         return name in self._names and (not colon or port.isdecimal())
+
+
+def _is_made_elsewhere(scope: Scope) -> bool:
+    """Return whether a page of another origin makes a request, other than by a link that someone follows."""
+    headers = dict(scope["headers"])
+    foreign = headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
+    return foreign and headers.get(b"sec-fetch-dest") != b"document"
 
 
 def make_app(finder: Finder, names: Iterable[str] = ()) -> ASGIApp:
