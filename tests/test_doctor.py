@@ -225,6 +225,24 @@ def test_the_scratch_collection_is_deleted_where_a_check_of_it_fails(monkeypatch
     assert not Path("data").exists()
 
 
+def test_a_server_that_does_not_find_what_it_has_stored_is_told(
+    rest: RestQdrant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does a replica that is behind."""
+    honest = rest.respond
+
+    def respond(method: str, path: str, body: Any) -> Any:  # noqa: ANN401
+        result = honest(method, path, body)
+        for found in result if path.endswith("/points/query/batch") else ():
+            found.points.clear()
+        return result
+
+    monkeypatch.setattr(rest, "respond", respond)
+    with pytest.raises(StoreError, match="does not find a passage that it has just stored"):
+        doctor._use_store(lambda: open_store(rest.url))
+    assert rest.client.get_collections().collections == []
+
+
 def test_a_store_that_gives_back_something_else_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     real = EdgeStore.search
 

@@ -37,7 +37,7 @@ from xqg_qdrant.inference.session import AUTO, CUDA, Session, are_products_exact
 from xqg_qdrant.machine import free_memory, integer_instructions
 from xqg_qdrant.model_folders import ModelFolder
 from xqg_qdrant.model_folders.description import read_endpoint
-from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, Passage
+from xqg_qdrant.records import PASSAGE_VECTOR, XQG_VECTOR, AugmentedPassage, Passage, ScoredPassage
 from xqg_qdrant.retrieval import search_hits
 from xqg_qdrant.stores import ASKING_SECONDS, Store, find_directory
 from xqg_qdrant.stores.protocol import describe_pause
@@ -261,12 +261,9 @@ def _use_store(open_store: Callable[[], Store]) -> tuple[Store, Check]:
             store.upsert(collection, [point])
             seconds["write"] = time.perf_counter() - start
             start = time.perf_counter()
-            [[hit]] = store.search(collection, vector[None], XQG_VECTOR, 1)
+            [hits] = store.search(collection, vector[None], XQG_VECTOR, 1)
             seconds["search"] = time.perf_counter() - start
-            if hit.passage != point.passage:
-                raise StoreError(
-                    f"{store.location} returned another passage than was stored.", "report this as a bug of xqg-qdrant"
-                )
+            _check_found(hits, point, store.location)
     except BaseException:
         store.close()
         raise
@@ -312,18 +309,24 @@ def _use_all(store: Store, encoder: TextEncoder, generator: Generator) -> tuple[
             recipe_hash = hash_recipe(fingerprint)
             content = hash_content(passage, recipe_hash)
             vectors = {XQG_VECTOR: fused, PASSAGE_VECTOR: plain}
-            store.upsert(collection, [AugmentedPassage(passage, generation.queries, vectors, content, recipe_hash)])
+            point = AugmentedPassage(passage, generation.queries, vectors, content, recipe_hash)
+            store.upsert(collection, [point])
         with timed("query"):
-            [[hit]] = search_hits(store, collection, encoder, [passage.title], 1, XQG_VECTOR)
-    if hit.found.passage != passage or hit.found.generated_queries != generation.queries:
-        raise StoreError(
-            f"{store.location} returned another passage than was stored.", "report this as a bug of xqg-qdrant"
-        )
+            [hits] = search_hits(store, collection, encoder, [passage.title], 1, XQG_VECTOR)
+        _check_found([hit.found for hit in hits], point, store.location)
     asked = generation.asked * len(recipe.languages)
     detail = f"{len(generation.queries)} of {asked} generated queries kept, found by its title"
     cure = "use a generator trained on these languages (--generator)"
     few = not generation.queries
     return None, Check("passage", WARNING if few else OK, detail, cure if few else "", seconds=seconds)
+
+
+def _check_found(hits: Sequence[ScoredPassage], point: AugmentedPassage, location: str) -> None:
+    if not hits:
+        cure = "check that its replicas follow each other"
+        raise StoreError(f"{location} does not find a passage that it has just stored.", cure)
+    if (hits[0].passage, hits[0].generated_queries) != (point.passage, point.generated_queries):
+        raise StoreError(f"{location} returned another passage than was stored.", "report this as a bug of xqg-qdrant")
 
 
 @contextmanager
