@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from xqg_qdrant.errors import InputError
 
@@ -107,6 +107,17 @@ def refuse_secret(url: str, what: str) -> None:
         "leave them out; object stores read credentials from the environment, such as AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY",
     )
+
+
+def hide_query(url: str) -> str:
+    """Return the URL of an endpoint with the values of its query hidden, but for `api-version`.
+
+    >>> hide_query("https://host/v1?api-version=2&code=secret")
+    'https://host/v1?api-version=2&code=***'
+    """
+    parts = urlsplit(url)
+    shown = [(name, value if name == "api-version" else HIDDEN) for name, value in parse_qsl(parts.query)]
+    return urlunsplit(parts._replace(query=urlencode(shown, safe="*")))
 
 
 def remember_user(url: str) -> None:

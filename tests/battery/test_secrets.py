@@ -12,6 +12,7 @@ import json
 import logging
 import random
 import re
+import shlex
 import string
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote, quote_plus, unquote
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -27,6 +29,7 @@ from qdrant_client import models
 from rest_qdrant import RestQdrant
 
 from xqg_qdrant.cli import main
+from xqg_qdrant.cli.shared import given_command
 from xqg_qdrant.errors import InputError, StoreError
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, Passage
@@ -439,3 +442,18 @@ def test_whatever_is_printed_or_written_holds_no_key_of_the_environment(
         result = CliRunner().invoke(main, ["-v", "status", "--store", f"nowhere:{secret}"], env=secrets)
         assert result.exit_code == 2
         assert secret not in result.output
+
+
+def test_the_command_in_a_manifest_holds_no_key_of_an_endpoints_url_however_short() -> None:
+    """Shorter than `SHORTEST`, it is not hidden by its spelling."""
+
+    @click.command()
+    @click.option("--generator")
+    @click.option("--questions")
+    def command(**_: object) -> None:
+        click.echo(shlex.join(given_command()))
+
+    url = "http://localhost/v1?api-version=2&code="
+    line = ["--generator", f"{url}abc123", "--questions", "ir_datasets:a?b"]
+    printed = CliRunner().invoke(command, line, prog_name="xqg command").stdout
+    assert shlex.split(printed)[2:] == ["--generator", f"{url}***", "--questions", "ir_datasets:a?b"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -22,7 +23,7 @@ from xqg_qdrant.cli.arguments import Command, dead_letters_path, overwrites
 from xqg_qdrant.cli.options import OPTION_GROUPS, Splitting, add_options
 from xqg_qdrant.cli.terminal import echo, echo_traceback, echo_usage_error, prepare_streams
 from xqg_qdrant.errors import INTERRUPTED_EXIT_CODE, ROWS_REJECTED_EXIT_CODE, InputError, MismatchError, XqgError
-from xqg_qdrant.secrets import remember_environment
+from xqg_qdrant.secrets import hide_query, remember_environment
 from xqg_qdrant.text import count_of
 
 if TYPE_CHECKING:
@@ -191,7 +192,10 @@ def command_name() -> str:
 
 
 def given_command() -> list[str]:
-    """Return the command that repeats this one, with what came from the command line and the environment."""
+    """Return the command that repeats this one, with what came from the command line and the environment.
+
+    A key in the query of a URL is left out, however short.
+    """
     context = click.get_current_context()
     words = ["xqg", *context.command_path.split()[1:]]
     for parameter in context.command.params:
@@ -207,6 +211,7 @@ def given_command() -> list[str]:
             if parameter.is_flag:
                 words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
                 continue
+            values = [hide_query(one) if re.match(r"(?i)https?://.*\?", one) else one for one in values]
             values = [word for one in values for word in (parameter.opts[0], one)]
         words += values
     return words

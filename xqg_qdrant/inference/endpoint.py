@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from xqg_qdrant.errors import InputError, ModelError, XqgError
-from xqg_qdrant.secrets import HIDDEN, check_key, hide, make_redactor, remember
+from xqg_qdrant.secrets import check_key, hide, hide_query, make_redactor, remember
 from xqg_qdrant.streams import begin_body, bound_answers
 from xqg_qdrant.text import one_line, read_retry_after
 
@@ -131,7 +131,7 @@ class Line:
         self._site = site
         self._patience = patience
         self._url = site.find_url(url)
-        self.shown_url = _hide_query(self._url)
+        self.shown_url = hide_query(self._url)
         self._key = check_key(api_key, site.key_variable)
         secrets = [value for _, value in parse_qsl(urlsplit(self._url).query) if value not in self.shown_url]
         for secret in secrets:
@@ -355,12 +355,6 @@ def _find_model(content: bytes, wanted: str) -> str:
         return wanted
     only = names[0] if len(names) == 1 and wanted not in names else wanted
     return only if len(only) <= LONGEST_NAME and only.isprintable() and hide(only) == only else wanted
-
-
-def _hide_query(url: str) -> str:
-    parts = urlsplit(url)
-    shown = [(name, value if name == "api-version" else HIDDEN) for name, value in parse_qsl(parts.query)]
-    return urlunsplit(parts._replace(query=urlencode(shown, safe="*")))
 
 
 def read_error(content: bytes) -> tuple[str, str]:
