@@ -23,7 +23,8 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.generation import llm
 from xqg_qdrant.generation.chat import Reply
 from xqg_qdrant.generation.llm import ChatSampling, LanguageModelGenerator
-from xqg_qdrant.records import Passage
+from xqg_qdrant.generation.questions import make_custom_id, open_inputs
+from xqg_qdrant.records import Passage, QueriedPassage, Reject
 from xqg_qdrant.stores import open_store
 from xqg_qdrant.stores.parquet import ParquetFolder
 
@@ -214,6 +215,21 @@ def test_a_batch_is_written_and_its_results_are_read_in_any_order(endpoint: Scri
     assert changed == {"year": 1858}
     refused = xqg("augment", "--collection", "theirs", "--text-field", "text", *given, exit_code=2)
     assert "results.jsonl holds the results of a batch" in refused.output
+
+
+@pytest.mark.parametrize("damaged", ['{"custom_id": "a#0", "resp', '{"custom_id": "\\ud800", "response": {}}'])
+def test_a_damaged_first_line_of_results_is_rejected_and_takes_no_query_away(damaged: str, tmp_path: Path) -> None:
+    passage = Passage("nile", "The Nile is long.")
+    body = {"choices": [{"message": {"content": json.dumps({"fi": [ASKED["fi"].format(1)]})}}]}
+    result = {"custom_id": make_custom_id(passage), "response": {"body": body}}
+    (tmp_path / "passages.jsonl").write_text(json.dumps({"id": "nile", "text": passage.text}))
+    (tmp_path / "results.jsonl").write_text(f"{damaged}\n{json.dumps(result)}\n")
+    inputs = open_inputs([str(tmp_path / "passages.jsonl")], str(tmp_path / "results.jsonl"))
+    rejected, queried = inputs.read()
+    assert isinstance(rejected, Reject)
+    assert rejected.line == 1
+    assert isinstance(queried, QueriedPassage)
+    assert [query.text for query in queried.queries] == [ASKED["fi"].format(1)]
 
 
 def test_another_programs_collection_is_augmented(endpoint: ScriptedChat, corpus: str) -> None:

@@ -358,11 +358,11 @@ def write_batch(
 
 
 def is_batch_result(path: str) -> bool:
-    """Return whether the first line of a file is a result of a batch."""
+    """Return whether the first undamaged line of a file is a result of a batch."""
     if path == "-" or not Path(path).is_file():
         return False
-    first = next(iter(json_rows(path)), None)
-    return first is not None and "custom_id" in first.fields and bool({"response", "error"} & first.fields.keys())
+    first = next((row.fields for row in json_rows(path) if not row.problem), {})
+    return "custom_id" in first and bool({"response", "error"} & first.keys())
 
 
 class BatchResults:
@@ -390,12 +390,12 @@ class BatchResults:
             database.execute("CREATE TABLE results (id TEXT, line INTEGER, raw TEXT)")
             database.execute("BEGIN")
             for found in json_rows(self.path):
-                if found.problem or not isinstance(found.fields.get("custom_id"), str):
+                name = found.fields.get("custom_id")
+                if found.problem or not isinstance(name, str) or _SURROGATE.search(name):
                     yield Reject(self.path, found.line, found.problem or "no custom_id", found.raw)
                 else:
                     self.left_over += 1
-                    entry = (found.fields["custom_id"], found.line, found.raw)
-                    database.execute("INSERT INTO results VALUES (?, ?, ?)", entry)
+                    database.execute("INSERT INTO results VALUES (?, ?, ?)", (name, found.line, found.raw))
             database.execute("CREATE INDEX by_id ON results (id)")
             for row in rows:
                 if isinstance(row, QueriedPassage):
