@@ -20,7 +20,6 @@ from xqg_qdrant import (
     Encoder,
     InputError,
     MismatchError,
-    Passage,
     Qrel,
     Query,
     QueryGenerator,
@@ -74,11 +73,10 @@ def xqg(*arguments: object) -> str:
 def test_ingest_takes_a_file_of_queries_and_the_results_of_a_batch(
     tmp_path: Path, corpus: Path, demo_encoder: Encoder
 ) -> None:
-    first = ROWS[0]
-    name = make_custom_id(Passage(first["id"], first["text"], first["title"]))
+    first = read_demo_passages()[0]
     body = {"choices": [{"message": {"content": json.dumps({"ru": [QUESTION]})}, "finish_reason": "stop"}]}
-    result = {"custom_id": name, "response": {"status_code": 200, "body": body}, "error": None}
-    query = {"id": first["id"], "language": "ru", "text": QUESTION}
+    result = {"custom_id": make_custom_id(first), "response": {"status_code": 200, "body": body}, "error": None}
+    query = {"id": first.passage_id, "language": "ru", "text": QUESTION}
     with open_store(":memory:") as store:
         for kind, row in (("batch", result), ("queries", query)):
             (tmp_path / f"{kind}.jsonl").write_text(json.dumps(row), encoding="utf-8")

@@ -136,7 +136,7 @@ def test_five_passages_are_given_where_nothing_is_said(served: Served) -> None:
     ],
 )
 def test_what_cannot_be_answered_is_said_with_its_cure(
-    served: Served, parameters: dict[str, str], where: str, part: str
+    served: Served, parameters: dict[str, Any], where: str, part: str
 ) -> None:
     answer = served.get("/api/search", **parameters)
     assert answer.status == 400
