@@ -33,6 +33,7 @@ from xqg_qdrant.records import (
 from xqg_qdrant.stores import Store, open_foreign_store, open_own_space_store, open_store
 from xqg_qdrant.stores.inspection import inspect
 from xqg_qdrant.stores.points import make_payload, make_point_id, read_point
+from xqg_qdrant.stores.server.answers import Record
 
 DIM = 5
 METADATA: list[dict[str, Any]] = [
@@ -227,9 +228,9 @@ def test_a_point_that_is_written_while_it_is_read_is_not_damaged(
     store, _ = shared
     scroll = store._scroll  # type: ignore[attr-defined]
 
-    def half_written(*arguments: object) -> Iterator[models.Record]:
+    def half_written(*arguments: object) -> Iterator[Record]:
         for record in scroll(*arguments):
-            yield record.model_copy(update={"vector": {"xqg": [1.0] * DIM, "passage": [1.0] * DIM}})
+            yield record._replace(vector={"xqg": [1.0] * DIM, "passage": [1.0] * DIM})
 
     monkeypatch.setattr(store, "_scroll", half_written)
     assert look(store) == Verification(store.location, "docs", points=6)

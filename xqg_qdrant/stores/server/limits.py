@@ -25,6 +25,7 @@ UPSERT_BATCH = 256
 UPSERT_BYTES = 16 * 2**20  # half of what a server accepts in one request
 FLOAT_BYTES = 24  # the longest float32 in JSON, with its comma
 TERM_BYTES = 15  # the longest term index and its value 1.0 in JSON, with commas
+POINT_BYTES = 128  # a point's id, the keys around its parts, and the like
 STORED_FLOAT_BYTES = 4
 
 T = TypeVar("T")
@@ -173,7 +174,8 @@ def split(sized: Iterable[tuple[T, int]], strict: models.StrictModeConfigOutput)
 
 def measure_point(vectors: Mapping[str, FloatArray], payload: Mapping[str, Any], dim: int) -> int:
     """Return how many bytes vectors and a payload have at most in a request."""
-    return len(orjson.dumps(payload)) + len(vectors) * dim * FLOAT_BYTES
+    names = sum(len(orjson.dumps(name)) for name in vectors)
+    return POINT_BYTES + names + len(orjson.dumps(payload)) + len(vectors) * dim * FLOAT_BYTES
 
 
 def _make_struct(point_id: Any, point: AugmentedPassage, payload: dict[str, Any]) -> models.PointStruct:  # noqa: ANN401
