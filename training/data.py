@@ -38,7 +38,7 @@ class Question(NamedTuple):
 
 
 class QuestionedPassage(NamedTuple):
-    """An English passage, and two questions about it in each language, written from the passage alone."""
+    """An English passage, and questions about it in each language, written from the passage alone."""
 
     title: str
     text: str

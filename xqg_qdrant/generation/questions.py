@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from xqg_qdrant.corpus.fields import has_surrogate
 from xqg_qdrant.corpus.formats import json_rows
 from xqg_qdrant.corpus.inputs import Inputs
 from xqg_qdrant.errors import InputError
@@ -157,7 +158,6 @@ _NUMBERING = re.compile(
 _QUOTES = "\"'“”„«»‹›「」『』`*_ \t"
 _ESCAPED = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 _SYNTAX = re.compile(r"[{}\[\]\ufffd]|\":")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHATTER = re.compile(
     r"(sure|certainly|of course|okay|here (is|are)|as an ai|i('m| am) sorry|i can('t|not))\b", re.IGNORECASE
 )
@@ -225,7 +225,7 @@ def clean_question(line: str) -> str:
 
 def find_fault(question: str, code: str, passage: Passage, echoes: set[str]) -> str:
     """Return why a text is no question about the passage; empty if it may be one."""
-    if _SURROGATE.search(question) or _SYNTAX.search(question):
+    if has_surrogate(question) or _SYNTAX.search(question):
         return UNREADABLE
     if len(question) > LONGEST_QUESTION:
         return OVERLONG
@@ -256,7 +256,7 @@ def _lacks_link(question: str, passage: Passage) -> bool:
 def _unescape(text: str) -> str:
     r"""Decode `\u0442`, which some servers escape twice, and join surrogate pairs."""
     text = _ESCAPED.sub(lambda found: json.loads(f'"{found[0]}"'), text)
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _SURROGATE.search(text) else text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if has_surrogate(text) else text
 
 
 def _find_json(text: str) -> Any:  # noqa: ANN401
@@ -391,7 +391,7 @@ class BatchResults:
             database.execute("BEGIN")
             for found in json_rows(self.path):
                 name = found.fields.get("custom_id")
-                if found.problem or not isinstance(name, str) or _SURROGATE.search(name):
+                if found.problem or not isinstance(name, str) or has_surrogate(name):
                     yield Reject(self.path, found.line, found.problem or "no custom_id", found.raw)
                 else:
                     self.left_over += 1

@@ -453,10 +453,9 @@ class ClientStore:
     ) -> Iterator[list[Record]]:
         limit = fit(limit, self._open(collection, also_foreign=True).strict.max_query_limit)
         offset, before = None, set[object]()
-        read = self._read_page if self._remote else self._read_local_page
         while True:
             action = f"read collection {collection!r}"
-            records, offset = self._wire.ask(action, read, collection, limit, offset, payload, vectors)
+            records, offset = self._wire.ask(action, self._read_page, collection, limit, offset, payload, vectors)
             yield records
             if offset is None:
                 return
@@ -470,18 +469,10 @@ class ClientStore:
         payload: bool | list[str] | dict[str, Any],
         vectors: bool | list[str],
     ) -> tuple[list[Record], models.ExtendedPointId | None]:
-        body: dict[str, Any] = {"limit": limit, "with_payload": payload, "with_vector": vectors}
-        body |= {} if offset is None else {"offset": offset}
-        return read_page(post(self._client, collection, "points/scroll", body))
-
-    def _read_local_page(
-        self,
-        collection: str,
-        limit: int,
-        offset: models.ExtendedPointId | None,
-        payload: bool | list[str] | dict[str, Any],
-        vectors: bool | list[str],
-    ) -> tuple[list[Record], models.ExtendedPointId | None]:
+        if self._remote:
+            body: dict[str, Any] = {"limit": limit, "with_payload": payload, "with_vector": vectors}
+            body |= {} if offset is None else {"offset": offset}
+            return read_page(post(self._client, collection, "points/scroll", body))
         wanted = models.PayloadSelectorExclude(**payload) if isinstance(payload, dict) else payload
         options: dict[str, Any] = {"limit": limit, "offset": offset}
         records, following = self._client.scroll(collection, with_payload=wanted, with_vectors=vectors, **options)
