@@ -207,24 +207,30 @@ def write_head(
     temperature = graph.input("temperature", np.float32, [])
     noise = graph.input("noise", np.float32, ["rows", "top_k"])
     rows = graph.quantise(graph.node("Gather", hidden, chosen_rows, axis=0), step)
-    if only_ids is not None:
-        weight, tied, bias = weight[only_ids], False, None if bias is None else bias[only_ids]
-    table: Array | Table = graph.transpose(graph.table(weight, EMBEDDING_FILE)) if tied else weight
+    table: Array | Table
+    if only_ids is None:
+        count, places = len(weight), ""
+        table = graph.transpose(graph.table(weight, EMBEDDING_FILE)) if tied else weight
+    else:
+        count, places = len(only_ids), graph.constant(only_ids, np.int64)
+        shared = graph.rows_of_table(weight, EMBEDDING_FILE, only_ids, places) if tied else None
+        table = graph.transpose(shared) if shared else weight[only_ids]
+        bias = None if bias is None else bias[only_ids]
     logits, scales = graph.product(rows, table), rows.scales
     if bias is not None:
         logits, scales = graph.scale(logits, scales), ""
     if suppressed_ids and only_ids is None:
-        bias = np.zeros(len(weight), dtype=np.float32) if bias is None else bias.copy()
+        bias = np.zeros(count, dtype=np.float32) if bias is None else bias.copy()
         bias[list(suppressed_ids)] = MASKED
     if bias is not None:
         logits = graph.node("Add", logits, graph.constant(bias))
-    best, places = _top_k(graph, logits, len(weight), graph.node("Shape", noise, start=1, end=2))
+    best, found = _top_k(graph, logits, count, graph.node("Shape", noise, start=1, end=2))
     # A row's scale does not change the order of its logits: apply it when few are left.
     noisy = graph.node("Add", graph.node("Div", graph.scale(best, scales), temperature), noise)
-    next_ids = graph.node("GatherElements", places, graph.node("ArgMax", noisy, axis=1, keepdims=1), axis=1)
+    next_ids = graph.node("GatherElements", found, graph.node("ArgMax", noisy, axis=1, keepdims=1), axis=1)
     next_ids = graph.reshape(next_ids, -1)
     if only_ids is not None:
-        next_ids = graph.node("Gather", graph.constant(only_ids, np.int64), next_ids)
+        next_ids = graph.node("Gather", places, next_ids)
     graph.output(next_ids, "next_ids", np.int64, ["rows"])
     return graph
 

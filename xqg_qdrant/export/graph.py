@@ -139,6 +139,15 @@ class Graph:
         values, scales = self._stored(weight)
         return Table(self.constant(values, values.dtype, file), scales)
 
+    def rows_of_table(self, weight: Array, file: str, ids: Array, places: str) -> Table:
+        """Add the rows `ids`, a constant `places` of the graph, of a table in a file that other graphs share.
+
+        The runtime copies them once, when it opens the graph.
+        """
+        values, scales = self._in_stored_type(weight)
+        rows = self.node("Gather", self.constant(values, values.dtype, file), places)
+        return Table(rows, "" if scales is None else self.constant(scales[ids]))
+
     def transpose(self, table: Table) -> Table:
         """Transpose a table for a product; the runtime does so once, when it opens the graph."""
         return table._replace(values=self.node("Transpose", table.values, perm=(1, 0)))
@@ -226,11 +235,14 @@ class Graph:
                 file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def _stored(self, weight: Array) -> tuple[Array, str]:
-        """Return a matrix in its stored type, and in int8 the scales of its rows."""
+        """Return a matrix in its stored type, and in int8 the constant of its rows' scales."""
+        values, scales = self._in_stored_type(weight)
+        return values, "" if scales is None else self.constant(scales)
+
+    def _in_stored_type(self, weight: Array) -> tuple[Array, Array | None]:
         if not self._int8:
-            return weight.astype(self._half or self._floats, copy=False), ""
-        values, scales = quantise_rows(weight)
-        return values, self.constant(scales)
+            return weight.astype(self._half or self._floats, copy=False), None
+        return quantise_rows(weight)
 
     def _constant_in_file(self, array: Array, file: str) -> str:
         tensor = self._declare(array)
