@@ -91,7 +91,7 @@ def _link(path: Path, target: Path) -> None:
         os.link(path, target, follow_symlinks=False)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links
+    except (OSError, NotImplementedError):  # a file system without hard links, or a link on Windows
         shutil.copy2(path, target, follow_symlinks=False)
 
 

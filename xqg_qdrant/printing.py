@@ -200,7 +200,7 @@ def format_verification(found: Verification) -> str:
         verb, them = agree(found.unrecorded, "is", "are"), agree(found.unrecorded, "its", "their")
         lines.append(
             f"  {found.unrecorded} of them {verb} not in the recorded number, so {them} loss would not be noticed: "
-            "a command was interrupted, or is still running. Run it again"
+            "a command was interrupted, is still running, or may not record it. Run it again"
         )
     lines += [f"  {one_line(repr(point.passage_id))}: {', '.join(point.faults)}" for point in found.damaged[:LISTED]]
     if len(found.damaged) > LISTED:
