@@ -61,7 +61,10 @@ def save(folder: Path, **manifest: Any) -> None:
 def test_results_come_back_as_they_were(tmp_path: Path) -> None:
     save(tmp_path / "r")
     results = read_results(tmp_path / "r")
-    assert results.manifest == MANIFEST
+    names = sorted(path.name for path in (tmp_path / "r").iterdir())
+    runs = ["passage.trec", "xqg.trec"]
+    assert names == sorted(["manifest.json", "questions.jsonl", "qrels.tsv", "values.json", PASSAGES, CHANGES, *runs])
+    assert results.manifest == {**MANIFEST, "files": [name for name in names if name != "manifest.json"]}
     assert results.queries == QUERIES
     assert results.qrels == QRELS
     assert list(results.values) == ["passage", "xqg"]

@@ -21,6 +21,7 @@ from xqg_qdrant.errors import DamageError
 from xqg_qdrant.fingerprint import hash_content
 from xqg_qdrant.lifecycle.status import delete_passages, read_status
 from xqg_qdrant.lifecycle.verify import Verification, refuse_damage, verify
+from xqg_qdrant.printing import format_verification
 from xqg_qdrant.records import (
     AugmentedPassage,
     GeneratedQuery,
@@ -122,6 +123,11 @@ def test_an_ingest_or_a_deletion_that_is_killed_gives_no_false_alarm(store: Stor
         with pytest.raises(KeyboardInterrupt):
             store.delete("docs", ["p0"])
     assert (store.read_recorded("docs"), count_missing(store)) == (5, 0)
+    # Of eight points a loss of three would not be noticed, which is said until a command ends.
+    assert look(store).unrecorded == 3
+    assert "3 of them are not in the recorded number" in format_verification(look(store))
+    store.delete("docs", ["p0", "unknown"])
+    assert (store.read_recorded("docs"), look(store).unrecorded) == (7, 0)
 
 
 @pytest.fixture

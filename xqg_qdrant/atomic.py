@@ -9,8 +9,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xqg_qdrant.errors import InputError
@@ -22,11 +22,16 @@ KEPT_CHARACTERS = 40
 
 
 @contextmanager
-def built_aside(folder: Path, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder; its subfolder `final` becomes `folder` on success, and may `replace` an existing one.
+def built_aside(folder: Path, replaceable: Callable[[Path], Collection[str]] | None = None) -> Iterator[Path]:
+    """Yield a temporary folder; its subfolder `final` becomes `folder` on success.
 
     The temporary folder lies beside `folder`. Those that killed processes left for the same name at least a day ago
     are removed first.
+
+    Args:
+        folder: The name of the finished folder.
+        replaceable: Returns the names of the files of an existing folder that are dropped; the others stay, and so do
+            owner and permissions. Without it no folder is replaced.
 
     Raises:
         InputError: something else has taken the name meanwhile.
@@ -47,8 +52,12 @@ def built_aside(folder: Path, replace: bool = False) -> Iterator[Path]:
             sync(path)
         sync(final)
         try:
-            if replace and folder.is_dir():
+            if replaceable and folder.is_dir():
+                _inherit(folder, final, replaceable(folder))
                 exchange(final, folder)
+                # Folders that may not be written to cannot be emptied.
+                for old, _, _ in os.walk(final):
+                    Path(old).chmod(0o700)
             else:
                 final.rename(folder)
         except OSError as error:
@@ -56,6 +65,46 @@ def built_aside(folder: Path, replace: bool = False) -> Iterator[Path]:
                 f"cannot name the finished folder {folder} ({error}).", "use another output folder"
             ) from error
         sync(folder.parent)
+
+
+def _inherit(old: Path, new: Path, dropped: Collection[str]) -> None:
+    """Give a folder the owner and permissions of another, and link to what is in that, without the `dropped` names.
+
+    A link is the same file, so a program that is writing it, such as a log, goes on.
+    """
+    for path in old.iterdir():
+        target = new / path.name
+        if path.name in dropped:
+            if target.exists():
+                _inherit_rights(path, target)
+        elif path.is_dir() and not path.is_symlink():
+            target.mkdir()
+            _inherit(path, target, ())
+        else:
+            _link(path, target)
+    _inherit_rights(old, new)
+    sync(new)
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except (OSError, NotImplementedError):  # a file system without hard links, or a link on Windows
+        shutil.copy2(path, target, follow_symlinks=False)
+
+
+def _inherit_rights(old: Path, new: Path) -> None:
+    """Copy owner, group, permissions and access lists, as far as the user may."""
+    status = old.stat()
+    for owner in (status.st_uid, -1):
+        with suppress(OSError, AttributeError):  # not on Windows
+            os.chown(new, owner, status.st_gid)
+            break
+    with suppress(OSError):
+        shutil.copystat(old, new)
+        os.utime(new)
 
 
 def exchange(new: Path, old: Path) -> None:
@@ -87,7 +136,7 @@ def exchange(new: Path, old: Path) -> None:
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a temporary path, whose file takes the place of `path` on success; else `path` stays as it was.
 
-    A device or a pipe is written to directly.
+    Owner and permissions stay, too. A device or a pipe is written to directly.
 
     Raises:
         InputError: the file cannot be written, or `path` is a symbolic link.
@@ -101,6 +150,8 @@ def replaced(path: Path) -> Iterator[Path]:
         unfinished = path.with_name(f".{os.getpid()}-{path.name[-KEPT_CHARACTERS:]}")
         try:
             yield unfinished
+            if path.exists():
+                _inherit_rights(path, unfinished)
             sync(unfinished)
             unfinished.replace(path)
         finally:

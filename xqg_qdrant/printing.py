@@ -196,6 +196,12 @@ def format_verification(found: Verification) -> str:
         verb = agree(found.unchecked, "has", "have")
         unchecked = f"{found.unchecked} of them {verb} no checksum, as they were stored by an earlier version"
         lines.append(f"  {unchecked}: only their texts were compared")
+    if found.unrecorded:
+        verb, them = agree(found.unrecorded, "is", "are"), agree(found.unrecorded, "its", "their")
+        lines.append(
+            f"  {found.unrecorded} of them {verb} not in the recorded number, so {them} loss would not be noticed: "
+            "a command was interrupted, is still running, or may not record it. Run it again"
+        )
     lines += [f"  {one_line(repr(point.passage_id))}: {', '.join(point.faults)}" for point in found.damaged[:LISTED]]
     if len(found.damaged) > LISTED:
         lines.append(f"  and {len(found.damaged) - LISTED} more: --json lists all")

@@ -304,6 +304,14 @@ def test_an_answer_is_bounded_in_time_and_memory_and_its_error_holds_no_key(
     assert re.search(told, result.output), result.output[-800:]
 
 
+def test_a_page_of_searches_waits_as_long_for_an_answer_that_drips_as_for_none(proxy: FaultyProxy) -> None:
+    proxy.always = drip
+    started = time.monotonic()
+    with pytest.raises(StoreError, match="answer was not complete after 1 s"):
+        open_store(proxy.url, patience=0.2).collections()
+    assert time.monotonic() - started < 3
+
+
 ENDPOINT_FAULTS: dict[str, tuple[Fault, str]] = {
     "headers that come byte by byte": (drip_headers, "headers were not complete after 1 s"),
     "100 Continue without end": (continue_without_end, "headers (are larger than 128 KiB|were not complete)"),

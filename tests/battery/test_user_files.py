@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from contextlib import suppress
@@ -25,7 +26,7 @@ from xqg_qdrant.cli.arguments import INPUTS, OUTPUTS, STORES
 from xqg_qdrant.errors import InputError, StoreError
 from xqg_qdrant.evaluation import results
 from xqg_qdrant.evaluation.files import write_run
-from xqg_qdrant.evaluation.results import make_manifest, new_results
+from xqg_qdrant.evaluation.results import check_folder, make_manifest, new_results
 from xqg_qdrant.records import AugmentedPassage, Passage, Query
 from xqg_qdrant.stores import open_store
 
@@ -150,6 +151,53 @@ def test_saving_over_results_replaces_them_and_keeps_what_the_user_put_there(tmp
     }
     assert (folder / "notes.md").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_saving_over_results_changes_no_owner_and_no_permissions(tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    save(folder, "first")
+    group = os.getgid() if os.getuid() else 12345
+    os.chown(folder, -1, group)
+    folder.chmod(0o2730)
+    (folder / "values.json").chmod(0o600)
+    save(folder, "second")
+    assert (stat.S_IMODE(folder.stat().st_mode), folder.stat().st_gid) == (0o2730, group)
+    assert stat.S_IMODE((folder / "values.json").stat().st_mode) == 0o600
+
+
+def test_saving_over_results_keeps_links_pipes_and_a_log_that_is_being_written(tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    save(folder, "first")
+    (folder / "link").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe")
+    (folder / "logs").mkdir()
+    (folder / "logs").chmod(0o555)
+    with (folder / "log").open("w") as log, (tmp_path / "elsewhere").open("w") as other:
+        os.link(tmp_path / "elsewhere", folder / "other")
+        save(folder, "second")
+        log.write("written after the saving")
+        other.write("too")
+    assert (folder / "log").read_text() == "written after the saving"
+    assert (folder / "other").read_text() == "too"
+    assert (folder / "link").is_symlink()
+    assert (folder / "pipe").is_fifo()
+    assert stat.S_IMODE((folder / "logs").stat().st_mode) == 0o555
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "saved"]
+
+
+@pytest.mark.parametrize("name", ["values.json", "passages.jsonl", "first.trec", "mine.trec", "hubs.json"])
+def test_a_file_of_the_user_that_is_named_as_results_are_is_not_replaced(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "saved"
+    manifest = make_manifest("sweep", ["xqg"], {}, {})
+    with new_results(folder, manifest, []):
+        pass
+    (folder / name).write_text('{"first": {}}')
+    before = read_all(tmp_path)
+    with pytest.raises(InputError, match=f"{name} is not in the list of files that xqg wrote. Cure: move it"):
+        check_folder(folder)
+    with pytest.raises(InputError, match=name):
+        save(folder, "first")
+    assert read_all(tmp_path) == before
 
 
 @pytest.mark.parametrize("swaps", [True, False])

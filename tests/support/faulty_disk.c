@@ -119,6 +119,13 @@ int renameat2(int from, const char *path, int to, const char *target, unsigned i
     return REAL(renameat2)(from, path, to, target, flags);
 }
 
+int linkat(int from, const char *path, int to, const char *target, int flags)
+{
+    if (below(target) && fails("linkat"))
+        return -1;
+    return REAL(linkat)(from, path, to, target, flags);
+}
+
 int unlinkat(int folder, const char *path, int flags)
 {
     if ((folder == AT_FDCWD ? below(path) : descriptor_below(folder)) && fails("unlinkat"))

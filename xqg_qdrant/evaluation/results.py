@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -47,8 +46,8 @@ VALUES = "values.json"
 PASSAGES = "passages.jsonl"
 CHANGES = "changes.jsonl"
 
-# What any kind of results may hold besides runs; other files in the folder are the user's.
-OURS = frozenset({MANIFEST, QUESTIONS, QRELS, VALUES, PASSAGES, CHANGES}).union(f"{kind}.json" for kind in KINDS)
+# What any kind of results may hold besides runs.
+RESULTS = frozenset({MANIFEST, QUESTIONS, QRELS, VALUES, PASSAGES, CHANGES}).union(f"{kind}.json" for kind in KINDS)
 
 HITS_SHOWN = 3
 REPEAT = "run the command again with --save"
@@ -172,17 +171,24 @@ def check_folder(folder: Path) -> None:
     """Check that results may be written to a folder: it is missing, empty, or holds results to replace.
 
     Raises:
-        InputError: There is something else.
+        InputError: There is something else, or a file of the user has a name that results have.
     """
     check_writable(folder)
     if not folder.exists() and not folder.is_symlink():
         return
+    another = "choose another folder"
     try:
-        if folder.is_dir() and not folder.is_symlink() and (not any(folder.iterdir()) or _read_manifest(folder)):
-            return
+        paths = list(folder.iterdir())
+        written = _written_files(folder)
     except (InputError, OSError):
-        pass
-    raise InputError(f"{folder} exists and is not a results folder of xqg.", "choose another folder")
+        paths, written = [], None
+    if written is None or folder.is_symlink():
+        raise InputError(f"{folder} exists and is not a results folder of xqg.", another)
+    if any(os.path.ismount(path) for path in (folder, *paths)):
+        raise InputError(f"{folder} cannot be replaced: a file system is mounted there.", another)
+    for path in paths:
+        if _may_be_results(path.name) and path.name not in written:
+            raise InputError(f"{path} is not in the list of files that xqg wrote.", f"move it, or {another}")
 
 
 @contextmanager
@@ -197,10 +203,9 @@ def new_results(
         InputError: Something else has the folder's name.
     """
     check_folder(folder)
-    with built_aside(folder, replace=True) as temporary:
+    with built_aside(folder, _written_files) as temporary:
         final = temporary / "final"
         final.mkdir()
-        _write_json(final / MANIFEST, manifest)
         _write_rows(
             final / QUESTIONS,
             (
@@ -212,21 +217,21 @@ def new_results(
             rows = (f"{query_id}\t{passage_id}\t{relevance}\n" for query_id, passage_id, relevance in qrels)
             (final / QRELS).write_text("query-id\tcorpus-id\tscore\n" + "".join(rows), encoding="utf-8")
         yield final
-        if folder.exists():
-            _keep_others(folder, final)
+        _write_json(final / MANIFEST, {**manifest, "files": sorted(path.name for path in final.iterdir())})
 
 
-def _keep_others(earlier: Path, final: Path) -> None:
-    """Copy what is in a folder besides earlier results; of an earlier kind, results of other kinds do not stay."""
-    runs = _read_json(earlier / VALUES) if (earlier / VALUES).exists() else {}
-    ours = OURS.union(f"{name}.trec" for name in runs) | {path.name for path in final.iterdir()}
-    for path in earlier.iterdir():
-        if path.name in ours:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, final / path.name, symlinks=True)
-        else:
-            shutil.copy2(path, final / path.name, follow_symlinks=False)
+def _written_files(folder: Path) -> set[str]:
+    """Return the names of the files of an empty folder or a results folder that xqg wrote."""
+    if not any(folder.iterdir()):
+        return set()
+    files = _read_manifest(folder).get("files")
+    # Manifests had no list at first.
+    written = files if isinstance(files, list) else []
+    return {MANIFEST, *(name for name in written if isinstance(name, str) and _may_be_results(name))}
+
+
+def _may_be_results(name: str) -> bool:
+    return name in RESULTS or name.endswith(".trec")
 
 
 def save_evaluation(

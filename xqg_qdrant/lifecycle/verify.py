@@ -26,6 +26,7 @@ class Verification(NamedTuple):
         unchecked: Number of points without a checksum, of which only the passage was compared with its hash.
         damaged: Points that are not as xqg stored them.
         missing: Number of points that are no longer there.
+        unrecorded: Number of points above the recorded one, whose loss would not be noticed.
         foreign: Whether another program made the collection, so that only what xqg added was looked at.
     """
 
@@ -35,6 +36,7 @@ class Verification(NamedTuple):
     unchecked: int = 0
     damaged: tuple[Inspected, ...] = ()
     missing: int = 0
+    unrecorded: int = 0
     foreign: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -58,7 +60,11 @@ def verify(store: Store, collection: str) -> Iterator[Verification]:
             damaged=found.damaged + tuple(point for point in batch if point.faults),
         )
         yield found
-    yield found._replace(missing=count_missing(store, collection, found.points))
+    recorded = store.read_recorded(collection) or 0
+    yield found._replace(
+        missing=count_missing(store, collection, found.points),
+        unrecorded=0 if foreign else max(0, found.points - recorded),
+    )
 
 
 def refuse_damage(found: Verification) -> None:

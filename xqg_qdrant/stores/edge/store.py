@@ -234,6 +234,8 @@ class EdgeStore:
             for ids in batched(map(layout.make_point_id, passage_ids), READ_BATCH):
                 shard.update(engine.UpdateOperation.delete_points([*ids]))
             shard.flush()
+        if recorded is not None and (counted := self.count(collection)) > recorded - len(passage_ids):
+            self._change_sidecar(collection, recorded=counted)
 
     def delete_collection(self, collection: str) -> None:
         """Rename the collection out of sight, then remove it."""

@@ -23,6 +23,8 @@ from xqg_qdrant.text import agree, count_of
 MAX_ANSWER_BYTES = 256 * 2**20
 # Of an answer, from its first byte; an honest server that takes its time does so before it answers.
 ANSWER_SECONDS = 300.0
+# How many times as long as the wait for its first byte an answer may take: long enough for a slow network.
+PATIENCES = 5
 PIECE_BYTES = 2**20
 LARGEST_COUNT = 2**53
 OTHER_SERVER = "check that this is the URL of a Qdrant server, and check the proxies in front of it"
@@ -70,9 +72,9 @@ def ask_for_gzip(request: httpx.Request) -> None:
         request.headers["Accept-Encoding"] = "gzip"
 
 
-def bound_answer(response: httpx.Response) -> None:
-    """Bound the body of an answer, before it is read."""
-    begin_body(response, ANSWER_SECONDS)
+def bound_answer(patience: float, response: httpx.Response) -> None:
+    """Bound the body of an answer whose first byte is waited for up to `patience` seconds, before it is read."""
+    begin_body(response, min(ANSWER_SECONDS, PATIENCES * patience))
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", ""):
         raise httpx.DecodingError(f"the answer is compressed by {encoding[:40]!r}, which was not asked for")

@@ -276,7 +276,7 @@ class ClientStore:
             )
             self._check_applied(result, collection)
         if lowered and self._may_count(collection):
-            self._load.correct_recorded(collection, partial(self.count, collection))
+            self._load.record(collection, partial(self.count, collection))
 
     def delete_collection(self, collection: str) -> None:
         """Delete the collection after checking that it is one of ours."""

@@ -206,7 +206,7 @@ def connect(location: str, api_key: str | None, seconds: int, patience: float = 
             api_key=api_key,
             timeout=seconds,
             check_compatibility=False,
-            event_hooks={"request": [ask_for_gzip], "response": [bound_answer]},
+            event_hooks={"request": [ask_for_gzip], "response": [partial(bound_answer, patience)]},
             # A proxy could read the key on its way to a server on this machine, and would not find that server.
             mounts=dict.fromkeys(("all://", "http://", "https://")) if is_loopback(location) else None,
         )
