@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from qdrant_client import QdrantClient, models
+from question_banks import write_bank
 from rest_qdrant import RestQdrant
 from stored_points import KINDS, assert_same_points, opened_kind, read_points
 from writing import write_rows
 
+from xqg_qdrant.augmentation.calibration import LEAST_QUESTIONS
 from xqg_qdrant.augmentation.pipeline import Progress, Row, describe, ingest
 from xqg_qdrant.augmentation.recipe import choose_recipe
 from xqg_qdrant.cli import main
@@ -148,7 +150,7 @@ def test_points_of_an_earlier_recipe_and_the_same_name_are_refused(
 
 def test_the_layout_of_mcp_names_the_vector_after_the_new_model(demo_encoder: Encoder, other_encoder: Encoder) -> None:
     names = {"text": "document", "xqg": "fast-multilingual-e5-small"}
-    suited = choose_recipe(other_encoder, None).recipe
+    suited = choose_recipe(other_encoder, None, calibrate=False).recipe
     stored = describe(demo_encoder, None, choose_recipe(demo_encoder, None, names=names).recipe)
     plan = plan_reencoding("docs", stored, "new", other_encoder, suited)
     assert plan.recipe.names == {"text": "document", "xqg": "fast-other"}
@@ -181,7 +183,10 @@ def test_the_command_keeps_the_shards_and_moves_the_alias_once_all_is_there(
         "live",
         *where,
     )
-    again = ("reencode", "--collection", "docs", "--to", "new", "--encoder", other, "--alias", "live", *where)
+    # The means of the shipped bank take twenty seconds.
+    write_bank(Path("bank.jsonl.gz"), {"fi": [f"Mikä on joen {number} pituus?" for number in range(LEAST_QUESTIONS)]})
+    again = ("reencode", "--collection", "docs", "--to", "new", "--encoder", other, "--alias", "live", *where,
+             "--question-bank", "bank.jsonl.gz")  # fmt: skip
     assert "Other parts are not complete yet" in xqg(*again, "--part", "1/2")
     assert "now names 'new' (5 passages); before it named 'docs'" in xqg(*again)
     with open_store(rest.url) as store:
@@ -222,7 +227,8 @@ def test_another_programs_collection_becomes_one_of_ours(
     xqg("augment", "--collection", "docs", *fields, *few)
     with their_client(location, rest) as client:
         client.upsert("docs", points[4:])
-    done = xqg("reencode", "--collection", "docs", "--to", "new", "--encoder", other, "--alias", "live", *fields)
+    again = ("reencode", "--collection", "docs", "--to", "new", "--encoder", other, "--no-calibrate")
+    done = xqg(*again, "--alias", "live", *fields)
     assert "Alias 'live' now names 'new' (5 passages)." in done
     with open_store(location) as store:
         found = read_points(store, "new")
