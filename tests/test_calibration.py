@@ -212,7 +212,7 @@ def test_the_means_are_plain_means_of_the_questions_vectors(demo_encoder: Encode
     assert means.sha256 == small_bank.sha256
 
 
-def test_a_bank_is_encoded_once(
+def test_a_bank_is_encoded_once_an_encoder_and_its_settings(
     demo_encoder: Encoder, small_bank: QuestionBank, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = encode_bank(small_bank, demo_encoder)
@@ -230,9 +230,12 @@ def test_a_bank_is_encoded_once(
     assert again.sha256 == first.sha256
     with pytest.raises(AssertionError, match="encoded again"):
         encode_bank(small_bank._replace(sha256="0" * 64), demo_encoder)
-    monkeypatch.setattr(demo_encoder, "folder", SimpleNamespace(path=cache_folder, sha256=lambda: "1" * 64))
-    with pytest.raises(AssertionError, match="encoded again"):
-        encode_bank(small_bank, demo_encoder)
+    folder = demo_encoder.folder
+    for change in ({"files": {"model.onnx": "1" * 64}}, {"query_prefix": "ask: "}, {"max_query_tokens": 7}):
+        other = folder._replace(path=cache_folder, description={**folder.description, **change})
+        monkeypatch.setattr(demo_encoder, "folder", other)
+        with pytest.raises(AssertionError, match="encoded again"):
+            encode_bank(small_bank, demo_encoder)
 
 
 def test_the_demo_encoder_ships_with_the_means_of_the_shipped_bank(
