@@ -88,6 +88,7 @@ class Recipe:
     encoder_layers: int = 6
     decoder_layers: int = 2
     source_dropout: float = 0.08
+    dropout: float = 0.1
     learning_rate: float = 8e-4
     table_rate: float = 0.5
     warmup: int = 200
@@ -458,15 +459,19 @@ class Trainer:
         others = [weight for weight in model.decoder.parameters() if weight is not table]
         groups = [{"params": others, "scale": 1.0}, {"params": [table], "scale": recipe.table_rate}]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        for part in model.decoder.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = recipe.dropout
         asking = self.passages()
         losses: dict[str, list[float]] = defaultdict(list)
         pieces, step, spent, saved, last = 0, 0, 0.0, 0.0, time.monotonic()
         while spent < minutes * 60 and (steps is None or step < steps):
-            part = spent / (minutes * 60)
-            rate = min(1.0, (step + 1) / recipe.warmup, (1 - part) / decay if decay else 1.0)
+            model.decoder.train()
+            done = spent / (minutes * 60)
+            rate = min(1.0, (step + 1) / recipe.warmup, (1 - done) / decay if decay else 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * group["scale"] * max(rate, 0.01)
-            share = recipe.translated_first + part * (recipe.translated_last - recipe.translated_first)
+            share = recipe.translated_first + done * (recipe.translated_last - recipe.translated_first)
             translate = bool(self.sources) and self.rng.random() < share
             batch = self.translating() if translate else next(asking)
             total, count = loss_of(model, batch, self.pieces, self.starts, recipe.source_dropout, recipe.negatives)
@@ -491,6 +496,7 @@ class Trainer:
     def test(self, rows: Sequence[Asked], states: list[Tensor]) -> str:
         """Nats a piece on held-out passages, by language."""
         found = []
+        self.model.decoder.eval()
         with torch.no_grad():
             for language in LANGUAGES:
                 total, count = 0.0, 0
