@@ -111,7 +111,7 @@ class Graph:
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 64 else None
         if key is not None and key in self._small_constants:
             return self._small_constants[key]
-        tensor = self._declare(array)
+        tensor = self._declare(array.shape, array.dtype)
         self._bytes += array.nbytes
         if array.nbytes > LEAST_EXTERNAL_BYTES:
             self._large.append((tensor, array))
@@ -140,13 +140,14 @@ class Graph:
         return Table(self.constant(values, values.dtype, file), scales)
 
     def rows_of_table(self, weight: Array, file: str, ids: Array, places: str) -> Table:
-        """Add the rows `ids`, a constant `places` of the graph, of a table in a file that other graphs share.
+        """Add the rows `ids`, a constant `places` of the graph, of a table in a file that another graph writes.
 
         The runtime copies them once, when it opens the graph.
         """
-        values, scales = self._in_stored_type(weight)
-        rows = self.node("Gather", self.constant(values, values.dtype, file), places)
-        return Table(rows, "" if scales is None else self.constant(scales[ids]))
+        values, scales = self._stored(weight[ids])
+        table = self._declare(weight.shape, values.dtype)
+        _place_outside(table, file)
+        return Table(self.node("Gather", table.name, places), scales)
 
     def transpose(self, table: Table) -> Table:
         """Transpose a table for a product; the runtime does so once, when it opens the graph."""
@@ -235,26 +236,23 @@ class Graph:
                 file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def _stored(self, weight: Array) -> tuple[Array, str]:
-        """Return a matrix in its stored type, and in int8 the constant of its rows' scales."""
-        values, scales = self._in_stored_type(weight)
-        return values, "" if scales is None else self.constant(scales)
-
-    def _in_stored_type(self, weight: Array) -> tuple[Array, Array | None]:
+        """Return a matrix in its stored type, and in int8 the scales of its rows."""
         if not self._int8:
-            return weight.astype(self._half or self._floats, copy=False), None
-        return quantise_rows(weight)
+            return weight.astype(self._half or self._floats, copy=False), ""
+        values, scales = quantise_rows(weight)
+        return values, self.constant(scales)
 
     def _constant_in_file(self, array: Array, file: str) -> str:
-        tensor = self._declare(array)
+        tensor = self._declare(array.shape, array.dtype)
         _place_outside(tensor, file)
         self._files[file] = array.tobytes()
         return tensor.name
 
-    def _declare(self, array: Array) -> TensorProto:
+    def _declare(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> TensorProto:
         """Add a constant without its values."""
         name = f"{self.prefix}constant_{len(self._initializers)}"
-        data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-        self._initializers.append(TensorProto(name=name, data_type=data_type, dims=array.shape))
+        data_type = helper.np_dtype_to_tensor_dtype(dtype)
+        self._initializers.append(TensorProto(name=name, data_type=data_type, dims=shape))
         return self._initializers[-1]
 
 
