@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from browser import Browser, find_browser, running_browser
+from forked import Forks, opened_forks
 from rest_qdrant import RestQdrant
 from writing import Write, writer
 
@@ -88,6 +89,13 @@ def remembered(demo_generator: QueryGenerator) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_generator, "generate", remember)
         yield
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts xqg commands in no time, each in a process of its own."""
+    with opened_forks() as forks:
+        yield forks
 
 
 @pytest.fixture

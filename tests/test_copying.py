@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from forked import Forks
 from rest_qdrant import RestQdrant
 
 from xqg_qdrant.cli import main
@@ -325,13 +324,13 @@ def test_asked_to_stop_it_ends_after_a_batch_and_goes_on_from_there(places: Plac
 
 
 KILLED = """
-import os, signal, sys, threading
+import os, signal, threading
 from xqg_qdrant.lifecycle import copying
 from xqg_qdrant.stores import open_store
-source, target, moment, calls = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 copying.BATCH = 8
-source, target = open_store(source), open_store(target)
-method, when = moment.split("-")
+source, target = open_store("{source}"), open_store("{target}")
+method, when = "{moment}".split("-")
+calls = {calls}
 inner = getattr(target, method)
 def outer(*arguments):
     global calls
@@ -358,13 +357,16 @@ list(copying.copy_collection(source, "docs", target, "docs", threading.Event()))
         ("count-before", 1),
     ],
 )
-def test_a_copy_that_is_killed_and_run_again_is_equal(kind: str, moment: str, calls: int, tmp_path: Path) -> None:
+def test_a_copy_that_is_killed_and_run_again_is_equal(
+    kind: str, moment: str, calls: int, tmp_path: Path, forks: Forks
+) -> None:
     source, target = f"edge:{tmp_path / 'source'}", f"{kind}:{tmp_path / 'target'}"
     store = open_store(source)
     fill(store, make_points(20))
     store.close()
-    command = [sys.executable, "-c", KILLED, source, target, moment, str(calls)]
-    assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
+    killed = KILLED.format(source=source, target=target, moment=moment, calls=calls)
+    code, said = forks.run(tmp_path, setup=killed)
+    assert code == -signal.SIGKILL, said
     result = xqg("copy", "--collection", "docs", "--from", source, "--to", target)
     assert result.exit_code == 0, result.output
     written = {"create_collection-after": 20, "upsert-before": 12, "upsert-after": 20 - 8 * calls, "count-before": 0}

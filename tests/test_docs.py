@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import click
 import pytest
+from forked import Forks
 from test_architecture import CHECKOUT, MAY_IMPORT
 
 import xqg_qdrant
@@ -59,7 +60,7 @@ def name(page: Path) -> str:
 
 
 # Shorten what `xqg demo --write` wrote: the figures on small data do not matter here.
-SHIM = """#!/bin/sh
+CUTTING = """#!/bin/sh
 '{xqg}' "$@" || exit
 case "$1 $2" in "demo --write") '{python}' '{program}' "$3";; esac
 """
@@ -81,15 +82,16 @@ for name, lines in (("passages.jsonl", passages), ("qrels.tsv", [header, *judged
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def environment(tmp_path: Path, forks: Forks) -> dict[str, str]:
     """Return the environment of the pages' commands: this one's `xqg`, with a small demo corpus."""
     commands = tmp_path / "bin"
     commands.mkdir()
     (commands / "cut.py").write_text(CUT, encoding="utf-8")
-    own = Path(sys.executable).parent
-    shim = SHIM.format(xqg=own / "xqg", python=sys.executable, program=commands / "cut.py")
-    (commands / "xqg").write_text(shim, encoding="utf-8")
+    forks.write_shim(commands / "forked")
+    cutting = CUTTING.format(xqg=commands / "forked", python=sys.executable, program=commands / "cut.py")
+    (commands / "xqg").write_text(cutting, encoding="utf-8")
     (commands / "xqg").chmod(0o755)
+    own = Path(sys.executable).parent
     return {**os.environ, "PATH": os.pathsep.join([str(commands), str(own), os.environ["PATH"]])}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from forked import Forks
 from rest_qdrant import RestQdrant
 from stored_points import KINDS, assert_same_points, opened_kind, read_points
 from writing import write_rows
@@ -36,7 +35,6 @@ from xqg_qdrant.records import AugmentedPassage, GeneratedQuery, Passage, Querie
 from xqg_qdrant.stores import Store, open_store
 
 pytestmark = pytest.mark.usefixtures("opened_once", "remembered")
-CLI = Path(__file__).parent.parent / "cli.py"
 COUNT = 6
 FEW: dict[str, Any] = {"queries_per_language": 2, "max_new_tokens": 6}
 
@@ -230,7 +228,7 @@ def test_two_parts_do_every_passage_once_and_an_interruption_resumes(
 
 def test_processes_at_once_write_each_passage_once_and_end_where_one_does(
     rest: RestQdrant, tmp_path: Path, demo_encoder: Encoder, demo_generator: QueryGenerator,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, forks: Forks,
 ) -> None:  # fmt: skip
     written: Counter[str] = Counter()
     respond = rest.respond
@@ -241,16 +239,13 @@ def test_processes_at_once_write_each_passage_once_and_end_where_one_does(
         return respond(method, path, body)
 
     few = ("--languages", "fi,ru", "--queries-per-language", "2", "--max-new-tokens", "6", "--threads", "1")
-    command = [sys.executable, str(CLI), "enrich", "--collection", "docs", "--store", rest.url, *few]
+    command = ["enrich", "--collection", "docs", "--store", rest.url, *few]
     with open_store(rest.url) as store:
         run_plain(store, demo_encoder)
         monkeypatch.setattr(rest, "respond", note)
-        processes = [
-            subprocess.Popen([*command, "--part", f"{number}/2"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-            for number in (1, 2)
-        ]
-        said = [process.communicate(timeout=120)[1] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], said
+        parts = [forks.start(tmp_path, *command, "--part", f"{n}/2", output=f"part {n}") for n in (1, 2)]
+        codes, said = [part.wait(120) for part in parts], [part.output for part in parts]
+        assert codes == [0, 0], said
         begun = [int(said_by.split(" passages without queries")[0].split()[-1]) for said_by in said]
         assert (sum(begun), COUNT in begun) == (COUNT, False)
         assert written == dict.fromkeys((one.passage_id for one in passages()), 1)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from forked import Forks
 from qdrant_client import QdrantClient, models
 from rest_qdrant import RestQdrant
 
@@ -441,11 +440,10 @@ def test_a_field_is_found_by_its_name_or_on_its_way() -> None:
 
 
 KILLED = """
-import os, signal, sys
+import os, signal
 from qdrant_client import QdrantClient
-from xqg_qdrant.cli import main
-moment, calls = sys.argv[1], int(sys.argv[2])
-method, when = moment.split("-")
+method, when = "{moment}".split("-")
+calls = {calls}
 inner = getattr(QdrantClient, method)
 def outer(*arguments, **named):
     global calls
@@ -457,7 +455,6 @@ def outer(*arguments, **named):
         os.kill(os.getpid(), signal.SIGKILL)
     return answer
 setattr(QdrantClient, method, outer)
-main(sys.argv[3:])
 """
 
 
@@ -466,9 +463,9 @@ def xqg(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, models.Record]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> dict[str, models.Record]:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    return finish(folder, make_local(folder))
+    return finish(forks, folder, make_local(folder))
 
 
 def make_local(folder: Path) -> list[str]:
@@ -489,9 +486,9 @@ def make_local(folder: Path) -> list[str]:
     ]
 
 
-def finish(folder: Path, command: list[str]) -> dict[str, models.Record]:
-    result = xqg(*command)
-    assert result.exit_code == 0, result.output
+def finish(forks: Forks, folder: Path, command: list[str]) -> dict[str, models.Record]:
+    code, said = forks.run(folder, *command)
+    assert code == 0, said
     client = QdrantClient(path=str(folder / "theirs"))
     points = read_all(client)
     client.close()
@@ -510,12 +507,12 @@ def finish(folder: Path, command: list[str]) -> dict[str, models.Record]:
     ],
 )
 def test_a_run_that_is_killed_and_run_again_ends_with_the_same_points(
-    moment: str, calls: int, tmp_path: Path, uninterrupted: dict[str, models.Record]
+    moment: str, calls: int, tmp_path: Path, uninterrupted: dict[str, models.Record], forks: Forks
 ) -> None:
     arguments = make_local(tmp_path)
-    command = [sys.executable, "-c", KILLED, moment, str(calls), *arguments]
-    assert subprocess.run(command, check=False, timeout=300).returncode == -signal.SIGKILL
-    assert finish(tmp_path, arguments) == uninterrupted
+    code, said = forks.run(tmp_path, *arguments, setup=KILLED.format(moment=moment, calls=calls))
+    assert code == -signal.SIGKILL, said
+    assert finish(forks, tmp_path, arguments) == uninterrupted
 
 
 # --- the command

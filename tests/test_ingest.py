@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked import Command, Forks
 from stored_points import assert_same_points, read_points
 
 from xqg_qdrant.augmentation.pipeline import CHUNK_SIZE, Progress, ingest
@@ -27,8 +26,6 @@ from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import AugmentedPassage, FloatArray, Passage, Reject
 from xqg_qdrant.stores import Store, open_store
-
-CLI = Path(__file__).parent.parent / "cli.py"
 
 
 @pytest.fixture
@@ -276,31 +273,29 @@ def write_corpus(path: Path, count: int) -> Path:
     return path
 
 
-def start_ingest(corpus: Path, store: Path, threads: int = 1) -> subprocess.Popen[str]:
+def start_ingest(forks: Forks, corpus: Path, store: Path, threads: int = 1) -> Command:
     options = ["--languages", "fi,ru", "--queries-per-language", "2", "--max-new-tokens", "8"]
     options += ["--threads", str(threads)]
-    command = [sys.executable, str(CLI), "ingest", str(corpus), "--collection", "docs", "--store", str(store), *options]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=corpus.parent)
+    return forks.start(corpus.parent, "ingest", str(corpus), "--collection", "docs", "--store", str(store), *options)
 
 
-def interrupt_ingest(corpus: Path, store: Path, seconds: float) -> subprocess.Popen[str]:
+def interrupt_ingest(forks: Forks, corpus: Path, store: Path, seconds: float) -> Command:
     """Start an ingest, and press Ctrl-C when chunks are in work; `seconds` is what all of it takes."""
-    process = start_ingest(corpus, store)
+    command = start_ingest(forks, corpus, store)
     while not list(store.glob("*/collection.json")):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
+        with pytest.raises(TimeoutError):
+            command.wait(0.01)
     # On a machine that has become faster since it was measured, part of it is still long before the end.
     time.sleep(0.25 * seconds)
-    process.send_signal(signal.SIGINT)
-    return process
+    command.send(signal.SIGINT)
+    return command
 
 
-def finish_ingest(corpus: Path, store: Path, threads: int = 1) -> str:
-    """Ingest to the end, and return what stderr shows."""
-    process = start_ingest(corpus, store, threads)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    return errors
+def finish_ingest(forks: Forks, corpus: Path, store: Path, threads: int = 1) -> str:
+    """Ingest to the end, and return what it prints."""
+    command = start_ingest(forks, corpus, store, threads)
+    assert command.wait() == 0, command.output
+    return command.output
 
 
 def read_all(directory: Path) -> dict[str, AugmentedPassage]:
@@ -310,74 +305,74 @@ def read_all(directory: Path) -> dict[str, AugmentedPassage]:
     return points
 
 
-def kill_now_and_then(corpus: Path, store: Path, threads: int, seconds: float, kills: int) -> None:
+def kill_now_and_then(forks: Forks, corpus: Path, store: Path, threads: int, seconds: float, kills: int) -> None:
     """Ingest until it was killed so often, each time where it may have written something."""
     random_delay = random.Random(0)
     killed = finished = 0
     while killed < kills:
-        process = start_ingest(corpus, store, threads)
+        command = start_ingest(forks, corpus, store, threads)
         try:
-            process.wait(random_delay.uniform(0.1, 0.7) * seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            code = command.wait(random_delay.uniform(0.1, 0.7) * seconds)
+        except TimeoutError:
+            code = command.kill()
             killed += 1
-        assert process.wait() in (0, -signal.SIGKILL), process.communicate()[1]
-        process.communicate()
-        if process.returncode == 0:
+        assert code in (0, -signal.SIGKILL), command.output
+        if code == 0:
             # It came to its end between two kills: begin anew, so that every kill hits work.
             finished += 1
             os.rename(store, store.parent / f"finished-{finished}")
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float, dict[str, AugmentedPassage]]:
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, forks: Forks
+) -> tuple[Path, float, dict[str, AugmentedPassage]]:
     """A corpus, how long its ingest takes, and the points that it gives."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     corpus = write_corpus(folder / "corpus.jsonl", 6 * CHUNK_SIZE)
     start = time.monotonic()
-    finish_ingest(corpus, folder / "store")
+    finish_ingest(forks, corpus, folder / "store")
     return corpus, time.monotonic() - start, read_all(folder / "store")
 
 
 @pytest.mark.parametrize(("threads", "kills"), [(1, 3), (3, 2)])
 def test_an_ingest_that_is_killed_again_and_again_ends_with_the_same_points(
-    uninterrupted: tuple[Path, float, dict[str, AugmentedPassage]], tmp_path: Path, threads: int, kills: int
-) -> None:
+    uninterrupted: tuple[Path, float, dict[str, AugmentedPassage]], tmp_path: Path, forks: Forks,
+    threads: int, kills: int,
+) -> None:  # fmt: skip
     corpus, seconds, expected = uninterrupted
-    kill_now_and_then(corpus, tmp_path / "store", threads, seconds, kills)
-    finish_ingest(corpus, tmp_path / "store", threads)
+    kill_now_and_then(forks, corpus, tmp_path / "store", threads, seconds, kills)
+    finish_ingest(forks, corpus, tmp_path / "store", threads)
     assert_same_points(read_all(tmp_path / "store"), expected)
 
 
 def test_ctrl_c_finishes_the_chunks_in_work_says_how_to_go_on_and_costs_no_work(
-    uninterrupted: tuple[Path, float, dict[str, AugmentedPassage]], tmp_path: Path
+    uninterrupted: tuple[Path, float, dict[str, AugmentedPassage]], tmp_path: Path, forks: Forks
 ) -> None:
     corpus, seconds, expected = uninterrupted
-    process = interrupt_ingest(corpus, tmp_path / "store", seconds)
-    _, errors = process.communicate()
-    assert process.returncode == 130, errors
-    assert "run the same command again to resume" in errors
+    command = interrupt_ingest(forks, corpus, tmp_path / "store", seconds)
+    assert command.wait() == 130, command.output
+    assert "run the same command again to resume" in command.output
     stored = len(read_all(tmp_path / "store"))
     assert 0 < stored < len(expected)
     assert stored % CHUNK_SIZE == 0
 
-    errors = finish_ingest(corpus, tmp_path / "store")
-    assert f"{len(expected) - stored} passages stored, {stored} unchanged" in errors
+    said = finish_ingest(forks, corpus, tmp_path / "store")
+    assert f"{len(expected) - stored} passages stored, {stored} unchanged" in said
     assert_same_points(read_all(tmp_path / "store"), expected)
 
 
 def test_a_second_ctrl_c_ends_at_once_and_leaves_whole_chunks(
-    uninterrupted: tuple[Path, float, dict[str, AugmentedPassage]], tmp_path: Path
+    uninterrupted: tuple[Path, float, dict[str, AugmentedPassage]], tmp_path: Path, forks: Forks
 ) -> None:
     corpus, seconds, expected = uninterrupted
-    process = interrupt_ingest(corpus, tmp_path / "store", seconds)
-    assert process.stderr is not None
-    while "press Ctrl-C again" not in (line := process.stderr.readline()):
-        assert line, "it had come to its end"
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+    command = interrupt_ingest(forks, corpus, tmp_path / "store", seconds)
+    while "press Ctrl-C again" not in command.output:
+        with pytest.raises(TimeoutError):
+            command.wait(0.002)
+    command.send(signal.SIGINT)
+    assert command.wait() == 130
+    assert "Traceback" not in command.output
     stored = read_all(tmp_path / "store")
     assert len(stored) % CHUNK_SIZE == 0
     assert_same_points(stored, {passage_id: expected[passage_id] for passage_id in stored})

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Command, Forks
 from rest_qdrant import RestQdrant
 from test_kill_9 import read_points
 
@@ -19,11 +18,15 @@ from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.stores import Store, open_store
 
-CLOCK = Path(__file__).parents[1] / "support/shifted_clock.py"
-CLI = Path(__file__).parents[2] / "cli.py"
 FEW_QUERIES = ["--languages", "fi", "--queries-per-language", "1", "--max-new-tokens", "4", "--threads", "1"]
 PASSAGES = 24
 DAY = 24 * 3600
+CLOCK = """
+import time
+right, right_ns = time.time, time.time_ns
+time.time = lambda: right() + {seconds}
+time.time_ns = lambda: right_ns() + {seconds} * 10**9
+"""
 OK, ROWS_REJECTED, MISMATCH, IN_USE = 0, 3, 4, 5
 
 
@@ -50,17 +53,15 @@ def write_corpus(folder: Path) -> Path:
     return path
 
 
-def start(corpus: Path, location: str, clock: int, number: int, *options: str) -> subprocess.Popen[str]:
+def start(forks: Forks, corpus: Path, location: str, clock: int, number: int, *options: str) -> Command:
     folder = corpus.parent / str(number)
     folder.mkdir()
     arguments = ["ingest", str(corpus), "--collection", "docs", "--store", location, *FEW_QUERIES, *options]
-    command = [sys.executable, str(CLOCK), str(clock), *arguments]
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return forks.start(folder, *arguments, setup=CLOCK.format(seconds=clock))
 
 
-def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, said = process.communicate(timeout=240)
-    return process.returncode, said
+def end(command: Command) -> tuple[int, str]:
+    return command.wait(240), command.output
 
 
 def read_all(location: str) -> dict[str, Any]:
@@ -87,12 +88,12 @@ def opened(location: str) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[float, dict[str, Any]]:
+def expected(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> dict[float, dict[str, Any]]:
     """What one ingest alone gives, for each of two recipes."""
     states = {}
     for alpha in (0.1, 0.2):
         folder = tmp_path_factory.mktemp("alone")
-        code, said = end(start(write_corpus(folder), f"edge:{folder / 'data'}", 0, 0, "--alpha", str(alpha)))
+        code, said = end(start(forks, write_corpus(folder), f"edge:{folder / 'data'}", 0, 0, "--alpha", str(alpha)))
         assert code == OK, said
         states[alpha] = read_all(f"edge:{folder / 'data'}")
     return states
@@ -100,13 +101,14 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[float, dict[str, 
 
 @pytest.mark.parametrize("kind", ["edge", "local", "rest"])
 def test_ingests_of_one_recipe_end_in_one_state_or_say_who_holds_the_collection(
-    kind: str, seed: int, expected: dict[float, dict[str, Any]], tmp_path: Path
+    kind: str, seed: int, expected: dict[float, dict[str, Any]], tmp_path: Path, forks: Forks
 ) -> None:
     draw = random.Random(f"{kind} {seed}")
     corpus, count = write_corpus(tmp_path), 2 + (seed + 1) % 7
     with opened_place(kind, tmp_path) as location:
         processes = [
-            start(corpus, location, draw.choice([-DAY, 0, DAY]), number, "--alpha", "0.1") for number in range(count)
+            start(forks, corpus, location, draw.choice([-DAY, 0, DAY]), number, "--alpha", "0.1")
+            for number in range(count)
         ]
         ends = [end(process) for process in processes]
         assert OK in [code for code, _ in ends], ends
@@ -121,14 +123,14 @@ def test_ingests_of_one_recipe_end_in_one_state_or_say_who_holds_the_collection(
 
 @pytest.mark.parametrize("kind", ["edge", "rest"])
 def test_ingests_of_two_recipes_end_in_one_of_them(
-    kind: str, seed: int, expected: dict[float, dict[str, Any]], tmp_path: Path
+    kind: str, seed: int, expected: dict[float, dict[str, Any]], tmp_path: Path, forks: Forks
 ) -> None:
     draw = random.Random(f"two {kind} {seed}")
     corpus, count = write_corpus(tmp_path), 2 + seed % 7
     with opened_place(kind, tmp_path) as location:
         alphas = [0.1, 0.2, *draw.choices([0.1, 0.2], k=count - 2)]
         processes = [
-            start(corpus, location, draw.choice([-DAY, 0, DAY]), number, "--alpha", str(alpha))
+            start(forks, corpus, location, draw.choice([-DAY, 0, DAY]), number, "--alpha", str(alpha))
             for number, alpha in enumerate(alphas)
         ]
         ends = [end(process) for process in processes]
@@ -141,12 +143,7 @@ def test_ingests_of_two_recipes_end_in_one_of_them(
         assert read_all(location) == expected[alpha]
 
 
-def begin(folder: Path, *line: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(CLI), *line]
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def test_ingests_from_one_folder_keep_each_others_dead_letters(tmp_path: Path) -> None:
+def test_ingests_from_one_folder_keep_each_others_dead_letters(tmp_path: Path, forks: Forks) -> None:
     """The ingest without rejected rows begins first and ends last."""
     passages = read_demo_passages()[:8]
     good = [json.dumps({"id": p.passage_id, "text": p.text, "queries": ["Mikä?"]}) + "\n" for p in passages]
@@ -154,20 +151,20 @@ def test_ingests_from_one_folder_keep_each_others_dead_letters(tmp_path: Path) -
     (tmp_path / "bad.jsonl").write_text('{"id": "no text"}\n' + good[0])
     with opened_place("rest", tmp_path) as location:
         given = ["--collection", "docs", "--store", location, "--queries", "corpus"]
-        first = begin(tmp_path, "ingest", "good.jsonl", *given)
-        second = begin(tmp_path, "ingest", "bad.jsonl", *given)
+        first = forks.start(tmp_path, "ingest", "good.jsonl", *given, output="first")
+        second = forks.start(tmp_path, "ingest", "bad.jsonl", *given, output="second")
         (second_code, second_said), (first_code, first_said) = end(second), end(first)
     assert (first_code, second_code) == (OK, ROWS_REJECTED), first_said + second_said
     [row] = (tmp_path / "docs.rejected.jsonl").read_text().splitlines()
     assert json.loads(row)["line"] == 1
 
 
-def test_a_collection_in_use_is_not_served(tmp_path: Path, demo_encoder: Encoder) -> None:
+def test_a_collection_in_use_is_not_served(tmp_path: Path, demo_encoder: Encoder, forks: Forks) -> None:
     with open_store(str(tmp_path / "store")) as store:
         made_by = {f"encoder.{name}": value for name, value in demo_encoder.describe().items()}
         store.create_collection("docs", demo_encoder.dim, made_by)
         assert store.count("docs") == 0
-        code, said = end(begin(tmp_path, "serve", "--store", "store", "--port", "0"))
+        code, said = forks.run(tmp_path, "serve", "--store", "store", "--port", "0")
     assert code == IN_USE
     assert "is in use by process" in said
     assert "Serving" not in said

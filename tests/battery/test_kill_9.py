@@ -10,14 +10,14 @@ import json
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pytest
-from forked import Forks, forks
+from forked import Forks
 
 from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.records import AugmentedPassage, Passage
@@ -168,18 +168,9 @@ SCENARIOS = {
 }
 
 
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Forks]:
-    with forks(program="killed") as commands:
-        yield commands
-
-
-def run_xqg(
-    commands: Forks, folder: Path, arguments: tuple[str, ...], point: str = "", call: int = 0
-) -> tuple[int, str]:
+def run_xqg(forks: Forks, folder: Path, arguments: tuple[str, ...], point: str = "", call: int = 0) -> tuple[int, str]:
     """Run the command in a folder; return its exit code and what it said."""
-    commands.start(folder, json.dumps(POINTS), point, str(call), *arguments)
-    return commands.wait(), commands.output
+    return forks.run(folder, json.dumps(POINTS), point, str(call), *arguments, program="killed")
 
 
 def read_points(store: Store, collection: str) -> dict[str, Any]:
@@ -218,15 +209,15 @@ class Reference(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def reference_of(commands: Forks, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reference]:
+def reference_of(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reference]:
     @cache
     def make(name: str) -> Reference:
         scenario = SCENARIOS[name]
         before = tmp_path_factory.mktemp("before")
-        scenario.prepare(before, partial(run_xqg, commands))
+        scenario.prepare(before, partial(run_xqg, forks))
         folder = tmp_path_factory.mktemp("after") / "folder"
         shutil.copytree(before, folder)
-        code, said = run_xqg(commands, folder, (*scenario.arguments, *threads_of(name, 0)))
+        code, said = run_xqg(forks, folder, (*scenario.arguments, *threads_of(name, 0)))
         assert code == scenario.exit_code, said
         return Reference(before, read_state(folder), json.loads(said.splitlines()[-1]))
 
@@ -248,7 +239,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_a_command_that_is_killed_and_run_again_ends_where_an_uninterrupted_one_does(
-    name: str, point: str, seed: int, commands: Forks, reference_of: Callable[[str], Reference], tmp_path: Path
+    name: str, point: str, seed: int, forks: Forks, reference_of: Callable[[str], Reference], tmp_path: Path
 ) -> None:
     scenario, reference = SCENARIOS[name], reference_of(name)
     calls = reference.calls[point]
@@ -261,14 +252,14 @@ def test_a_command_that_is_killed_and_run_again_ends_where_an_uninterrupted_one_
     # A later run may have less to do than the call that was drawn.
     for call in range(draw.randint(1, calls), 0, -1):
         shutil.copytree(reference.before, folder)
-        code, said = run_xqg(commands, folder, arguments, point, call)
+        code, said = run_xqg(forks, folder, arguments, point, call)
         if code == -signal.SIGKILL or point != "indexing":
             break
         shutil.rmtree(folder)
     assert code == -signal.SIGKILL, said
     for _ in range(draw.randint(0, 2) if seed else 0):
-        code, said = run_xqg(commands, folder, arguments, point, draw.randint(1, calls))
+        code, said = run_xqg(forks, folder, arguments, point, draw.randint(1, calls))
         assert code in (-signal.SIGKILL, scenario.exit_code, scenario.done_code), said
-    code, said = run_xqg(commands, folder, arguments)
+    code, said = run_xqg(forks, folder, arguments)
     assert code in (scenario.exit_code, scenario.done_code), said
     assert read_state(folder) == reference.state

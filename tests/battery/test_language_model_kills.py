@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from forked import forks
+from forked import Forks
 from scripted_chat import Answer, Call, embed, said, scripted
 from stored_points import assert_same_points, read_points
 from writing import write_rows
@@ -38,12 +38,12 @@ def answer(call: Call, _: int) -> Answer:
 
 
 def test_twenty_kills_of_an_ingest_ask_no_answered_call_again_and_end_as_no_kill_does(
-    seed: int, tmp_path: Path
+    seed: int, tmp_path: Path, forks: Forks
 ) -> None:
     draw = random.Random(seed)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     runs: list[list[tuple[str, int]]] = []
-    with scripted(answer) as chat, forks() as commands:
+    with scripted(answer) as chat:
         describe_endpoint(chat.url, tmp_path / "encoder", "e")
         settings = ("--encoder", str(tmp_path / "encoder"), "--no-calibrate", "--queries-per-language", "1")
         source = ("--generator", chat.url, "--model", "m", "--languages", "fi,ru", "--concurrency", str(CONCURRENCY))
@@ -60,19 +60,19 @@ def test_twenty_kills_of_an_ingest_ask_no_answered_call_again_and_end_as_no_kill
         for _ in range(KILLS):
             chat.reset(answer)
             calls, late = draw.randint(1, MOST_CALLS_A_RUN), draw.uniform(0, 0.03)
-            commands.start(killed, *ingest)
+            command = forks.start(killed, *ingest)
             give_up = time.monotonic() + SECONDS
             while len(asked()) < calls:
                 time.sleep(0.002)
-                assert time.monotonic() < give_up, commands.output
+                assert time.monotonic() < give_up, command.output
             time.sleep(late)
-            assert commands.kill() == -signal.SIGKILL, commands.output
+            assert command.kill() == -signal.SIGKILL, command.output
             time.sleep(0.02)
             runs.append(asked())
         for folder in (killed, whole):
             chat.reset(answer)
-            commands.start(folder, *ingest)
-            assert commands.wait() == 0, commands.output
+            code, said = forks.run(folder, *ingest)
+            assert code == 0, said
             runs.append(asked())
     *parts, uninterrupted = runs
     assert {call for part in parts for call in part} == set(uninterrupted)

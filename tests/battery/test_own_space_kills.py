@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from forked import forks
+from forked import Forks
 from qdrant_client import models
 from rest_qdrant import RestQdrant
 from scripted_chat import embed, make_vector, scripted
@@ -35,7 +33,7 @@ from xqg_qdrant.stores.server import client, foreign, own_space
 PASSAGES = short_passages(12)
 # Small steps, and a kill at a request, before or after the server has it.
 STEPS = """
-import itertools, json, os, signal, sys
+import itertools, json, os, signal
 from pathlib import Path
 import httpx
 from xqg_qdrant.augmentation import pipeline
@@ -53,11 +51,6 @@ def counting(self, request, **settings):
         os.kill(os.getpid(), signal.SIGKILL)
     return response
 httpx.Client.send = counting
-"""
-KILLED = f"""
-{STEPS.format(size=4, last_and_when="int(sys.argv[1]), sys.argv[2]", counted="/")}
-from xqg_qdrant.cli import main
-main(sys.argv[3:])
 """
 
 
@@ -84,11 +77,11 @@ def read_all(rest: RestQdrant) -> dict[Any, models.Record]:
     return {record.id: record for record in rest.client.scroll("theirs", limit=1000, with_vectors=True)[0]}
 
 
-def kill(arguments: list[str], last: int, when: str) -> None:
+def kill(forks: Forks, folder: Path, arguments: list[str], last: int, when: str) -> None:
     """Run the command in a process that kills itself at a request."""
-    command = [sys.executable, "-c", KILLED, str(last), when, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    steps = STEPS.format(size=4, last_and_when=f"{last}, {when!r}", counted="/")
+    code, said = forks.run(folder, *arguments, setup=steps)
+    assert code == -signal.SIGKILL, said
 
 
 def run(arguments: list[str]) -> None:
@@ -107,7 +100,7 @@ def _small_steps(demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_run_that_is_killed_ends_as_any_other_and_undo_gives_back_every_bit(
-    rest: RestQdrant, seed: int, tmp_path: Path
+    rest: RestQdrant, seed: int, tmp_path: Path, forks: Forks
 ) -> None:
     queries = tmp_path / "queries.jsonl"
     rows = ({"id": passage.passage_id, "language": "fi", "text": f"Mikä on {passage.title}?"} for passage in PASSAGES)
@@ -124,11 +117,11 @@ def test_a_run_that_is_killed_ends_as_any_other_and_undo_gives_back_every_bit(
     draw = random.Random(seed)
     # The last requests are sent after all is done.
     for _ in range(draw.randint(1, 2)):
-        kill(augment, draw.randint(1, sent // 2), draw.choice(["before", "after"]))
+        kill(forks, tmp_path, augment, draw.randint(1, sent // 2), draw.choice(["before", "after"]))
     if draw.random() < 0.7:
         run(augment)
         assert read_all(rest) == after
-        kill(undo, draw.randint(1, sent_to_undo), draw.choice(["before", "after"]))
+        kill(forks, tmp_path, undo, draw.randint(1, sent_to_undo), draw.choice(["before", "after"]))
     if (rest.client.get_collection("theirs").config.metadata or {}).get("xqg_fingerprint"):
         run(undo)
     assert read_all(rest) == before
@@ -139,12 +132,12 @@ KILLS, KILLS_OF_UNDO, POINTS = 14, 6, 60
 SMALL_STEPS = STEPS.format(size=2, last_and_when='json.loads(Path("kill.json").read_text())', counted="/collections")
 
 
-def test_twenty_kills_lose_no_bit(seed: int, tmp_path: Path) -> None:
+def test_twenty_kills_lose_no_bit(seed: int, tmp_path: Path, forks: Forks) -> None:
     draw = random.Random(seed)
     texts = [f"The river number {number} is long." for number in range(POINTS)]
     queries = ({"id": f"{n}", "language": "fi", "text": f"Mikä on joen {n} pituus?"} for n in range(POINTS))
     write_rows(tmp_path / "queries.jsonl", list(queries))
-    with scripted(embed) as endpoint, closing(RestQdrant()) as server, forks(SMALL_STEPS) as commands:
+    with scripted(embed) as endpoint, closing(RestQdrant()) as server:
         describe_endpoint(endpoint.url, tmp_path / "encoder", "e")
         server.version = "1.18.0"
         params = models.VectorParams(size=8, distance=models.Distance.COSINE)
@@ -162,15 +155,14 @@ def test_twenty_kills_lose_no_bit(seed: int, tmp_path: Path) -> None:
             """Run a command that kills itself at a request; return its exit code."""
             when = draw.choice(["before", "after"])
             (tmp_path / "kill.json").write_text(json.dumps([last, when]))
-            commands.start(tmp_path, *arguments)
-            code = commands.wait()
-            assert code in (0, -signal.SIGKILL), commands.output
+            code, said = forks.run(tmp_path, *arguments, setup=SMALL_STEPS)
+            assert code in (0, -signal.SIGKILL), said
             return code
 
         def finish(arguments: tuple[str, ...]) -> tuple[dict[Any, models.Record], int]:
             """Run a command to its end; return the points and how many requests it took."""
             first = len(server.requests)
-            assert run_until(-1, arguments) == 0, commands.output
+            assert run_until(-1, arguments) == 0
             return read_all(server), len(server.requests) - first
 
         def kill(arguments: tuple[str, ...], kills: int, requests: int) -> int:

@@ -1,105 +1,237 @@
-"""Run xqg commands in processes that may be killed, forked from one that has imported everything, so in no time.
+"""Run xqg commands in processes of their own, forked from one that has imported everything and opened the demo models.
 
-Another program takes the place of `xqg` if its module has a function `main`, which gets the arguments.
-
-Run as a script, it is that process: for each line on standard input, JSON of a folder and arguments, it prints the
-number of the process that runs the command, and its exit code once it has ended.
+A command starts in no time and may be killed. Run as a script with the path of a socket, this is the process that the
+others come from; each connection there asks for one command, with its standard streams.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+XQG = "xqg_qdrant.cli"
 OUTPUT = "output"
+IMPORTED = (
+    *("httpx", "pytrec_eval", "qdrant_client", "xqg_qdrant.api", XQG),
+    *("xqg_qdrant.generation.onnx", "xqg_qdrant.inference.encoder", "xqg_qdrant.stores.edge.store"),
+)
+# A program for the shell that hands its words to the process and ends with its exit code. Isolated, it starts at once.
+SHIM = """#!{python} -IS
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect({path!r})
+    asked = [os.getcwd(), sys.argv[1:], "", "{program}", dict(os.environ)]
+    socket.send_fds(connection, [json.dumps(asked).encode() + b"\\n"], [0, 1, 2])
+    told = connection.makefile().read().split()
+sys.exit(int(told[1]))
+"""
 
 
-class Forks:
-    """Starts commands, one at a time."""
+class Command:
+    """A command that was started; what it prints goes to the file `output` in its folder."""
 
-    def __init__(self, server: subprocess.Popen[str]) -> None:
-        self._server = server
-        self._folder = Path()
-        self._process = 0
-
-    def start(self, folder: Path, *arguments: str) -> None:
-        """Start a command in a folder, where its messages go to the file `output`."""
-        assert self._server.stdin is not None
-        self._folder = folder
-        self._server.stdin.write(json.dumps([str(folder), arguments]) + "\n")
-        self._server.stdin.flush()
+    def __init__(self, connection: socket.socket, output: Path) -> None:
+        self._connection, self._output, self._told = connection, output, b""
         self._process = self._read()
+
+    def send(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self._process, number)
 
     def kill(self) -> int:
         """Kill the command, and return its exit code."""
-        os.kill(self._process, signal.SIGKILL)
+        self.send(signal.SIGKILL)
         return self.wait()
 
-    def wait(self) -> int:
-        """Return the exit code of the command; negative for a signal."""
-        return self._read()
+    def wait(self, seconds: float | None = None) -> int:
+        """Return the exit code; negative for a signal.
+
+        Raises:
+            TimeoutError: it still runs after so many seconds.
+        """
+        self._connection.settimeout(seconds)
+        code = self._read()
+        self._connection.close()
+        return code
 
     @property
     def output(self) -> str:
-        return (self._folder / OUTPUT).read_text()
+        return self._output.read_text()
 
     def _read(self) -> int:
-        assert self._server.stdout is not None
-        return int(self._server.stdout.readline())
+        while b"\n" not in self._told:
+            received = self._connection.recv(100)
+            assert received, "the process that forks has ended"
+            self._told += received
+        line, _, self._told = self._told.partition(b"\n")
+        return int(line)
+
+
+class Forks:
+    """Starts commands."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def start(
+        self, folder: Path, *arguments: str, setup: str = "", program: str = XQG, output: str = OUTPUT
+    ) -> Command:
+        """Start a command in a folder, after Python that is its `setup`.
+
+        Args:
+            folder: where it runs.
+            arguments: what follows `xqg`.
+            setup: Python that is run first.
+            program: another module whose function `main` gets the arguments.
+            output: the file in the folder for all that it prints.
+        """
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(self._path))
+        asked = [str(folder), arguments, setup, program, dict(os.environ)]
+        with (folder / output).open("wb") as stream, open(os.devnull) as nothing:
+            streams = [nothing.fileno(), stream.fileno(), stream.fileno()]
+            socket.send_fds(connection, [json.dumps(asked).encode() + b"\n"], streams)
+        return Command(connection, folder / output)
+
+    def run(self, folder: Path, *arguments: str, **how: Any) -> tuple[int, str]:
+        """Run a command to its end; return its exit code and what it printed."""
+        command = self.start(folder, *arguments, **how)
+        return command.wait(), command.output
+
+    def write_shim(self, path: Path) -> None:
+        """Write a program for the shell that takes the place of `xqg`."""
+        path.write_text(SHIM.format(python=sys.executable, path=str(self._path), program=XQG), encoding="utf-8")
+        path.chmod(0o755)
 
 
 @contextmanager
-def forks(setup: str = "", program: str = "xqg_qdrant.cli") -> Iterator[Forks]:
-    """Open what commands are started from; `setup` is Python that it runs first, `program` the module to run."""
-    command = [sys.executable, __file__, setup, program]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        yield Forks(server)
-    finally:
-        server.communicate("")
+def opened_forks() -> Iterator[Forks]:
+    """Open what commands are started from."""
+    # The path of a socket must be short.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "socket"
+        server = subprocess.Popen([sys.executable, __file__, str(path)])
+        try:
+            while not path.exists():
+                assert server.poll() is None
+                time.sleep(0.01)
+            yield Forks(path)
+        finally:
+            server.terminate()
+            server.wait()
 
 
-def run(program: str, folder: str, arguments: list[str]) -> None:
-    main = importlib.import_module(program).main
-    os.chdir(folder)
-    output = os.open(OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    main(arguments)
+def open_models() -> None:
+    """Have whoever opens a demo model take one that is open; on one thread it has none that a fork would lose."""
+    from xqg_qdrant import generation, inference
+
+    encoder, generator = inference.open_encoder(None, "cpu", 1), generation.open_generator(None, "cpu", 1)
+    opened: dict[Any, list[Any]] = {inference: [encoder], generation: [generator]}
+
+    def offer(module: Any, name: str) -> None:  # noqa: ANN401
+        really_open = getattr(module, name)
+
+        def take(source: Any = None, device: str = "auto", threads: int = 0, key: str | None = None) -> Any:  # noqa: ANN401
+            at_hand = source is None and device in ("auto", "cpu") and threads in (0, 1) and opened[module]
+            return opened[module].pop() if at_hand else really_open(source, device, threads, key)
+
+        setattr(module, name, take)
+
+    offer(inference, "open_encoder")
+    offer(generation, "open_generator")
 
 
-def tell(number: int) -> None:
-    sys.stdout.write(f"{number}\n")
-    sys.stdout.flush()
-
-
-def serve(setup: str, program: str) -> None:
-    import httpx  # noqa: F401
-
-    import xqg_qdrant.api
-    import xqg_qdrant.cli
-    import xqg_qdrant.generation.onnx
-    import xqg_qdrant.inference.encoder
-    import xqg_qdrant.stores.edge.store  # noqa: F401
+def import_all() -> None:
+    for name in IMPORTED:
+        importlib.import_module(name)
+    from xqg_qdrant.evaluation.xor_retrieve import is_available as can_score
     from xqg_qdrant.languages import can_identify, identify
 
     if can_identify():
         identify(["Where does the Danube end?"])
-    exec(setup, {})
-    for line in sys.stdin:
-        process = os.fork()
-        if not process:
-            run(program, *json.loads(line))
-        tell(process)
-        tell(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+    # It imports what the official score needs.
+    can_score()
+
+
+def run(asked: Sequence[Any], streams: Sequence[int]) -> None:
+    """Become the command, and end with its exit code.
+
+    Python frees everything that was imported when it ends, which takes longer than most commands; this only does what
+    a command could miss.
+    """
+    folder, arguments, setup, program, environment = asked
+    os.chdir(folder)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    # Python's own streams remember what the former ones were.
+    sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, (0, 1, 2), "rww", (-1, -1, 1))
+    sys.argv[:] = ["xqg", *arguments]
+    become(environment)
+    try:
+        exec(setup, {"__name__": "__main__"})
+        code = importlib.import_module(program).main(arguments)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code or 0)
+
+
+def become(environment: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+
+
+def serve(path: str) -> None:
+    """Fork a process for each connection, which forks the command, and tells its number and its exit code."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        # Under its name only once it can be connected to.
+        listening.bind(f"{path}.bound")
+        listening.listen()
+        os.rename(f"{path}.bound", path)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        while True:
+            connection, _ = listening.accept()
+            if not os.fork():
+                break
+            connection.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    asked, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    while not asked.endswith(b"\n"):
+        asked += connection.recv(1 << 20)
+    process = os.fork()
+    if not process:
+        connection.close()
+        run(json.loads(asked), streams)
+    # Whoever asked may have gone.
+    with contextlib.suppress(BrokenPipeError):
+        connection.sendall(f"{process}\n".encode())
+        connection.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])}\n".encode())
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    serve(*sys.argv[1:])
+    import_all()
+    open_models()
+    serve(sys.argv[1])
