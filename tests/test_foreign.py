@@ -18,11 +18,11 @@ from click.testing import CliRunner, Result
 from forked import Forks
 from qdrant_client import QdrantClient, models
 from rest_qdrant import RestQdrant
+from short_passages import short_passages
 
 from xqg_qdrant.augmentation.pipeline import CHUNK_SIZE, Progress, ingest
 from xqg_qdrant.augmentation.recipe import Recipe, make_recipe
 from xqg_qdrant.cli import main
-from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.errors import InputError, MismatchError, StoreError
 from xqg_qdrant.fingerprint import refuse_mismatch
 from xqg_qdrant.generation.onnx import QueryGenerator
@@ -58,7 +58,7 @@ SHAPES: Mapping[str, tuple[dict[str, Any], Any]] = {
 
 
 def make_payload(index: int) -> dict[str, Any]:
-    passage = read_demo_passages()[index]
+    passage = short_passages()[index]
     return {
         "document": passage.text,
         "heading": passage.title,
@@ -176,9 +176,7 @@ def test_the_vectors_are_those_that_an_ingest_of_the_same_passages_gives(memory:
     make_collection(memory._client)
     demo.augment(memory)
     ours = open_store(":memory:")
-    passages = [
-        replace(p, passage_id=str(make_point_id(i)), metadata={}) for i, p in enumerate(read_demo_passages()[:5])
-    ]
+    passages = [replace(p, passage_id=str(make_point_id(i)), metadata={}) for i, p in enumerate(short_passages(5))]
     list(ingest(passages, ours, "ours", demo.encoder, demo.generator, demo.recipe))
     augmented = read_all(memory._client)
     points = list(ours.scroll("ours"))
