@@ -11,6 +11,7 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,11 +96,11 @@ def _estimate(cell_of: Places, source_kinds: Places, target_of: Places) -> Count
     return probability
 
 
-def read_words(data: Path, language: str) -> list[tuple[list[str], list[str]]]:
-    """Return the parallel texts of a language as words, without the most frequent ones in English."""
+def read_words(data: Path, language: str, most: int | None) -> list[tuple[list[str], list[str]]]:
+    """Return the first parallel texts of a language as words, without the most frequent ones in English."""
     pairs = [
         (split_words(pair.english)[:MOST_WORDS], split_other(pair.other, language)[:MOST_WORDS])
-        for pair in read_parallel(data, (language,))
+        for pair in islice(read_parallel(data, (language,)), most)
     ]
     frequent = {
         word for word, _ in Counter(word for left, _ in pairs for word in set(left)).most_common(FUNCTION_WORDS)
@@ -118,7 +119,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with arguments.out.open("w", encoding="utf-8") as lines:
         for language in arguments.languages.split(","):
-            pairs = read_words(arguments.data, language)[: 500 if arguments.smoke else None]
+            pairs = read_words(arguments.data, language, 500 if arguments.smoke else None)
             found = [entry for entry in learn(pairs) if entry.score >= arguments.least]
             lines.writelines(f"{language}\t{entry.english}\t{entry.other}\n" for entry in found)
             print(f"{language}: {len(found)} words from {len(pairs)} pairs")

@@ -50,7 +50,8 @@ def choose_pieces(
     single = {number for number, piece in enumerate(bare) if len(piece) <= 1}
     special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     always = special | {number for number in single if wanted is None or bare[number] in wanted}
-    frequent = [piece for piece, _ in shares.most_common() if piece not in always | single][:kept]
+    decided = always | single
+    frequent = [piece for piece, _ in shares.most_common() if piece not in decided][:kept]
     return sorted({*always, *frequent})
 
 
