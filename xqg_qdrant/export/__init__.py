@@ -253,20 +253,28 @@ def _export_generator(checkpoint: Checkpoint, temporary: Path, given: dict[str, 
     def measure(folder: Path) -> dict[str, Any]:
         generator = QueryGenerator(folder, device="cpu", threads=0)
 
-        def prompt(passages: Sequence[Passage]) -> tuple[list[str], list[int], int, int, int]:
+        def prompt(passages: Sequence[Passage]) -> tuple[list[str], list[int]]:
             asked = [(passage, language) for passage in passages for language in settings.languages]
             prompts = [generator.fill_prompt(passage, language) for passage, language in asked]
-            first_ids = [generator.first_id(language) for _, language in asked]
-            return prompts, first_ids, settings.max_input_tokens, settings.max_new_tokens, end_id
+            return prompts, [generator.first_id(language) for _, language in asked]
 
+        def decode(passages: Sequence[Passage]) -> list[list[int]]:
+            rows = len(passages) * len(settings.languages)
+            noise = np.zeros((rows, settings.max_new_tokens, 1), dtype=np.float32)
+            return generator.generate_ids(passages, settings.languages, noise)
+
+        found, limits = decode(passages), (settings.max_input_tokens, settings.max_new_tokens, end_id)
         if not expected:
-            expected.extend(reference.decode_greedily(*prompt(passages), fields.get(DECODER_PREFIX, ())))
-            if dtype == "int8" and not checkpoint.is_traced:
+            expected.extend(reference.decode_greedily(*prompt(passages), *limits, fields.get(DECODER_PREFIX, ())))
+            if dtype == "int8" and found == expected and not checkpoint.is_traced:
                 # not the texts that the loss is measured on
-                seen = reference.sample_generator(*prompt(read_demo_passages()[checked : checked + sampled]))
-                samples.update(seen)
-        noise = np.zeros((len(expected), settings.max_new_tokens, 1), dtype=np.float32)
-        found = generator.generate_ids(passages, settings.languages, noise)
+                others = read_demo_passages()[checked : checked + sampled]
+                prompts, first_ids = prompt(others)
+                decoded = [
+                    [first, *ids][: settings.max_new_tokens]
+                    for first, ids in zip(first_ids, decode(others), strict=True)
+                ]
+                samples.update(reference.sample_generator(prompts, decoded, settings.max_input_tokens))
         same = sum(left == right for left, right in zip(expected, found, strict=True))
         return {"identical_greedy_queries": same}
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,13 +122,25 @@ class Reference:
         return found
 
     def sample_generator(
-        self, prompts: Sequence[str], start_ids: Sequence[int], max_input_tokens: int, max_new_tokens: int, end_id: int
+        self, prompts: Sequence[str], decoded: Sequence[Sequence[int]], max_input_tokens: int
     ) -> dict[str, Sample]:
-        """Decode greedily and return statistics of each input, by the name of its first product."""
+        """Read what was decoded from each prompt and return statistics of each input, by the name of its first product.
+
+        Args:
+            prompts: what is read.
+            decoded: the ids that the decoder is given, from the start token on.
+            max_input_tokens: where a prompt is truncated.
+        """
         is_bert = self.config["model_type"] == bert.PAIR_TYPE
         t5 = ("Attention.q", "EncDecAttention.k", "Attention.o", "wi", "wi_0", "wo")
         with self._watched(*(bert.SAMPLED if is_bert else t5), products=is_bert) as found:
-            self.decode_greedily(prompts, start_ids, max_input_tokens, max_new_tokens, end_id)
+            for prompt, ids in zip(prompts, decoded, strict=True):
+                with torch.no_grad():
+                    self._model(
+                        **self._tokenise(prompt, max_input_tokens),
+                        decoder_input_ids=torch.tensor([list(ids)]),
+                        use_cache=False,
+                    )
         return found
 
     @contextmanager
@@ -183,21 +197,23 @@ class Reference:
     ) -> list[list[int]]:
         """Return the greedy ids of each prompt, without the prefix, start and end tokens."""
         outputs = []
-        for prompt, start_id in zip(prompts, start_ids, strict=True):
-            begun = [*prefix, start_id]
+        # Where the first token names the language, the same prompt is read for each.
+        for prompt, same in groupby(zip(prompts, start_ids, strict=True), key=itemgetter(0)):
+            begun = [[*prefix, start_id] for _, start_id in same]
+            read = self._tokenise(prompt, max_input_tokens)
             with torch.no_grad():
                 ids = self._model.generate(
-                    **self._tokenise(prompt, max_input_tokens),
-                    decoder_input_ids=torch.tensor([begun]),
-                    decoder_start_token_id=begun[0],
+                    **{name: tensor.repeat(len(begun), 1) for name, tensor in read.items()},
+                    decoder_input_ids=torch.tensor(begun),
+                    decoder_start_token_id=begun[0][0],
                     eos_token_id=end_id,
                     **PLAIN_DECODING,
                     do_sample=False,
                     num_beams=1,
                     max_new_tokens=max_new_tokens,
                 )
-            row = ids[0, len(begun) :].tolist()
-            outputs.append(row[: row.index(end_id)] if end_id in row else row)
+            rows = ids[:, len(begun[0]) :].tolist()
+            outputs.extend(row[: row.index(end_id)] if end_id in row else row for row in rows)
         return outputs
 
 
