@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import sentencepiece
 import torch
@@ -30,11 +31,14 @@ from xqg_qdrant.errors import InputError
 from xqg_qdrant.export import export_checkpoint
 from xqg_qdrant.export.bert import Bert2Bert
 from xqg_qdrant.export.checkpoint import fetch_checkpoint
+from xqg_qdrant.export.generator import DecoderStep, Heads
+from xqg_qdrant.export.graph import Graph
 from xqg_qdrant.export.reference import Reference
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.session import Session
 from xqg_qdrant.inference.tokenizer import open_tokenizer
 from xqg_qdrant.model_folders import read_model_folder
+from xqg_qdrant.model_folders.generator_settings import LONGEST_OUTPUT
 
 
 def save_spiece(folder: Path) -> sentencepiece.SentencePieceProcessor:
@@ -132,6 +136,30 @@ def test_int8_keeps_what_a_bert_decoder_reads_of_a_passage() -> None:
     parity = read_parity(exported_generator("bert2bert", "int8"))
     # random weights leave the best tokens close together
     assert parity["int8"]["identical_greedy_queries"] > 0.5 * parity["inputs"]
+
+
+def test_int8_reads_what_many_tokens_hold_beside_one_that_gets_most_of_the_attention(tmp_path: Path) -> None:
+    """The first of 400 tokens gets e^8 times the attention of each other, which together get an eighth of it."""
+    tokens, dim = 400, 32
+    graph = Graph("attention", "int8")
+    step = DecoderStep(graph, Heads(1, dim, int8=True), 1, np.zeros((1, LONGEST_OUTPUT), np.float32))
+    query = graph.input("query", np.float32, ["rows", dim])
+    graph.output(step.attend_passage(0, query), "attended", np.float32, ["rows", dim])
+    graph.save(tmp_path / "attention.onnx")
+    key, value = np.zeros((1, 1, dim, tokens), np.int8), np.zeros((1, 1, tokens, dim), np.int8)
+    key[0, 0, 0, 0], value[0, 0, 0, 0], value[0, 0, 1:, 1] = 127, 127, 127
+    feeds = {
+        "query": np.eye(1, dim, dtype=np.float32), "ids": np.zeros(1, np.int64), "step": np.zeros(1, np.int64),
+        "places": np.zeros((1, 1), np.int64), "row_places": np.zeros(1, np.int64),
+        "attention_mask": np.ones((1, tokens), np.int64), "cross_key_0": key, "cross_value_0": value,
+        "cross_key_scale_0": np.full((1, 1, 1, dim), 8 / 127, np.float32),
+        "cross_value_scale_0": np.full((1, 1, 1, dim), 1 / 127, np.float32),
+        "past_key_0": np.zeros((1, 1, 1, dim), np.float32), "past_value_0": np.zeros((1, 1, 1, dim), np.float32),
+    }  # fmt: skip
+    session = ort.InferenceSession(tmp_path / "attention.onnx", providers=["CPUExecutionProvider"])
+    [attended] = session.run(None, {name: feeds[name] for name in (given.name for given in session.get_inputs())})
+    others = (tokens - 1) * np.exp(-8)
+    assert attended[0, :2] == pytest.approx([1 / (1 + others), others / (1 + others)], abs=0.001)
 
 
 @pytest.mark.parametrize("equal", [True, False])

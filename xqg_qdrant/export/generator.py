@@ -139,8 +139,9 @@ class DecoderStep:
     def _attend_int8(self, query: str, layer: int) -> str:
         """Write the cross-attention with keys and values in int8, a quarter of what a step has to read.
 
-        The weights of the attention are rounded to whole 255ths of the largest, and divided by the sum of the rounded
-        ones.
+        The weights of the attention have two terms of 8 bits: whole 255ths of the largest, and 255ths of these. Where
+        one token gets much of the attention, the many others would be rounded away by one term. They are divided by
+        the sum of the rounded ones, which as a sum of integers does not depend on padding.
         """
         graph, (count, dim, _) = self._graph, self._heads
         key = graph.input(f"cross_key_{layer}", np.int8, ["groups", count, dim, "tokens"])
@@ -160,11 +161,24 @@ class DecoderStep:
         )
         scores = graph.node("Add", scores, self._cross_bias)
         largest = graph.node("ReduceMax", scores, graph.ints(3), keepdims=1)
-        weights = graph.node("Exp", graph.node("Sub", scores, largest))
-        whole = graph.node("QuantizeLinear", weights, graph.constant(1 / 255.0), graph.constant(np.uint8(0), np.uint8))
-        total = graph.node("ReduceSum", graph.node("Cast", whole, to=TensorProto.FLOAT), graph.ints(3), keepdims=1)
-        attended = graph.node("Cast", graph.node("MatMulInteger", whole, value), to=TensorProto.FLOAT)
-        return graph.node("Mul", graph.node("Div", attended, total), value_scale)
+        below = graph.node("Sub", largest, graph.constant(np.float32(np.log(255))))
+        weights = graph.node("Exp", graph.node("Sub", scores, below))
+        whole = graph.node("Cast", weights, to=TensorProto.UINT8)
+        counted = graph.node("Cast", whole, to=TensorProto.FLOAT)
+        step = graph.constant(np.float32(1 / 255))
+        rest = graph.node("QuantizeLinear", graph.node("Sub", weights, counted), step, graph.constant(0, np.uint8))
+
+        def add_terms(coarse: str, fine: str) -> str:
+            return graph.node("Add", coarse, graph.node("Mul", fine, step))
+
+        def add_tokens(term: str) -> str:
+            return graph.node("ReduceSum", term, graph.ints(3), keepdims=1)
+
+        def attend(term: str) -> str:
+            return graph.node("Cast", graph.node("MatMulInteger", term, value), to=TensorProto.FLOAT)
+
+        total = add_terms(add_tokens(counted), add_tokens(graph.node("Cast", rest, to=TensorProto.FLOAT)))
+        return graph.node("Mul", graph.node("Div", add_terms(attend(whole), attend(rest)), total), value_scale)
 
 
 def additive_mask(graph: Graph, mask: str) -> str:
