@@ -37,7 +37,7 @@ LANGUAGES, QUERIES_PER_LANGUAGE, PASSAGES = ["fi", "ja", "ru"], 3, 5
 # Between the scores of the demo passages' queries.
 pytestmark = pytest.mark.usefixtures("opened_once", "remembered")
 
-MIN_SCORE = 0.76
+MIN_SCORE = 0.8
 CHANGES: list[dict[str, Any]] = [
     {"alpha": 0.3},
     {"fusion": "mean", "alpha": 0.3},
