@@ -187,9 +187,7 @@ def _write_live(passages: Sequence[Passage], device: str, threads: int) -> str:
     """Return what the shipped generator writes for some passages."""
     generator = load_generator(None, device, threads)
     generations = generator.generate(passages, generator.languages, 1, 0, generator.sampling)
-    lines = [
-        "\nThe shipped generator is small (42 MB): it often misspells names, or misses the point. Live, it writes:"
-    ]
+    lines = ["\nThe shipped generator is small (42 MB) and often misses the point. Live, it writes:"]
     for passage, generation in zip(passages, generations, strict=True):
         lines += [f"  {passage.title}", *(f"    {query.language}  {query.text}" for query in generation.queries)]
     return "\n".join(

@@ -196,7 +196,7 @@ class Reference:
         prefix: Sequence[int] = (),
     ) -> list[list[int]]:
         """Return the greedy ids of each prompt, without the prefix, start and end tokens."""
-        outputs = []
+        outputs: list[list[int]] = []
         # Where the first token names the language, the same prompt is read for each.
         for prompt, same in groupby(zip(prompts, start_ids, strict=True), key=itemgetter(0)):
             begun = [[*prefix, start_id] for _, start_id in same]
