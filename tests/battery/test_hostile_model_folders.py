@@ -378,7 +378,9 @@ CASES: dict[str, Case] = {
     ),
     "weights beyond the end": Case("generator", reads("embedding.data", offset=f"{TABLE}", length="1"), "beyond its"),
     "offset beyond the end": Case("generator", reads("embedding.data", offset="9" * 18), f"beyond its end at {TABLE}"),
-    "length beyond the end": Case("generator", reads("embedding.data", length=str(TABLE + 1)), f"beyond its end at {TABLE}"),
+    "length beyond the end": Case(
+        "generator", reads("embedding.data", length=str(TABLE + 1)), f"beyond its end at {TABLE}"
+    ),
     "negative offset": Case("generator", reads("embedding.data", offset="-1"), "offset or length '-1'"),
     "offset of no number": Case("generator", reads("embedding.data", offset="0x10"), "offset or length '0x10'"),
     "weights nowhere": Case(
