@@ -437,25 +437,6 @@ def test_a_field_is_found_by_its_name_or_on_its_way() -> None:
 # --- kills
 
 
-KILLED = """
-import os, signal
-from qdrant_client import QdrantClient
-method, when = "{moment}".split("-")
-calls = {calls}
-inner = getattr(QdrantClient, method)
-def outer(*arguments, **named):
-    global calls
-    calls -= 1
-    if calls == 0 and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    answer = inner(*arguments, **named)
-    if calls == 0 and when == "after":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return answer
-setattr(QdrantClient, method, outer)
-"""
-
-
 def xqg(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -508,7 +489,9 @@ def test_a_run_that_is_killed_and_run_again_ends_with_the_same_points(
     moment: str, calls: int, tmp_path: Path, uninterrupted: dict[str, models.Record], forks: Forks
 ) -> None:
     arguments = make_local(tmp_path)
-    code, said = forks.run(tmp_path, *arguments, setup=KILLED.format(moment=moment, calls=calls))
+    method, when = moment.split("-")
+    killed = f"import killed; killed.arm('qdrant_client', 'QdrantClient.{method}', {when!r}, {calls})"
+    code, said = forks.run(tmp_path, *arguments, setup=killed)
     assert code == -signal.SIGKILL, said
     assert finish(forks, tmp_path, arguments) == uninterrupted
 

@@ -170,7 +170,7 @@ SCENARIOS = {
 
 def run_xqg(forks: Forks, folder: Path, arguments: tuple[str, ...], point: str = "", call: int = 0) -> tuple[int, str]:
     """Run the command in a folder; return its exit code and what it said."""
-    return forks.run(folder, json.dumps(POINTS), point, str(call), *arguments, program="killed")
+    return forks.run(folder, *arguments, setup=f"import killed; killed.prepare({POINTS}, {point!r}, {call})")
 
 
 def read_points(store: Store, collection: str) -> dict[str, Any]:

@@ -19,15 +19,16 @@ import tempfile
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-XQG = "xqg_qdrant.cli"
 OUTPUT = "output"
 IMPORTED = (
-    *("httpx", "pytrec_eval", "qdrant_client", "xqg_qdrant.api", XQG),
+    *("httpx", "pytrec_eval", "qdrant_client", "xqg_qdrant.api", "xqg_qdrant.cli"),
     *("xqg_qdrant.generation.onnx", "xqg_qdrant.inference.encoder", "xqg_qdrant.stores.edge.store"),
 )
 # A program for the shell that hands its words to the process and ends with its exit code. Isolated, it starts at once.
@@ -35,7 +36,7 @@ SHIM = """#!{python} -IS
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as connection:
     connection.connect({path!r})
-    asked = [os.getcwd(), sys.argv[1:], "", "{program}", dict(os.environ)]
+    asked = [os.getcwd(), sys.argv[1:], "", dict(os.environ)]
     socket.send_fds(connection, [json.dumps(asked).encode() + b"\\n"], [0, 1, 2])
     told = connection.makefile().read().split()
 sys.exit(int(told[1]))
@@ -47,6 +48,8 @@ class Command:
 
     def __init__(self, connection: socket.socket, output: Path) -> None:
         self._connection, self._output, self._told = connection, output, b""
+        # A test that fails before the end leaves it open, and the warning would fail another test.
+        weakref.finalize(self, connection.close)
         self._process = self._read()
 
     def send(self, number: int) -> None:
@@ -88,34 +91,31 @@ class Forks:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def start(
-        self, folder: Path, *arguments: str, setup: str = "", program: str = XQG, output: str = OUTPUT
-    ) -> Command:
+    def start(self, folder: Path, *arguments: str, setup: str = "", output: str = OUTPUT) -> Command:
         """Start a command in a folder, after Python that is its `setup`.
 
         Args:
             folder: where it runs.
             arguments: what follows `xqg`.
             setup: Python that is run first.
-            program: another module whose function `main` gets the arguments.
             output: the file in the folder for all that it prints.
         """
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(str(self._path))
-        asked = [str(folder), arguments, setup, program, dict(os.environ)]
+        asked = [str(folder), arguments, setup, dict(os.environ)]
         with (folder / output).open("wb") as stream, open(os.devnull) as nothing:
             streams = [nothing.fileno(), stream.fileno(), stream.fileno()]
             socket.send_fds(connection, [json.dumps(asked).encode() + b"\n"], streams)
         return Command(connection, folder / output)
 
-    def run(self, folder: Path, *arguments: str, **how: Any) -> tuple[int, str]:
+    def run(self, folder: Path, *arguments: str, setup: str = "") -> tuple[int, str]:
         """Run a command to its end; return its exit code and what it printed."""
-        command = self.start(folder, *arguments, **how)
+        command = self.start(folder, *arguments, setup=setup)
         return command.wait(), command.output
 
     def write_shim(self, path: Path) -> None:
         """Write a program for the shell that takes the place of `xqg`."""
-        path.write_text(SHIM.format(python=sys.executable, path=str(self._path), program=XQG), encoding="utf-8")
+        path.write_text(SHIM.format(python=sys.executable, path=str(self._path)), encoding="utf-8")
         path.chmod(0o755)
 
 
@@ -140,15 +140,13 @@ def open_models() -> None:
     """Have whoever opens a demo model take one that is open; on one thread it has none that a fork would lose."""
     from xqg_qdrant import generation, inference
 
-    encoder, generator = inference.open_encoder(None, "cpu", 1), generation.open_generator(None, "cpu", 1)
-    opened: dict[Any, list[Any]] = {inference: [encoder], generation: [generator]}
-
-    def offer(module: Any, name: str) -> None:  # noqa: ANN401
+    def offer(module: ModuleType, name: str) -> None:
         really_open = getattr(module, name)
+        opened = [really_open(None, "cpu", 1)]
 
-        def take(source: Any = None, device: str = "auto", threads: int = 0, key: str | None = None) -> Any:  # noqa: ANN401
-            at_hand = source is None and device in ("auto", "cpu") and threads in (0, 1) and opened[module]
-            return opened[module].pop() if at_hand else really_open(source, device, threads, key)
+        def take(source: object = None, device: str = "auto", threads: int = 0, key: str | None = None) -> object:
+            at_hand = source is None and device in ("auto", "cpu") and threads in (0, 1) and opened
+            return opened.pop() if at_hand else really_open(source, device, threads, key)
 
         setattr(module, name, take)
 
@@ -174,7 +172,9 @@ def run(asked: Sequence[Any], streams: Sequence[int]) -> None:
     Python frees everything that was imported when it ends, which takes longer than most commands; this only does what
     a command could miss.
     """
-    folder, arguments, setup, program, environment = asked
+    from xqg_qdrant.cli import main
+
+    folder, arguments, setup, environment = asked
     os.chdir(folder)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -185,7 +185,7 @@ def run(asked: Sequence[Any], streams: Sequence[int]) -> None:
     become(environment)
     try:
         exec(setup, {"__name__": "__main__"})
-        code = importlib.import_module(program).main(arguments)
+        code = main(arguments)
     except SystemExit as end:
         code = end.code
     except BaseException:

@@ -1,19 +1,15 @@
-"""Runs the xqg command in this process, which ends itself with SIGKILL at a named point.
-
-The arguments are POINTS NAME CALL ARGUMENT…; POINTS is JSON, {name: [module, function, "before" or "after"]}. The
-process ends before or after the work of the function that NAME stands for, when it is called for the CALLth time; never
-for 0. At a regular end it tells on stderr how often each was called.
-"""
+"""Has the process of an xqg command end itself with SIGKILL at a named point."""
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import itertools
 import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,18 +59,22 @@ def cut_writes() -> None:
     engine.UpdateOperation = SimpleNamespace(**operations)  # type: ignore[assignment, misc]
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run the command; see the module."""
-    from xqg_qdrant.cli import main as xqg
+def prepare(points: Mapping[str, tuple[str, str, str]], name: str, call: int) -> None:
+    """Have the process end at a point; at a regular end it tells on stderr how often each was passed.
 
-    points, name, call, *words = arguments
+    Args:
+        points: module, function, and "before" or "after" its work, by name.
+        name: the point.
+        call: at which call of the function; 0 is never.
+    """
     cut_writes()
     passed = {
-        known: arm(module, function, when, int(call) if known == name else 0)
-        for known, (module, function, when) in json.loads(points).items()
+        known: arm(module, function, when, call if known == name else 0)
+        for known, (module, function, when) in points.items()
     }
-    try:
-        xqg(words)
-    finally:
+
+    def tell() -> None:
         sys.stdout.flush()
         sys.stderr.write("\n" + json.dumps({known: next(count) for known, count in passed.items()}))
+
+    atexit.register(tell)
