@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from shared_data import shared_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.export import export_checkpoint
 from xqg_qdrant.generation.lexicon import Lexicon
 from xqg_qdrant.generation.onnx import QueryGenerator
@@ -119,6 +121,52 @@ def test_the_generator_trains_and_exports_with_parity(tmp_path: Path) -> None:
     )
     assert exported.parity["float32"]["identical_greedy_queries"] == exported.parity["inputs"] >= 50
     assert QueryGenerator(exported.folder, "cpu").languages == LANGUAGES
+
+
+def test_of_the_sampled_questions_those_nearest_their_own_passage_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TRAINING))
+    from data import EnglishPassage
+    from distil import choose
+
+    # by the first passage's and the second's side of a right angle
+    near = {
+        "Где течёт Дунай?": [0.8, 0.6], "Длинен ли Дунай?": [1.0, 0.0], "Дунай широк?": [0.9, 0.4],
+        "Кто открыл неон?": [0.1, 0.9], "Missä Tonava virtaa?": [0.7, 0.7], "Mikä on neon?": [0.0, 1.0],
+    }  # fmt: skip
+
+    class Hand:
+        def encode_passages(self, texts: list[str]) -> np.ndarray:
+            assert texts == ["Danube A river.", "Neon A gas."]
+            return np.eye(2, dtype=np.float32)
+
+        def encode_queries(self, texts: list[str]) -> np.ndarray:
+            return np.array([near[text] for text in texts], dtype=np.float32)
+
+    passages = [EnglishPassage("Danube", "A river."), EnglishPassage("Neon", "A gas.")]
+    about_danube = [text for text in near if text.startswith(("Где", "Длинен", "Дунай", "Кто"))]
+    unusable = ["Where is it?", "Дунай Дунай длинен?", "Дунай?", "Длинаяинаяиная река?", "Где Danube начало?"]
+    asked = [
+        [("ru", text) for text in [*about_danube, *about_danube, *unusable]],
+        [("fi", "Mikä on neon?"), ("ru", "Где течёт Дунай?")],
+    ]
+    assert choose(passages, asked, Hand(), 2) == [
+        {"ru": ["Длинен ли Дунай?", "Дунай широк?"]},
+        {"fi": ["Mikä on neon?"]},
+    ]
+
+
+def test_no_passage_of_the_evaluation_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = shared_file("dev/corpus.jsonl.gz").parent.parent
+    monkeypatch.syspath_prepend(str(TRAINING))
+    from data import read_english_passages
+
+    with gzip.open(data / "dev/corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
+        held_out = {json.loads(line)["text"] for line in lines}
+    demo = read_demo_passages()
+    passages = read_english_passages(data)
+    assert len(passages) > 3000
+    assert held_out.isdisjoint(passage.text for passage in passages)
+    assert {passage.title for passage in demo}.isdisjoint(passage.title for passage in passages)
 
 
 @pytest.mark.parametrize("name", ["dev/corpus.jsonl.gz", "question-match/corpus.jsonl.gz", "xor/dev.jsonl.gz"])

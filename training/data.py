@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from xqg_qdrant.demo import read_demo_passages
+
 LANGUAGES = ("ar", "bn", "fi", "ja", "ko", "ru", "te")
 # Letters that other languages of the script have (Persian, Ukrainian) are left out.
 SCRIPTS = {
@@ -34,6 +36,13 @@ class Question(NamedTuple):
     """A real question, with no translation."""
 
     language: str
+    text: str
+
+
+class EnglishPassage(NamedTuple):
+    """An English passage, with no question in another language."""
+
+    title: str
     text: str
 
 
@@ -90,6 +99,43 @@ def read_own_passages() -> Iterator[QuestionedPassage]:
             yield QuestionedPassage(
                 title, text, {key: [asked] for key, asked in zip(LANGUAGES, questions, strict=True)}
             )
+
+
+def read_english_passages(data: Path) -> list[EnglishPassage]:
+    """Return English passages, each once; none is in `dev/` or the demo, or has the title of one of the demo's."""
+    demo = read_demo_passages()
+    titles = {passage.title.lower() for passage in demo}
+    held_out = {_opening(passage.text) for passage in demo}
+    # Half of this training file is among the distractors of dev/, which is opened only to leave them out.
+    with gzip.open(data / "dev/corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
+        held_out |= {_opening(json.loads(line)["text"]) for line in lines}
+    found: dict[str, EnglishPassage] = {}
+    for line in open_training_file(data, "train/english_passage_question.jsonl.gz"):
+        row = json.loads(line)
+        if row["title"].lower() not in titles and _opening(row["text"]) not in held_out:
+            found.setdefault(_opening(row["text"]), EnglishPassage(row["title"], row["text"]))
+    return list(found.values())
+
+
+def _opening(text: str) -> str:
+    return re.sub(r"\W+", " ", text.lower())[:120]
+
+
+def read_distilled(path: Path) -> Iterator[QuestionedPassage]:
+    """Yield the passages of `distil.py`, each with those of its questions that were kept, in some of `LANGUAGES`."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            yield QuestionedPassage(row["title"], row["text"], row["questions"])
+
+
+def read_own_names() -> Iterator[ParallelPair]:
+    """Yield English names and terms with those of `LANGUAGES`, which were written for this project."""
+    with gzip.open(Path(__file__).parent / "names.tsv.gz", "rt", encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            english, *others = line.rstrip("\n").split("\t")
+            for language, other in zip(LANGUAGES, others, strict=True):
+                yield ParallelPair(language, "own names", english, other)
 
 
 def read_names() -> Iterator[ParallelPair]:

@@ -30,7 +30,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import torch
-from data import LANGUAGES, read_names, read_own_passages, read_parallel, read_questioned_passages, read_questions
+from data import (
+    LANGUAGES,
+    read_distilled,
+    read_names,
+    read_own_names,
+    read_own_passages,
+    read_parallel,
+    read_questioned_passages,
+    read_questions,
+)
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, gelu, linear, scaled_dot_product_attention
@@ -62,7 +71,7 @@ QUESTION_SOURCES = ("xor", "mkqa")
 # How often a pair of each source is drawn beside a question (1.0) when translating.
 SOURCE_WEIGHTS = {
     "xor": 1.0, "mkqa": 0.7, "indic": 0.15, "tatoeba": 0.15, "wikititle": 0.1, "enja50k": 0.1, "anki": 0.08,
-    "names": 0.1,
+    "names": 0.1, "own names": 2.0,
 }  # fmt: skip
 
 
@@ -155,17 +164,21 @@ class Corpus:
         return found
 
 
-def load_corpus(data: Path, limit: int | None) -> Corpus:
-    """Read the training data, and the passages and questions that were written for this project."""
+def load_corpus(data: Path, limit: int | None, distilled: Path | None = None) -> Corpus:
+    """Read the training data, what was written for this project, and the questions of `distil.py`."""
     asked = [
         Asked(
             f"{row.title} {row.text}",
             {language: [clean_question(language, text) for text in texts] for language, texts in row.questions.items()},
         )
-        for row in (*read_questioned_passages(data), *read_own_passages())
+        for row in (
+            *read_questioned_passages(data),
+            *read_own_passages(),
+            *(read_distilled(distilled) if distilled else ()),
+        )
     ]
     by_english: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
-    for pair in chain(read_parallel(data), islice(read_names(), limit)):
+    for pair in chain(read_parallel(data), read_own_names(), islice(read_names(), limit)):
         if limit and len(by_english[pair.source]) >= limit:
             continue
         is_question = pair.source in QUESTION_SOURCES
@@ -182,7 +195,8 @@ def load_corpus(data: Path, limit: int | None) -> Corpus:
 def split_corpus(corpus: Corpus) -> tuple[Corpus, list[Asked]]:
     """Divide into what is trained on, and the passages that are held out."""
     train = [row for row in corpus.asked if not held_out(row.text)]
-    return Corpus(train, corpus.groups, corpus.questions), [row for row in corpus.asked if held_out(row.text)]
+    test = [row for row in corpus.asked if held_out(row.text) and len(row.questions) == len(LANGUAGES)]
+    return Corpus(train, corpus.groups, corpus.questions), test
 
 
 # ---------------------------------------------------------------- vocabulary
@@ -420,10 +434,18 @@ class Trainer:
         return [encoding.ids[: MAX_TARGET - 1] for encoding in found]
 
     def asking(self, rows: Sequence[Asked], states: list[Tensor]) -> Batch:
-        """One question in each language about each passage."""
-        texts = [self.rng.choice(row.questions[language]) for row in rows for language in LANGUAGES]
+        """Seven questions about each passage, in as many languages as it has questions in."""
+        languages = [language for row in rows for language in self.draw_languages(row)]
         owners = [place for place in range(len(rows)) for _ in LANGUAGES]
-        return Batch(states, self.encode(texts), list(LANGUAGES) * len(rows), owners)
+        texts = [
+            self.rng.choice(rows[place].questions[language]) for place, language in zip(owners, languages, strict=True)
+        ]
+        return Batch(states, self.encode(texts), languages, owners)
+
+    def draw_languages(self, row: Asked) -> list[str]:
+        """As many as there are languages, each of the passage's at least once: equal numbers are decoded faster."""
+        languages = list(row.questions)
+        return languages + self.rng.choices(languages, k=len(LANGUAGES) - len(languages))
 
     def translating(self) -> Batch:
         """English texts, each into up to three languages."""
@@ -563,6 +585,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the training data")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--start", type=Path, help="go on from this folder of an earlier run")
+    parser.add_argument("--distilled", type=Path, help="questions of an earlier generator, which distil.py kept")
     parser.add_argument("--minutes", type=float, default=90.0)
     parser.add_argument("--decay", type=float, default=0.3, help="the last part, over which the rate falls to nothing")
     parser.add_argument("--seed", type=int, default=0)
@@ -581,7 +604,7 @@ def main() -> None:
     recipe = Recipe(**fields)
 
     began = time.monotonic()
-    corpus = load_corpus(given.data, recipe.limit)
+    corpus = load_corpus(given.data, recipe.limit, given.distilled)
     train, test = split_corpus(corpus)
     sizes = {source: len(groups) for source, groups in corpus.groups.items()}
     print(f"{len(train.asked)} passages, {len(test)} held out; {sizes}", flush=True)
