@@ -198,8 +198,8 @@ def describe(source: str, preset: str | None, languages: str | None, **settings:
     """Write the xqg.json of a model FOLDER made by optimum, sentence-transformers or fastembed, or of an endpoint.
 
     An encoder folder needs no xqg.json if sentence-transformers' files are complete. Give what they lack, and for a
-    generator its prompt and languages, which no file states; the rest is read from the folder. From then on, the checksums
-    of its files are verified too.
+    generator its prompt and languages, which no file states; the rest is read from the folder. From then on, the
+    checksums of its files are verified too.
 
     An encoder behind an OpenAI-compatible URL needs --model and --out. A probe finds dimension and length of the
     vectors. Then `--encoder FOLDER` works everywhere, with the key in XQG_EMBEDDING_API_KEY.
