@@ -173,9 +173,7 @@ def doctor(
 @click.argument("source", metavar="FOLDER|URL")
 @click.option("--model", help="Endpoint: name of the model there.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Endpoint: folder to write to.")
-@click.option(
-    "--query-fields", metavar="JSON", help='Endpoint: fields to add for questions, {"input_type": "query"}.'
-)
+@click.option("--query-fields", metavar="JSON", help='Endpoint: fields to add for questions, {"input_type": "query"}.')
 @click.option("--passage-fields", metavar="JSON", help="Endpoint: fields to add for passages.")
 @click.option("--max-characters", type=click.IntRange(1), help="Endpoint: longest text.  [default: what it accepts]")
 @click.option("--price-per-million", type=click.FloatRange(min=0), help="Endpoint: price of a million tokens.")
