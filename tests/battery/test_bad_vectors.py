@@ -1,7 +1,7 @@
-"""No vector that cannot be found is ever stored, whoever gives it and wherever it is to be kept.
+"""No store accepts a vector that no search can find, wherever the vector comes from.
 
-Bad are NaN, the infinities, also those that a float16 makes of too large a number, vectors of zeros, and arrays of
-another length, rank or type.
+Bad are NaN, infinities, also those of a float16 that overflowed, vectors of zeros, and arrays of another length, rank
+or type.
 """
 
 from __future__ import annotations

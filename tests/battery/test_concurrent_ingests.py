@@ -32,7 +32,7 @@ OK, ROWS_REJECTED, MISMATCH, IN_USE = 0, 3, 4, 5
 
 @contextmanager
 def opened_place(kind: str, folder: Path) -> Iterator[str]:
-    """Yield the location of an empty store that several processes can be told."""
+    """Yield the location of an empty store that several processes can open."""
     if kind != "rest":
         yield f"{kind}:{folder / kind}"
         return
@@ -89,7 +89,7 @@ def opened(location: str) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> dict[float, dict[str, Any]]:
-    """What one ingest alone gives, for each of two recipes."""
+    """Return what one ingest alone stores, for each of two recipes."""
     states = {}
     for alpha in (0.1, 0.2):
         folder = tmp_path_factory.mktemp("alone")

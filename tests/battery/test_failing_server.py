@@ -1,7 +1,7 @@
 """Whole ingests into a server that fails, with a proxy in between that harms requests chosen by the seed.
 
 Each ends with the points of an uninterrupted ingest, or with an error that says so; then the same command, run again,
-ends with them. No request, no case takes for ever.
+ends with them. No request and no case runs forever.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Stored: TypeAlias = dict[str, tuple[str, dict[str, bytes]]]
 
 
 class Undisturbed(NamedTuple):
-    """What an ingest stores that nothing disturbs, and how many requests any such ingest sends at least."""
+    """What an undisturbed ingest stores, and the fewest requests that it sends."""
 
     stored: Stored
     requests: int
@@ -71,7 +71,7 @@ class Undisturbed(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make minutes of waiting tenths of a second, and chunks so small that there are several."""
+    """Wait tenths of a second instead of minutes, and make chunks small enough for several."""
     monkeypatch.setattr("xqg_qdrant.stores.server.requests.FIRST_DELAY_SECONDS", 0.004)
     monkeypatch.setattr("xqg_qdrant.stores.server.requests.MAX_DELAY_SECONDS", 0.02)
     monkeypatch.setattr("xqg_qdrant.stores.server.requests.PATIENCE_SECONDS", 8.0)

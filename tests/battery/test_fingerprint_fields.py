@@ -69,7 +69,7 @@ def given_rows() -> list[QueriedPassage]:
 def try_ingest(
     store: Store, collection: str, encoder: Encoder, generator: QueryGenerator, recipe: Recipe | None = None
 ) -> str:
-    """Ingest into a collection and return how it was refused, once nothing is seen to have changed."""
+    """Ingest into a collection, check that nothing changed, and return the refusal."""
     before = {point.passage.passage_id: point.content_hash for point in store.scroll(collection)}
     fingerprint = store.read_fingerprint(collection)
     if collection == "given":

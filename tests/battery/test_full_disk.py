@@ -1,6 +1,6 @@
 """A disk that is full or broken, at any write: a clear message, and the same command ends well once it is mended.
 
-A library loaded before libc lets the calls that write below a folder fail, from a call on with ENOSPC, as on a full
+A library loaded before libc makes the calls that write below a folder fail: with ENOSPC from some call on, as on a full
 disk, or once with EIO. The engine's calls are among them. It is compiled here; without a compiler, or elsewhere than on
 Linux, the tests are skipped.
 """

@@ -27,7 +27,7 @@ Spoil = Callable[[Path], object]
 
 
 class Case(NamedTuple):
-    """How a folder is spoilt, and what of it the message must name."""
+    """How a folder is spoilt, and what the message must name."""
 
     spoil: Spoil
     named: str
@@ -92,7 +92,7 @@ def described(spoil: Spoil) -> Spoil:
 
 
 def reads(location: str, **more: str) -> Spoil:
-    """A graph with one more weight, which lies there."""
+    """Return what adds to the graph a weight stored at a location."""
 
     def spoil(folder: Path) -> None:
         model = onnx.load(folder / GRAPH, load_external_data=False)

@@ -1,6 +1,6 @@
 """Hostile and damaged model folders, each made from a shipped one: refused before a file of it is opened.
 
-What is listed has its checksum made anew wherever the checksum is not the point, as whoever makes such a folder would.
+Checksums are updated unless they are the point of a case, as the author of such a folder would do.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Spoil = Callable[[Path], None]
 
 
 class Case(NamedTuple):
-    """A folder of this kind, how it is spoilt, and what of it the message must name."""
+    """A folder of this kind, how it is spoilt, and what the message must name."""
 
     kind: str
     spoil: Spoil
@@ -163,7 +163,7 @@ def graph_gets(name: str, edit: Callable[[onnx.ModelProto], object]) -> Spoil:
 
 
 def reads(location: str, **more: str) -> Spoil:
-    """A decoder with one more weight, which lies there."""
+    """Return what adds to the decoder a weight stored at a location."""
     return graph_gets("decoder.onnx", lambda model: model.graph.initializer.append(external(location, **more)))
 
 

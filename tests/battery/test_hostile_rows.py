@@ -79,7 +79,7 @@ def read_dead_letters() -> list[Any]:
 
 
 def assert_all_accounted_for(source: str, lines: Sequence[Line], first_line: int = 1) -> None:
-    """Check that each line is stored as expected, or rejected with its place and reason, and nothing else is."""
+    """Check that each line is stored as expected or rejected with its place and reason, and nothing else is."""
     expected = {line.stored["id"]: line.stored for line in lines if line.stored is not None}
     found = read_stored()
     assert found.keys() == expected.keys()

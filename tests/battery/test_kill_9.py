@@ -1,7 +1,7 @@
 """A kill at any moment costs only the chunks in flight: run again, a command ends where an uninterrupted one does.
 
 Each case ends the command one to three times, by SIGKILL, at calls of a named function that the seed draws, then lets
-it run to its end. What must be equal is all that it leaves: points, bit for bit, fingerprints, dead letters.
+it run to its end. All that it leaves must be equal: points (bit for bit), fingerprints, dead letters.
 """
 
 from __future__ import annotations

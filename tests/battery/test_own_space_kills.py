@@ -166,7 +166,7 @@ def test_twenty_kills_lose_no_bit(seed: int, tmp_path: Path, forks: Forks) -> No
             return read_all(server), len(server.requests) - first
 
         def kill(arguments: tuple[str, ...], kills: int, requests: int) -> int:
-            """Kill a command again and again, each time somewhere in what is a part of its way."""
+            """Kill a command repeatedly, each time at a random request among the next few; return how often it died."""
             most = 2 * requests // kills
             return sum(run_until(draw.randint(1, most), arguments) != 0 for _ in range(kills))
 

@@ -92,7 +92,7 @@ def encoder() -> Any:  # noqa: ANN401
 
 
 class FailingStore:
-    """A store whose nth write fails before or after it was done."""
+    """A store whose nth write fails, before or after it takes effect."""
 
     def __init__(self, store: Store, write: int, after: bool) -> None:
         self._store, self._left, self._after = store, write, after
@@ -181,7 +181,7 @@ class Life(RuleBasedStateMachine):
         self.learn_what_is_stored()
 
     def learn_what_is_stored(self) -> None:
-        """After an interruption each passage is as it was or as it is to be; which, only the store can tell."""
+        """Read what an interruption left: each passage must be as it was or as it is to be."""
         self.exists = self.store.read_fingerprint(self.collection) is not None
         if not self.exists:
             return

@@ -97,7 +97,7 @@ def fragments(text: str) -> set[str]:
 
 
 def assert_silent(text: str, key: str) -> None:
-    """Make sure that no eight characters of the key stand in a text, whichever way one reads it."""
+    """Check that a text holds no eight characters of the key in a row, in any spelling."""
     readings = {text, text.replace("\\", ""), html.unescape(text), unquote(text), unquote(unquote(text))}
     readings |= {reading.replace("+", " ") for reading in readings}
     secrets = {part for spell in SPELLINGS.values() for part in fragments(spell(key))}

@@ -1,6 +1,6 @@
 """The user's files are the user's: no output is an input, a part of a store, or a file that xqg did not write.
 
-Each case names a file that a command would have overwritten, by itself or by what else leads to it.
+Each case names a file that a command would have overwritten, by its own name or another that leads to it.
 """
 
 from __future__ import annotations

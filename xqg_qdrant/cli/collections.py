@@ -18,6 +18,7 @@ from xqg_qdrant.cli.options import (
     collection_option,
     confirm,
     dead_letters_option,
+    demo_encoder_option,
     device_option,
     drawing_options,
     encoder_option,
@@ -27,7 +28,6 @@ from xqg_qdrant.cli.options import (
     json_option,
     part_option,
     quantisation_option,
-    queries_option,
     recipe_option,
     sparse_option,
     store_option,
@@ -145,7 +145,7 @@ def optimise(quiet: bool, /, collection: str, location: str, quantisation: str |
 @store_option
 @click.option("--corpus", "file", help="Compare with this file: what is new, changed, or gone from it.")
 @encoder_option
-@queries_option
+@click.option("--queries", metavar="corpus|PATH", help="With --corpus: queries given with it, as in xqg ingest.")
 @field_options
 @json_option
 @click.pass_obj
@@ -163,7 +163,7 @@ def status(
 ) -> None:
     """Show what is stored, its recipe, and what differs from a corpus.
 
-    Without --collection, list the collections. Only documents that are to be split for --corpus need the --encoder.
+    Without --collection, list the collections. --encoder is needed only if documents of --corpus are split.
     """
     from xqg_qdrant.cli.progress import make_bars, run_status
     from xqg_qdrant.generation.questions import open_inputs
@@ -247,8 +247,8 @@ def delete(
 ) -> None:
     """Delete passages by id, or without ids the whole collection.
 
-    If documents were split, the id of a document deletes all its passages. An id that both a document and a passage
-    of another document have means the document.
+    If documents were split, the id of a document deletes all its passages. If a passage of another document has the
+    same id, it means the document.
 
     With - as the only id, ids are read from standard input, one a line.
     """
@@ -301,9 +301,9 @@ def retune(
 ) -> None:
     """Change the recipe of a stored collection, as if it had been ingested with it.
 
-    Settings that are not given stay as they are. Passages are not encoded again and no query is generated, so the
-    queries and languages can become fewer, not more. Searches work meanwhile. To resume after an interruption, run the
-    same command again, or one without settings.
+    Settings that are not given stay as they are; the defaults below are those of an ingest. Passages are not encoded
+    again and no query is generated, so the queries and languages can become fewer, not more. Searches work meanwhile.
+    To resume after an interruption, run the same command again, or one without settings.
     """
     from xqg_qdrant.cli.progress import run_retune
     from xqg_qdrant.languages import LANGUAGES, parse_languages
@@ -366,8 +366,9 @@ def enrich(
     """Write the queries that the passages of a collection lack, and augment them in place.
 
     These are passages stored with --plain, and, after a change of the generator, the prompt or the languages, all whose
-    queries are of before. Plain vectors are kept, and so are queries that the change does not touch. Searches and
-    ingests work meanwhile. Run the same command again to resume; on a server, several machines can each do a --part.
+    queries are older than the change. Plain vectors are kept, and so are queries that the change does not touch.
+    Sampling options that are not given stay as they are, unless the generator changes. Searches and ingests work
+    meanwhile. Run the same command again to resume; on a server, several machines can each do a --part.
     """
     from xqg_qdrant.cli.progress import echo_unread, run_engine
     from xqg_qdrant.languages import parse_languages
@@ -417,7 +418,7 @@ def enrich(
 @collection_option(required=True)
 @click.option("--to", "name", metavar="NAME", required=True, help="Name of the new collection, in the same store.")
 @store_option
-@encoder_option
+@demo_encoder_option
 @recipe_option
 @fusion_options
 @sparse_option
@@ -451,11 +452,11 @@ def reencode(
     sparse: bool,
     **settings: Any,
 ) -> None:
-    """Copy a collection with another encoder: its passages and its queries, of which none is generated again.
+    """Copy a collection with another encoder; its queries are kept, not generated again.
 
     The texts are read from the collection. The recipe suits the new encoder; the new collection can be ingested,
     enriched and retuned like the old one. Run the same command again to resume. At the end the passages are counted,
-    and only if all are there --alias moves.
+    and --alias moves only if all are there.
     """
     from xqg_qdrant.augmentation.pipeline import ingest
     from xqg_qdrant.augmentation.recipe import choose_recipe

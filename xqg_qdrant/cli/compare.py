@@ -229,14 +229,14 @@ def hubs(
 ) -> None:
     """Find the passages that answer every question a little, and those that no question finds.
 
-    Each question is searched for by plain and by augmented vectors, and each passage counted that is among the ten
-    best. N10 is this count; its skewness measures hubness. Hubs are often boilerplate: tables of contents, disclaimers.
+    Each question is searched for by plain and by augmented vectors. N10 counts how often a passage is among the ten
+    best; its skewness measures hubness. Hubs are often boilerplate: tables of contents, disclaimers.
 
     Without --questions, those of the shipped bank are asked: the same 56 in each language the encoder can read. The few
-    passages that really answer them count as hubs, too, and the bank also calibrates vectors. Questions out of a log of
-    yours are a better test.
+    passages that really answer them count as hubs, too, and the bank also calibrates vectors. Questions from your own
+    logs are a better test.
 
-    With --vector, also for collections of other programs: the hubs as they are, and as they would be if the vectors
+    --vector also takes another program's collection: it shows the hubs as they are, and as they would be if the vectors
     were calibrated. --encoder must be the model that made them; only the length is checked. Nothing is written.
     """
     from xqg_qdrant.augmentation.calibration import read_bank

@@ -22,6 +22,7 @@ from xqg_qdrant.cli.options import (
     collection_option,
     confirm,
     dead_letters_option,
+    demo_encoder_option,
     device_option,
     encoder_option,
     field_options,
@@ -134,8 +135,8 @@ def ingest(
     from the field generated_queries of FILE or a JSONL file of rows {id, language, text} in any order. With --plain,
     options of the generation are ignored.
 
-    With --split, long documents become passages DOC#1, DOC#2 and so on, of which each has its document's id and its
-    place in the text as metadata. Give --queries the ids of passages then.
+    With --split, long documents become passages DOC#1, DOC#2 and so on, each with its document's id and its place in
+    the text as metadata. Rows of --queries then name passages.
 
     Run the same command again to resume after an interruption, or to redo what changed in an edited file. Rejected
     rows are written to the dead-letter file with their line and the reason; then the exit code is 3.
@@ -350,7 +351,7 @@ def augment(
 
     With --vector the stored vectors are the plain ones. --encoder must be the model that made them: 20 passages are
     compared first. The vector xqg is added, or with --replace the augmented vector takes the place of the stored one,
-    so that whoever searches gains without a change. --undo restores every bit.
+    so every search gains without a change. --undo restores every bit.
     """
     from xqg_qdrant.augmentation.recipe import choose_recipe, choose_recipe_of_calibration
     from xqg_qdrant.cli.progress import run_ingest
@@ -418,7 +419,7 @@ def _undo(collection: str, location: str, yes: bool) -> None:
     metavar="FILE",
     help="File of requests for a batch API to write instead.",
 )
-@encoder_option
+@demo_encoder_option
 @generator_option
 @recipe_options
 @field_options

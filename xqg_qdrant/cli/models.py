@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xqg_qdrant.cli.options import (
+    demo_encoder_option,
     device_option,
-    encoder_option,
     encoder_settings_options,
     generator_option,
     generator_settings_options,
@@ -131,7 +131,7 @@ def export(
 
 @main.command(cls=GroupedCommand)
 @store_option
-@encoder_option
+@demo_encoder_option
 @generator_option
 @device_option
 @json_option
@@ -173,15 +173,15 @@ def doctor(
 @click.argument("source", metavar="FOLDER|URL")
 @click.option("--model", help="Endpoint: name of the model there.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Endpoint: folder to write to.")
-@click.option("--query-fields", metavar="JSON", help='Endpoint: more fields with questions, {"input_type": "query"}.')
-@click.option("--passage-fields", metavar="JSON", help="Endpoint: more fields with passages.")
-@click.option("--max-characters", type=click.IntRange(1), help="Endpoint: longest text.  [default: as it takes]")
+@click.option("--query-fields", metavar="JSON", help='Endpoint: fields to add for questions, {"input_type": "query"}.')
+@click.option("--passage-fields", metavar="JSON", help="Endpoint: fields to add for passages.")
+@click.option("--max-characters", type=click.IntRange(1), help="Endpoint: longest text.  [default: what it accepts]")
 @click.option("--price-per-million", type=click.FloatRange(min=0), help="Endpoint: price of a million tokens.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Endpoint: stop a run after so many tokens.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Endpoint: stop a run after this many tokens.")
 @click.option(
     "--max-cost",
     type=click.FloatRange(0, min_open=True),
-    help="Endpoint: stop a run after so much money, by the price.",
+    help="Endpoint: stop a run at this cost, by the price.",
 )
 @click.option(
     "--preset",
@@ -195,12 +195,12 @@ def doctor(
 def describe(source: str, preset: str | None, languages: str | None, **settings: Any) -> None:
     """Write the xqg.json of a model FOLDER made by optimum, sentence-transformers or fastembed, or of an endpoint.
 
-    An encoder folder needs none if sentence-transformers' files are complete. Give what they lack, and for a generator
-    its prompt and languages, which no file states; the rest is read from the folder. From then on, the checksums of its
-    files are verified too.
+    An encoder folder needs no xqg.json if sentence-transformers' files are complete. Give what they lack, and for a
+    generator its prompt and languages, which no file states; the rest is read from the folder. From then on, the
+    checksums of its files are verified too.
 
-    An encoder behind an OpenAI-compatible URL needs --model and --out. Dimension and length of the vectors are found by
-    a probe. Then `--encoder FOLDER` works everywhere, with the key in XQG_EMBEDDING_API_KEY.
+    An encoder behind an OpenAI-compatible URL needs --model and --out. A probe finds dimension and length of the
+    vectors. Then `--encoder FOLDER` works everywhere, with the key in XQG_EMBEDDING_API_KEY.
     """
     from xqg_qdrant.languages import LANGUAGES, parse_languages
     from xqg_qdrant.model_folders import describe_in_place

@@ -115,13 +115,22 @@ def generator_settings_options(command: F) -> F:
 
 
 def encoder_option(command: F) -> F:
-    """Add --encoder, as `encoder_folder`."""
+    """Add --encoder, as `encoder_folder`, by default the collection's."""
+    return _encoder_option("the collection's, else the demo encoder")(command)
+
+
+def demo_encoder_option(command: F) -> F:
+    """Add --encoder, as `encoder_folder`, by default the demo encoder."""
+    return _encoder_option("the demo encoder")(command)
+
+
+def _encoder_option(default: str) -> Callable[[F], F]:
     return click.option(
         "--encoder",
         "encoder_folder",
         type=click.Path(path_type=Path),
-        help="Model folder of the encoder.  [default: the collection's, else the demo encoder]",
-    )(command)
+        help=f"Model folder of the encoder.  [default: {default}]",
+    )
 
 
 def generator_option(command: F) -> F:
@@ -152,8 +161,8 @@ def generator_option(command: F) -> F:
         click.option("--concurrency", type=click.IntRange(1), help="Calls of the model at once.  [default: 8]"),
         click.option("--price-per-million-input", type=limit, help="Price of a million tokens of prompts."),
         click.option("--price-per-million-output", type=limit, help="Price of a million tokens of replies."),
-        click.option("--max-tokens", type=click.IntRange(1), help="Stop after so many tokens, in and out."),
-        click.option("--max-cost", type=limit, help="Stop after so much money, by the prices."),
+        click.option("--max-tokens", type=click.IntRange(1), help="Stop after this many tokens, in and out."),
+        click.option("--max-cost", type=limit, help="Stop at this cost, by the prices."),
     )
     return add_options(options, with_source)  # type: ignore[return-value]
 
@@ -353,7 +362,7 @@ def recipe_option(command: F) -> F:
         type=click.Choice(["auto", "paper"]),
         default="auto",
         show_default=True,
-        help="Defaults of the settings below: by the encoder, or as published.",
+        help="Default settings: by the encoder, or as published.",
     )(command)
 
 
@@ -451,7 +460,7 @@ def workers_option(command: F) -> F:
         "--threads",
         type=click.IntRange(min=0),
         default=0,
-        help="Chunks of passages in work at once.  [default: one a core]",
+        help="Chunks of passages processed at once.  [default: one per core]",
     )(command)
 
 

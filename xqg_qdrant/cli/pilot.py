@@ -16,8 +16,8 @@ from xqg_qdrant.cli.options import (
     Splitting,
     asked_options,
     collection_option,
+    demo_encoder_option,
     device_option,
-    encoder_option,
     field_options,
     generator_option,
     json_option,
@@ -72,7 +72,7 @@ def queries_per_language_option(least: int) -> Callable[[F], F]:
 @main.command()
 @click.argument("file")
 @price_option
-@encoder_option
+@demo_encoder_option
 @generator_option
 @languages_option
 @queries_per_language_option(1)
@@ -194,10 +194,10 @@ def pilot(
 
     A random sample is ingested into a temporary collection, and the settings are swept over it. Without questions, the
     last generated query of each passage and language is left out of the vectors and asked. With several encoders, each
-    gets the same passages, generated queries and questions; what is saved and printed in full is of the first one.
+    gets the same passages, generated queries and questions; only the first one's results are saved and printed in full.
 
-    With --collection and --vector in the place of FILE, the sample is of another program's collection, and the vectors
-    that it has are the plain ones: what xqg augment --vector would bring. The collection is only read.
+    With --collection and --vector instead of FILE, the sample is drawn from another program's collection, and its
+    vectors are the plain ones. This shows what xqg augment --vector would gain. The collection is only read.
     """
     from xqg_qdrant.cli.progress import echo_unread, make_bars
     from xqg_qdrant.corpus.inputs import Inputs

@@ -171,9 +171,9 @@ class Warnings(logging.Handler):
 def main(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     """Make a Qdrant collection answer questions in languages that its passages are not written in.
 
-    A store is a directory (DIR or edge:DIR, embedded), local:DIR, :memory:, or a server's URL, with its key in
-    QDRANT_API_KEY. Every option can also be set in the environment, by its command and name: XQG_INGEST_ALPHA=0.02 is
-    `xqg ingest --alpha 0.02`.
+    A store is a directory of the embedded engine (DIR or edge:DIR), qdrant-client's local mode (local:DIR or :memory:),
+    or a server's URL, with its key in QDRANT_API_KEY. Every option can also be set in the environment, by its command
+    and name: XQG_INGEST_ALPHA=0.02 is `xqg ingest --alpha 0.02`.
     """
     ctx.obj = quiet
     logging.getLogger("xqg_qdrant").handlers = [logging.NullHandler() if quiet else Warnings()]

@@ -69,8 +69,9 @@ def sweep(
 
     The stored queries and the questions are encoded once. Each setting is then measured by an exact search of the
     vectors that an ingest with it would store. Nothing is generated, and the collection does not change. The best
-    setting is chosen on one half of the questions. On the other half it is compared with the plain vectors, also
-    calibrated, and with a control whose queries say nothing. If it gains, the xqg retune that applies it is printed.
+    setting is chosen on one half of the questions. On the other half it is compared with the plain vectors, with the
+    calibrated ones, and with a control whose queries say nothing. If it gains, the xqg retune that applies it is
+    printed.
 
     The passages, their queries' texts and three vectors per passage must fit into memory. The queries' vectors are in a
     temporary file (TMPDIR) of four bytes per dimension and distinct query.
