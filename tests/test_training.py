@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from xqg_qdrant.demo import read_demo_passages
 from xqg_qdrant.export import export_checkpoint
 from xqg_qdrant.generation.lexicon import Lexicon
 from xqg_qdrant.generation.onnx import QueryGenerator
+from xqg_qdrant.inference.encoder import Encoder
 
 TRAINING = Path(__file__).parent.parent / "training"
 LANGUAGES = ("ar", "bn", "fi", "ja", "ko", "ru", "te")
@@ -144,12 +146,12 @@ def test_of_the_sampled_questions_those_nearest_their_own_passage_are_kept(monke
 
     passages = [EnglishPassage("Danube", "A river."), EnglishPassage("Neon", "A gas.")]
     about_danube = [text for text in near if text.startswith(("Где", "Длинен", "Дунай", "Кто"))]
-    unusable = ["Where is it?", "Дунай Дунай длинен?", "Дунай?", "Длинаяинаяиная река?", "Где Danube начало?"]
+    unusable = ["Where is it?", "Что на на Дунае?", "Дунай?", "Длинаяинаяиная река?", "Где Danube начало?"]
     asked = [
         [("ru", text) for text in [*about_danube, *about_danube, *unusable]],
         [("fi", "Mikä on neon?"), ("ru", "Где течёт Дунай?")],
     ]
-    assert choose(passages, asked, Hand(), 2) == [
+    assert choose(passages, asked, cast(Encoder, Hand()), 2) == [
         {"ru": ["Длинен ли Дунай?", "Дунай широк?"]},
         {"fi": ["Mikä on neon?"]},
     ]

@@ -20,6 +20,10 @@ SCRIPTS = {
     "ar": "\u0621-\u063a\u0641-\u064a", "bn": "\u0980-\u09ff", "ja": "\u30a0-\u30ff", "ko": "\uac00-\ud7a3",
     "ru": "\u0410-\u044f\u0401\u0451", "te": "\u0c00-\u0c7f",
 }  # fmt: skip
+LETTERS = {
+    "ar": "\u0600-\u06ff", "bn": "\u0980-\u09ff", "fi": "a-zåäö", "ja": "\u3040-\u30ff\u4e00-\u9fff",
+    "ko": "\uac00-\ud7a3", "ru": "\u0400-\u04ff", "te": "\u0c00-\u0c7f",
+}  # fmt: skip
 HELD_OUT = ("dev", "question-match", "xor/dev.jsonl.gz")
 
 
@@ -65,6 +69,13 @@ def open_training_file(data: Path, name: str) -> Iterator[str]:
     with gzip.open(data / name, "rt", encoding="utf-8", newline="\n") as lines:
         for line in lines:
             yield line.rstrip("\n")
+
+
+def in_script(language: str, text: str, share: float = 0.6) -> bool:
+    """Tell whether most letters belong to the language's script."""
+    text = text.lower()
+    letters = sum(character.isalpha() for character in text)
+    return len(re.findall(f"[{LETTERS[language]}]", text)) >= share * max(letters, 1)
 
 
 def read_parallel(data: Path, languages: tuple[str, ...] = LANGUAGES) -> Iterator[ParallelPair]:

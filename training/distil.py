@@ -17,8 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from data import LANGUAGES, EnglishPassage, read_english_passages
-from train_generator import in_script
+from data import LANGUAGES, EnglishPassage, in_script, read_english_passages
 
 from xqg_qdrant.generation.onnx import QueryGenerator
 from xqg_qdrant.inference.encoder import Encoder

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from data import (
     LANGUAGES,
+    in_script,
     read_distilled,
     read_names,
     read_own_names,
@@ -63,10 +64,6 @@ QUESTIONS = "questions.jsonl"
 ENGLISH_WEIGHT = 2
 ROWS = 256
 """The tables have a multiple of so many rows: the graph that samples is faster then."""
-LETTERS = {
-    "ar": "\u0600-\u06ff", "bn": "\u0980-\u09ff", "fi": "a-zåäö", "ja": "\u3040-\u30ff\u4e00-\u9fff",
-    "ko": "\uac00-\ud7a3", "ru": "\u0400-\u04ff", "te": "\u0c00-\u0c7f",
-}  # fmt: skip
 QUESTION_SOURCES = ("xor", "mkqa")
 # How often a pair of each source is drawn beside a question (1.0) when translating.
 SOURCE_WEIGHTS = {
@@ -117,13 +114,6 @@ def clean_question(language: str, text: str) -> str:
     """Give every question the same closing mark."""
     text = re.sub(r"\s+", " ", text).strip().rstrip("?？؟ .。").strip()
     return text + ("؟" if language == "ar" else "?")
-
-
-def in_script(language: str, text: str, share: float = 0.6) -> bool:
-    """Tell whether most letters belong to the language's script."""
-    text = text.lower()
-    letters = sum(character.isalpha() for character in text)
-    return len(re.findall(f"[{LETTERS[language]}]", text)) >= share * max(letters, 1)
 
 
 def held_out(text: str) -> bool:
