@@ -66,7 +66,11 @@ def open_training_file(data: Path, name: str) -> Iterator[str]:
     """
     if any(name == held_out or name.startswith(f"{held_out}/") for held_out in HELD_OUT):
         raise ValueError(f"{name} is held out for evaluation and must never be trained on")
-    with gzip.open(data / name, "rt", encoding="utf-8", newline="\n") as lines:
+    yield from _read_lines(data / name)
+
+
+def _read_lines(path: Path) -> Iterator[str]:
+    with gzip.open(path, "rt", encoding="utf-8", newline="\n") as lines:
         for line in lines:
             yield line.rstrip("\n")
 
@@ -97,19 +101,14 @@ def read_questions(data: Path) -> Iterator[Question]:
 
 def read_questioned_passages(data: Path) -> Iterator[QuestionedPassage]:
     """Yield English passages with their questions in all of `LANGUAGES`."""
-    for line in open_training_file(data, "train/passage_questions_llm.jsonl.gz"):
-        row = json.loads(line)
-        yield QuestionedPassage(row["title"], row["text"], row["questions"])
+    yield from map(_parse_questioned_passage, open_training_file(data, "train/passage_questions_llm.jsonl.gz"))
 
 
 def read_own_passages() -> Iterator[QuestionedPassage]:
     """Yield the passages that were written for this project, each with a question in each of `LANGUAGES`."""
-    with gzip.open(Path(__file__).parent / "passages.tsv.gz", "rt", encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            title, text, *questions = line.rstrip("\n").split("\t")
-            yield QuestionedPassage(
-                title, text, {key: [asked] for key, asked in zip(LANGUAGES, questions, strict=True)}
-            )
+    for line in _read_lines(Path(__file__).parent / "passages.tsv.gz"):
+        title, text, *questions = line.split("\t")
+        yield QuestionedPassage(title, text, {key: [asked] for key, asked in zip(LANGUAGES, questions, strict=True)})
 
 
 def read_english_passages(data: Path) -> list[EnglishPassage]:
@@ -118,13 +117,13 @@ def read_english_passages(data: Path) -> list[EnglishPassage]:
     titles = {passage.title.lower() for passage in demo}
     held_out = {_opening(passage.text) for passage in demo}
     # Half of this training file is among the distractors of dev/, which is opened only to leave them out.
-    with gzip.open(data / "dev/corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
-        held_out |= {_opening(json.loads(line)["text"]) for line in lines}
+    held_out |= {_opening(json.loads(line)["text"]) for line in _read_lines(data / "dev/corpus.jsonl.gz")}
     found: dict[str, EnglishPassage] = {}
     for line in open_training_file(data, "train/english_passage_question.jsonl.gz"):
         row = json.loads(line)
-        if row["title"].lower() not in titles and _opening(row["text"]) not in held_out:
-            found.setdefault(_opening(row["text"]), EnglishPassage(row["title"], row["text"]))
+        opening = _opening(row["text"])
+        if row["title"].lower() not in titles and opening not in held_out:
+            found.setdefault(opening, EnglishPassage(row["title"], row["text"]))
     return list(found.values())
 
 
@@ -135,18 +134,20 @@ def _opening(text: str) -> str:
 def read_distilled(path: Path) -> Iterator[QuestionedPassage]:
     """Yield the passages of `distil.py`, each with those of its questions that were kept, in some of `LANGUAGES`."""
     with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            yield QuestionedPassage(row["title"], row["text"], row["questions"])
+        yield from map(_parse_questioned_passage, lines)
+
+
+def _parse_questioned_passage(line: str) -> QuestionedPassage:
+    row = json.loads(line)
+    return QuestionedPassage(row["title"], row["text"], row["questions"])
 
 
 def read_own_names() -> Iterator[ParallelPair]:
     """Yield English names and terms with those of `LANGUAGES`, which were written for this project."""
-    with gzip.open(Path(__file__).parent / "names.tsv.gz", "rt", encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            english, *others = line.rstrip("\n").split("\t")
-            for language, other in zip(LANGUAGES, others, strict=True):
-                yield ParallelPair(language, "own names", english, other)
+    for line in _read_lines(Path(__file__).parent / "names.tsv.gz"):
+        english, *others = line.split("\t")
+        for language, other in zip(LANGUAGES, others, strict=True):
+            yield ParallelPair(language, "own names", english, other)
 
 
 def read_names() -> Iterator[ParallelPair]:

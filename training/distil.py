@@ -79,13 +79,13 @@ def main() -> None:
     with given.out.open("w", encoding="utf-8") as file:
         for start in range(0, len(passages), BATCH):
             batch = passages[start : start + BATCH]
-            rows = [Passage(str(place), row.text[:LONGEST], row.title) for place, row in enumerate(batch)]
+            rows = [Passage(str(place), passage.text[:LONGEST], passage.title) for place, passage in enumerate(batch)]
             written = generator.generate(rows, LANGUAGES, given.samples, start, sampling)
             asked = [[(query.language, query.text) for query in found.queries] for found in written]
-            for passage, questions in zip(batch, choose(batch, asked, encoder, given.kept), strict=True):
+            for row, questions in zip(rows, choose(batch, asked, encoder, given.kept), strict=True):
                 if questions:
-                    row = {"title": passage.title, "text": passage.text[:LONGEST], "questions": questions}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    kept = {"title": row.title, "text": row.text, "questions": questions}
+                    file.write(json.dumps(kept, ensure_ascii=False) + "\n")
             file.flush()
             sys.stderr.write(f"{start + len(batch)} of {len(passages)} passages\n")
 
