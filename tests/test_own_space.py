@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from qdrant_client import QdrantClient, models
-from rest_qdrant import RestQdrant
+from rest_qdrant import RestQdrant, answer, hang
 from short_passages import short_passages
 from stored_points import assert_same_points, read_points
 from writing import write_rows
 
+from xqg_qdrant.augmentation import processes
 from xqg_qdrant.augmentation.calibration import pack_mean
 from xqg_qdrant.augmentation.fusion import Fusion, fuse
-from xqg_qdrant.augmentation.pipeline import ingest
+from xqg_qdrant.augmentation.pipeline import Progress, ingest
 from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.cli import main
 from xqg_qdrant.inference.encoder import Encoder
@@ -446,3 +452,176 @@ def test_a_reencoding_takes_over_given_queries_whatever_space_they_were_fused_in
         points = read_points(store, "new")
         assert all(len(point.generated_queries) == 1 for point in points.values())
         assert_same_points(points, read_points(store, "fresh"))
+
+
+# --- several processes
+
+
+@pytest.fixture
+def _in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have several processes calibrate even a small collection, ten points at a time."""
+    monkeypatch.setattr(processes, "LEAST_POINTS", 1)
+    monkeypatch.setattr(processes, "CHUNK_SIZE", 10)
+
+
+def calibrate_command(rest: RestQdrant, letters: Path, *options: object) -> Result:
+    return augment(rest, *FIELDS, "--vector", "dense", "--no-queries", "--dead-letters", letters, *options)
+
+
+def fill_with_gaps(rest: RestQdrant, demo_encoder: Encoder) -> None:
+    """Make a collection of 53 points, of which every seventh has no text, with numbers and UUIDs as ids."""
+    passages = short_passages(53)
+    vectors = demo_encoder.encode_passages([f"{passage.title} {passage.text}" for passage in passages])
+    rest.client.create_collection("theirs", {"dense": models.VectorParams(size=384, distance=DOT)})
+    rest.client.upsert("theirs", [
+        models.PointStruct(
+            id=number if number % 2 else str(UUID(int=number)), vector={"dense": vector.tolist()},
+            payload={"note": number} if number % 7 == 3 else {
+                "id": passage.passage_id, "title": passage.title, "text": passage.text
+            },
+        )
+        for number, (passage, vector) in enumerate(zip(passages, vectors, strict=True))
+    ])  # fmt: skip
+
+
+@pytest.mark.usefixtures("_in_small_chunks")
+@pytest.mark.parametrize("replace", [(), ("--replace",)])
+def test_several_processes_make_the_points_of_one(
+    replace: tuple[str, ...], rest: RestQdrant, tmp_path: Path, demo_encoder: Encoder
+) -> None:
+    fill_with_gaps(rest, demo_encoder)
+    before = read_all(rest.client)
+    found, letters, said = [], [tmp_path / "one.jsonl", tmp_path / "three.jsonl"], "45 passages stored, 0 unchanged"
+    for threads, path in zip((1, 3), letters, strict=True):
+        result = calibrate_command(rest, path, *replace, "--threads", threads)
+        assert result.exit_code == 3, result.output
+        assert f"{said}, 8 rows rejected" in result.stderr
+        found.append(read_all(rest.client))
+        again = calibrate_command(rest, path, *replace, "--threads", threads)
+        assert "0 passages stored, 45 unchanged, 8 rows rejected" in again.stderr
+        assert augment(rest, "--undo", "--yes").exit_code == 0
+        assert read_all(rest.client) == before
+    assert found[0] == found[1] != before
+    assert letters[0].read_bytes() == letters[1].read_bytes()
+
+
+@pytest.mark.usefixtures("_in_small_chunks")
+def test_a_process_that_dies_ends_the_command_and_the_next_run_does_the_rest(
+    rest: RestQdrant, tmp_path: Path, demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_with_gaps(rest, demo_encoder)
+    whole, calls = processes.Child.calibrate, itertools.count()
+
+    def calibrate(child: processes.Child, ids: Sequence[int | str]) -> Progress:
+        if next(calls) == 2:
+            child._process.kill()
+        return whole(child, ids)
+
+    monkeypatch.setattr(processes.Child, "calibrate", calibrate)
+    result = calibrate_command(rest, tmp_path / "bad", "--replace", "--threads", 2)
+    assert result.exit_code == 1, result.output
+    assert "a process that calibrates points ended with exit code -9." in result.stderr
+    assert "use fewer --threads if memory ran out, and run the same command again to resume" in result.stderr
+    stored = sum(vectors.keys() > {"dense"} for _, vectors in read_all(rest.client).values())
+    assert 0 < stored < 45
+    monkeypatch.undo()
+    rest_of_it = calibrate_command(rest, tmp_path / "bad", "--replace")
+    assert f"{45 - stored} passages stored, {stored} unchanged, 8 rows rejected" in rest_of_it.stderr
+
+
+@pytest.mark.usefixtures("_in_small_chunks")
+def test_an_error_and_the_warnings_of_any_process_are_those_of_the_command(
+    rest: RestQdrant, tmp_path: Path, demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_with_gaps(rest, demo_encoder)
+    whole, calls = processes.Child.calibrate, itertools.count()
+
+    def calibrate(child: processes.Child, ids: Sequence[int | str]) -> Progress:
+        number = next(calls)
+        if number == 1:
+            rest.script.append(answer(503, "starting"))
+        if number == 3:
+            rest.client.update_collection("theirs", metadata={"xqg_fingerprint": {"format": 0}})
+        return whole(child, ids)
+
+    monkeypatch.setattr(processes.Child, "calibrate", calibrate)
+    result = calibrate_command(rest, tmp_path / "bad", "--threads", 2)
+    assert result.exit_code == 4, result.output
+    assert "starting. Trying again for up to 300 s." in result.stderr
+    assert "collection 'theirs'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def start_augment(rest: RestQdrant, letters: Path, function: str, program: str) -> subprocess.Popen[str]:
+    """Start the command with a function of `Child` replaced, as by Ctrl-C from a terminal in its own process group."""
+    setup = f"""
+import os, signal, time
+from xqg_qdrant.augmentation import processes
+from xqg_qdrant.cli import main
+
+processes.LEAST_POINTS, processes.CHUNK_SIZE, whole = 1, 10, processes.Child.{function}
+{program}
+processes.Child.{function} = replaced
+main()
+"""
+    where = ("--collection", "theirs", "--store", rest.url, "--dead-letters", str(letters))
+    options = ("--vector", "dense", "--replace", "--no-queries", "--threads", "2")
+    arguments = [sys.executable, "-c", setup, "augment", *where, *FIELDS, *options]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(arguments, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def test_no_process_outlives_a_command_that_is_killed_not_even_one_that_waits_for_the_server(
+    rest: RestQdrant, tmp_path: Path, demo_encoder: Encoder
+) -> None:
+    fill_with_gaps(rest, demo_encoder)
+    hanging = tmp_path / "hanging"
+    program = f"""
+def replaced(child, ids):
+    done = whole(child, ids)
+    print(child._process.pid, flush=True)
+    while not os.path.exists({str(hanging)!r}):
+        time.sleep(0.05)
+    return done
+"""
+    with start_augment(rest, tmp_path / "bad", "calibrate", program) as command:
+        assert command.stdout is not None
+        children = [int(command.stdout.readline()) for _ in range(2)]
+        assert all(map(is_running, children))
+        rest.script += [hang] * 2
+        hanging.touch()
+        wait_until(lambda: not rest.script)
+        assert all(map(is_running, children))
+        command.kill()
+    wait_until(lambda: not any(map(is_running, children)))
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait, for less time than `hang` does."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_ctrl_c_ends_no_process_in_the_middle_not_even_one_that_is_starting(
+    rest: RestQdrant, tmp_path: Path, demo_encoder: Encoder
+) -> None:
+    fill_with_gaps(rest, demo_encoder)
+    program = """
+def replaced(child, ids):
+    os.killpg(0, signal.SIGINT)
+    processes.Child.calibrate = whole
+    return whole(child, ids)
+"""
+    with start_augment(rest, tmp_path / "bad", "calibrate", program) as command:
+        said = command.communicate()[1]
+    assert command.returncode == 130, said
+    assert "Interrupted; run the same command again to resume." in said
+    assert "ended with exit code" not in said
+
+
+def is_running(process: int) -> bool:
+    """Return whether a process lives, also if its parent will never ask for its end."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return state.stdout.strip()[:1] not in ("", "Z")

@@ -1,7 +1,8 @@
 """A kill -9 while vectors of another program's collection are replaced, or given back, loses no bit.
 
 Each case kills `xqg augment` at a request that the seed draws, before or after the server has it, up to three times,
-then lets it run to its end; then the same with `--undo`. Another kills both at twenty requests.
+then lets it run to its end; then the same with `--undo`. Another kills both at twenty requests, and one kills a
+calibration in several processes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import json
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +21,7 @@ import pytest
 from click.testing import CliRunner
 from forked import Forks
 from qdrant_client import models
-from rest_qdrant import RestQdrant
+from rest_qdrant import RestQdrant, answer
 from scripted_chat import embed, make_vector, scripted
 from short_passages import short_passages
 from writing import write_rows
@@ -180,3 +183,43 @@ def test_twenty_kills_lose_no_bit(seed: int, tmp_path: Path, forks: Forks) -> No
             finish(undo)
         assert read_all(server) == before
         assert killed == KILLS + KILLS_OF_UNDO
+
+
+KILLS_OF_PROCESSES = 2
+
+
+def test_kills_of_a_calibration_in_several_processes_lose_no_bit(rest: RestQdrant, seed: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    theirs = ["augment", "--collection", "theirs", "--store", rest.url, "--dead-letters", str(tmp_path / "bad")]
+    fields = ["--text-field", "text", "--id-field", "id", "--vector", "dense", "--replace", "--no-queries"]
+    augment, undo = [*theirs, *fields], [*theirs, "--undo", "--yes"]
+    before = read_all(rest)
+    run(augment)
+    after = read_all(rest)
+    run(undo)
+    several = """
+from xqg_qdrant.augmentation import processes
+from xqg_qdrant.cli import main
+processes.LEAST_POINTS, processes.CHUNK_SIZE = 1, 2
+main()
+"""
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", several, *augment, "--threads", "2"])
+
+    def kill(server: RestQdrant) -> tuple[int, dict[str, str], bytes]:
+        command.kill()
+        return answer(503, "ended")(server)
+
+    killed = 0
+    for _ in range(KILLS_OF_PROCESSES):
+        carry_out: Any = None
+        rest.script = [*[carry_out] * draw.randrange(8, 30), kill]
+        command = start()
+        killed += command.wait() == -signal.SIGKILL
+        rest.script = []
+    assert killed > 0
+    assert start().wait() == 0
+    assert read_all(rest) == after
+    run(undo)
+    assert read_all(rest) == before

@@ -382,7 +382,8 @@ class RestQdrant(ThreadingHTTPServer):
         if (method, rest) == ("PUT", "points"):
             return client.upsert(name, TypeAdapter(list[models.PointStruct]).validate_python(body["points"]))
         if rest == "points":
-            return client.retrieve(name, body["ids"], body["with_payload"], body["with_vector"])
+            payload = TypeAdapter(models.WithPayloadInterface).validate_python(body["with_payload"])
+            return client.retrieve(name, body["ids"], payload, body["with_vector"])
         if rest == "points/count":
             return client.count(name, exact=body["exact"])
         if rest == "points/scroll":

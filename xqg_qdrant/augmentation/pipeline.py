@@ -9,6 +9,7 @@ writes. So only one thread uses the store, points are written in corpus order, a
 
 from __future__ import annotations
 
+import copyreg
 from collections import Counter, abc, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
@@ -63,6 +64,14 @@ CHUNK_SIZE = 16
 CHEAP_CHUNK_SIZE = 128
 # For passages that need no model: a page of a server's points, and one request to write it.
 READY_CHUNK_SIZE = 256
+
+
+def _read_only(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(mapping)
+
+
+# Defaults of the records that travel between processes.
+copyreg.pickle(MappingProxyType, lambda proxy: (_read_only, (dict(proxy),)))
 
 
 class StoredRow(NamedTuple):
@@ -608,9 +617,12 @@ def _find_enriched(tasks: Sequence[Task], stored: Mapping[str, str], store: Stor
 
 
 def augment(
-    chunk: Chunk, encoder: TextEncoder, generator: Generator | None, recipe: Recipe, fingerprint: Fingerprint
+    chunk: Chunk, encoder: TextEncoder | None, generator: Generator | None, recipe: Recipe, fingerprint: Fingerprint
 ) -> Augmented:
-    """Augment a chunk with one call of each model; a worker runs this."""
+    """Augment a chunk with one call of each model; a worker runs this.
+
+    The encoder may be None if the passages have their vectors and no queries.
+    """
     if not chunk.missing:
         return Augmented([], Progress(0, chunk.unchanged, tuple(chunk.rejects), {}, {}, awaited=chunk.awaited))
     written = _find_queries(chunk.missing, generator, recipe)
@@ -630,7 +642,7 @@ def augment(
     plain = _encode_passages([task for task, _ in done], encoder)
     queries_of = [_merge(task, generation.queries, recipe) for task, generation in done]
     texts = [query.text for queries in queries_of for query in queries]
-    encoded = check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim)
+    encoded = _encode_queries(texts, encoder) if texts else np.empty((0, plain[0].size), np.float32)
     ends = accumulate(map(len, queries_of))
     vectors = [encoded[end - len(queries) : end] for queries, end in zip(queries_of, ends, strict=True)]
 
@@ -699,11 +711,19 @@ def _fuse(
     return fusings
 
 
-def _encode_passages(tasks: Sequence[Task], encoder: TextEncoder) -> list[FloatArray]:
+def _encode_passages(tasks: Sequence[Task], encoder: TextEncoder | None) -> list[FloatArray]:
     """Return the plain vector of each passage; encode those that have none."""
     texts = [f"{task.passage.title} {task.passage.text}".strip() for task in tasks if task.vector is None]
-    encoded = iter(check_vectors(encoder.encode_passages(texts), len(texts), encoder.dim) if texts else ())
+    encoded: Iterator[FloatArray] = iter(())
+    if texts:
+        assert encoder is not None
+        encoded = iter(check_vectors(encoder.encode_passages(texts), len(texts), encoder.dim))
     return [next(encoded) if task.vector is None else task.vector for task in tasks]
+
+
+def _encode_queries(texts: Sequence[str], encoder: TextEncoder | None) -> FloatArray:
+    assert encoder is not None
+    return check_vectors(encoder.encode_queries(texts), len(texts), encoder.dim)
 
 
 def _merge(task: Task, written: tuple[GeneratedQuery, ...], recipe: Recipe) -> tuple[GeneratedQuery, ...]:

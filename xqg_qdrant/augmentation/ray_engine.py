@@ -9,7 +9,6 @@ CPUs without starving them. The progress of each chunk goes to the `Ledger`; the
 
 from __future__ import annotations
 
-import copyreg
 import logging
 import os
 import pickle
@@ -20,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Event, Thread
-from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -60,14 +58,6 @@ POLL_SECONDS = 0.25
 # Ray restarts a dead worker with the same chunk, so a chunk that kills its worker would do so forever.
 MAX_DEATHS = 5
 MAX_WRITERS = 8
-
-
-def _read_only(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
-    return MappingProxyType(mapping)
-
-
-# Defaults of the records that travel between processes.
-copyreg.pickle(MappingProxyType, lambda proxy: (_read_only, (dict(proxy),)))
 
 
 class Keys(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -353,12 +354,14 @@ def augment(
     compared first. The vector xqg is added, or with --replace the augmented vector takes the place of the stored one,
     so every search gains without a change. --undo restores every bit.
     """
+    from xqg_qdrant.augmentation.processes import Job, calibrate, count_processes
     from xqg_qdrant.augmentation.recipe import choose_recipe, choose_recipe_of_calibration
-    from xqg_qdrant.cli.progress import run_ingest
+    from xqg_qdrant.cli.progress import run_engine, run_ingest
     from xqg_qdrant.corpus.inputs import QueryIndex
     from xqg_qdrant.corpus.passages import read_generated_queries
     from xqg_qdrant.generation.questions import is_batch_result
     from xqg_qdrant.records import PayloadLayout, Space
+    from xqg_qdrant.stores.server.own_space import OwnSpaceStore
 
     if undo:
         _undo(collection, location, yes)
@@ -374,8 +377,8 @@ def augment(
             f"{queries} holds the results of a batch, which belong to a corpus file.",
             "ingest that file with xqg ingest --queries, or have --generator write the queries here",
         )
-    space = None if vector is None else Space(vector, replace)
-    with opened_foreign_store(location, PayloadLayout(text_field, title_field, id_field), space) as store:
+    layout, space = PayloadLayout(text_field, title_field, id_field), None if vector is None else Space(vector, replace)
+    with opened_foreign_store(location, layout, space) as store:
         stored = store.read_fingerprint(collection)  # refuse an unusable collection before the models are opened
         encoder = load_encoder(encoder_folder, device, 1, store, collection)
         if space is not None:
@@ -393,9 +396,14 @@ def augment(
         rejected = open_dead_letters(dead_letters, collection)
         joined = rows if index is None else index.join(rows)
         with keeping_models(store, collection, encoder, generator_source, generated=generates):
-            # Without a model, more workers would only read further ahead.
-            workers = 1 if no_queries else threads
-            totals = run_ingest(joined, total, store, collection, encoder, generator, recipe, workers, rejected, quiet)
+            if no_queries:
+                assert isinstance(store, OwnSpaceStore)
+                job = Job(location, os.environ.get("QDRANT_API_KEY"), layout, store.space, collection, recipe)
+                begin = partial(calibrate, job, store, encoder, count_processes(location, total, threads))
+                totals = run_engine(begin, total, rejected, quiet)
+            else:
+                models = encoder, generator, recipe, threads
+                totals = run_ingest(joined, total, store, collection, *models, rejected, quiet)
         echo_cost(generator_source, totals, quiet)
         if index is not None and index.left_over:
             echo(f"Queries of {queries} that belong to no point: {index.left_over}", err=True)

@@ -429,12 +429,12 @@ class ClientStore:
         self,
         collection: str,
         ids: Sequence[models.ExtendedPointId],
-        payload: bool | list[str],
+        payload: bool | list[str] | dict[str, Any],
         vectors: bool | list[str],
     ) -> list[Record]:
         def retrieve() -> list[Record]:
             if not self._remote:
-                return list_records(self._client.retrieve(collection, ids, payload, vectors))
+                return list_records(self._client.retrieve(collection, ids, select(payload), vectors))
             body = {"ids": [*ids], "with_payload": payload, "with_vector": vectors}
             return read_records(post(self._client, collection, "points", body))
 
@@ -473,9 +473,8 @@ class ClientStore:
             body: dict[str, Any] = {"limit": limit, "with_payload": payload, "with_vector": vectors}
             body |= {} if offset is None else {"offset": offset}
             return read_page(post(self._client, collection, "points/scroll", body))
-        wanted = models.PayloadSelectorExclude(**payload) if isinstance(payload, dict) else payload
-        options: dict[str, Any] = {"limit": limit, "offset": offset}
-        records, following = self._client.scroll(collection, with_payload=wanted, with_vectors=vectors, **options)
+        options: dict[str, Any] = {"limit": limit, "offset": offset, "with_payload": select(payload)}
+        records, following = self._client.scroll(collection, with_vectors=vectors, **options)
         return list_records(records), following
 
     def _connect(self) -> QdrantClient:
@@ -534,6 +533,11 @@ class ClientStore:
             cure = "check the name, or ingest first"
             raise StoreError(f"no collection {collection!r} in {self.location}, which has: {known}.", cure)
         return info
+
+
+def select(payload: bool | list[str] | dict[str, Any]) -> bool | list[str] | models.PayloadSelectorExclude:
+    """Return the fields of a payload to read, as the client takes them."""
+    return models.PayloadSelectorExclude(**payload) if isinstance(payload, dict) else payload
 
 
 def list_records(records: Sequence[models.Record]) -> list[Record]:

@@ -38,7 +38,7 @@ from xqg_qdrant.records import (
     Space,
 )
 from xqg_qdrant.stores.server.answers import Record
-from xqg_qdrant.stores.server.client import SCROLL_BATCH
+from xqg_qdrant.stores.server.client import READ_BATCH, SCROLL_BATCH
 from xqg_qdrant.stores.server.foreign import Addition, ForeignStore, set_ours, update_vectors
 from xqg_qdrant.stores.server.foreign_points import (
     FOREIGN_KEY,
@@ -55,9 +55,12 @@ from xqg_qdrant.stores.server.foreign_points import (
     read_passage,
     shorten,
 )
-from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, list_params
+from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, fit, list_params
 from xqg_qdrant.stores.server.requests import NotFoundError
+from xqg_qdrant.streams import batched
 
+READ_PAYLOAD = {"exclude": [f"{FOREIGN_KEY}.generated_queries"]}
+ID_BATCH = 4096
 COMPARABLE = (models.Distance.COSINE, models.Distance.DOT)
 # Another program that writes a point within this time, as within that of a request, may lose its change.
 RECENT_SECONDS = 2.0
@@ -76,7 +79,7 @@ class OwnSpaceStore(ForeignStore):
 
     def __init__(self, location: str, api_key: str | None, payload_layout: PayloadLayout, space: Space) -> None:
         super().__init__(location, api_key, payload_layout)
-        self._space = space
+        self.space = space
         self._added = (space.added,)
         self._recent = RecentPages()
         self._marks = {**self._marks, **describe_space(space)}
@@ -88,7 +91,7 @@ class OwnSpaceStore(ForeignStore):
             InputError: there is no such vector, or it cannot be augmented.
         """
         info = self._require_info(collection)
-        known, name = list_params(info), self._space.vector
+        known, name = list_params(info), self.space.vector
         where = f"collection {collection!r} in {self.location}"
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, cutoff=0.0)
@@ -104,7 +107,7 @@ class OwnSpaceStore(ForeignStore):
                 f"vector {name!r} of {where} is compared by {params.distance.value} distance.",
                 "name a vector that is compared by cosine or dot product",
             )
-        if self._space.replaced and params.datatype not in (None, "float32", "float16"):
+        if self.space.replaced and params.datatype not in (None, "float32", "float16"):
             raise InputError(
                 f"vector {name!r} of {where} is stored as {params.datatype}, which cannot hold augmented vectors.",
                 "leave out --replace",
@@ -113,21 +116,36 @@ class OwnSpaceStore(ForeignStore):
 
     def read_passages(self, collection: str) -> Iterator[QueriedPassage | Reject]:
         """Yield the passage of each point with its plain vector, or a `Reject` if the point lacks either."""
-        payload = {"exclude": [f"{FOREIGN_KEY}.generated_queries"]}
-        kept = self._space.replaced and PASSAGE_VECTOR in list_params(self._require_info(collection))
-        names = [self._space.vector, PASSAGE_VECTOR] if kept else [self._space.vector]
-        for records in self._scroll_pages(collection, SCROLL_BATCH, payload, names):
-            if self._remote:
-                self._recent.add(collection, records)
-            for record in records:
-                yield self._read_row(collection, record)
+        for records in self._scroll_pages(collection, SCROLL_BATCH, READ_PAYLOAD, self._list_read(collection)):
+            yield from self._read_rows(collection, records)
+
+    def read_ids(self, collection: str) -> Iterator[int | str]:
+        """Yield the id of each point, in the order of `read_passages`."""
+        return (record.id for record in self._scroll(collection, ID_BATCH, False, False))
+
+    def read_rows(self, collection: str, ids: Sequence[int | str]) -> list[QueriedPassage | Reject]:
+        """Return what `read_passages` yields of these points, without those that are deleted."""
+        strict = self._open(collection, also_foreign=True).strict
+        names, found = self._list_read(collection), dict[int | str, Record]()
+        for part in batched(ids, fit(READ_BATCH, strict.max_query_limit, strict.read_rate_limit)):
+            found |= {record.id: record for record in self._retrieve(collection, part, READ_PAYLOAD, names)}
+        return [*self._read_rows(collection, [found[point_id] for point_id in ids if point_id in found])]
+
+    def _list_read(self, collection: str) -> list[str]:
+        kept = self.space.replaced and PASSAGE_VECTOR in list_params(self._require_info(collection))
+        return [self.space.vector, PASSAGE_VECTOR] if kept else [self.space.vector]
+
+    def _read_rows(self, collection: str, records: Sequence[Record]) -> Iterator[QueriedPassage | Reject]:
+        if self._remote:
+            self._recent.add(collection, records)
+        return (self._read_row(collection, record) for record in records)
 
     def _read_row(self, collection: str, record: Record) -> QueriedPassage | Reject:
         fields = record.payload or {}
-        vector = find_plain(as_named(record.vector), fields, self._space)
+        vector = find_plain(as_named(record.vector), fields, self.space)
         problem = find_problem(fields, self._payload_layout)
         if problem or vector is None:
-            problem = problem or f"no vector {self._space.vector!r}"
+            problem = problem or f"no vector {self.space.vector!r}"
             source = f"{self.location}, collection {collection!r}, point {record.id}"
             return Reject(source, 0, problem, json.dumps(fields))
         passage = read_passage(record.id, fields, self._payload_layout)
@@ -139,8 +157,8 @@ class OwnSpaceStore(ForeignStore):
         Where xqg replaced the vector, that is the one it kept.
         """
         stored = (self._require_info(collection).config.metadata or {}).get(FINGERPRINT_KEY)
-        replaced = isinstance(stored, dict) and read_space(stored) == Space(self._space.vector, replaced=True)
-        space = Space(self._space.vector, replaced)
+        replaced = isinstance(stored, dict) and read_space(stored) == Space(self.space.vector, replaced=True)
+        space = Space(self.space.vector, replaced)
         layout = self._payload_layout._replace(text="")
         paths = [path for path in layout if path]
         fields = list(dict.fromkeys([*paths, *(path.split(".")[0] for path in paths), f"{FOREIGN_KEY}.{WRITTEN}"]))
@@ -159,12 +177,12 @@ class OwnSpaceStore(ForeignStore):
         read = {
             point_id: record
             for point_id, record in recent.items()
-            if self._space.replaced and point_id not in bare and PASSAGE_VECTOR in as_named(record.vector)
+            if self.space.replaced and point_id not in bare and PASSAGE_VECTOR in as_named(record.vector)
         }
         known = bare | read.keys()
         asked = [passage_id for point_id, passage_id in point_ids.items() if point_id not in known]
         hashes = super().read_content_hashes(collection, asked) if asked else {}
-        if not self._space.replaced:
+        if not self.space.replaced:
             return hashes
         again = self._read_again(collection, [*map(parse_point_id, hashes)])
         hashes |= {str(point_id): _get_content_hash(record) for point_id, record in read.items()}
@@ -172,15 +190,15 @@ class OwnSpaceStore(ForeignStore):
         return {point_id: content for point_id, content in hashes.items() if point_id in ours}
 
     def _is_ours(self, record: Record) -> bool:
-        vector = as_named(record.vector).get(self._space.vector)
+        vector = as_named(record.vector).get(self.space.vector)
         return vector is not None and is_written(np.asarray(vector, np.float32), record.payload or {})
 
     def _configure(self, collection: str, dim: int) -> dict[str, models.DenseVectorConfig]:
         space = self.read_space(collection)
         # A kept vector must come back bit by bit, and cosine would scale it.
-        cosine = space.cosine and not self._space.replaced
+        cosine = space.cosine and not self.space.replaced
         distance = models.Distance.COSINE if cosine else models.Distance.DOT
-        return {self._space.added: models.DenseVectorConfig(size=dim, distance=distance)}
+        return {self.space.added: models.DenseVectorConfig(size=dim, distance=distance)}
 
     def _write(self, collection: str, additions: Sequence[Addition]) -> None:
         """Add vectors and fields, in parts that the server takes."""
@@ -201,13 +219,13 @@ class OwnSpaceStore(ForeignStore):
             self._recent.forget(collection, ids)
 
     def _read_again(self, collection: str, ids: Collection[int | str]) -> dict[int | str, Record]:
-        names = [self._space.vector, PASSAGE_VECTOR] if self._space.replaced else [self._space.vector]
+        names = [self.space.vector, PASSAGE_VECTOR] if self.space.replaced else [self.space.vector]
         records = self._retrieve(collection, [*ids], [f"{FOREIGN_KEY}.{WRITTEN}"], names) if ids else []
         return {record.id: record for record in records}
 
     def _add(self, collection: str, additions: Sequence[Addition], records: Mapping[int | str, Record]) -> None:
         """Add to those points whose plain vector is still the one that was read."""
-        name = self._space.vector if self._space.replaced else XQG_VECTOR
+        name = self.space.vector if self.space.replaced else XQG_VECTOR
         kept: dict[int | str, Mapping[str, FloatArray]] = {}
         written: dict[int | str, Mapping[str, FloatArray]] = {}
         before, after = [], []
@@ -217,11 +235,11 @@ class OwnSpaceStore(ForeignStore):
                 continue
             vectors, payload, ours = as_named(record.vector), record.payload or {}, addition.ours
             plain, fused = addition.vectors[PASSAGE_VECTOR], addition.vectors[XQG_VECTOR]
-            stored = find_plain(vectors, payload, self._space)
+            stored = find_plain(vectors, payload, self.space)
             if stored is None or not (stored is plain or np.array_equal(stored, plain)):
                 continue
             written[addition.id] = {name: fused}
-            if self._space.replaced:
+            if self.space.replaced:
                 kept[addition.id] = {PASSAGE_VECTOR: plain}
                 mark, present = shorten(fused), np.asarray(vectors[name], np.float32)
                 ours = {**ours, WRITTEN: [mark]}

@@ -1,0 +1,234 @@
+"""Calibrate the stored vectors of another program's collection in several processes.
+
+Reading and writing JSON take most of the time, and hold Python's lock. So each child process has a store of its own,
+and reads, calibrates and writes the points whose ids it is sent, with the steps of `pipeline`, hence the same points.
+
+    parent ──ids of a chunk──▶ child ──warnings, then Progress or an exception──▶ parent
+
+A child ends with its standard input, so at once if the parent is killed.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+from collections import abc
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any, BinaryIO, NamedTuple
+
+from xqg_qdrant.augmentation.pipeline import (
+    Progress,
+    augment,
+    check_unchanged,
+    create_collection,
+    describe,
+    ingest,
+    look_up,
+    open_collection,
+    write,
+)
+from xqg_qdrant.augmentation.recipe import Recipe
+from xqg_qdrant.errors import XqgError
+from xqg_qdrant.fingerprint import Fingerprint
+from xqg_qdrant.inference import TextEncoder
+from xqg_qdrant.records import PayloadLayout, Space
+from xqg_qdrant.stores import is_server, open_own_space_store
+from xqg_qdrant.stores.server.own_space import OwnSpaceStore
+from xqg_qdrant.streams import batched, count_workers, work_in_order
+
+LOGGER = logging.getLogger(__name__)
+
+# A child takes a second to start, in which one process calibrates some 5,000 points.
+LEAST_POINTS = 20_000
+# While the server works on the chunk of one child, another one computes.
+PROCESSES_PER_CORE = 2
+MOST_PROCESSES = 8
+# Fewer points if their vectors are long. Each chunk is one request to read it, some to write it, and a short one.
+CHUNK_SIZE = 1_000
+CHUNK_NUMBERS = 500_000
+# By default the C library returns a chunk's megabytes to the system, and each page of new memory costs a fault.
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+
+
+class Job(NamedTuple):
+    """What every process needs; it travels through a pipe, so that no other program sees the key."""
+
+    location: str
+    api_key: str | None
+    layout: PayloadLayout
+    space: Space
+    collection: str
+    recipe: Recipe
+
+
+def count_processes(location: str, points: int, threads: int) -> int:
+    """Return how many processes calibrate a collection: one if it is small, or the store takes only one writer.
+
+    Args:
+        location: of the store.
+        points: number of points of the collection.
+        threads: the number of processes that is wanted; 0 leaves the choice.
+    """
+    if points < LEAST_POINTS or not is_server(location):
+        return 1
+    return threads or min(PROCESSES_PER_CORE * count_workers("cpu"), MOST_PROCESSES)
+
+
+def calibrate(
+    job: Job, store: OwnSpaceStore, encoder: TextEncoder, processes: int, stop: Event
+) -> abc.Generator[Progress, None, None]:
+    """Calibrate the vectors; yield after each chunk is stored, in the order of the points.
+
+    An error in any process ends all of them; so does closing this iterator. Both wait for the chunks in work.
+
+    Args:
+        job: the settings.
+        store: the job's store, opened in this process.
+        encoder: made the vectors, as `own_space.check_space` has found.
+        processes: how many work at once; the only one is this.
+        stop: once set, no further chunk begins, and those in work are finished.
+
+    Raises:
+        MismatchError: the collection was augmented by another recipe.
+        XqgError: a process raised it, or died.
+    """
+    if processes == 1:
+        rows = store.read_passages(job.collection)
+        with closing(ingest(rows, store, job.collection, encoder, None, job.recipe, stop=stop)) as steps:
+            yield from steps
+        return
+    fingerprint = describe(encoder, None, job.recipe)
+    if not open_collection(store, job.collection, fingerprint, encoder):
+        create_collection(store, job.collection, encoder.dim, fingerprint)
+    with ExitStack() as running:
+        idle = SimpleQueue[Child]()
+        for _ in range(processes):
+            idle.put(running.enter_context(closing(Child(job, fingerprint))))
+
+        def calibrate(ids: Sequence[int | str]) -> Progress:
+            child = idle.get()
+            try:
+                return child.calibrate(ids)
+            finally:
+                idle.put(child)
+
+        size = max(1, min(CHUNK_SIZE, CHUNK_NUMBERS // encoder.dim))
+        chunks = batched(store.read_ids(job.collection), size)
+        for done in running.enter_context(closing(work_in_order(calibrate, chunks, processes, stop))):
+            yield from done
+    check_unchanged(store, job.collection, fingerprint)
+
+
+class Child:
+    """A process that calibrates chunks."""
+
+    def __init__(self, job: Job, fingerprint: Fingerprint) -> None:
+        """Start it, without waiting until it has started."""
+        # It must find this package where this process found it.
+        environment = os.environ | KEPT_MEMORY | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        # Not -m, which warns on standard error that the package has imported this module already.
+        command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()"]
+        # Ctrl-C reaches a process group; it is for the parent, which lets the chunks in work be finished.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0
+        )
+        self._send((job, fingerprint))
+
+    def calibrate(self, ids: Sequence[int | str]) -> Progress:
+        """Calibrate the points with these ids.
+
+        Raises:
+            XqgError: the child raised it, or died.
+        """
+        assert self._process.stdout is not None
+        self._send([*ids])
+        try:
+            while isinstance(answer := pickle.load(self._process.stdout), str):
+                LOGGER.warning("%s", answer)
+        except (EOFError, pickle.UnpicklingError):
+            raise XqgError(
+                f"a process that calibrates points ended with exit code {self._process.wait()}.",
+                "use fewer --threads if memory ran out, and run the same command again to resume",
+            ) from None
+        if isinstance(answer, Exception):
+            raise answer
+        progress: Progress = answer
+        return progress
+
+    def close(self) -> None:
+        """Wait until it ends."""
+        self._process.communicate()
+
+    def _send(self, request: object) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # the missing answer tells
+            pickle.dump(request, self._process.stdin)
+            self._process.stdin.flush()
+
+
+class _Warnings(logging.Handler):
+    """Sends what this process logs to the parent."""
+
+    def __init__(self, answers: BinaryIO) -> None:
+        super().__init__(logging.WARNING)
+        self._answers = answers
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one message."""
+        pickle.dump(record.getMessage(), self._answers)
+        self._answers.flush()
+
+
+def main() -> None:
+    """Calibrate the chunks that the parent sends, then exit; the child process of `Child`."""
+    answers, requests = os.fdopen(os.dup(1), "wb"), SimpleQueue[Any]()
+    # What anything prints must not come between the answers.
+    os.dup2(2, 1)
+    logging.getLogger("xqg_qdrant").addHandler(_Warnings(answers))
+    job: Job
+    fingerprint: Fingerprint
+    Thread(target=_receive, args=(requests,), daemon=True).start()
+    job, fingerprint = requests.get()
+    store: OwnSpaceStore | None = None
+    # A chunk makes thousands of lists, and hardly any circle: one collection after it is enough.
+    gc.disable()
+    gc.freeze()
+    while True:
+        gc.collect()
+        ids: list[int | str] = requests.get()
+        try:
+            store = store or open_own_space_store(job.location, job.api_key, job.layout, job.space)
+            answer: object = _calibrate(job, store, fingerprint, ids)
+        except XqgError as error:
+            answer = error
+        except Exception as error:
+            answer = RuntimeError(f"{type(error).__name__}: {error}")
+            answer.add_note(traceback.format_exc())
+        with suppress(BrokenPipeError):
+            pickle.dump(answer, answers)
+            answers.flush()
+
+
+def _receive(requests: SimpleQueue[Any]) -> None:
+    """Receive what the parent sends until it has all answers, or is killed: then even a retry must end."""
+    while True:
+        try:
+            requests.put(pickle.load(sys.stdin.buffer))
+        except (EOFError, pickle.UnpicklingError):
+            os._exit(0)
+
+
+def _calibrate(job: Job, store: OwnSpaceStore, fingerprint: Fingerprint, ids: Sequence[int | str]) -> Progress:
+    rows = store.read_rows(job.collection, ids)
+    chunk = look_up(rows, store, job.collection, job.recipe, fingerprint)
+    augmented = augment(chunk, None, None, job.recipe, fingerprint)
+    write([augmented], store, job.collection, fingerprint)
+    return augmented.progress
