@@ -22,6 +22,7 @@ from xqg_qdrant.cli import main
 from xqg_qdrant.errors import StoreError
 from xqg_qdrant.records import AugmentedPassage, Passage, PayloadLayout
 from xqg_qdrant.stores import Store, open_foreign_store, open_store
+from xqg_qdrant.stores.server import answers as answers_module
 from xqg_qdrant.stores.server import requests as wire_module
 from xqg_qdrant.stores.server.answers import ask_for_gzip
 
@@ -311,3 +312,26 @@ def test_a_name_reaches_the_server_whole(rest: RestQdrant, store: Store, name: s
     assert store.collections() == sorted(["docs", name])
     store.delete_collection(name)
     assert store.collections() == ["docs"]
+
+
+# --- answers that are larger than an answer may be
+
+
+def test_what_is_too_large_for_one_answer_is_read_in_several(
+    rest: RestQdrant, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = make_points(20, "a long text " * 100)
+    store.upsert("docs", points)
+    monkeypatch.setattr(answers_module, "MAX_ANSWER_BYTES", 5_000)  # three of the points
+    rest.requests.clear()
+    assert {point.passage.passage_id for point in store.scroll("docs")} == {f"p{i}" for i in range(20)}
+    # 256, 128, 64, 32, 16, 8, 4: too many; then two at a time.
+    assert len(rest.requests) <= 8 + 10
+    found = store.read_points("docs", [f"p{i}" for i in range(20)])
+    assert list(found) == [f"p{i}" for i in range(20)]
+    hits = store.search("docs", np.stack([point.vectors["xqg"] for point in points[:8]]), "xqg", 2)
+    assert [len(each) for each in hits] == [2] * 8
+    monkeypatch.setattr(answers_module, "MAX_ANSWER_BYTES", 1_000)
+    for read in (lambda: list(store.scroll("docs")), lambda: store.read_points("docs", ["p0", "p1"])):
+        with pytest.raises(StoreError, match="the answer is larger than"):
+            read()

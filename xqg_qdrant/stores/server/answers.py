@@ -34,6 +34,10 @@ class BoundlessAnswerError(httpx.TransportError):
     """An answer without end, or one that comes too slowly; asking again would not help."""
 
 
+class LargeAnswerError(BoundlessAnswerError):
+    """An answer above `MAX_ANSWER_BYTES`; one about fewer points may be smaller."""
+
+
 class BoundedStream(httpx.SyncByteStream):
     """The body of an answer, unpacked, up to `MAX_ANSWER_BYTES`."""
 
@@ -47,7 +51,7 @@ class BoundedStream(httpx.SyncByteStream):
             for piece in self._unpack(received):
                 size += len(piece)
                 if size > MAX_ANSWER_BYTES:
-                    raise BoundlessAnswerError(f"the answer is larger than {MAX_ANSWER_BYTES >> 20} MiB")
+                    raise LargeAnswerError(f"the answer is larger than {MAX_ANSWER_BYTES >> 20} MiB")
                 yield piece
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ from xqg_qdrant.stores.server.answers import (
 from xqg_qdrant.stores.server.foreign_points import FOREIGN_KEY, inspect_added, read_foreign_hit
 from xqg_qdrant.stores.server.limits import FINGERPRINT_KEY, MODELS_KEY, OpenCollection, describe_collection, fit
 from xqg_qdrant.stores.server.load import Cluster, ServerLoad, check_sharding, find_sharding, is_paused, read_recorded
-from xqg_qdrant.stores.server.requests import NotFoundError, Parts, Wire, check_url, connect, post
+from xqg_qdrant.stores.server.requests import NotFoundError, Parts, TooLargeError, Wire, check_url, connect, post
 from xqg_qdrant.streams import batched
 
 SCROLL_BATCH = 256
@@ -438,7 +438,13 @@ class ClientStore:
             body = {"ids": [*ids], "with_payload": payload, "with_vector": vectors}
             return read_records(post(self._client, collection, "points", body))
 
-        records = self._wire.ask(f"read collection {collection!r}", retrieve)
+        try:
+            records = self._wire.ask(f"read collection {collection!r}", retrieve)
+        except TooLargeError:
+            if len(ids) == 1:
+                raise
+            parts = ids[: len(ids) // 2], ids[len(ids) // 2 :]
+            return [record for part in parts for record in self._retrieve(collection, part, payload, vectors)]
         check_asked((record.id for record in records), ids, self.location)
         return records
 
@@ -455,7 +461,13 @@ class ClientStore:
         offset, before = None, set[object]()
         while True:
             action = f"read collection {collection!r}"
-            records, offset = self._wire.ask(action, self._read_page, collection, limit, offset, payload, vectors)
+            try:
+                records, offset = self._wire.ask(action, self._read_page, collection, limit, offset, payload, vectors)
+            except TooLargeError:
+                if limit == 1:
+                    raise
+                limit //= 2
+                continue
             yield records
             if offset is None:
                 return

@@ -29,6 +29,7 @@ from xqg_qdrant.stores import DEFAULT_PORT, is_loopback
 from xqg_qdrant.stores.server.answers import (
     OTHER_SERVER,
     BoundlessAnswerError,
+    LargeAnswerError,
     ask_for_gzip,
     bound_answer,
     read_json,
@@ -70,7 +71,7 @@ class ForbiddenError(StoreError):
 
 
 class TooLargeError(StoreError):
-    """The server, or a proxy in front of it, accepts no request of this size."""
+    """The server, or a proxy before it, accepts no request of this size, or its answer is larger than we accept."""
 
 
 class Failure(NamedTuple):
@@ -100,6 +101,10 @@ class Wire:
         self._reached = False
         # Two writing threads would break the local mode.
         self._guard: AbstractContextManager[object] = nullcontext() if remote else threading.Lock()
+
+    def assume_reached(self) -> None:
+        """Retry even the first request for as long as any other."""
+        self._reached = True
 
     def ask(self, action: str, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the client; retry while that can help.
@@ -297,7 +302,8 @@ def _read_failure(error: Exception) -> Failure:
     source = error.source if isinstance(error, ResponseHandlingException) else error
     what = f"{type(source).__name__}: {source}"
     if isinstance(source, BoundlessAnswerError):
-        return Failure(str(source), OTHER_SERVER)
+        kind = TooLargeError if isinstance(source, LargeAnswerError) else StoreError
+        return Failure(str(source), OTHER_SERVER, kind=kind)
     if isinstance(source, (RecursionError, MemoryError)):
         return Failure(f"the answer is nested too deep or too large ({type(source).__name__})", OTHER_SERVER)
     if isinstance(source, httpx.TimeoutException):
