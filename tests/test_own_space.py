@@ -505,6 +505,52 @@ def test_several_processes_make_the_points_of_one(
     assert letters[0].read_bytes() == letters[1].read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("points", "threads", "strict", "several"),
+    [
+        (19_999, 4, {}, False),
+        (20_000, 4, {}, True),
+        (20_000, 0, {}, True),
+        (20_000, 1, {}, False),
+        (20_000, 4, {"max_query_limit": 100}, True),
+        (20_000, 4, {"read_rate_limit": 100_000}, False),
+        (20_000, 4, {"write_rate_limit": 100_000}, False),
+    ],
+)
+def test_several_processes_take_a_large_collection_of_a_server_that_counts_no_requests(
+    points: int, threads: int, strict: dict[str, Any], several: bool, rest: RestQdrant, plain: FloatArray
+) -> None:
+    fill(rest.client, plain, "dense")
+    rest.settings["theirs"].strict_mode = models.StrictModeConfigOutput(enabled=True, **strict)
+    with closing(open_rest(rest)) as store:
+        assert (processes.count_processes(store, "theirs", points, threads) > 1) == several
+    memory = open_memory(plain)
+    assert processes.count_processes(memory, "theirs", points, threads) == 1
+
+
+def test_a_point_that_changes_while_the_rest_of_its_chunk_is_read_is_left_alone(
+    rest: RestQdrant, many: FloatArray, demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_space_module, "RECENT_SECONDS", 0.4)
+    fill_many(rest.client, many[:20], DOT)
+    with closing(open_rest(rest)) as store:
+        assert calibrate_all(store, demo_encoder) == 20
+        retrieve = OwnSpaceStore._retrieve
+
+        def retrieve_slowly(store: OwnSpaceStore, *arguments: Any) -> Any:  # noqa: ANN401
+            time.sleep(0.3)
+            return retrieve(store, *arguments)
+
+        monkeypatch.setattr(own_space_module, "SCROLL_BATCH", 10)
+        monkeypatch.setattr(OwnSpaceStore, "_retrieve", retrieve_slowly)
+        for number in (0, 15):  # read before the pause, and after it
+            rest.client.set_payload("theirs", {"text": "Another text."}, points=[number])
+        rows = store.read_rows("theirs", range(20))
+        rest.client.update_vectors("theirs", [models.PointVectors(id=0, vector={"dense": many[30].tolist()})])
+        list(ingest(rows, store, "theirs", demo_encoder, None, CALIBRATED))
+    assert read_all(rest.client)[0][1]["dense"] == many[30].tolist()
+
+
 @pytest.mark.usefixtures("_in_small_chunks")
 def test_a_process_that_dies_ends_the_command_and_the_next_run_does_the_rest(
     rest: RestQdrant, tmp_path: Path, demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch

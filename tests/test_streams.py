@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from threading import Event
 
@@ -43,6 +44,23 @@ def test_an_error_of_the_items_surfaces() -> None:
 
     with pytest.raises(ValueError, match="unreadable"):
         list(work_in_order(str, take(), workers=1))
+
+
+def test_what_was_finished_before_a_failed_item_is_yielded_first() -> None:
+    ended = [Event() for _ in range(4)]
+
+    def work(number: int) -> int:
+        if number == 0:
+            ended[3].wait(10)  # so that all are finished when the first one is
+        ended[number].set()
+        if number == 2:
+            raise ValueError("failed")
+        return number
+
+    results = itertools.chain.from_iterable(work_in_order(work, range(4), workers=2))
+    assert list(itertools.islice(results, 2)) == [0, 1]
+    with pytest.raises(ValueError, match="failed"):
+        next(results)
 
 
 def test_a_cpu_gets_a_worker_for_each_thread_and_a_gpu_two() -> None:

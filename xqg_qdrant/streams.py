@@ -90,9 +90,9 @@ def work_in_order(
 
 
 def _take_done(in_flight: deque[Future[R]], limit: int) -> list[R]:
-    """Wait for the first item; return its result and those of the finished items right behind it."""
+    """Wait for the first item; return its result and those right behind it that are finished and did not fail."""
     done = [in_flight.popleft().result()]
-    while in_flight and in_flight[0].done() and len(done) < limit:
+    while in_flight and in_flight[0].done() and in_flight[0].exception() is None and len(done) < limit:
         done.append(in_flight.popleft().result())
     return done
 

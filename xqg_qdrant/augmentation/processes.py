@@ -25,6 +25,7 @@ from threading import Event, Thread
 from typing import Any, BinaryIO, NamedTuple
 
 from xqg_qdrant.augmentation.pipeline import (
+    READY_CHUNK_SIZE,
     Progress,
     augment,
     check_unchanged,
@@ -51,11 +52,9 @@ LEAST_POINTS = 20_000
 # While the server works on the chunk of one child, another one computes.
 PROCESSES_PER_CORE = 2
 MOST_PROCESSES = 8
-# Fewer points if their vectors are long. Each chunk is one request to read it, some to write it, and a short one.
-CHUNK_SIZE = 1_000
-CHUNK_NUMBERS = 500_000
+CHUNK_SIZE = READY_CHUNK_SIZE
 # By default the C library returns a chunk's megabytes to the system, and each page of new memory costs a fault.
-KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 
 
 class Job(NamedTuple):
@@ -69,15 +68,19 @@ class Job(NamedTuple):
     recipe: Recipe
 
 
-def count_processes(location: str, points: int, threads: int) -> int:
-    """Return how many processes calibrate a collection: one if it is small, or the store takes only one writer.
+def count_processes(store: OwnSpaceStore, collection: str, points: int, threads: int) -> int:
+    """Return how many processes calibrate a collection.
+
+    That is one if the collection is small, if the store takes only one writer, or if the server counts requests: of
+    several processes, those that wait would never get their turn.
 
     Args:
-        location: of the store.
-        points: number of points of the collection.
+        store: of the collection.
+        collection: its name.
+        points: its number of points.
         threads: the number of processes that is wanted; 0 leaves the choice.
     """
-    if points < LEAST_POINTS or not is_server(location):
+    if points < LEAST_POINTS or not is_server(store.location) or store.is_rate_limited(collection):
         return 1
     return threads or min(PROCESSES_PER_CORE * count_workers("cpu"), MOST_PROCESSES)
 
@@ -87,7 +90,9 @@ def calibrate(
 ) -> abc.Generator[Progress, None, None]:
     """Calibrate the vectors; yield after each chunk is stored, in the order of the points.
 
-    An error in any process ends all of them; so does closing this iterator. Both wait for the chunks in work.
+    An error in any process ends all of them; so does closing this iterator. Both wait for the chunks in work. After an
+    error, chunks behind the failed one may be stored without having been yielded. Several processes start only after
+    the vector is added to the collection.
 
     Args:
         job: the settings.
@@ -120,8 +125,7 @@ def calibrate(
             finally:
                 idle.put(child)
 
-        size = max(1, min(CHUNK_SIZE, CHUNK_NUMBERS // encoder.dim))
-        chunks = batched(store.read_ids(job.collection), size)
+        chunks = batched(store.read_ids(job.collection), CHUNK_SIZE)
         for done in running.enter_context(closing(work_in_order(calibrate, chunks, processes, stop))):
             yield from done
     check_unchanged(store, job.collection, fingerprint)
@@ -135,11 +139,15 @@ class Child:
         # It must find this package where this process found it.
         environment = os.environ | KEPT_MEMORY | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         # Not -m, which warns on standard error that the package has imported this module already.
-        command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()"]
-        # Ctrl-C reaches a process group; it is for the parent, which lets the chunks in work be finished.
+        reading, writing = os.pipe()
+        command = [sys.executable, "-P", "-c", f"from {__name__} import main; main({writing})"]
+        # Ctrl-C reaches a process group; it is for the parent, which lets the chunks in work be finished. What a child
+        # prints goes to standard error, as standard output is the command's.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0
+            command, stdin=subprocess.PIPE, stdout=2, env=environment, process_group=0, pass_fds=[writing]
         )
+        os.close(writing)
+        self._answers = os.fdopen(reading, "rb")
         self._send((job, fingerprint))
 
     def calibrate(self, ids: Sequence[int | str]) -> Progress:
@@ -148,10 +156,9 @@ class Child:
         Raises:
             XqgError: the child raised it, or died.
         """
-        assert self._process.stdout is not None
         self._send([*ids])
         try:
-            while isinstance(answer := pickle.load(self._process.stdout), str):
+            while isinstance(answer := pickle.load(self._answers), str):
                 LOGGER.warning("%s", answer)
         except (EOFError, pickle.UnpicklingError):
             raise XqgError(
@@ -166,6 +173,7 @@ class Child:
     def close(self) -> None:
         """Wait until it ends."""
         self._process.communicate()
+        self._answers.close()
 
     def _send(self, request: object) -> None:
         assert self._process.stdin is not None
@@ -187,12 +195,15 @@ class _Warnings(logging.Handler):
         self._answers.flush()
 
 
-def main() -> None:
-    """Calibrate the chunks that the parent sends, then exit; the child process of `Child`."""
-    answers, requests = os.fdopen(os.dup(1), "wb"), SimpleQueue[Any]()
-    # What anything prints must not come between the answers.
-    os.dup2(2, 1)
-    logging.getLogger("xqg_qdrant").addHandler(_Warnings(answers))
+def main(pipe: int) -> None:
+    """Calibrate the chunks that the parent sends, then exit; the child process of `Child`.
+
+    Args:
+        pipe: the file descriptor for the answers.
+    """
+    answers, requests = os.fdopen(pipe, "wb"), SimpleQueue[Any]()
+    logging.captureWarnings(True)
+    logging.getLogger().addHandler(_Warnings(answers))
     job: Job
     fingerprint: Fingerprint
     Thread(target=_receive, args=(requests,), daemon=True).start()
@@ -205,7 +216,9 @@ def main() -> None:
         gc.collect()
         ids: list[int | str] = requests.get()
         try:
-            store = store or open_own_space_store(job.location, job.api_key, job.layout, job.space)
+            if store is None:
+                store = open_own_space_store(job.location, job.api_key, job.layout, job.space)
+                store.assume_reached()
             answer: object = _calibrate(job, store, fingerprint, ids)
         except XqgError as error:
             answer = error

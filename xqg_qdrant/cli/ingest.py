@@ -399,7 +399,7 @@ def augment(
             if no_queries:
                 assert isinstance(store, OwnSpaceStore)
                 job = Job(location, os.environ.get("QDRANT_API_KEY"), layout, store.space, collection, recipe)
-                begin = partial(calibrate, job, store, encoder, count_processes(location, total, threads))
+                begin = partial(calibrate, job, store, encoder, count_processes(store, collection, total, threads))
                 totals = run_engine(begin, total, rejected, quiet)
             else:
                 models = encoder, generator, recipe, threads

@@ -90,6 +90,10 @@ class ClientStore:
         self._load = ServerLoad(self._wire, self._client, location)
         self._cluster = Cluster(self._wire, self._client, location)
 
+    def assume_reached(self) -> None:
+        """Retry even the first request for as long as any other: another process has reached the server."""
+        self._wire.assume_reached()
+
     def collections(self) -> list[str]:
         """Return the names of the collections, sorted."""
         answer = self._wire.ask("list the collections", self._client.get_collections)

@@ -38,7 +38,7 @@ from xqg_qdrant.records import (
     Space,
 )
 from xqg_qdrant.stores.server.answers import Record
-from xqg_qdrant.stores.server.client import READ_BATCH, SCROLL_BATCH
+from xqg_qdrant.stores.server.client import SCROLL_BATCH
 from xqg_qdrant.stores.server.foreign import Addition, ForeignStore, set_ours, update_vectors
 from xqg_qdrant.stores.server.foreign_points import (
     FOREIGN_KEY,
@@ -117,27 +117,38 @@ class OwnSpaceStore(ForeignStore):
     def read_passages(self, collection: str) -> Iterator[QueriedPassage | Reject]:
         """Yield the passage of each point with its plain vector, or a `Reject` if the point lacks either."""
         for records in self._scroll_pages(collection, SCROLL_BATCH, READ_PAYLOAD, self._list_read(collection)):
-            yield from self._read_rows(collection, records)
+            yield from self._read_rows(collection, records, time.monotonic())
 
     def read_ids(self, collection: str) -> Iterator[int | str]:
         """Yield the id of each point, in the order of `read_passages`."""
         return (record.id for record in self._scroll(collection, ID_BATCH, False, False))
 
     def read_rows(self, collection: str, ids: Sequence[int | str]) -> list[QueriedPassage | Reject]:
-        """Return what `read_passages` yields of these points, without those that are deleted."""
+        """Return what `read_passages` yields of these points, without those that are deleted.
+
+        The vectors are added to the collection already.
+        """
         strict = self._open(collection, also_foreign=True).strict
-        names, found = self._list_read(collection), dict[int | str, Record]()
-        for part in batched(ids, fit(READ_BATCH, strict.max_query_limit, strict.read_rate_limit)):
-            found |= {record.id: record for record in self._retrieve(collection, part, READ_PAYLOAD, names)}
-        return [*self._read_rows(collection, [found[point_id] for point_id in ids if point_id in found])]
+        names = [self.space.vector, PASSAGE_VECTOR] if self.space.replaced else [self.space.vector]
+        rows: list[QueriedPassage | Reject] = []
+        for part in batched(ids, fit(SCROLL_BATCH, strict.max_query_limit, strict.read_rate_limit)):
+            asked = time.monotonic()
+            found = {record.id: record for record in self._retrieve(collection, part, READ_PAYLOAD, names)}
+            rows += self._read_rows(collection, [found[point_id] for point_id in part if point_id in found], asked)
+        return rows
+
+    def is_rate_limited(self, collection: str) -> bool:
+        """Return whether the server limits how much is read or written a minute."""
+        strict = self._open(collection, also_foreign=True).strict
+        return strict.read_rate_limit is not None or strict.write_rate_limit is not None
 
     def _list_read(self, collection: str) -> list[str]:
         kept = self.space.replaced and PASSAGE_VECTOR in list_params(self._require_info(collection))
         return [self.space.vector, PASSAGE_VECTOR] if kept else [self.space.vector]
 
-    def _read_rows(self, collection: str, records: Sequence[Record]) -> Iterator[QueriedPassage | Reject]:
+    def _read_rows(self, collection: str, records: Sequence[Record], read: float) -> Iterator[QueriedPassage | Reject]:
         if self._remote:
-            self._recent.add(collection, records)
+            self._recent.add(collection, records, read)
         return (self._read_row(collection, record) for record in records)
 
     def _read_row(self, collection: str, record: Record) -> QueriedPassage | Reject:
@@ -260,9 +271,11 @@ class RecentPages:
     def __init__(self) -> None:
         self._pages: deque[tuple[float, str, dict[int | str, Record]]] = deque(maxlen=RECENT_PAGES)
 
-    def add(self, collection: str, records: Sequence[Record]) -> None:
-        """Remember the points of a page that was read just now."""
-        self._pages.append((time.monotonic(), collection, {record.id: record for record in records}))
+    def add(self, collection: str, records: Sequence[Record], read: float) -> None:
+        """Remember the points of a page that was read at a time of the monotonic clock; forget those of old pages."""
+        while self._pages and self._pages[0][0] <= time.monotonic() - RECENT_SECONDS:
+            self._pages.popleft()
+        self._pages.append((read, collection, {record.id: record for record in records}))
 
     def find(self, collection: str, ids: Collection[int | str]) -> dict[int | str, Record]:
         """Return those of the points that were read within `RECENT_SECONDS`, as they were read last."""
