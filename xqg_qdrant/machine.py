@@ -1,14 +1,26 @@
-"""Report the processor, its instructions for integer products, the free memory, and the user's cache."""
+"""Report the processor, its instructions for integer products, the free memory, and the user's cache; start Python."""
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 # These decide how fast 8-bit integers are multiplied and, without a probe, how exactly.
 INTEGER_INSTRUCTIONS = ("avx2", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+
+
+def prepare_child(module: str, *arguments: object) -> tuple[list[str], dict[str, str]]:
+    """Return the command and the environment of a process that calls a module's `main` with texts.
+
+    It finds this package, and what it needs, where this process found them.
+    """
+    # Not -m, which warns on standard error that the package has imported this module already.
+    program = f"import sys; from {module} import main; main(*sys.argv[1:])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    return [sys.executable, "-P", "-c", program, *map(str, arguments)], environment
 
 
 def processor_name() -> str:

@@ -40,6 +40,7 @@ from xqg_qdrant.augmentation.recipe import Recipe
 from xqg_qdrant.errors import XqgError
 from xqg_qdrant.fingerprint import Fingerprint
 from xqg_qdrant.inference import TextEncoder
+from xqg_qdrant.machine import prepare_child
 from xqg_qdrant.records import PayloadLayout, Space
 from xqg_qdrant.stores import is_server, open_own_space_store
 from xqg_qdrant.stores.server.own_space import OwnSpaceStore
@@ -136,15 +137,12 @@ class Child:
 
     def __init__(self, job: Job, fingerprint: Fingerprint) -> None:
         """Start it, without waiting until it has started."""
-        # It must find this package where this process found it.
-        environment = os.environ | KEPT_MEMORY | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-        # Not -m, which warns on standard error that the package has imported this module already.
         reading, writing = os.pipe()
-        command = [sys.executable, "-P", "-c", f"from {__name__} import main; main({writing})"]
+        command, environment = prepare_child(__name__, writing)
         # Ctrl-C reaches a process group; it is for the parent, which lets the chunks in work be finished. What a child
         # prints goes to standard error, as standard output is the command's.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=2, env=environment, process_group=0, pass_fds=[writing]
+            command, stdin=subprocess.PIPE, stdout=2, env=environment | KEPT_MEMORY, process_group=0, pass_fds=[writing]
         )
         os.close(writing)
         self._answers = os.fdopen(reading, "rb")
@@ -195,13 +193,13 @@ class _Warnings(logging.Handler):
         self._answers.flush()
 
 
-def main(pipe: int) -> None:
+def main(pipe: str) -> None:
     """Calibrate the chunks that the parent sends, then exit; the child process of `Child`.
 
     Args:
         pipe: the file descriptor for the answers.
     """
-    answers, requests = os.fdopen(pipe, "wb"), SimpleQueue[Any]()
+    answers, requests = os.fdopen(int(pipe), "wb"), SimpleQueue[Any]()
     logging.captureWarnings(True)
     logging.getLogger().addHandler(_Warnings(answers))
     job: Job

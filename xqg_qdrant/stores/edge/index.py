@@ -25,6 +25,7 @@ import qdrant_edge as engine
 
 from xqg_qdrant.atomic import replaced, sync
 from xqg_qdrant.errors import InUseError, StoreError
+from xqg_qdrant.machine import prepare_child
 from xqg_qdrant.records import TERMS_VECTOR, AugmentedPassage
 from xqg_qdrant.stores.points import VECTOR_NAMES, Names, rename
 from xqg_qdrant.stores.protocol import Indexing
@@ -187,11 +188,7 @@ def build_index(path: Path) -> Iterator[Indexing]:
     Raises:
         StoreError: the engine failed; holds its message.
     """
-    # The child must find this package and the engine where this process found them.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-    # Not -m, which warns on standard error that the package has imported this module already.
-    program = f"import sys; from {__name__} import main; main(*sys.argv[1:])"
-    command = [sys.executable, "-P", "-c", program, str(path), str(os.getpid())]
+    command, environment = prepare_child(__name__, path, os.getpid())
     started = time.monotonic()
     with (
         tempfile.TemporaryFile() as output,
