@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from threading import Event
@@ -48,7 +49,7 @@ def serve(points: int, seconds: float) -> None:
         following = b"%d" % end if start < end < points else b"null"
         return b'{"points":[%b],"next_page_offset":%b}' % (show(range(start, end), body), following)
 
-    def show(ids: Any, body: dict[str, Any]) -> bytes:  # noqa: ANN401
+    def show(ids: Iterable[int], body: dict[str, Any]) -> bytes:
         if not body["with_vector"]:
             return b",".join(b'{"id":%d}' % number for number in ids)
         time.sleep(seconds)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from xqg_qdrant.inference.encoder import Encoder
 from xqg_qdrant.records import FloatArray, GeneratedQuery, PayloadLayout, QueriedPassage, Space
 from xqg_qdrant.stores import open_own_space_store, open_store
 from xqg_qdrant.stores.server import own_space as own_space_module
+from xqg_qdrant.stores.server.answers import Record
 from xqg_qdrant.stores.server.client import SCROLL_BATCH
 from xqg_qdrant.stores.server.own_space import OwnSpaceStore
 
@@ -535,7 +536,7 @@ def test_a_point_that_changes_while_the_rest_of_its_chunk_is_read_is_left_alone(
         assert calibrate_all(store, demo_encoder) == 20
         retrieve = OwnSpaceStore._retrieve
 
-        def retrieve_slowly(store: OwnSpaceStore, *arguments: Any) -> Any:  # noqa: ANN401
+        def retrieve_slowly(store: OwnSpaceStore, *arguments: Any) -> list[Record]:
             time.sleep(0.3)
             return retrieve(store, *arguments)
 
@@ -549,19 +550,27 @@ def test_a_point_that_changes_while_the_rest_of_its_chunk_is_read_is_left_alone(
     assert read_all(rest.client)[0][1]["dense"] == many[30].tolist()
 
 
+def act_before_chunks(
+    monkeypatch: pytest.MonkeyPatch, actions: Mapping[int, Callable[[processes.Child], object]]
+) -> None:
+    """Do something before chunks, by their number, are given to a process."""
+    whole, calls = processes.Child.calibrate, itertools.count()
+
+    def calibrate(child: processes.Child, ids: Sequence[int | str]) -> Progress:
+        act = actions.get(next(calls))
+        if act is not None:
+            act(child)
+        return whole(child, ids)
+
+    monkeypatch.setattr(processes.Child, "calibrate", calibrate)
+
+
 @pytest.mark.usefixtures("_in_small_chunks")
 def test_a_process_that_dies_ends_the_command_and_the_next_run_does_the_rest(
     rest: RestQdrant, tmp_path: Path, demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_with_gaps(rest, demo_encoder)
-    whole, calls = processes.Child.calibrate, itertools.count()
-
-    def calibrate(child: processes.Child, ids: Sequence[int | str]) -> Progress:
-        if next(calls) == 2:
-            child._process.kill()
-        return whole(child, ids)
-
-    monkeypatch.setattr(processes.Child, "calibrate", calibrate)
+    act_before_chunks(monkeypatch, {2: lambda child: child._process.kill()})
     result = calibrate_command(rest, tmp_path / "bad", "--replace", "--threads", 2)
     assert result.exit_code == 1, result.output
     assert "a process that calibrates points ended with exit code -9." in result.stderr
@@ -578,17 +587,14 @@ def test_an_error_and_the_warnings_of_any_process_are_those_of_the_command(
     rest: RestQdrant, tmp_path: Path, demo_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_with_gaps(rest, demo_encoder)
-    whole, calls = processes.Child.calibrate, itertools.count()
-
-    def calibrate(child: processes.Child, ids: Sequence[int | str]) -> Progress:
-        number = next(calls)
-        if number == 1:
-            rest.script.append(answer(503, "starting"))
-        if number == 3:
-            rest.client.update_collection("theirs", metadata={"xqg_fingerprint": {"format": 0}})
-        return whole(child, ids)
-
-    monkeypatch.setattr(processes.Child, "calibrate", calibrate)
+    other = {"xqg_fingerprint": {"format": 0}}
+    act_before_chunks(
+        monkeypatch,
+        {
+            1: lambda _: rest.script.append(answer(503, "starting")),
+            3: lambda _: rest.client.update_collection("theirs", metadata=other),
+        },
+    )
     result = calibrate_command(rest, tmp_path / "bad", "--threads", 2)
     assert result.exit_code == 4, result.output
     assert "starting. Trying again for up to 300 s." in result.stderr
@@ -596,16 +602,16 @@ def test_an_error_and_the_warnings_of_any_process_are_those_of_the_command(
     assert "Traceback" not in result.stderr
 
 
-def start_augment(rest: RestQdrant, letters: Path, function: str, program: str) -> subprocess.Popen[str]:
-    """Start the command with a function of `Child` replaced, as by Ctrl-C from a terminal in its own process group."""
+def start_augment(rest: RestQdrant, letters: Path, program: str) -> subprocess.Popen[str]:
+    """Start the command in a process group of its own, with `Child.calibrate` replaced."""
     setup = f"""
 import os, signal, time
 from xqg_qdrant.augmentation import processes
 from xqg_qdrant.cli import main
 
-processes.LEAST_POINTS, processes.CHUNK_SIZE, whole = 1, 10, processes.Child.{function}
+processes.LEAST_POINTS, processes.CHUNK_SIZE, whole = 1, 10, processes.Child.calibrate
 {program}
-processes.Child.{function} = replaced
+processes.Child.calibrate = replaced
 main()
 """
     where = ("--collection", "theirs", "--store", rest.url, "--dead-letters", str(letters))
@@ -628,7 +634,7 @@ def replaced(child, ids):
         time.sleep(0.05)
     return done
 """
-    with start_augment(rest, tmp_path / "bad", "calibrate", program) as command:
+    with start_augment(rest, tmp_path / "bad", program) as command:
         assert command.stdout is not None
         children = [int(command.stdout.readline()) for _ in range(2)]
         assert all(map(is_running, children))
@@ -658,7 +664,7 @@ def replaced(child, ids):
     processes.Child.calibrate = whole
     return whole(child, ids)
 """
-    with start_augment(rest, tmp_path / "bad", "calibrate", program) as command:
+    with start_augment(rest, tmp_path / "bad", program) as command:
         said = command.communicate()[1]
     assert command.returncode == 130, said
     assert "Interrupted; run the same command again to resume." in said

@@ -81,6 +81,7 @@ class OwnSpaceStore(ForeignStore):
         super().__init__(location, api_key, payload_layout)
         self.space = space
         self._added = (space.added,)
+        self._names = [space.vector, PASSAGE_VECTOR] if space.replaced else [space.vector]
         self._recent = RecentPages()
         self._marks = {**self._marks, **describe_space(space)}
 
@@ -116,7 +117,9 @@ class OwnSpaceStore(ForeignStore):
 
     def read_passages(self, collection: str) -> Iterator[QueriedPassage | Reject]:
         """Yield the passage of each point with its plain vector, or a `Reject` if the point lacks either."""
-        for records in self._scroll_pages(collection, SCROLL_BATCH, READ_PAYLOAD, self._list_read(collection)):
+        kept = self.space.replaced and PASSAGE_VECTOR in list_params(self._require_info(collection))
+        names = self._names if kept else [self.space.vector]
+        for records in self._scroll_pages(collection, SCROLL_BATCH, READ_PAYLOAD, names):
             yield from self._read_rows(collection, records, time.monotonic())
 
     def read_ids(self, collection: str) -> Iterator[int | str]:
@@ -129,11 +132,10 @@ class OwnSpaceStore(ForeignStore):
         The vectors are added to the collection already.
         """
         strict = self._open(collection, also_foreign=True).strict
-        names = [self.space.vector, PASSAGE_VECTOR] if self.space.replaced else [self.space.vector]
         rows: list[QueriedPassage | Reject] = []
         for part in batched(ids, fit(SCROLL_BATCH, strict.max_query_limit, strict.read_rate_limit)):
             asked = time.monotonic()
-            found = {record.id: record for record in self._retrieve(collection, part, READ_PAYLOAD, names)}
+            found = {record.id: record for record in self._retrieve(collection, part, READ_PAYLOAD, self._names)}
             rows += self._read_rows(collection, [found[point_id] for point_id in part if point_id in found], asked)
         return rows
 
@@ -141,10 +143,6 @@ class OwnSpaceStore(ForeignStore):
         """Return whether the server limits how much is read or written a minute."""
         strict = self._open(collection, also_foreign=True).strict
         return strict.read_rate_limit is not None or strict.write_rate_limit is not None
-
-    def _list_read(self, collection: str) -> list[str]:
-        kept = self.space.replaced and PASSAGE_VECTOR in list_params(self._require_info(collection))
-        return [self.space.vector, PASSAGE_VECTOR] if kept else [self.space.vector]
 
     def _read_rows(self, collection: str, records: Sequence[Record], read: float) -> Iterator[QueriedPassage | Reject]:
         if self._remote:
@@ -230,8 +228,7 @@ class OwnSpaceStore(ForeignStore):
             self._recent.forget(collection, ids)
 
     def _read_again(self, collection: str, ids: Collection[int | str]) -> dict[int | str, Record]:
-        names = [self.space.vector, PASSAGE_VECTOR] if self.space.replaced else [self.space.vector]
-        records = self._retrieve(collection, [*ids], [f"{FOREIGN_KEY}.{WRITTEN}"], names) if ids else []
+        records = self._retrieve(collection, [*ids], [f"{FOREIGN_KEY}.{WRITTEN}"], self._names) if ids else []
         return {record.id: record for record in records}
 
     def _add(self, collection: str, additions: Sequence[Addition], records: Mapping[int | str, Record]) -> None:
